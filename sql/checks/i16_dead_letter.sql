@@ -1,0 +1,14 @@
+-- A task that failed for good has a dead letter, unless somebody laid it aside.
+
+-- Somebody may have looked at it and closed it; River forgets it a day later.
+SELECT
+    t.task_id::text AS task,
+    CASE WHEN j.id IS NULL THEN format('job %s is not there', t.job_id) ELSE format('job %s is %s in %s: %s', j.id, j.state, j.queue, j.kind) END AS detail
+FROM task t
+LEFT JOIN river_job j ON j.id = t.job_id
+WHERE t.status IN ('FAILED', 'TIMED_OUT')
+    AND NOT (t.job_id = 0 AND EXISTS (SELECT FROM dead_letter_discard d WHERE d.task_id = t.task_id))
+    AND CASE
+        WHEN j.id IS NULL THEN t.ended_at > now() - interval '1 day'
+        ELSE j.queue <> 'task-execution-deadletter' OR j.kind <> 'task.deadletter'
+    END;

@@ -1,0 +1,13 @@
+-- There is no live job but the one that its task names.
+
+-- A token whose task has gone on may be in somebody's hands this moment: who
+-- claimed it is told so, and ends it.
+SELECT
+    t.task_id::text AS task,
+    format('job %s is %s; the task is %s, of job %s', j.id, j.state, t.status, t.job_id) AS detail
+FROM river_job j
+JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid
+WHERE j.kind LIKE 'task.%'
+    AND j.state NOT IN ('completed', 'cancelled', 'discarded')
+    AND (j.id <> t.job_id OR t.status IN ('COMPLETED', 'CANCELLED', 'ASSIGNED'))
+    AND (j.state = 'running' AND j.attempted_at > now() - :'grace'::interval) IS NOT TRUE;

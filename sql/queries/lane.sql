@@ -1,0 +1,139 @@
+-- name: LaneClaim :many
+-- Takes up to so many waiting jobs of one lane and kind, as River's own fetch
+-- would: by priority, then age. Start work only when this has committed: until
+-- then every other statement still sees the jobs as available. A row without a
+-- task (definition_id is null) is a stale token.
+WITH free AS MATERIALIZED (
+    SELECT j.id
+    FROM river_job j
+    WHERE j.state = 'available'
+        AND j.queue = @lane::text
+        AND j.kind = @kind::text
+        AND j.scheduled_at <= now()
+        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = @lane::text AND q.paused_at IS NOT NULL)
+    ORDER BY j.priority, j.scheduled_at, j.id
+    LIMIT @slots::integer
+    FOR UPDATE SKIP LOCKED
+),
+claimed AS (
+    UPDATE river_job j
+    SET
+        state = 'running',
+        attempt = j.attempt + 1,
+        attempted_at = now(),
+        attempted_by = ARRAY[@executor_id::text]
+    FROM free
+    WHERE j.id = free.id
+    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+)
+SELECT
+    claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
+    t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.executor, t.correlation_id, t.traceparent,
+    t.input, t.config, t.context
+FROM claimed
+LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING';
+
+-- name: LaneOrphans :many
+-- Jobs that were claimed and never started, by a process that is gone (or by us,
+-- when the answer to a claim was lost): each gets a new token and is free again.
+-- Rows somebody holds are being started this moment, and are skipped.
+WITH lost AS MATERIALIZED (
+    SELECT j.id, t.task_id
+    FROM river_job j
+    JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status = 'PENDING'
+    WHERE j.state = 'running'
+        AND j.queue = ANY (@lanes::text[])
+        AND j.attempted_at < now() - make_interval(secs => @grace_seconds::float8)
+        AND CASE
+            WHEN j.attempted_by[1] = @executor_id::text THEN j.id <> ALL (@in_flight::bigint[])
+            ELSE NOT EXISTS (
+                SELECT FROM executor x WHERE x.executor_id = j.attempted_by[1] AND x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
+            )
+        END
+    ORDER BY j.id
+    LIMIT 500
+    FOR UPDATE OF t, j SKIP LOCKED
+),
+ended AS (
+    UPDATE river_job j
+    SET state = 'cancelled', finalized_at = now()
+    FROM lost
+    WHERE j.id = lost.id
+    RETURNING j.id, j.priority, j.args, j.kind, j.metadata, j.queue, j.tags
+),
+fresh AS (
+    INSERT INTO river_job (state, attempt, max_attempts, scheduled_at, priority, args, kind, metadata, queue, tags)
+    SELECT 'available', 0, 1, now(), ended.priority, ended.args, ended.kind, ended.metadata, ended.queue, ended.tags
+    FROM ended
+    RETURNING id, args, queue
+)
+UPDATE task t
+SET job_id = fresh.id
+FROM fresh
+WHERE t.task_id = (fresh.args ->> 'task_id')::uuid
+RETURNING t.task_id, fresh.queue AS lane;
+
+-- name: LaneAge :execrows
+-- Under River's strict order LOW starves while anything better waits. A job
+-- climbs one priority for each full step it has waited; the task keeps its own.
+UPDATE river_job j
+SET priority = j.priority - 1
+FROM (
+    SELECT r.id
+    FROM (SELECT unnest(@priorities::smallint[]) AS priority, unnest(@waits::float8[]) AS seconds) p
+    CROSS JOIN LATERAL (
+        SELECT w.id
+        FROM river_job w
+        WHERE w.state = 'available'
+            AND w.queue = @lane::text
+            AND w.kind = @kind::text
+            AND w.priority = p.priority
+            AND w.scheduled_at < now() - make_interval(secs => p.seconds)
+        ORDER BY w.scheduled_at, w.id
+        LIMIT 200
+        FOR UPDATE SKIP LOCKED
+    ) r
+) AS old
+WHERE j.id = old.id;
+
+-- name: LaneKeep :exec
+-- River drops queues that nobody touched for a day, and with them their pause.
+INSERT INTO river_queue (name, metadata, created_at, updated_at)
+SELECT lane.name, '{}', now(), now()
+FROM (SELECT unnest(@lanes::text[]) AS name) lane
+ON CONFLICT (name) DO UPDATE SET updated_at = now();
+
+-- name: LaneWaiting :many
+-- How long the oldest waiting job of each lane has waited, one index probe for
+-- each lane, kind and priority.
+SELECT l.lane::text AS lane, (extract(epoch FROM now() - min(first.scheduled_at)) * 1000)::bigint AS oldest_ms
+FROM (SELECT unnest(@lanes::text[]) AS lane) l
+CROSS JOIN (SELECT unnest(@kinds::text[]) AS kind) k
+CROSS JOIN (VALUES (1::smallint), (2::smallint), (3::smallint), (4::smallint)) AS p (priority)
+CROSS JOIN LATERAL (
+    SELECT j.scheduled_at
+    FROM river_job j
+    WHERE j.state = 'available' AND j.queue = l.lane AND j.kind = k.kind AND j.priority = p.priority
+        AND j.scheduled_at <= now()
+    ORDER BY j.scheduled_at
+    LIMIT 1
+) first
+GROUP BY l.lane;
+
+-- name: LaneNotify :exec
+-- Wakes the lanes of other processes.
+SELECT pg_notify('tes_lane', lane.name)
+FROM (SELECT unnest(@lanes::text[]) AS name) lane;
+
+-- name: CancelNotify :exec
+-- Tells other processes that these attempts ("task job") were cancelled under their
+-- executors.
+SELECT pg_notify('tes_cancel', a.id)
+FROM (SELECT unnest(@attempts::text[]) AS id) a;
+
+-- name: JobsEnd :exec
+-- Stale tokens: claimed, but their task has gone on without them.
+UPDATE river_job j
+SET state = 'cancelled', finalized_at = now()
+FROM (SELECT unnest(@job_ids::bigint[]) AS id) stale
+WHERE j.id = stale.id AND (j.state = 'running') IS TRUE;

@@ -1,0 +1,55 @@
+-- name: LeaseExtend :many
+-- The heartbeat of a whole process: from now, never past the deadline. What does
+-- not come back is lost.
+UPDATE lease l
+SET expires_at = least(now() + make_interval(secs => l.visibility_ms / 1000.0), l.deadline_at)
+FROM (SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id) held
+WHERE l.task_id = held.task_id AND l.job_id = held.job_id AND l.kind = 'process' AND l.owner = @owner::text
+RETURNING l.job_id;
+
+-- name: LeaseAwait :execrows
+-- The work went to another system: the lease becomes the wait for its answer,
+-- ends with the attempt's deadline, and holds no job.
+WITH waiting AS (
+    UPDATE lease l
+    SET kind = 'response', expires_at = l.deadline_at, invocation_id = @invocation_id
+    WHERE l.task_id = @task_id AND l.job_id = @job_id AND l.attempt = @attempt
+    RETURNING l.job_id
+)
+UPDATE river_job j
+SET state = 'completed', finalized_at = now()
+FROM waiting
+WHERE j.id = waiting.job_id AND (j.state = 'running') IS TRUE;
+
+-- name: LeaseExpired :many
+SELECT
+    l.task_id, l.job_id, l.attempt, l.kind, l.owner,
+    (l.deadline_at IS NOT NULL AND l.deadline_at <= now())::boolean AS timed_out,
+    t.type, t.definition_id, t.revision, t.executor, t.config, t.failures, t.crashes
+FROM lease l
+JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
+WHERE l.expires_at <= now()
+ORDER BY l.expires_at
+LIMIT 500;
+
+-- name: LeaseSweep :execrows
+-- Expired leases of attempts that are over: their end was committed side by side
+-- with their beginning, and did not see them.
+DELETE FROM lease l
+WHERE l.expires_at <= now()
+    AND NOT EXISTS (
+        SELECT FROM task t
+        WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
+    );
+
+-- name: LeaseGet :one
+SELECT * FROM lease WHERE task_id = @task_id;
+
+-- name: ExecutorSeen :exec
+INSERT INTO executor (executor_id)
+VALUES (@executor_id)
+ON CONFLICT (executor_id) DO UPDATE SET seen_at = now();
+
+-- name: ExecutorGone :exec
+DELETE FROM executor
+WHERE executor_id = @executor_id OR seen_at < now() - interval '1 day';

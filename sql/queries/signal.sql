@@ -1,0 +1,93 @@
+-- name: SignalList :many
+-- What was done to jobs behind our back, each with its task if that still goes by
+-- the job.
+SELECT
+    s.id, s.what, s.by_role, s.job_id, t.task_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
+    t.config, t.failures, t.crashes
+FROM (SELECT * FROM job_signal ORDER BY job_signal.id LIMIT 500) s
+LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
+ORDER BY s.id;
+
+-- name: SignalDone :exec
+DELETE FROM job_signal s
+USING (SELECT unnest(@ids::bigint[]) AS id) done
+WHERE s.id = done.id;
+
+-- name: TaskAdrift :many
+-- Of a page of all tasks: those that wait, and whose job is not there or has ended.
+-- The triggers tell of nearly all at once; this finds what they could not see.
+WITH page AS MATERIALIZED (
+    SELECT t.task_id, t.job_id, t.status, t.type, t.definition_id, t.revision, t.executor, t.config, t.lane
+    FROM task t
+    WHERE t.task_id > @after
+    ORDER BY t.task_id
+    LIMIT @page
+),
+last AS (
+    SELECT page.task_id
+    FROM page
+    ORDER BY page.task_id DESC
+    LIMIT 1
+)
+SELECT
+    last.task_id AS page_end, page.task_id, page.job_id, page.type, page.definition_id, page.revision, page.executor,
+    page.config, page.lane
+FROM last
+LEFT JOIN page ON page.status = 'PENDING'
+    AND NOT EXISTS (
+        SELECT FROM river_job j
+        WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
+    )
+    -- What was done on purpose is about to be acted upon.
+    AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = page.job_id);
+
+-- name: LaneRequeue :many
+-- A new token for each task that waits without one.
+WITH lost AS (
+    SELECT
+        unnest(@task_ids::uuid[]) AS task_id,
+        unnest(@job_ids::bigint[]) AS job_id,
+        unnest(@kinds::text[]) AS kind,
+        unnest(@timeouts::bigint[]) AS timeout_ms
+),
+held AS MATERIALIZED (
+    SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, lost.kind, lost.timeout_ms
+    FROM lost
+    JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status = 'PENDING'
+    WHERE NOT EXISTS (
+        SELECT FROM river_job j
+        WHERE j.id = t.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
+    )
+    AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = t.job_id AND s.what <> 'discarded')
+    FOR UPDATE OF t SKIP LOCKED
+),
+fresh AS (
+    INSERT INTO river_job (state, attempt, max_attempts, scheduled_at, priority, args, kind, metadata, queue, tags)
+    SELECT
+        CASE WHEN held.next_retry_at > now() + interval '5 seconds' THEN 'scheduled'::river_job_state ELSE 'available' END,
+        0, 1, coalesce(held.next_retry_at, now()), held.priority,
+        jsonb_build_object('task_id', held.task_id, 'attempt', held.attempt + 1, 'timeout_ms', held.timeout_ms),
+        held.kind, jsonb_build_object('correlationId', held.correlation_id), held.lane::text,
+        ARRAY['task-' || held.task_id::text]
+    FROM held
+    RETURNING id, args, queue
+)
+UPDATE task t
+SET job_id = fresh.id
+FROM fresh
+WHERE t.task_id = (fresh.args ->> 'task_id')::uuid
+RETURNING t.task_id, fresh.queue AS lane;
+
+-- name: LaneStale :execrows
+-- Tokens that run and are nobody's: their task has gone on by another, or is gone.
+-- A claim that is being begun this moment is younger.
+UPDATE river_job j
+SET state = 'cancelled', finalized_at = now()
+WHERE j.state = 'running'
+    AND j.queue = ANY (@lanes::text[])
+    AND j.kind LIKE 'task.%'
+    AND j.attempted_at < now() - make_interval(secs => @grace_seconds::float8)
+    AND NOT EXISTS (
+        SELECT FROM task t
+        WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
+    );

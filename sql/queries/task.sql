@@ -1,0 +1,150 @@
+-- name: TaskGet :one
+SELECT * FROM task WHERE task_id = @task_id;
+
+-- name: TaskGetMany :many
+SELECT * FROM task WHERE task_id = ANY (@task_ids::uuid[]);
+
+-- name: TaskListByWorkflow :many
+-- A page of a workflow's tasks in the order they were made; after is the last id
+-- of the page before, the nil UUID for the first.
+SELECT *
+FROM task t
+WHERE t.workflow_id = @workflow_id
+    AND t.task_id > @after
+    AND t.tenant_id = @tenant_id
+    AND (@status::text = '' OR t.status::text = @status::text)
+    AND (@type::text = '' OR t.type::text = @type::text)
+ORDER BY t.task_id
+LIMIT @page;
+
+-- name: TaskListByUser :many
+SELECT *
+FROM task t
+WHERE t.assignee_id = @user_id
+    AND t.task_id > @after
+    AND t.tenant_id = @tenant_id
+    AND (@status::text = '' OR t.status::text = @status::text)
+    AND (@type::text = '' OR t.type::text = @type::text)
+ORDER BY t.task_id
+LIMIT @page;
+
+-- name: TaskTenant :one
+-- Whose a task is, for reads that need nothing else of its row.
+SELECT t.tenant_id FROM task t WHERE t.task_id = @task_id;
+
+-- name: TaskEvents :many
+-- A page of a task's moves; after is the last seq of the page before, 0 for the first.
+SELECT e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor, e.payload
+FROM task_event e
+WHERE e.task_id = @task_id AND e.seq > @after
+ORDER BY e.seq
+LIMIT @page;
+
+-- name: TaskAttempts :many
+-- A page of a task's attempts, the running one with its lease. A lease of an
+-- earlier attempt can be there still: it holds another job.
+SELECT a.attempt, a.executor_id, a.started_at, a.ended_at, a.outcome, a.error, l.kind, l.owner, l.expires_at, l.deadline_at
+FROM task_attempt a
+LEFT JOIN lease l ON l.task_id = a.task_id AND l.job_id = a.job_id AND l.attempt = a.attempt AND a.outcome IS NULL
+WHERE a.task_id = @task_id AND a.attempt > @after
+ORDER BY a.attempt
+LIMIT @page;
+
+-- name: TaskWhy :one
+-- All that says why a task does not run, in one snapshot, by the predicates that
+-- LaneClaim goes by. What is ahead of it is what LaneClaim would take first; it is
+-- counted up to most, and only where the job waits.
+SELECT
+    t.status, t.attempt, t.job_id, t.started_at, t.ended_at, t.assigned_at, t.due_at, t.assignee_id, t.group_id,
+    coalesce(t.error ->> 'code', '')::text AS error_code,
+    now()::timestamptz AS read_at,
+    j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
+    q.paused_at,
+    l.kind AS lease_kind, l.owner, l.expires_at,
+    EXISTS (
+        SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
+    ) AS attended,
+    ahead.n AS ahead
+FROM task t
+LEFT JOIN river_job j ON j.id = t.job_id
+LEFT JOIN river_queue q ON q.name = j.queue
+LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
+CROSS JOIN LATERAL (
+    SELECT count(*)::integer AS n
+    FROM (
+        SELECT w.id
+        FROM river_job w
+        WHERE w.state = 'available'
+            AND w.queue = j.queue
+            AND w.kind = j.kind
+            AND (w.priority, w.scheduled_at, w.id) < (j.priority, j.scheduled_at, j.id)
+            AND w.scheduled_at <= now()
+            AND j.state = 'available'
+            AND t.status = 'PENDING'
+        ORDER BY w.priority, w.scheduled_at, w.id
+        LIMIT @most::integer
+    ) waiting
+) ahead
+WHERE t.task_id = @task_id AND t.tenant_id = @tenant_id;
+
+-- name: TaskListForUser :many
+-- What is assigned to a user, and what waits for somebody like them. Materialized,
+-- or the LIMIT would tempt the planner to walk all of task in its order.
+WITH mine AS MATERIALIZED (
+    SELECT t.task_id
+    FROM task t
+    WHERE t.open_for && @principals::text[] AND t.tenant_id = @tenant_id
+    UNION
+    (
+        SELECT t.task_id
+        FROM task t
+        WHERE t.assignee_id = @user_id AND t.task_id > @after AND t.tenant_id = @tenant_id
+            AND (@status::text = '' OR t.status::text = @status::text)
+            AND (@type::text = '' OR t.type::text = @type::text)
+        ORDER BY t.task_id
+        LIMIT @page
+    )
+)
+SELECT t.*
+FROM mine
+JOIN task t ON t.task_id = mine.task_id
+WHERE t.task_id > @after
+    AND (@status::text = '' OR t.status::text = @status::text)
+    AND (@type::text = '' OR t.type::text = @type::text)
+ORDER BY t.task_id
+LIMIT @page;
+
+-- name: TaskHeld :one
+-- A task and who has begun it: empty when nobody has.
+SELECT sqlc.embed(t), coalesce(a.executor_id, '')::text AS held_by
+FROM task t
+LEFT JOIN task_attempt a ON a.task_id = t.task_id AND a.attempt = t.attempt AND a.outcome IS NULL
+WHERE t.task_id = @task_id;
+
+-- name: TaskOpenFor :many
+-- The most urgent of what waits for one of these principals.
+WITH open AS MATERIALIZED (
+    SELECT t.task_id, t.priority, t.due_at, t.created_at
+    FROM task t
+    WHERE t.open_for && @principals::text[] AND t.tenant_id = @tenant_id
+),
+best AS MATERIALIZED (
+    SELECT open.task_id
+    FROM open
+    ORDER BY open.priority, open.due_at, open.created_at, open.task_id
+    LIMIT @page
+)
+SELECT t.*
+FROM best
+JOIN task t ON t.task_id = best.task_id
+WHERE t.status = 'ASSIGNED'
+ORDER BY t.priority, t.due_at, t.created_at, t.task_id;
+
+-- name: TaskLastAssigned :one
+-- Whose turn it was before somebody claimed it: the payload of the newest event
+-- that says so.
+SELECT e.payload
+FROM task_event e
+WHERE e.task_id = @task_id AND e.type = 'assigned'
+ORDER BY e.seq DESC
+LIMIT 1;

@@ -1,0 +1,115 @@
+-- name: WorkerClaim :many
+-- The lane claim for a remote worker: the same order and the same pause, but only
+-- what is left to workers, of the worker's tenant, and of the definitions that it
+-- knows (none named: of all). What others know is walked past.
+WITH free AS MATERIALIZED (
+    SELECT j.id
+    FROM river_job j
+    WHERE j.state = 'available'
+        AND j.queue = @lane::text
+        AND j.kind = 'task.worker'
+        AND j.scheduled_at <= now()
+        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = @lane::text AND q.paused_at IS NOT NULL)
+        AND EXISTS (
+            SELECT
+            FROM task t
+            WHERE t.task_id = (j.args ->> 'task_id')::uuid
+                AND t.job_id = j.id
+                AND t.status = 'PENDING'
+                AND t.tenant_id = @tenant_id::text
+                AND (@type::text = '' OR t.type::text = @type::text)
+                AND (cardinality(@definition_ids::text[]) = 0 OR t.definition_id = ANY (@definition_ids::text[]))
+        )
+    ORDER BY j.priority, j.scheduled_at, j.id
+    LIMIT @most::integer
+    FOR UPDATE SKIP LOCKED
+),
+claimed AS (
+    UPDATE river_job j
+    SET
+        state = 'running',
+        attempt = j.attempt + 1,
+        attempted_at = now(),
+        attempted_by = ARRAY[@executor_id::text]
+    FROM free
+    WHERE j.id = free.id
+    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+)
+SELECT
+    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.definition_id, t.revision, t.config
+FROM claimed
+JOIN task t ON t.task_id = claimed.task_id;
+
+-- name: WorkerLeases :many
+-- The leases of one request of one worker, with all that it is told of them.
+SELECT
+    l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
+    t.task_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.revision, t.correlation_id, t.traceparent,
+    t.input, t.config, t.context
+FROM lease l
+JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
+JOIN river_job j ON j.id = l.job_id
+LEFT JOIN task_checkpoint c ON c.task_id = l.task_id
+WHERE l.owner = @owner AND l.request_id = @request_id::text AND t.tenant_id = @tenant_id
+ORDER BY t.priority, l.job_id;
+
+-- name: WorkerBeat :many
+-- Heartbeats: from now, never past the deadline, and whatever the worker notes
+-- down. What does not come back is lost. That it is a worker's lease is known from
+-- the token; were it asked here, the planner would look through all leases first.
+WITH beat AS (
+    SELECT
+        unnest(@task_ids::uuid[]) AS task_id,
+        unnest(@job_ids::bigint[]) AS job_id,
+        unnest(@extend_ms::bigint[]) AS extend_ms,
+        unnest(@progress::text[]) AS progress,
+        unnest(@checkpoints::text[]) AS checkpoint
+),
+kept AS (
+    UPDATE lease l
+    SET expires_at = least(
+        now() + make_interval(secs => CASE WHEN beat.extend_ms > 0 THEN beat.extend_ms ELSE l.visibility_ms END / 1000.0),
+        l.deadline_at
+    )
+    FROM beat
+    WHERE l.task_id = beat.task_id AND l.job_id = beat.job_id
+    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, beat.progress, beat.checkpoint
+),
+noted AS (
+    INSERT INTO task_checkpoint (task_id, attempt, progress, checkpoint)
+    SELECT kept.task_id, kept.attempt, nullif(kept.progress, '')::jsonb, nullif(kept.checkpoint, '')::jsonb
+    FROM kept
+    WHERE kept.progress <> '' OR kept.checkpoint <> ''
+    ON CONFLICT (task_id) DO UPDATE
+    SET
+        attempt = excluded.attempt,
+        at = now(),
+        progress = coalesce(excluded.progress, task_checkpoint.progress),
+        checkpoint = coalesce(excluded.checkpoint, task_checkpoint.checkpoint)
+)
+SELECT kept.job_id, kept.expires_at
+FROM kept;
+
+-- name: WorkerSaid :one
+-- How an attempt ended, and whether this is what was said of it then.
+SELECT
+    a.outcome,
+    (t.output IS NOT DISTINCT FROM nullif(@output::text, '')::jsonb)::boolean AS same_output,
+    coalesce(a.error ->> 'code' = @error_code::text AND a.error ->> 'message' = @error_message::text, false)::boolean AS same_error
+FROM task_attempt a
+JOIN task t ON t.task_id = a.task_id
+WHERE a.task_id = @task_id AND a.attempt = @attempt AND a.job_id = @job_id;
+
+-- name: WorkerReleased :one
+-- Whether a token was given back.
+SELECT EXISTS (
+    SELECT FROM river_job j
+    WHERE j.id = @job_id AND j.state = 'cancelled' AND j.args ->> 'task_id' = @task_id::text
+)::boolean AS released;
+
+-- name: SecretKey :one
+-- The key of that name: this one, unless there is one already.
+INSERT INTO secret (name, key)
+VALUES (@name, @key)
+ON CONFLICT (name) DO UPDATE SET name = excluded.name
+RETURNING key;
