@@ -1,0 +1,152 @@
+package localpg
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// account is who PostgreSQL runs as: ourselves, unless we are root, whom it
+// refuses.
+type account struct {
+	name     string
+	uid, gid int
+	drop     bool // we are root and children change to it
+}
+
+func (m *machine) account(wanted string) (account, error) {
+	if m.euid != 0 {
+		if wanted != "" {
+			found, err := m.userByName(wanted)
+			if err != nil || found.Uid != strconv.Itoa(m.euid) {
+				return account{}, fmt.Errorf("TES_PG_USER=%s: only root may run PostgreSQL under another account; unset it", wanted)
+			}
+		}
+		return account{uid: m.euid, gid: os.Getegid()}, nil
+	}
+
+	names := []string{"postgres", "nobody"}
+	if wanted != "" {
+		names = []string{wanted}
+	}
+	for _, name := range names {
+		found, err := m.userByName(name)
+		if err != nil {
+			continue
+		}
+		return accountOf(found)
+	}
+	if wanted != "" {
+		return account{}, fmt.Errorf("TES_PG_USER=%s: there is no such account", wanted)
+	}
+	return account{}, errors.New("running as root; PostgreSQL refuses root and neither account postgres nor nobody exists: set TES_PG_USER")
+}
+
+func accountOf(found *user.User) (account, error) {
+	uid, err := strconv.Atoi(found.Uid)
+	if err != nil {
+		return account{}, fmt.Errorf("account %s: %w", found.Username, err)
+	}
+	gid, err := strconv.Atoi(found.Gid)
+	if err != nil {
+		return account{}, fmt.Errorf("account %s: %w", found.Username, err)
+	}
+	if uid == 0 {
+		return account{}, fmt.Errorf("TES_PG_USER=%s: PostgreSQL refuses root; name another account", found.Username)
+	}
+	return account{name: found.Username, uid: uid, gid: gid, drop: true}, nil
+}
+
+// credential is what a child changes to; nil if it stays what we are. The
+// supplementary groups are dropped with the rest.
+func (a account) credential() *syscall.Credential {
+	if !a.drop {
+		return nil
+	}
+	return &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
+}
+
+// explain turns the refusal that a root without capabilities meets into a sentence.
+// It is met at the first chown, or at the first child.
+func (a account) explain(err error) error {
+	if a.drop && errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("root here may not change user (no CAP_SETUID/CAP_CHOWN): run as an ordinary user or set TES_DATABASE_URL (%w)", err)
+	}
+	return err
+}
+
+// give makes path the account's.
+func (m *machine) give(path string, a account) error {
+	if !a.drop {
+		return nil
+	}
+	if err := m.chown(path, a.uid, a.gid); err != nil {
+		return a.explain(fmt.Errorf("give %s to uid %d: %w", path, a.uid, err))
+	}
+	return nil
+}
+
+// reach says whether the account can get to a directory, which must exist. Root
+// itself always can, so without this the refusal comes from the middle of initdb.
+// It judges by mode bits.
+func (a account) reach(dir, advice string) error {
+	if !a.drop {
+		return nil
+	}
+	step := "/"
+	for _, name := range append([]string{""}, strings.Split(strings.Trim(dir, "/"), "/")...) {
+		step = filepath.Join(step, name)
+		info, err := os.Stat(step)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", step, err)
+		}
+		if !a.maySearch(info) {
+			return fmt.Errorf("%s (mode %03o) cannot be searched by uid %d: %s", step, info.Mode().Perm(), a.uid, advice)
+		}
+	}
+	return nil
+}
+
+func (a account) maySearch(info os.FileInfo) bool {
+	stat := info.Sys().(*syscall.Stat_t)
+	switch {
+	case int(stat.Uid) == a.uid:
+		return info.Mode()&0o100 != 0
+	case int(stat.Gid) == a.gid:
+		return info.Mode()&0o010 != 0
+	default:
+		return info.Mode()&0o001 != 0
+	}
+}
+
+func ownerOf(info os.FileInfo) int {
+	return int(info.Sys().(*syscall.Stat_t).Uid)
+}
+
+// mkdirAll is os.MkdirAll with the mode meant, whatever the umask is: with root's
+// umask 077 the account could not search what we make.
+func mkdirAll(dir string, mode os.FileMode) error {
+	if info, err := os.Stat(dir); err == nil {
+		if !info.IsDir() {
+			return fmt.Errorf("%s is not a directory", dir)
+		}
+		return nil
+	}
+	if parent := filepath.Dir(dir); parent != dir {
+		if err := mkdirAll(parent, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, mode); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil // somebody was faster
+		}
+		return err
+	}
+	return os.Chmod(dir, mode)
+}

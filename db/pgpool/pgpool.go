@@ -1,0 +1,112 @@
+// Package pgpool is the only place where a pool of connections is configured.
+package pgpool
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// replanEvery is how old a generic plan may grow.
+const replanEvery = time.Second
+
+// Replan makes a connection plan its statements anew, at most once in replanEvery.
+// A generic plan is made for the size its tables have at that moment: one made
+// while a table was empty reads the whole of it for every batch, for ever, or until
+// autovacuum happens by. Connections of an Engine pool are replanned when they are
+// acquired; who keeps one for long calls it now and then.
+func Replan(ctx context.Context, conn *pgx.Conn) error {
+	const key = "tes planned at"
+	data := conn.PgConn().CustomData()
+	if at, ok := data[key].(time.Time); ok && time.Since(at) < replanEvery {
+		return nil
+	}
+	data[key] = time.Now()
+	if _, err := conn.Exec(ctx, "DISCARD PLANS"); err != nil {
+		return fmt.Errorf("replan: %w", err)
+	}
+	return nil
+}
+
+// Config says what a pool is for. The zero value is a pool for reading.
+type Config struct {
+	// Name shows in pg_stat_activity; default "tes".
+	Name string
+	// MaxConns bounds the pool; default 8.
+	MaxConns int32
+	// Engine marks the pool that makes the moves. Its statements take arrays of
+	// any length and must be planned once, by the indexes: with a custom plan for
+	// five hundred ids, or statistics taken while a table was empty, the planner
+	// turns to scans that grow with the table. The guard on the table task lets
+	// these connections through. Default false.
+	Engine bool
+	// StatementTimeout ends a statement that hangs; default 30 s.
+	StatementTimeout time.Duration
+}
+
+// Open makes a pool and proves that the database answers.
+func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
+	conf, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("database url: %w", err)
+	}
+	if cfg.Name == "" {
+		cfg.Name = "tes"
+	}
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = 8
+	}
+	if cfg.StatementTimeout == 0 {
+		cfg.StatementTimeout = 30 * time.Second
+	}
+	conf.MaxConns = cfg.MaxConns
+	conf.MaxConnIdleTime = 5 * time.Minute
+	conf.ConnConfig.ConnectTimeout = 5 * time.Second
+	params := conf.ConnConfig.RuntimeParams
+	params["application_name"] = cfg.Name
+	params["timezone"] = "UTC"
+	params["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
+	params["idle_in_transaction_session_timeout"] = "60000"
+	if cfg.Engine {
+		params["tes.actor"] = "engine"
+		params["plan_cache_mode"] = "force_generic_plan"
+		params["enable_hashjoin"] = "off"
+		params["enable_mergejoin"] = "off"
+		params["enable_seqscan"] = "off"
+		params["max_parallel_workers_per_gather"] = "0"
+		params["jit"] = "off"
+	}
+	conf.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+		registerUUID(conn.TypeMap())
+		return nil
+	}
+	if cfg.Engine {
+		conf.PrepareConn = prepare
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, conf)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("reach database: %w", err)
+	}
+	return pool, nil
+}
+
+// prepare replans a connection that is being acquired. One that breaks over it,
+// for the server ended it or the caller's context did, must not go back into the
+// pool: the next caller would be told that it is closed.
+func prepare(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	err := Replan(ctx, conn)
+	switch {
+	case err == nil:
+		return true, nil
+	case ctx.Err() != nil:
+		return false, err
+	}
+	return false, nil // the caller gets another
+}
