@@ -1,0 +1,97 @@
+package natsbus
+
+import (
+	"log/slog"
+	"path/filepath"
+	"time"
+)
+
+// Config says which server to use and what the streams on it are called. The
+// zero value runs a server inside this process that nobody else can reach.
+type Config struct {
+	// URL of an external server, such as nats://user:password@host:4222; several
+	// are separated by commas. Default: "", which embeds a server.
+	URL string
+	// Credentials is the path of a .creds file for an external server.
+	// Default: "", none.
+	Credentials string
+
+	// StoreDir is where the embedded server keeps its streams. One process at a
+	// time may use it. Default: tes-data/nats under the working directory.
+	StoreDir string
+	// MaxStore is how many bytes the embedded server may keep on disk; beyond
+	// that it refuses to store and the outbox waits. Default: 16 GiB.
+	MaxStore int64
+	// Listen is the host:port on which the embedded server takes other
+	// processes; an empty host is 127.0.0.1, port 0 is any free one.
+	// Default: "", this process only.
+	Listen string
+	// Token is what a client of the embedded listener must present. A listener
+	// is never open to the unauthenticated. Default: a random one for each Open,
+	// to be had from ClientURL.
+	Token string
+	// NoSync lets the embedded server acknowledge before the write has reached
+	// the disk. A power cut then loses what was acknowledged; it is for tests.
+	// Default: false, every acknowledged write is on disk.
+	NoSync bool
+
+	// Stream keeps the events, subjects task.>. Default: TES_EVENTS.
+	Stream string
+	// Inbound keeps what others tell us. It is not made where another team's
+	// stream has its subjects already. Default: TES_INBOUND.
+	Inbound string
+	// DeadLetters keeps what could not be acted on. Default: TES_DEADLETTER.
+	DeadLetters string
+	// MaxAge is how long a stream keeps a message. Default: 7 days.
+	MaxAge time.Duration
+	// Duplicates is how long a stream recognises a message id that it has seen.
+	// Default: 15 minutes.
+	Duplicates time.Duration
+	// Replicas is how many servers of an external cluster keep each stream; it
+	// is used when a stream is made and leaves an existing one alone. Default: 1.
+	Replicas int
+	// MaxDeliveries is how often an inbound message is tried before it goes to
+	// the dead letters. With the growing pauses in between, 20 is about eight
+	// minutes. Default: 20.
+	MaxDeliveries int
+
+	// Logger takes warnings and errors, ours and the server's.
+	// Default: slog.Default().
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.StoreDir == "" {
+		c.StoreDir = filepath.Join("tes-data", "nats")
+	}
+	if c.MaxStore <= 0 {
+		c.MaxStore = 16 << 30
+	}
+	if c.Stream == "" {
+		c.Stream = "TES_EVENTS"
+	}
+	if c.Inbound == "" {
+		c.Inbound = "TES_INBOUND"
+	}
+	if c.DeadLetters == "" {
+		c.DeadLetters = "TES_DEADLETTER"
+	}
+	if c.MaxAge <= 0 {
+		c.MaxAge = 7 * 24 * time.Hour
+	}
+	if c.Duplicates <= 0 {
+		c.Duplicates = 15 * time.Minute
+	}
+	// JetStream refuses a window longer than the messages live.
+	c.Duplicates = min(c.Duplicates, c.MaxAge)
+	if c.Replicas <= 0 {
+		c.Replicas = 1
+	}
+	if c.MaxDeliveries <= 0 {
+		c.MaxDeliveries = 20
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}

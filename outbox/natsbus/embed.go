@@ -1,0 +1,208 @@
+package natsbus
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// maxPayload leaves room for a task body of 1 MiB and the envelope around it.
+// NATS's own default is 1 MiB for both.
+const maxPayload = 2 << 20
+
+// embedded is a server inside this process, and the lock on its directory.
+type embedded struct {
+	*server.Server
+	lock  *os.File // referenced until stop: a collected file is closed, and the lock goes with it
+	token string
+}
+
+// embed starts a server. The directory is locked first, because a second
+// server on it would start without a word and see no messages.
+func embed(cfg Config) (*embedded, error) {
+	lock, err := lockDir(cfg.StoreDir)
+	if err != nil {
+		return nil, err
+	}
+	e := &embedded{lock: lock}
+	if err := e.start(cfg); err != nil {
+		e.stop()
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *embedded) start(cfg Config) error {
+	opts := &server.Options{
+		Host:                   "127.0.0.1",
+		DontListen:             cfg.Listen == "",
+		NoSigs:                 true, // signals are the program's
+		JetStream:              true,
+		DisableJetStreamBanner: true,
+		StoreDir:               cfg.StoreDir,
+		JetStreamMaxMemory:     64 << 20, // our streams are files; without a figure it takes most of the machine
+		JetStreamMaxStore:      cfg.MaxStore,
+		SyncAlways:             !cfg.NoSync,
+		JetStreamLimits:        server.JSLimitOpts{MaxBatchSize: embeddedBatchMessages},
+		MaxPayload:             maxPayload,
+	}
+	if cfg.Listen != "" {
+		host, port, err := listenAddress(cfg.Listen)
+		if err != nil {
+			return err
+		}
+		e.token = cfg.Token
+		if e.token == "" {
+			e.token = rand.Text()
+		}
+		opts.Host, opts.Port, opts.Authorization = host, port, e.token
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("configure the embedded NATS server: %w", err)
+	}
+	e.Server = srv
+	log := &serverLog{to: cfg.Logger}
+	srv.SetLoggerV2(log, false, false, false)
+	// The server reports a failed start to its logger only, and would let us wait.
+	srv.Start()
+	if err := log.started(); err != nil {
+		return fmt.Errorf("start the embedded NATS server in %s: %w", cfg.StoreDir, err)
+	}
+	if !srv.ReadyForConnections(10 * time.Second) {
+		return fmt.Errorf("the embedded NATS server in %s was not ready after 10 s: is the disk slow or the store very large?", cfg.StoreDir)
+	}
+	return nil
+}
+
+// clientURL is empty for a server without a listener: there the server's own
+// answer has port 0.
+func (e *embedded) clientURL(cfg Config) string {
+	if cfg.Listen == "" {
+		return ""
+	}
+	u, err := url.Parse(e.ClientURL())
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsUnspecified() {
+		u.Host = net.JoinHostPort("127.0.0.1", u.Port())
+	}
+	u.User = url.User(e.token)
+	return u.String()
+}
+
+// stop ends the server and only then lets go of the directory.
+func (e *embedded) stop() {
+	if e.Server != nil {
+		e.Shutdown()
+		e.WaitForShutdown()
+	}
+	_ = syscall.Flock(int(e.lock.Fd()), syscall.LOCK_UN) // a child being forked has the descriptor too
+	_ = e.lock.Close()
+}
+
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the store directory of the embedded NATS server: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the store directory of the embedded NATS server: %w", err)
+	}
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		owner, _ := io.ReadAll(io.LimitReader(lock, 20))
+		_ = lock.Close()
+		return nil, fmt.Errorf("%s is in use by the embedded NATS server of process %s: join that one by its URL, or choose another store directory",
+			dir, strings.TrimSpace(string(owner)))
+	}
+	if err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	// The pid is for the message above; the lock itself is what counts.
+	_ = lock.Truncate(0)
+	_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return lock, nil
+}
+
+// listenAddress also tries the address, because the server would report a
+// taken port as text.
+func listenAddress(listen string) (host string, port int, err error) {
+	host, service, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", 0, fmt.Errorf("listen address %q of the embedded NATS server is not host:port: %w", listen, err)
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	port, err = strconv.Atoi(service)
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, fmt.Errorf("listen address %q of the embedded NATS server has no port between 0 and 65535", listen)
+	}
+	if port == 0 {
+		return host, server.RANDOM_PORT, nil
+	}
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort(host, service))
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "", 0, fmt.Errorf("the embedded NATS server cannot listen on %s because something else does: choose another address, or port 0 for any free one, or join the server that is there by its URL: %w", listen, err)
+	case err != nil:
+		return "", 0, fmt.Errorf("the embedded NATS server cannot listen on %s: choose another address: %w", listen, err)
+	}
+	return host, port, l.Close()
+}
+
+// serverLog passes the server's warnings and errors on. What is fatal to a
+// start becomes Open's error and is not logged as well.
+type serverLog struct {
+	to    *slog.Logger
+	mu    sync.Mutex
+	up    bool
+	fatal error
+}
+
+func (l *serverLog) started() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.up = l.fatal == nil
+	return l.fatal
+}
+
+func (l *serverLog) Fatalf(format string, v ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.up {
+		l.to.Error("nats server: "+fmt.Sprintf(format, v...), "fatal", true)
+		return
+	}
+	if l.fatal == nil {
+		l.fatal = fmt.Errorf(format, v...)
+	}
+}
+
+func (l *serverLog) Errorf(format string, v ...any) {
+	l.to.Error("nats server: " + fmt.Sprintf(format, v...))
+}
+
+func (l *serverLog) Warnf(format string, v ...any) {
+	l.to.Warn("nats server: " + fmt.Sprintf(format, v...))
+}
+func (l *serverLog) Noticef(string, ...any) {}
+func (l *serverLog) Debugf(string, ...any)  {}
+func (l *serverLog) Tracef(string, ...any)  {}

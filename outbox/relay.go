@@ -1,0 +1,178 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// Publisher is the bus, as the relay needs it.
+type Publisher interface {
+	// Publish stores the batch in order and returns the stream sequence of its
+	// last message. Without an error every message is on disk. An error with a
+	// method MessageID names a message that can never be taken.
+	Publish(ctx context.Context, batch []Message) (last uint64, err error)
+	// Stored is the id of the message at a sequence, empty if there is none.
+	Stored(ctx context.Context, seq uint64) (id string, err error)
+	// Tail is the stream's last sequence and when the stream was made.
+	Tail(ctx context.Context) (last uint64, created time.Time, err error)
+}
+
+// RelayConfig says how a relay works. The zero value is right for production.
+type RelayConfig struct {
+	// Flushes is how many outbox rows, of one to a thousand events each, go into
+	// one round; default 16.
+	Flushes int32
+	// Poll is how often the leader looks without being woken, and how long it lets
+	// events collect under load; it bounds how late another process's events are.
+	// Default 25 ms.
+	Poll time.Duration
+	// Stand is how often a process without the lead asks for it; default 1 s.
+	Stand time.Duration
+	// Backoff and BackoffMax space the tries while the bus is away; the interface
+	// document says 100 ms to 30 s, the defaults.
+	Backoff, BackoffMax time.Duration
+	// Logger; default slog.Default.
+	Logger *slog.Logger
+}
+
+// Relay publishes what the outbox holds. Run one in every process: one leads,
+// the others stand by.
+type Relay struct {
+	pool *pgxpool.Pool
+	bus  Publisher
+	cfg  RelayConfig
+
+	wake      chan struct{}
+	back      chan struct{}
+	check     atomic.Bool // the bus was reconnected: look at its tail before the next round
+	leads     atomic.Bool
+	published atomic.Int64
+	failures  atomic.Int64
+}
+
+// NewRelay makes a relay that reads with pool and publishes to bus.
+func NewRelay(pool *pgxpool.Pool, bus Publisher, cfg RelayConfig) *Relay {
+	if cfg.Flushes == 0 {
+		cfg.Flushes = 16
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = 25 * time.Millisecond
+	}
+	if cfg.Stand == 0 {
+		cfg.Stand = time.Second
+	}
+	if cfg.Backoff == 0 {
+		cfg.Backoff = 100 * time.Millisecond
+	}
+	if cfg.BackoffMax == 0 {
+		cfg.BackoffMax = 30 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Relay{pool: pool, bus: bus, cfg: cfg, wake: make(chan struct{}, 1), back: make(chan struct{}, 1)}
+}
+
+// Wake says that something was committed to the outbox.
+func (r *Relay) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Recheck says that the bus was away: before it goes on the relay looks whether
+// the stream still holds what was acknowledged.
+func (r *Relay) Recheck() {
+	r.check.Store(true)
+	r.Wake()
+	select {
+	case r.back <- struct{}{}:
+	default:
+	}
+}
+
+// Leads says whether this process publishes.
+func (r *Relay) Leads() bool { return r.leads.Load() }
+
+// Published counts the events this process has published.
+func (r *Relay) Published() int64 { return r.published.Load() }
+
+// Failures counts the rounds that did not succeed.
+func (r *Relay) Failures() int64 { return r.failures.Load() }
+
+// Run relays until ctx ends, then publishes what is committed already, for a
+// short while, and returns.
+func (r *Relay) Run(ctx context.Context) {
+	wait := r.cfg.Backoff
+	for {
+		before := r.published.Load()
+		err := r.lead(ctx)
+		if r.published.Load() > before {
+			wait = r.cfg.Backoff // it had gone well meanwhile
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		pause := r.cfg.Stand
+		if err != nil {
+			r.failures.Add(1)
+			var bus *busError
+			if pause = wait; !errors.As(err, &bus) {
+				pause = min(wait, r.cfg.Stand) // the database is tried as often as by everybody
+			}
+			r.cfg.Logger.Warn("relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause)
+			wait = min(2*wait, r.cfg.BackoffMax)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.back: // the bus is: no need to wait
+		case <-time.After(pause):
+		}
+	}
+}
+
+// lead publishes for as long as this session holds the lead. It returns nil if
+// another process has it.
+func (r *Relay) lead(ctx context.Context) error {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	// The lock goes with the session: a connection that is given back would keep it.
+	held := conn.Hijack()
+	defer func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = held.Close(bye)
+	}()
+	q := db.New(held)
+	if leads, err := q.RelayLead(context.WithoutCancel(ctx)); err != nil || !leads {
+		return err
+	}
+	r.leads.Store(true)
+	defer r.leads.Store(false)
+	r.check.Store(true)
+
+	t := &turn{Relay: r, conn: held, q: q, rounds: make(chan round), acks: make(chan ack, 1), over: make(chan struct{})}
+	var publisher sync.WaitGroup
+	publisher.Go(t.publish)
+	err = t.read(ctx)
+	close(t.over)
+	close(t.rounds)
+	publisher.Wait()
+	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = q.RelayYield(bye) // if it cannot be said, the end of the session says it
+	return err
+}

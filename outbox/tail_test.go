@@ -1,0 +1,163 @@
+package outbox_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+)
+
+// publishedRounds tells a task's events one round at a time.
+func (b *testBundle) publishedRounds(r *running, task uuid.UUID, n int) {
+	b.t.Helper()
+	for range n {
+		b.flush(task)
+		r.Wake()
+		b.told()
+	}
+}
+
+// A bus says yes before its disk does, and then the power goes: what it acknowledged
+// last is gone when it is back.
+func TestStreamThatLostItsTailIsToldAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.task()
+	r := b.relay(b.bus)
+	b.publishedRounds(r, task, 6)
+	first := b.bus.list(true)
+	b.bus.truncate(4)
+	r.Recheck()
+	waitFor(t, "the lost ones to be told again", func() bool { return len(b.bus.ids()) == 6 })
+	b.told()
+	require.Equal(t, eventIDs(task, 6), b.bus.ids())
+	require.Equal(t, first[4:], b.bus.list(true)[6:], "only these, and equal to the byte")
+}
+
+// The loss is noticed while a round is on its way and more is waiting. What is stored
+// meanwhile stands at the sequences of what was lost, and must not hide it.
+func TestLossUnderLoadIsToldAgain(t *testing.T) {
+	t.Parallel()
+	const rounds, before, survive = 30, 10, 5
+	b := setup(t)
+	task := b.task()
+	for range rounds {
+		b.flush(task)
+	}
+	proceed, entered := make(chan struct{}), make(chan struct{}, 1000)
+	b.bus.before = func([]outbox.Message) error {
+		entered <- struct{}{}
+		<-proceed
+		return nil
+	}
+	r := b.relay(b.bus, func(cfg *outbox.RelayConfig) { cfg.Flushes = 1 })
+	for range before {
+		receive(t, entered)
+		proceed <- struct{}{}
+	}
+	receive(t, entered) // one is on its way
+	b.bus.truncate(survive)
+	r.Recheck()
+	close(proceed)
+	waitFor(t, "everything to be there", func() bool {
+		return ask[int](b, "SELECT count(*) FROM outbox") == 0 && len(b.bus.ids()) == rounds
+	})
+	require.ElementsMatch(t, eventIDs(task, rounds), b.bus.ids())
+}
+
+func TestAnotherStreamIsToldEverythingThatIsRemembered(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.task()
+	r := b.relay(b.bus)
+	b.publishedRounds(r, task, 3)
+	r.stop()
+	b.exec("UPDATE outbox_published SET published_at = now() - interval '2 days' WHERE id = (SELECT min(id) FROM outbox_published)")
+	b.bus.renew()
+	r = b.relay(b.bus)
+	waitFor(t, "the others to be told again", func() bool { return len(b.bus.ids()) >= 2 })
+	b.told()
+	require.Contains(t, b.bus.ids(), eventIDs(task, 3)[2])
+	// And then it is at rest.
+	r.Recheck()
+	b.publishedRounds(r, task, 1)
+	n := len(b.bus.deliveredIDs())
+	r.Recheck()
+	b.publishedRounds(r, task, 1)
+	require.Len(t, b.bus.deliveredIDs(), n+1)
+}
+
+// The sequence of our last event was handed out again, to somebody else's.
+func TestSequenceHandedOutAgainIsNoticed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.task()
+	r := b.relay(b.bus)
+	b.publishedRounds(r, task, 3)
+	b.bus.mu.Lock()
+	b.bus.stream[2].ID = "somebody else's"
+	b.bus.mu.Unlock()
+	r.Recheck()
+	waitFor(t, "it to be told again", func() bool { return len(b.bus.deliveredIDs()) > 3 })
+	b.told()
+	require.Contains(t, b.bus.ids(), eventIDs(task, 3)[2])
+}
+
+func TestStreamThatIsWholeIsNotToldAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.task()
+	r := b.relay(b.bus)
+	for range 3 {
+		b.publishedRounds(r, task, 2)
+		r.Recheck()
+	}
+	b.publishedRounds(r, task, 1)
+	require.Equal(t, eventIDs(task, 7), b.bus.deliveredIDs())
+	r.stop()
+	r = b.relay(b.bus)
+	b.publishedRounds(r, task, 1)
+	require.Equal(t, eventIDs(task, 8), b.bus.deliveredIDs())
+}
+
+// The disk of the embedded bus is put back to an earlier day, and then lost.
+func TestBusRestoredFromABackup(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	dir, backup := filepath.Join(t.TempDir(), "nats"), filepath.Join(t.TempDir(), "backup")
+	open := func(dir string) *natsbus.Bus {
+		bus, err := natsbus.Open(b.ctx, natsbus.Config{StoreDir: dir, NoSync: true, Logger: slog.New(slog.NewTextHandler(b.log, nil))})
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = bus.Close(context.Background()) })
+		return bus
+	}
+	task := b.task()
+	session := func(dir string, rounds int) (ids []string) {
+		bus := open(dir)
+		r := b.relay(bus)
+		waitFor(t, "the relay to lead", r.Leads)
+		b.publishedRounds(r, task, rounds)
+		r.stop()
+		last, _, err := bus.Tail(b.ctx)
+		require.NoError(t, err)
+		for seq := uint64(1); seq <= last; seq++ {
+			id, err := bus.Stored(b.ctx, seq)
+			require.NoError(t, err)
+			ids = append(ids, id)
+		}
+		require.NoError(t, bus.Close(b.ctx))
+		return ids
+	}
+	require.Equal(t, eventIDs(task, 4), session(dir, 4))
+	require.NoError(t, os.CopyFS(backup, os.DirFS(dir)))
+	require.Equal(t, eventIDs(task, 7), session(dir, 3))
+	require.Equal(t, eventIDs(task, 8), session(backup, 1), "the three between are told before the new one")
+	require.Equal(t, eventIDs(task, 9), session(filepath.Join(t.TempDir(), "new"), 1), "an empty bus is told all")
+}
