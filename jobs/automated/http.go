@@ -1,0 +1,246 @@
+package automated
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"code.dny.dev/ssrf"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// HTTPConfig is where HTTP tasks may go and how long they may take. The zero
+// value is for production.
+type HTTPConfig struct {
+	Allow   []netip.Prefix // networks that may be called, on any port; default none but the public internet, on 80 and 443
+	Timeout time.Duration  // of one call, within the attempt's own deadline; default 30 s
+	MaxBody int64          // bytes read of a response; default 1 MiB
+}
+
+// HTTP is the executor "http": it sends a task's input to the URL that its
+// definition names. What answers 2xx completes the task. Safe for concurrent use.
+//
+// The URL is another's word, so each connection is judged by the address it is
+// about to be made to, after name resolution: a name that changes its address
+// between check and use gains nothing. There is no proxy and no redirect.
+type HTTP struct {
+	client  *http.Client
+	timeout time.Duration
+	maxBody int64
+}
+
+// NewHTTP returns an executor with connections of its own. Close drops the idle
+// ones.
+func NewHTTP(cfg HTTPConfig) *HTTP { return newHTTP(cfg, nil) }
+
+// newHTTP takes the resolver that a test plays; nil is the system's.
+func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: guardDial(cfg.Allow), Resolver: resolver}
+	return &HTTP{
+		timeout: cmp.Or(cfg.Timeout, 30*time.Second),
+		maxBody: cmp.Or(cfg.MaxBody, 1<<20),
+		client: &http.Client{
+			Transport: &http.Transport{
+				Proxy:                  nil, // a proxy would make the connection that the guard never sees
+				DialContext:            dialer.DialContext,
+				ForceAttemptHTTP2:      true,
+				TLSHandshakeTimeout:    10 * time.Second,
+				MaxIdleConnsPerHost:    16,
+				IdleConnTimeout:        30 * time.Second,
+				MaxResponseHeaderBytes: 64 << 10,
+			},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// Close drops idle connections. Calls that run go on.
+func (h *HTTP) Close() { h.client.CloseIdleConnections() }
+
+// guardDial refuses every address that is not public, but for the allowed
+// networks, and says so before a packet leaves.
+func guardDial(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
+	public := ssrf.New()
+	return func(network, address string, c syscall.RawConn) error {
+		if to, err := netip.ParseAddrPort(address); err == nil && strings.HasPrefix(network, "tcp") {
+			ip := to.Addr().Unmap()
+			if slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+				return nil
+			}
+		}
+		if err := public.Safe(network, address, c); err != nil {
+			return fmt.Errorf("%w: %w", errBlocked, err)
+		}
+		return nil
+	}
+}
+
+var errBlocked = errors.New("blocked")
+
+// Execute makes one call. It retries nothing: that is the task's policy.
+func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
+	callCtx, cancel := context.WithTimeout(ctx, h.timeout)
+	defer cancel()
+	request, err := newRequest(callCtx, job)
+	if err != nil {
+		return jobs.Result{}, err
+	}
+	response, err := h.client.Do(request)
+	if err != nil {
+		return jobs.Result{}, callError(ctx, callCtx, err)
+	}
+	defer response.Body.Close()
+	if err := refusal(response); err != nil {
+		return jobs.Result{}, err
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, h.maxBody+1))
+	switch {
+	case err != nil:
+		return jobs.Result{}, callError(ctx, callCtx, err)
+	case int64(len(body)) > h.maxBody:
+		return jobs.Result{}, final("HTTP_RESPONSE_TOO_LARGE", fmt.Sprintf("the response is larger than %d bytes", h.maxBody))
+	}
+	output, err := toOutput(response.StatusCode, body)
+	return jobs.Result{Output: output}, err
+}
+
+func newRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
+	config := job.Config.HTTP
+	if config == nil {
+		return nil, final("HTTP_REQUEST_INVALID", "the definition has no executionConfig.http")
+	}
+	to, err := url.Parse(config.URL)
+	if err != nil || to.Host == "" && (to.Scheme == "http" || to.Scheme == "https") {
+		return nil, final("HTTP_REQUEST_INVALID", "the URL is not valid") // the parser's error quotes it
+	}
+	if to.Scheme != "http" && to.Scheme != "https" {
+		return nil, final("SSRF_BLOCKED", "only http and https are called")
+	}
+	if to.User != nil {
+		return nil, final("SSRF_BLOCKED", "a URL with a user name or password is not called")
+	}
+	method := cmp.Or(strings.ToUpper(config.Method), http.MethodPost)
+	var body io.Reader
+	bodyless := method == http.MethodGet || method == http.MethodHead || method == http.MethodDelete
+	if !bodyless {
+		body = bytes.NewReader(job.Input)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, to.String(), body)
+	if err != nil {
+		return nil, final("HTTP_REQUEST_INVALID", "the request is not valid")
+	}
+	if !bodyless {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	request.Header.Set("Accept", "application/json")
+	request.Header.Set("User-Agent", "tes")
+	for name, value := range config.Headers {
+		if !validHeader(name, value) {
+			return nil, final("HTTP_REQUEST_INVALID", "a header is not valid or not the definition's to set")
+		}
+		request.Header.Set(name, value)
+	}
+	// Ours come last: a definition does not choose them.
+	request.Header.Set("Idempotency-Key", fmt.Sprintf("%s:%d", job.TaskID, job.Attempt))
+	request.Header.Set("X-Tes-Task-Id", job.TaskID.String())
+	request.Header.Del("X-Correlation-Id")
+	if job.CorrelationID != "" && validHeader("X-Correlation-Id", job.CorrelationID) {
+		request.Header.Set("X-Correlation-Id", job.CorrelationID)
+	}
+	return request, nil
+}
+
+// framing headers belong to the connection; a definition that sets them would
+// smuggle a second request or speak to another host.
+var framing = []string{"Connection", "Content-Length", "Expect", "Host", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
+
+func validHeader(name, value string) bool {
+	if name == "" || slices.Contains(framing, http.CanonicalHeaderKey(name)) {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
+			return false
+		}
+	}
+	for _, c := range []byte(value) {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// callError tells apart why there is no answer. ctx is the attempt's, callCtx
+// ends earlier.
+func callError(ctx, callCtx context.Context, err error) error {
+	if ended := ctx.Err(); ended != nil {
+		return fmt.Errorf("http call: %w", ended)
+	}
+	var wrapped *url.Error // quotes the whole URL, and with it keys in its query
+	if errors.As(err, &wrapped) {
+		err = wrapped.Err
+	}
+	switch {
+	case errors.Is(err, errBlocked):
+		return final("SSRF_BLOCKED", "the address is not one that may be called") // which one it was would map our network
+	case callCtx.Err() != nil:
+		return again("TIMEOUT_ERROR", "no answer in time")
+	default:
+		return again("CONNECTION_ERROR", err.Error())
+	}
+}
+
+// refusal is the failure that a status means; nil for 2xx.
+func refusal(response *http.Response) error {
+	status := response.StatusCode
+	code, message := fmt.Sprintf("HTTP_%d", status), fmt.Sprintf("the answer is %d %s", status, http.StatusText(status))
+	var f *jobs.Failure
+	switch {
+	case status >= 200 && status < 300:
+		return nil
+	case status >= 300 && status < 400:
+		f = final("HTTP_REDIRECT", message+"; redirects are not followed")
+	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
+		f = again(code, message)
+	default:
+		f = final(code, message)
+	}
+	f.Details = json.RawMessage(fmt.Sprintf(`{"status":%d}`, status))
+	return f
+}
+
+// again is a failure that may pass.
+func again(code, message string) *jobs.Failure {
+	yes := true
+	return &jobs.Failure{Code: code, Message: shorten(message), Retryable: &yes}
+}
+
+// toOutput is a JSON object as it came, and anything else as text inside one.
+func toOutput(status int, body []byte) (json.RawMessage, error) {
+	if trimmed := bytes.TrimSpace(body); len(trimmed) > 0 && trimmed[0] == '{' && jobs.GuardJSON(trimmed) == nil {
+		return trimmed, nil
+	}
+	text := strings.ReplaceAll(strings.ToValidUTF8(string(body), "�"), "\x00", "�") // jsonb holds neither
+	output, err := json.Marshal(struct {
+		Status int    `json:"status"`
+		Body   string `json:"body"`
+	}{status, text})
+	if err != nil {
+		return nil, fmt.Errorf("http answer: %w", err)
+	}
+	return output, nil
+}

@@ -1,0 +1,54 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// ErrCancelled is the cause of an executor's context when its task is cancelled.
+var ErrCancelled = errors.New("the task was cancelled")
+
+// Ask is what every act on somebody's behalf carries.
+type Ask struct {
+	Tenant  string
+	By      string // who acts, for the audit trail
+	IfMatch int32  // the version the caller has seen; 0: whichever
+	Reason  string
+}
+
+// Cancel ends a task at once; its executor's context ends within milliseconds.
+// Cancelling a cancelled task changes nothing and is no error.
+func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, error) {
+	task, err := t.Get(ctx, ask.Tenant, id)
+	if err != nil {
+		return db.Task{}, err
+	}
+	if task.Status == db.TaskStatusCANCELLED && (ask.IfMatch == 0 || ask.IfMatch == task.Version) {
+		return task, nil
+	}
+	m := &move{
+		task: id, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{Pending, Assigned, Running},
+		to: Cancelled, event: db.TaskEventTypeCanceled, actor: ask.By, executor: ask.By,
+		payload: outbox.CanceledNote{Reason: ask.Reason},
+		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true,
+	}
+	out := t.make(ctx, m)
+	if !out.made && out.was == Cancelled && ask.IfMatch == 0 {
+		return t.Get(ctx, ask.Tenant, id) // somebody else was as quick
+	}
+	return t.after(ctx, ask.Tenant, m, out)
+}
+
+// after reads the task back once a move was made, or says why it was not.
+func (t *Tasks) after(ctx context.Context, tenant string, m *move, out moved) (db.Task, error) {
+	if !out.made {
+		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.refused(out))
+	}
+	return t.Get(ctx, tenant, m.task)
+}

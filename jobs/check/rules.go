@@ -1,0 +1,130 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/sql/checks"
+)
+
+// invariants are the sixteen. Those without a rule here say where to look instead.
+var invariants = []Invariant{
+	{ID: "I1", Sentence: "Acknowledged creates exist.", Verdict: NotChecked, Why: "only the callers know what was acknowledged"},
+	{ID: "I2", Sentence: "Nothing that has not ended is without a live lease, a future schedule or an assignee."},
+	{ID: "I3", Sentence: "A history is a legal path with contiguous seq."},
+	{ID: "I4", Sentence: "There is one event for each move."},
+	{ID: "I5", Sentence: "What consumers received is what the log says."},
+	{ID: "I6", Sentence: "First deliveries are in order for each task."},
+	{ID: "I7", Sentence: "Duplicates are equal to the byte."},
+	{ID: "I8", Sentence: "Nothing is published for a change that was rolled back."},
+	{ID: "I9", Sentence: "Side effects happen between once and as often as there were attempts, for each key.", Verdict: NotChecked, Why: "only the called services know how often they were called"},
+	{ID: "I10", Sentence: "Nothing is written by a superseded attempt."},
+	{ID: "I11", Sentence: "There is exactly one terminal event."},
+	{ID: "I12", Sentence: "There is one task for each request key."},
+	{ID: "I13", Sentence: "Canary secrets are nowhere.", Verdict: NotChecked, Why: "needs a canary, and all logs to look for it"},
+	{ID: "I14", Sentence: "Goroutines, connections and memory go back to where they were.", Verdict: NotChecked, Why: "is about processes, not about rows"},
+	{ID: "I15", Sentence: "Clients see only 2xx, 4xx, or 503 with Retry-After.", Verdict: NotChecked, Why: "only the callers know what they were answered"},
+	{ID: "I16", Sentence: "River and the tasks agree."},
+}
+
+// query is a rule of sql/checks.
+type query struct {
+	invariants []string // one, mostly; empty: beyond the sixteen
+	id         string
+	sentence   string
+	atWork     bool // about what processes should have done by now
+	sql        string
+}
+
+var queries = load()
+
+// load reads the rules. They are compiled in, so that what is wrong with them is
+// found by any test.
+func load() []query {
+	files, err := fs.Glob(checks.Files, "*.sql")
+	if err != nil {
+		panic(err)
+	}
+	var all []query
+	for _, file := range files {
+		id := strings.TrimSuffix(file, ".sql")
+		q := query{id: id, sql: read(file)}
+		if number, _, _ := strings.Cut(id, "_"); number != "x" {
+			q.invariants = []string{"I" + strings.TrimLeft(number[1:], "0")}
+		}
+		head, _, _ := strings.Cut(q.sql, "\n\n")
+		for line := range strings.Lines(head) {
+			text, comment := strings.CutPrefix(strings.TrimSpace(line), "-- ")
+			if !comment {
+				break
+			}
+			also, found := strings.CutPrefix(text, "(also ")
+			switch {
+			case found:
+				q.invariants = append(q.invariants, strings.TrimSuffix(also, ")"))
+			case text == "(at work)":
+				q.atWork = true
+			default:
+				q.sentence = strings.TrimSpace(q.sentence + " " + text)
+			}
+		}
+		all = append(all, q)
+	}
+	return all
+}
+
+func read(file string) string {
+	text, err := checks.Files.ReadFile(path.Clean(file))
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSuffix(strings.TrimSpace(string(text)), ";")
+}
+
+// psqlGrace is how the files, which are psql's too, name their one parameter.
+const psqlGrace = ":'grace'"
+
+// bind puts the grace into a query, if it asks for it.
+func bind(sql string, grace time.Duration) (string, []any) {
+	if !strings.Contains(sql, psqlGrace) {
+		return sql, nil
+	}
+	return strings.ReplaceAll(sql, psqlGrace, "$1::text"), []any{fmt.Sprintf("%f seconds", grace.Seconds())}
+}
+
+func (q query) check(ctx context.Context, tx pgx.Tx, o Options) (Rule, error) {
+	rule := Rule{ID: q.id, Sentence: q.sentence, Verdict: OK}
+	if q.atWork && o.AtRest {
+		rule.Verdict, rule.Why = NotChecked, "nobody is at work"
+		return rule, nil
+	}
+	sql, args := bind(q.sql, o.Grace)
+	sql = fmt.Sprintf("SELECT b.task, b.detail, count(*) OVER () FROM (\n%s\n) b LIMIT %d", sql, shown)
+	late, err := attempt(ctx, tx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, sql, append([]any{pgx.QueryExecModeExec}, args...)...)
+		if err != nil {
+			return err
+		}
+		rule.First, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (found Offence, err error) {
+			return found, row.Scan(&found.Task, &found.Detail, &rule.Count)
+		})
+		return err
+	})
+	switch {
+	case err != nil:
+		return rule, fmt.Errorf("check %s: %w", q.id, err)
+	case late:
+		return Rule{ID: q.id, Sentence: q.sentence, Verdict: NotChecked, Why: tooLong(o), tooLong: true}, nil
+	case rule.Count > 0:
+		rule.Verdict = Broken
+	}
+	return rule, nil
+}
+
+func tooLong(o Options) string { return fmt.Sprintf("took longer than %v", o.Timeout) }

@@ -1,0 +1,490 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// Request asks for a task: the body of POST /api/internal/tasks, and data of
+// workflow.task_requested.
+type Request struct {
+	TaskDefinitionID string
+	WorkflowID       string
+	StepID           string
+	TaskType         Type
+	Priority         Priority
+	Input            json.RawMessage
+	Config           *RequestConfig
+	Context          json.RawMessage
+	CorrelationID    string
+	DueDate          *time.Time
+	CallbackURL      string
+	Reference        string
+
+	// Key makes the request idempotent; empty for none. Body is what two requests
+	// with one key are compared by.
+	Key  string
+	Body []byte
+	// Tenant the task belongs to, By who asks, Traceparent of the asking span.
+	Tenant      string
+	By          string
+	Traceparent string
+}
+
+// creation is one request on its way through the batcher.
+type creation struct {
+	req      Request
+	id       uuid.UUID
+	def      *definition
+	settings *settings
+	executor string
+	config   string
+	hash     []byte
+	at       time.Time
+	event    int64
+	job      int64
+	answer   chan error
+	answered bool // owned by the flusher
+	fresh    bool // made by this request, not by one before it
+	tried    bool // a flush of it ended in the unknown
+}
+
+// Create makes a task and answers when it is committed. The same key and body
+// again answer the task that the first made (created is false); another body is
+// ErrKeyReused.
+func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created bool, err error) {
+	c, err := t.prepare(ctx, req)
+	if err != nil {
+		return db.Task{}, false, err
+	}
+	t.creates.add(c)
+	if err := c.settled(ctx); err != nil {
+		return db.Task{}, false, err
+	}
+	if c.fresh {
+		return c.row(), true, nil
+	}
+	out := t.requested(ctx, []*creation{c})[0]
+	return out.Task, false, out.Err
+}
+
+// Created is what became of one request of many.
+type Created struct {
+	Task  db.Task
+	Fresh bool // made by this request, not by one before it
+	Err   error
+}
+
+// CreateMany is Create for many at once, which share their commits. Each stands for
+// itself: what is wrong with one is its own error. Two with one key are as two
+// requests, one after the other.
+func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
+	out := make([]Created, len(reqs))
+	all := make([]*creation, len(reqs))
+	fit := make([]*creation, 0, len(reqs))
+	for i, req := range reqs {
+		c, err := t.prepare(ctx, req)
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		all[i] = c
+		fit = append(fit, c)
+	}
+	if len(fit) > 0 {
+		t.creates.add(fit...)
+	}
+	var old []*creation
+	var places []int
+	for i, c := range all {
+		if c == nil {
+			continue
+		}
+		if out[i].Err = c.settled(ctx); out[i].Err != nil {
+			continue
+		}
+		if out[i].Fresh = c.fresh; c.fresh {
+			out[i].Task = c.row()
+		} else {
+			old, places = append(old, c), append(places, i)
+		}
+	}
+	for i, was := range t.requested(ctx, old) {
+		out[places[i]] = was
+	}
+	return out
+}
+
+// settled waits until it is known what became of a creation that was handed in.
+func (c *creation) settled(ctx context.Context) error {
+	select {
+	case err := <-c.answer:
+		if err != nil {
+			return fmt.Errorf("create task: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		// It may still be made: the same key asked again will tell.
+		return fmt.Errorf("create task: %w: %w", ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+// requested finds the tasks that earlier requests with the same keys made.
+func (t *Tasks) requested(ctx context.Context, all []*creation) []Created {
+	out := make([]Created, len(all))
+	type tenantKey struct{ tenant, key string }
+	keys := map[string][]string{}
+	for _, c := range all {
+		keys[c.req.Tenant] = append(keys[c.req.Tenant], c.req.Key)
+	}
+	made := map[tenantKey]db.TaskRequestGetRow{}
+	var ids []uuid.UUID
+	var failed error
+	for tenant, list := range keys {
+		rows, err := t.q.TaskRequestGet(ctx, db.TaskRequestGetParams{TenantID: tenant, RequestKeys: list})
+		if err != nil {
+			failed = readError("idempotency key", err)
+		}
+		for _, row := range rows {
+			made[tenantKey{tenant, row.RequestKey}] = row
+			ids = append(ids, row.TaskID)
+		}
+	}
+	tasks := map[uuid.UUID]db.Task{}
+	if len(ids) > 0 && failed == nil {
+		rows, err := t.q.TaskGetMany(ctx, ids)
+		if err != nil {
+			failed = readError("tasks of idempotency keys", err)
+		}
+		for _, row := range rows {
+			tasks[row.TaskID] = row
+		}
+	}
+	for i, c := range all {
+		row, known := made[tenantKey{c.req.Tenant, c.req.Key}]
+		task, there := tasks[row.TaskID]
+		switch {
+		case failed != nil:
+			out[i].Err = failed
+		case !known:
+			out[i].Err = fmt.Errorf("idempotency key: %w", ErrUnavailable)
+		case !bytes.Equal(row.BodyHash, c.hash):
+			out[i].Err = fmt.Errorf("task %s: %w", row.TaskID, ErrKeyReused)
+		case !there:
+			out[i].Err = fmt.Errorf("task %s: %w", row.TaskID, ErrNotFound)
+		default:
+			out[i].Task = task
+		}
+	}
+	return out
+}
+
+// prepare checks a request and gives it an id.
+func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
+	def, err := t.defs.get(ctx, req.TaskDefinitionID)
+	if err != nil {
+		return nil, err
+	}
+	if err := defaults(&req, def); err != nil {
+		return nil, err
+	}
+	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), at: now(), answer: make(chan error, 1)}
+	if c.executor, err = executorFor(req.TaskType, c.settings.config.Executor); err != nil {
+		return nil, err
+	}
+	c.settings.config.Executor = c.executor
+	if err := checkConfig(c.settings.config); err != nil {
+		return nil, err
+	}
+	if def == nil && t.cfg.CheckDefinition != nil {
+		if err := t.cfg.CheckDefinition(c.settings.config); err != nil {
+			return nil, invalid("/executionConfig", "%v", err)
+		}
+	}
+	if def != nil {
+		if broken := def.input.Validate(req.Input); len(broken) > 0 {
+			return nil, &Invalid{Message: "the input does not match the definition's schema", Violations: below("/input", broken)}
+		}
+	}
+	if req.Config != nil {
+		text, err := json.Marshal(req.Config)
+		if err != nil {
+			return nil, fmt.Errorf("write executionConfig: %w", err)
+		}
+		c.config = string(text)
+	}
+	if req.Key != "" {
+		sum, err := CanonicalHash(req.Body)
+		if err != nil {
+			return nil, fmt.Errorf("hash the request: %w", err)
+		}
+		c.hash = sum[:]
+	}
+	if c.id, err = uuid.NewV7(); err != nil {
+		return nil, fmt.Errorf("make a task id: %w", err)
+	}
+	return c, nil
+}
+
+// defaults fills in what the request leaves to its definition.
+func defaults(req *Request, def *definition) error {
+	switch {
+	case def == nil && (req.TaskType == "" || req.Config == nil || req.Config.Executor == ""):
+		return invalid("/taskDefinitionId", "no task definition %q: register it (PUT /api/internal/task-definitions/{id}), or give taskType and executionConfig.executor", req.TaskDefinitionID)
+	case def != nil && req.TaskType != "" && req.TaskType != def.Type:
+		return invalid("/taskType", "the definition %s is %s, not %s", def.ID, def.Type, req.TaskType)
+	case def != nil && req.Config != nil && overreaches(req.Config.ExecutionConfig):
+		return invalid("/executionConfig", "a request may override timeout, retryPolicy, executor, securityContext and visibilityTimeout; the rest belongs to the definition")
+	case def != nil:
+		req.TaskType = def.Type
+	}
+	if req.Priority == "" {
+		req.Priority = Medium
+	}
+	if req.CorrelationID == "" {
+		req.CorrelationID = uuid.NewString()
+	}
+	if len(req.Input) == 0 {
+		req.Input = json.RawMessage("{}")
+	}
+	if req.DueDate != nil {
+		due := req.DueDate.UTC().Truncate(time.Microsecond)
+		req.DueDate = &due
+	}
+	return nil
+}
+
+func overreaches(c ExecutionConfig) bool {
+	return c.Expression != nil || c.HTTP != nil || c.Handler != "" || c.Integration != nil || c.AssignmentRules != nil ||
+		c.Notifications != nil || c.SLA != nil || c.ResourceRequirements != nil
+}
+
+// below moves violations under a member of the body.
+func below(member string, list []Violation) []Violation {
+	out := make([]Violation, len(list))
+	for i, v := range list {
+		out[i] = Violation{Path: member + v.Path, Message: v.Message}
+	}
+	return out
+}
+
+func (c *creation) revision() int32 {
+	if c.def == nil {
+		return 0
+	}
+	return c.def.Revision
+}
+
+// row is the task as the flush wrote it.
+func (c *creation) row() db.Task {
+	return db.Task{
+		TaskID: c.id, JobID: c.job, CreatedAt: c.at, DueAt: c.req.DueDate, Version: 1, Status: db.TaskStatusPENDING,
+		Type: db.TaskType(c.req.TaskType), Lane: db.TaskLane(laneOf(c.req.TaskType)), Revision: c.revision(),
+		Priority: c.req.Priority.Rank(), TenantID: c.req.Tenant, WorkflowID: c.req.WorkflowID,
+		DefinitionID: c.req.TaskDefinitionID, Executor: c.executor, CorrelationID: c.req.CorrelationID,
+		StepID: orNil(c.req.StepID), RequestID: orNil(c.req.Key), Reference: orNil(c.req.Reference),
+		CallbackUrl: orNil(c.req.CallbackURL), Traceparent: orNil(c.req.Traceparent), Input: c.req.Input, Config: json.RawMessage(orNull(c.config)), Context: c.req.Context,
+	}
+}
+
+func orNil(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func orNull(s string) []byte {
+	if s == "" {
+		return nil
+	}
+	return []byte(s)
+}
+
+// flushCreates writes a batch and answers each of its requests.
+func (t *Tasks) flushCreates(batch []*creation) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	err := t.writeCreates(ctx, batch)
+	if err == nil {
+		t.cfg.Told()
+		t.wakeFor(ctx, batch)
+	}
+	for _, c := range batch {
+		if !c.answered {
+			c.answer <- err
+		}
+	}
+}
+
+// writeCreates settles which of the batch are fresh. One bad request must not
+// fail the others, so after an error that blames the data they go one by one.
+func (t *Tasks) writeCreates(ctx context.Context, batch []*creation) error {
+	err := t.insert(ctx, batch)
+	for tries := 0; err != nil && tries < 5; tries++ {
+		switch {
+		case again(err):
+			err = t.insert(ctx, batch)
+		case away(err):
+			// Unknown: it may have committed. The task ids are ours alone.
+			for _, c := range batch {
+				c.tried = true
+			}
+			if err = t.findCreated(ctx, batch); err == nil {
+				return nil
+			}
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		case len(batch) > 1:
+			for _, c := range batch {
+				c.answer <- t.writeCreates(ctx, []*creation{c})
+				c.answered = true
+			}
+			return nil
+		default:
+			return err
+		}
+	}
+	return err
+}
+
+// findCreated looks up what became of a flush whose answer was lost. It returns
+// an error unless all of the batch is there.
+func (t *Tasks) findCreated(ctx context.Context, batch []*creation) error {
+	events := make([]int64, len(batch))
+	for i, c := range batch {
+		events[i] = c.event
+	}
+	found, err := t.found(ctx, events)
+	if err != nil {
+		return err
+	}
+	for _, c := range batch {
+		c.fresh = found[c.event]
+		if !c.fresh && c.req.Key == "" {
+			return errors.New("the connection was lost, and nothing was written")
+		}
+	}
+	return nil
+}
+
+func (t *Tasks) insert(ctx context.Context, batch []*creation) error {
+	first, err := t.ids.events(ctx, len(batch))
+	if err != nil {
+		return err
+	}
+	jobIDs, err := t.ids.job(ctx, len(batch))
+	if err != nil {
+		return err
+	}
+	n := len(batch)
+	p := db.TaskCreateParams{
+		TaskIds: make([]uuid.UUID, 0, n), JobIds: jobIDs, EventIds: make([]int64, 0, n), CreatedAts: make([]time.Time, 0, n),
+	}
+	for i, c := range batch {
+		c.event, c.job = first+int64(i), jobIDs[i]
+		kind, lane := kindOf(c.req.TaskType, c.executor), laneOf(c.req.TaskType)
+		p.TaskIds = append(p.TaskIds, c.id)
+		p.EventIds = append(p.EventIds, c.event)
+		p.CreatedAts = append(p.CreatedAts, c.at)
+		p.DueAts = append(p.DueAts, orUnset(c.req.DueDate))
+		p.Types = append(p.Types, string(c.req.TaskType))
+		p.Lanes = append(p.Lanes, lane)
+		p.Revisions = append(p.Revisions, c.revision())
+		p.Priorities = append(p.Priorities, c.req.Priority.Rank())
+		p.TenantIds = append(p.TenantIds, c.req.Tenant)
+		p.WorkflowIds = append(p.WorkflowIds, c.req.WorkflowID)
+		p.DefinitionIds = append(p.DefinitionIds, c.req.TaskDefinitionID)
+		p.Executors = append(p.Executors, c.executor)
+		p.CorrelationIds = append(p.CorrelationIds, c.req.CorrelationID)
+		p.StepIds = append(p.StepIds, c.req.StepID)
+		p.RequestKeys = append(p.RequestKeys, c.req.Key)
+		p.BodyHashes = append(p.BodyHashes, c.hash)
+		p.Refs = append(p.Refs, c.req.Reference)
+		p.CallbackUrls = append(p.CallbackUrls, c.req.CallbackURL)
+		p.Traceparents = append(p.Traceparents, c.req.Traceparent)
+		p.Inputs = append(p.Inputs, string(c.req.Input))
+		p.Configs = append(p.Configs, c.config)
+		p.Contexts = append(p.Contexts, string(c.req.Context))
+		p.Actors = append(p.Actors, c.req.By)
+		p.Kinds = append(p.Kinds, kind)
+		p.Args = append(p.Args, `{"task_id": "`+c.id.String()+`", "attempt": 1, "timeout_ms": `+strconv.FormatInt(c.settings.timeout.Milliseconds(), 10)+`}`)
+		p.Metadata = append(p.Metadata, metadata(c.req.CorrelationID, c.req.Traceparent))
+		p.Tags = append(p.Tags, "wf-"+tag(c.req.WorkflowID))
+	}
+	fresh, err := t.q.TaskCreate(ctx, p)
+	if err != nil {
+		// A key of ours that is there already: an earlier try of this very flush
+		// did commit after all.
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
+			return t.findCreated(ctx, batch)
+		}
+		return fmt.Errorf("insert tasks: %w", err)
+	}
+	made := make(map[uuid.UUID]bool, len(fresh))
+	for _, id := range fresh {
+		made[id] = true
+	}
+	for _, c := range batch {
+		c.fresh = made[c.id]
+	}
+	return nil
+}
+
+// metadata of a River job: what traces it, nothing of what it works on.
+func metadata(correlation, traceparent string) string {
+	m := map[string]string{"correlationId": correlation}
+	if traceparent != "" {
+		m["traceparent"] = traceparent
+	}
+	text, err := json.Marshal(m)
+	if err != nil {
+		return "{}"
+	}
+	return string(text)
+}
+
+var notTag = regexp.MustCompile(`[^\w-]`)
+
+// tag makes a workflow's name fit for River's tags, which River UI filters by.
+func tag(name string) string {
+	name = notTag.ReplaceAllString(name, "_")
+	return name[:min(len(name), 200)]
+}
+
+// wakeFor tells the lanes that work has come.
+func (t *Tasks) wakeFor(ctx context.Context, batch []*creation) {
+	var kinds [len(wakeKinds)]bool
+	for _, c := range batch {
+		if c.fresh {
+			kinds[wakeIndex(laneOf(c.req.TaskType), kindOf(c.req.TaskType, c.executor))] = true
+		}
+	}
+	t.wakeAll(ctx, kinds)
+}
+
+// found says which of these event ids were committed. Ids are never used twice,
+// so an event that is there is the trace of our own flush.
+func (t *Tasks) found(ctx context.Context, events []int64) (map[int64]bool, error) {
+	found := map[int64]bool{}
+	ids, err := t.q.EventsFound(ctx, events)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("look up a flush: %w", err)
+	}
+	for _, id := range ids {
+		found[id] = true
+	}
+	return found, nil
+}

@@ -1,0 +1,123 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// DeadLetterWalk is how many dead letters one question looks at: enough for a bad
+// day, and no more than a second's work.
+const DeadLetterWalk = 20_000
+
+// DeadLetterFilter narrows dead letters down. Zero values mean "whatever".
+type DeadLetterFilter struct {
+	Fingerprint      string    `json:"fingerprint,omitempty"`
+	TaskDefinitionID string    `json:"taskDefinitionId,omitempty"`
+	ErrorCode        string    `json:"errorCode,omitempty"`
+	Lane             string    `json:"queue,omitempty"` // in which it failed: its type's
+	Since            time.Time `json:"since,omitzero"`  // when it ended
+}
+
+// Type is the type whose lane the filter names.
+func (f DeadLetterFilter) Type() string {
+	for _, kind := range []Type{Automated, Integration, Manual} {
+		if laneOf(kind) == f.Lane {
+			return string(kind)
+		}
+	}
+	return ""
+}
+
+// LaneOf is the lane of a type's new tasks.
+func LaneOf(kind Type) string { return laneOf(kind) }
+
+// DeadLetterPlace is a place in the order of dead letters: the most urgent first,
+// then the oldest. Zero is before them all.
+type DeadLetterPlace struct {
+	Priority int16
+	At       time.Time
+	Job      int64
+}
+
+// DeadLetters lists up to so many dead letters after a place. next is where to go
+// on; nil at the end. A page can be short of rows and have a next all the same.
+func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetterFilter, from DeadLetterPlace, page int32) (rows []db.DeadLetterListRow, next *DeadLetterPlace, err error) {
+	until := DeadLetterPlace{Priority: math.MaxInt16, At: from.At, Job: math.MaxInt64}
+	reach, err := q.DeadLetterReach(ctx, db.DeadLetterReachParams{
+		AfterPriority: from.Priority, AfterAt: from.At, AfterID: from.Job, Skip: DeadLetterWalk - 1,
+	})
+	switch {
+	case err == nil:
+		until = DeadLetterPlace{reach.Priority, reach.ScheduledAt, reach.ID}
+		next = &until
+	case !errors.Is(err, pgx.ErrNoRows):
+		return nil, nil, readError("dead letters", err)
+	}
+	rows, err = q.DeadLetterList(ctx, db.DeadLetterListParams{
+		AfterPriority: from.Priority, AfterAt: from.At, AfterID: from.Job,
+		UntilPriority: until.Priority, UntilAt: until.At, UntilID: until.Job, Walk: DeadLetterWalk,
+		TenantID: tenant, Type: f.Type(), DefinitionID: f.TaskDefinitionID, ErrorCode: f.ErrorCode, Fingerprint: f.Fingerprint,
+		Since: f.Since, Page: page + 1,
+	})
+	if err != nil {
+		return nil, nil, readError("dead letters", err)
+	}
+	if len(rows) > int(page) {
+		rows = rows[:page]
+		last := rows[page-1]
+		next = &DeadLetterPlace{last.Priority, last.ScheduledAt, last.ID}
+	}
+	return rows, next, nil
+}
+
+// MoreDeadLetters says whether there are more, of all tenants, than one question
+// looks at.
+func MoreDeadLetters(ctx context.Context, q *db.Queries) (bool, error) {
+	_, err := q.DeadLetterReach(ctx, db.DeadLetterReachParams{Skip: DeadLetterWalk})
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, readError("dead letters", err)
+	}
+	return true, nil
+}
+
+// Discarded says who laid a dead letter aside, when and why.
+type Discarded struct {
+	At     time.Time
+	By     string
+	Reason string
+}
+
+// Discard lays a dead letter aside: the task stays as it ended, and waits for
+// nobody any more. Discarding again changes nothing and is no error.
+func (t *Tasks) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, error) {
+	rows, err := t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason})
+	if err != nil {
+		return Discarded{}, readError("task "+id.String(), err)
+	}
+	if len(rows) == 1 {
+		return Discarded{rows[0].At.UTC(), rows[0].Actor, rows[0].Reason}, nil
+	}
+	task, err := t.Get(ctx, ask.Tenant, id)
+	if err != nil {
+		return Discarded{}, err
+	}
+	row, err := t.q.DeadLetterDiscarded(ctx, id)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Discarded{}, &Conflict{fmt.Sprintf("task %s is no dead letter: it is %s", id, task.Status)}
+	case err != nil:
+		return Discarded{}, readError("task "+id.String(), err)
+	}
+	return Discarded{row.At.UTC(), row.Actor, row.Reason}, nil
+}

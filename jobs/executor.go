@@ -1,0 +1,163 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// An Executor does the work of one attempt. It must return soon after ctx ends:
+// ctx ends at the attempt's deadline, when the task is cancelled, and when the
+// lease is lost. What it returns then is ignored.
+//
+// A nil error completes the task with Result.Output. A *Failure fails the
+// attempt and the task's retry policy decides; an *Outage gives the task back
+// to its lane and spends no attempt; any other error is a retryable failure
+// with code EXECUTION_ERROR.
+type Executor interface {
+	Execute(ctx context.Context, job Job) (Result, error)
+}
+
+// ExecutorFunc is a Go handler as an Executor.
+type ExecutorFunc func(ctx context.Context, job Job) (Result, error)
+
+// Execute calls f.
+func (f ExecutorFunc) Execute(ctx context.Context, job Job) (Result, error) { return f(ctx, job) }
+
+// Job is one attempt at a task, as an executor sees it.
+type Job struct {
+	TaskID        uuid.UUID
+	Attempt       int // 1 for the first
+	WorkflowID    string
+	StepID        string
+	DefinitionID  string
+	Name          string // of the definition
+	Description   string // of the definition
+	Type          Type
+	Priority      Priority
+	CorrelationID string
+	Input         json.RawMessage // as the orchestrator sent it; never nil
+	Context       json.RawMessage // the workflow's context; may be nil
+	Config        ExecutionConfig // the definition's, with what the request overrode
+	CreatedAt     time.Time
+	DueDate       *time.Time
+	Deadline      time.Time // when the attempt times out; zero if never
+}
+
+// Result is what an attempt came to. At most one field is set.
+type Result struct {
+	Output json.RawMessage // a JSON object, or nil for none
+	Await  *Await          // accepted elsewhere: the task stays RUNNING until the answer comes
+	Assign *Assignment     // a person's turn: the task waits as ASSIGNED
+}
+
+// Await says that another system took the work and will answer by event.
+type Await struct {
+	InvocationID string
+}
+
+// Assignment says whose turn it is. At least one of AssigneeID, GroupID,
+// CandidateUsers, CandidateRoles and CandidateGroups is set.
+type Assignment struct {
+	AssigneeID      string
+	AssigneeName    string
+	GroupID         string
+	CandidateUsers  []string
+	CandidateRoles  []string
+	CandidateGroups []string
+	DueDate         *time.Time
+}
+
+// Failure is the document's error of a task: an attempt that ran and failed.
+type Failure struct {
+	Code       string          `json:"code"`
+	Message    string          `json:"message"`
+	Details    json.RawMessage `json:"details,omitempty"`
+	StackTrace string          `json:"stackTrace,omitempty"`
+	Retryable  *bool           `json:"retryable,omitempty"` // nil leaves it to the policy
+}
+
+func (f *Failure) Error() string { return f.Code + ": " + f.Message }
+
+// Outage says that a neighbour could not be reached at all: nothing is known to
+// have happened, so the task waits and no attempt is spent.
+type Outage struct {
+	Neighbour string
+	Err       error
+}
+
+func (o *Outage) Error() string { return o.Neighbour + " is away: " + o.Err.Error() }
+func (o *Outage) Unwrap() error { return o.Err }
+
+// ExecutionConfig is a definition's executionConfig. Field names follow the
+// interface document; unknown members are kept out at the door.
+type ExecutionConfig struct {
+	Executor             string                `json:"executor,omitempty"`
+	SecurityContext      json.RawMessage       `json:"securityContext,omitempty"`
+	ResourceRequirements *ResourceRequirements `json:"resourceRequirements,omitempty"`
+	VisibilityTimeout    int64                 `json:"visibilityTimeout,omitempty"` // ms; default 30 s
+	Expression           []Assign              `json:"expression,omitempty"`
+	HTTP                 *HTTPCall             `json:"http,omitempty"`
+	Handler              string                `json:"handler,omitempty"` // name of a registered Go handler, for executor "go"
+	Integration          *IntegrationCall      `json:"integration,omitempty"`
+	AssignmentRules      *AssignmentRules      `json:"assignmentRules,omitempty"`
+	Notifications        *Notifications        `json:"notifications,omitempty"`
+	SLA                  *SLA                  `json:"sla,omitempty"`
+}
+
+// Assign computes one member of the output: CEL over input, context and the
+// output so far.
+type Assign struct {
+	Name  string `json:"name" minLength:"1" maxLength:"128"`
+	Value string `json:"value" minLength:"1" maxLength:"8192"`
+}
+
+// HTTPCall is the http executor's request. The task's input is the body unless
+// the method has none (GET, HEAD, DELETE).
+type HTTPCall struct {
+	Method  string            `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" default:"POST"`
+	URL     string            `json:"url" minLength:"1" maxLength:"2048"`
+	Headers map[string]string `json:"headers,omitempty"`
+}
+
+// IntegrationCall names what the Integration Service is to do.
+type IntegrationCall struct {
+	Type          string `json:"type,omitempty" enum:"REST,SOAP,DATABASE,MESSAGE_QUEUE,FILE_TRANSFER,CUSTOM" default:"REST"`
+	Method        string `json:"method" minLength:"1" maxLength:"128"`
+	Instance      string `json:"instance" pattern:"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"`
+	Async         bool   `json:"async,omitempty"`
+	Connection    string `json:"connection,omitempty" maxLength:"128"`
+	CredentialRef string `json:"credentialRef,omitempty" maxLength:"256"`
+}
+
+// AssignmentRules say who may do a manual task. Assignee may be ${input.path}.
+type AssignmentRules struct {
+	Assignee        string   `json:"assignee,omitempty" maxLength:"256"`
+	Role            string   `json:"role,omitempty" maxLength:"128"`
+	Skills          []string `json:"skills,omitempty" maxItems:"32"`
+	CandidateUsers  []string `json:"candidateUsers,omitempty" maxItems:"256"`
+	CandidateRoles  []string `json:"candidateRoles,omitempty" maxItems:"32"`
+	CandidateGroups []string `json:"candidateGroups,omitempty" maxItems:"32"`
+	DefaultAssignee string   `json:"defaultAssignee,omitempty" maxLength:"128"`
+	DefaultGroup    string   `json:"defaultGroup,omitempty" maxLength:"128"`
+}
+
+// Notifications lists the channels to try, in order of preference.
+type Notifications struct {
+	Channels []string `json:"channels,omitempty" maxItems:"8"`
+}
+
+// SLA gives a manual task its due date.
+type SLA struct {
+	Hours float64 `json:"hours,omitempty" minimum:"0" maximum:"8760"`
+}
+
+// ResourceRequirements are asked of the Resource Service.
+type ResourceRequirements struct {
+	CPU            string `json:"cpu,omitempty" maxLength:"32"`
+	Memory         string `json:"memory,omitempty" maxLength:"32"`
+	Disk           string `json:"disk,omitempty" maxLength:"32"`
+	TimeoutSeconds int64  `json:"timeoutSeconds,omitempty" minimum:"0"`
+}

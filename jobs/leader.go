@@ -1,0 +1,63 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+)
+
+// queueInternal is River's own small queue in every process: a client without one
+// cannot lead, and without a leader nothing scheduled ever becomes available.
+const queueInternal = "tes-internal"
+
+// stubWorker stands for a kind that our own claims work. The leader's rescuer discards
+// kinds it does not know, and never touches those without a timeout.
+type stubWorker struct{ river.WorkerDefaults[stubArgs] }
+
+type stubArgs struct{ kind string }
+
+func (a stubArgs) Kind() string { return a.kind }
+
+func (stubWorker) Timeout(*river.Job[stubArgs]) time.Duration { return -1 }
+
+// Work is never reached: no queue of this client holds our kinds.
+func (stubWorker) Work(_ context.Context, job *river.Job[stubArgs]) error {
+	return fmt.Errorf("job %d of kind %s is worked by claims, not by this client", job.ID, job.Kind)
+}
+
+// NewRiver makes the River client of a process: it may lead (schedule, clean,
+// rescue), serves River UI, and works none of the lanes. It wants a pool of its
+// own: a starved one loses elections.
+func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger) (*river.Client[pgx.Tx], error) {
+	workers := river.NewWorkers()
+	for _, kind := range Kinds {
+		river.AddWorkerArgs(workers, stubArgs{kind}, stubWorker{})
+	}
+	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
+		ID:                          riverID(processID),
+		Logger:                      logger,
+		Queues:                      map[string]river.QueueConfig{queueInternal: {MaxWorkers: 1, FetchPollInterval: time.Minute}},
+		Workers:                     workers,
+		MaxAttempts:                 1,
+		JobTimeout:                  -1,
+		RescueStuckJobsAfter:        time.Hour,
+		CompletedJobRetentionPeriod: 2 * time.Hour,
+		CancelledJobRetentionPeriod: 24 * time.Hour,
+		DiscardedJobRetentionPeriod: 7 * 24 * time.Hour,
+		// The service's role owns no index; docs/operations.md has the DBA's line.
+		ReindexerSchedule: river.NeverSchedule(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("river client: %w", err)
+	}
+	return client, nil
+}
+
+// riverID keeps within River's hundred characters.
+func riverID(processID string) string { return processID[max(0, len(processID)-100):] }

@@ -1,0 +1,345 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// LeaseRequest is a remote worker's dequeue.
+type LeaseRequest struct {
+	Tenant string
+	Worker string // names the worker in leases, attempts and events
+	// ID makes the request idempotent: asked again it is answered with the leases
+	// that it has. Empty for none.
+	ID string
+	// Wait is how long to wait for work when there is none.
+	Wait time.Duration
+	// Most leases in one answer, over all selections.
+	Most   int
+	Select []Selection
+}
+
+// Selection is a part of the queues that a worker works.
+type Selection struct {
+	// Lane is LaneAutomated or LaneIntegration, with the retries of its tasks, which
+	// come first; or LaneRetry, the retries of both.
+	Lane string
+	// Definitions that the worker knows; empty: all.
+	Definitions []string
+	// Most of this selection; 0: as many as the request.
+	Most int
+	// Visibility of these leases; 0: each task's own.
+	Visibility time.Duration
+}
+
+// Lease is an attempt in the hands of a remote worker.
+type Lease struct {
+	Token      string
+	Attempt    int
+	ExpiresAt  time.Time
+	Visibility time.Duration
+	EnqueuedAt time.Time       // the attempt's job
+	Checkpoint json.RawMessage // of an attempt before this one; nil if none
+
+	TaskID        uuid.UUID
+	WorkflowID    string
+	StepID        string
+	DefinitionID  string
+	Type          Type
+	Priority      Priority
+	CorrelationID string
+	Traceparent   string
+	Input         json.RawMessage
+	Context       json.RawMessage
+	Timeout       time.Duration
+	Retry         RetryPolicy
+	Security      json.RawMessage
+}
+
+// leasePoll is how often a parked dequeue looks without being woken: for retries
+// that become due, and for what another process's notification did not tell.
+const leasePoll = time.Second
+
+// Lease hands out work to a remote worker, and waits for it if there is none. No
+// lease is no error. What was taken for a caller that is gone is given back.
+func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	if req.ID == "" {
+		req.ID = uuid.NewString()
+	} else if found, err := t.leases(ctx, req); err != nil || len(found) > 0 {
+		return found, err
+	}
+	wait := time.NewTimer(req.Wait)
+	defer wait.Stop()
+	poll := time.NewTicker(leasePoll)
+	defer poll.Stop()
+	for {
+		work := t.wakes.leasable()
+		found, err := t.lease(ctx, req)
+		if err != nil || len(found) > 0 || req.Wait == 0 {
+			return found, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-t.resting:
+			return nil, nil
+		case <-wait.C:
+			return nil, nil
+		case <-work:
+		case <-poll.C:
+		}
+	}
+}
+
+// Rest answers every parked dequeue and tells workers to drain: the process is
+// about to stop taking requests.
+func (t *Tasks) Rest() { t.rest.Do(func() { close(t.resting) }) }
+
+// lease takes what there is now.
+func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	// Cut short, a claim would leave its jobs to the sweep.
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
+	defer cancel()
+	var begun []*move
+	for _, sel := range req.Select {
+		most := req.Most - len(begun)
+		if sel.Most > 0 {
+			most = min(most, sel.Most)
+		}
+		lanes := []db.WorkerClaimParams{{Lane: LaneRetry, Type: string(typeOf(sel.Lane))}, {Lane: sel.Lane}}
+		if sel.Lane == LaneRetry {
+			lanes = lanes[:1]
+		}
+		for _, p := range lanes {
+			if most <= 0 {
+				break
+			}
+			p.TenantID, p.DefinitionIds, p.Most, p.ExecutorID = req.Tenant, append([]string{}, sel.Definitions...), int32(most), t.cfg.ProcessID
+			rows, err := t.q.WorkerClaim(work, p)
+			if err != nil {
+				return nil, readError("claim for a worker", err)
+			}
+			for _, row := range rows {
+				m, err := t.leased(work, row, req, sel)
+				if err != nil {
+					return nil, err // the claim is left to the sweep
+				}
+				begun = append(begun, m)
+			}
+			most -= len(rows)
+		}
+	}
+	if len(begun) == 0 {
+		return nil, nil
+	}
+	if err := t.begin(work, begun); err != nil {
+		return nil, err
+	}
+	found, err := t.leases(work, req)
+	if err == nil && ctx.Err() != nil {
+		for _, l := range found {
+			// Nobody has seen the token. What cannot be given back now runs out.
+			_, _ = t.ReleaseLease(work, req.Tenant, l.Token, 0, "the worker was gone before it was answered")
+		}
+		return nil, context.Cause(ctx)
+	}
+	return found, err
+}
+
+// typeOf is the type of a standard lane's tasks; the retry lane has all.
+func typeOf(lane string) Type {
+	switch lane {
+	case LaneAutomated:
+		return Automated
+	case LaneIntegration:
+		return Integration
+	}
+	return ""
+}
+
+// leased is the start of an attempt by a remote worker.
+func (t *Tasks) leased(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*move, error) {
+	s, err := t.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+	if err != nil {
+		return nil, err
+	}
+	visibility := s.visibility
+	if sel.Visibility > 0 {
+		visibility = sel.Visibility
+	}
+	return &move{
+		task: row.TaskID, wantJob: row.JobID, wantAttempt: row.Attempt, want: []Status{Pending},
+		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: now(),
+		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseAsk: req.ID, visibility: visibility,
+	}, nil
+}
+
+// begin writes the starts, which share a commit, and ends the tokens whose tasks
+// have gone on without them.
+func (t *Tasks) begin(ctx context.Context, begun []*move) error {
+	stale := []int64{}
+	var failed error
+	for i, out := range t.makeAll(begun) {
+		switch {
+		case out.err != nil:
+			failed = out.err
+		case !out.made:
+			stale = append(stale, begun[i].wantJob)
+		}
+	}
+	if len(stale) > 0 {
+		if err := t.q.JobsEnd(ctx, stale); err != nil {
+			t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
+		}
+	}
+	return failed
+}
+
+// leases reads what a request was given.
+func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	rows, err := t.q.WorkerLeases(ctx, db.WorkerLeasesParams{Owner: req.Worker, RequestID: req.ID, TenantID: req.Tenant})
+	if err != nil {
+		return nil, readError("leases of a worker", err)
+	}
+	found := make([]Lease, len(rows))
+	for i, row := range rows {
+		s, err := t.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+		if err != nil {
+			return nil, err
+		}
+		token, err := t.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt})
+		if err != nil {
+			return nil, err
+		}
+		found[i] = Lease{
+			Token: token, Attempt: int(row.Attempt), ExpiresAt: row.ExpiresAt.UTC(), Visibility: time.Duration(row.VisibilityMs) * time.Millisecond,
+			EnqueuedAt: row.EnqueuedAt.UTC(), Checkpoint: row.Checkpoint,
+			TaskID: row.TaskID, WorkflowID: row.WorkflowID, DefinitionID: row.DefinitionID, Type: Type(row.Type),
+			Priority: priorityOf(row.Priority), CorrelationID: row.CorrelationID, Input: row.Input, Context: row.Context,
+			Timeout: s.timeout, Retry: s.retry, Security: s.config.SecurityContext,
+		}
+		if row.StepID != nil {
+			found[i].StepID = *row.StepID
+		}
+		if row.Traceparent != nil {
+			found[i].Traceparent = *row.Traceparent
+		}
+	}
+	return found, nil
+}
+
+// Directive is what a heartbeat answers a worker.
+type Directive string
+
+// The directives.
+const (
+	Continue Directive = "CONTINUE"
+	// StopWork: the task was cancelled; nobody wants its result any more.
+	StopWork Directive = "CANCEL"
+	// FinishUp: this process stops; finish, and ask another for more.
+	FinishUp Directive = "DRAIN"
+)
+
+// Beat is one heartbeat of one lease.
+type Beat struct {
+	Token      string
+	Extend     time.Duration   // from now; 0: the lease's visibility timeout
+	Progress   json.RawMessage // nil: as it was
+	Checkpoint json.RawMessage // nil: as it was
+}
+
+// Beaten is the answer to a heartbeat. Err is ErrNotFound, ErrLeaseLost or a
+// *TaskEnded; else the lease lasts until ExpiresAt.
+type Beaten struct {
+	ExpiresAt time.Time
+	Directive Directive
+	Reason    string
+	Err       error
+}
+
+// Heartbeat extends leases, all in one statement. The error is of the whole call.
+func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
+	out := make([]Beaten, len(beats))
+	ids := make([]leaseID, len(beats))
+	var p db.WorkerBeatParams
+	for i, b := range beats {
+		id, err := t.tokens.read(ctx, b.Token)
+		if err != nil {
+			out[i].Err = err
+			continue
+		}
+		ids[i] = id
+		p.TaskIds, p.JobIds = append(p.TaskIds, id.task), append(p.JobIds, id.job)
+		p.ExtendMs = append(p.ExtendMs, b.Extend.Milliseconds())
+		p.Progress, p.Checkpoints = append(p.Progress, string(b.Progress)), append(p.Checkpoints, string(b.Checkpoint))
+	}
+	until := map[int64]time.Time{}
+	if len(p.JobIds) > 0 {
+		rows, err := t.q.WorkerBeat(ctx, p)
+		if err != nil {
+			return nil, readError("heartbeat", err)
+		}
+		for _, row := range rows {
+			until[row.JobID] = row.ExpiresAt.UTC()
+		}
+	}
+	for i, id := range ids {
+		if out[i].Err != nil {
+			continue
+		}
+		expires, kept := until[id.job]
+		switch {
+		case !kept:
+			var err error
+			if out[i], err = t.missed(ctx, tenant, id); err != nil {
+				return nil, err
+			}
+		case t.atRest():
+			out[i] = Beaten{ExpiresAt: expires, Directive: FinishUp, Reason: "this process is stopping"}
+		default:
+			out[i] = Beaten{ExpiresAt: expires, Directive: Continue}
+		}
+	}
+	return out, nil
+}
+
+func (t *Tasks) atRest() bool {
+	select {
+	case <-t.resting:
+		return true
+	default:
+		return false
+	}
+}
+
+// missed answers the heartbeat of a lease that is not there. The worker of a
+// cancelled task is told so for as long as its lease would have lasted.
+func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID) (Beaten, error) {
+	task, err := t.Get(ctx, tenant, id.task)
+	if err != nil {
+		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
+	}
+	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
+		s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+		if err != nil {
+			return Beaten{}, err
+		}
+		if until := task.EndedAt.Add(s.visibility); time.Now().Before(until) {
+			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
+		}
+	}
+	return Beaten{Err: lostTo(task)}, nil
+}
+
+// lostTo says to what a lease was lost.
+func lostTo(task db.Task) error {
+	if s := Status(task.Status); s.Terminal() {
+		return &TaskEnded{Status: s}
+	}
+	return ErrLeaseLost
+}

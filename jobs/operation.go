@@ -1,0 +1,339 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// Operation is a redrive and how far it has come.
+type Operation struct {
+	db.RedriveOperation
+	db.RedriveCountRow
+	Refused []Rejected
+}
+
+// Operation tells how far a redrive has come.
+func (t *Tasks) Operation(ctx context.Context, tenant string, id uuid.UUID) (out Operation, err error) {
+	what := "operation " + id.String()
+	if out.RedriveOperation, err = t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: tenant}); err != nil {
+		return Operation{}, readError(what, err)
+	}
+	if out.RedriveCountRow, err = t.q.RedriveCount(ctx, id); err != nil {
+		return Operation{}, readError(what, err)
+	}
+	rows, err := t.q.RedriveRejected(ctx, id)
+	if err != nil {
+		return Operation{}, readError(what, err)
+	}
+	for _, row := range rows {
+		out.Refused = append(out.Refused, Rejected{row.TaskID, row.Code})
+	}
+	return out, nil
+}
+
+// StopRedrive ends an operation: when it answers, nothing more of it moves. One
+// that has ended stays as it is.
+func (t *Tasks) StopRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
+	if err := t.stopRedrive(ctx, id, ask); err != nil {
+		return Operation{}, err
+	}
+	return t.Operation(ctx, ask.Tenant, id)
+}
+
+// stopRedrive waits for the step that is under way: it holds the row.
+func (t *Tasks) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
+	what := "operation " + id.String()
+	if _, err := t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
+		return readError(what, err)
+	}
+	if err := t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason}); err != nil {
+		return readError(what, err)
+	}
+	return nil
+}
+
+// UndoRedrive stops an operation and makes dead letters again of what it has put
+// back and nobody has begun, with the input and the error that they had. Undoing
+// again changes nothing.
+func (t *Tasks) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
+	what := "operation " + id.String()
+	if err := t.stopRedrive(ctx, id, ask); err != nil {
+		return Operation{}, err
+	}
+	op, err := t.Operation(ctx, ask.Tenant, id)
+	if err != nil || op.State == db.RedriveStateUNDONE {
+		return op, err
+	}
+	if err := t.recall(ctx, id); err != nil {
+		return Operation{}, err
+	}
+	for after := int32(0); ; {
+		rows, err := t.q.RedriveUndoable(ctx, db.RedriveUndoableParams{OperationID: id, After: after, Page: int32(stepOf(nil))}) //nolint:gosec // small
+		if err != nil {
+			return Operation{}, readError(what, err)
+		}
+		if len(rows) == 0 {
+			break
+		}
+		after = rows[len(rows)-1].N
+		if err := t.undo(ctx, id, ask, rows); err != nil {
+			return Operation{}, err
+		}
+	}
+	if err := t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: ask.By, UndoReason: ask.Reason}); err != nil {
+		return Operation{}, readError(what, err)
+	}
+	return t.Operation(ctx, ask.Tenant, id)
+}
+
+// recall notes what a stopped operation has moved in a step whose note was lost.
+func (t *Tasks) recall(ctx context.Context, id uuid.UUID) error {
+	items, err := t.q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: id, Page: int32(stepOf(nil))}) //nolint:gosec // small
+	if err != nil || len(items) == 0 {
+		return err
+	}
+	doubtful, gone := map[uuid.UUID]string{}, map[uuid.UUID]int32{}
+	for _, item := range items { // a lost step is the first of what waits
+		doubtful[item.TaskID] = RejectedNotDeadLetter
+	}
+	if err := t.traced(ctx, id, doubtful, gone); err != nil {
+		return err
+	}
+	found := db.RedriveSettleParams{OperationID: id}
+	for _, item := range items {
+		if seq := gone[item.TaskID]; seq > 0 {
+			settle(&found, item.N, db.RedriveItemStateREDRIVEN, seq, "")
+		}
+	}
+	if len(found.Ns) == 0 {
+		return nil
+	}
+	if err := t.q.RedriveSettle(ctx, found); err != nil {
+		return readError("operation "+id.String(), err)
+	}
+	return nil
+}
+
+func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.RedriveUndoableRow) error {
+	back := make([]*move, len(rows))
+	for i, row := range rows {
+		var note outbox.RedrivenNote
+		if row.Payload != nil {
+			if err := json.Unmarshal([]byte(*row.Payload), &note); err != nil {
+				return fmt.Errorf("read the redrive of task %s: %w", row.TaskID, err)
+			}
+		}
+		at := now()
+		back[i] = &move{
+			task: row.TaskID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Pending},
+			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: ask.By, executor: ask.By, at: at,
+			payload: outbox.RedrivenNote{OperationID: id.String(), Reason: ask.Reason, Undone: true}, input: note.Input,
+			endJob: db.RiverJobStateCancelled, next: &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: at}, callerWaits: true,
+		}
+	}
+	done := db.RedriveSettleParams{OperationID: id}
+	outs := t.makeAll(back)
+	var lost error
+	for i, out := range outs {
+		switch {
+		case out.err != nil:
+			lost = out.err
+		case out.made:
+			settle(&done, rows[i].N, db.RedriveItemStateUNDONE, 0, "")
+		}
+	}
+	if len(done.Ns) > 0 {
+		if err := t.q.RedriveSettle(ctx, done); err != nil {
+			return readError("operation "+id.String(), err)
+		}
+	}
+	return lost
+}
+
+func settle(p *db.RedriveSettleParams, n int32, state db.RedriveItemState, seq int32, code string) {
+	p.Ns = append(p.Ns, n)
+	p.States = append(p.States, string(state))
+	p.Seqs = append(p.Seqs, seq)
+	p.Codes = append(p.Codes, code)
+}
+
+// stepOf is how many tasks are taken at a time: inputs can be long.
+func stepOf(patch jsonpatch.Patch) int {
+	if patch != nil {
+		return 50
+	}
+	return 500
+}
+
+// pacedFor is how many seconds of a rate can be saved up.
+const pacedFor = 2
+
+// redrives works operations off, one step at a time, each in one process.
+func (r *Runner) redrives(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "redrive", func(ctx context.Context) error {
+		for {
+			if more, err := r.tasks.redriveStep(ctx); err != nil || !more {
+				return err
+			}
+		}
+	})
+}
+
+// redriveStep moves the next few tasks of the operation that has waited longest.
+// It holds the operation's row meanwhile, so that a stop comes before it or after.
+func (t *Tasks) redriveStep(ctx context.Context) (more bool, err error) {
+	tx, err := t.pool.Begin(ctx)
+	if err != nil {
+		return false, fmt.Errorf("redrive: %w", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	q := t.q.WithTx(tx)
+	found, err := q.RedriveNext(ctx)
+	if err != nil || len(found) == 0 {
+		return false, err
+	}
+	op := found[0].RedriveOperation
+	patch, err := readPatch(op.InputPatch)
+	if err != nil {
+		return false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
+	}
+	saved := min(found[0].Elapsed, pacedFor)
+	n := min(int(saved*float64(op.Rate)), stepOf(patch))
+	pace := db.RedrivePaceParams{OperationID: op.OperationID, State: op.State, StoppedBy: t.cfg.ProcessID}
+	if op.State == db.RedriveStateCANARY {
+		if n, err = t.canary(ctx, q, op, &pace, n); err != nil {
+			return false, err
+		}
+	}
+	if n > 0 {
+		moved, err := t.redriveSome(ctx, q, op, patch, n)
+		if err != nil {
+			return false, err
+		}
+		if moved < n && pace.State == db.RedriveStateRUNNING {
+			pace.State = db.RedriveStateDONE
+		}
+		pace.UnusedSeconds = max(0, saved-float64(n)/float64(op.Rate))
+	}
+	if err := q.RedrivePace(ctx, pace); err != nil {
+		return false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
+	}
+	return n > 0, tx.Commit(ctx)
+}
+
+// canary says how many more may go while the first few are watched, and what the
+// operation becomes when it is known how they ended.
+func (t *Tasks) canary(ctx context.Context, q *db.Queries, op db.RedriveOperation, pace *db.RedrivePaceParams, n int) (int, error) {
+	c, err := q.RedriveCount(ctx, op.OperationID)
+	if err != nil {
+		return 0, fmt.Errorf("redrive %s: %w", op.OperationID, err)
+	}
+	out := c.Redriven
+	if c.Waiting > 0 {
+		out = max(out, op.CanaryCount) // so many will have gone
+	}
+	ended := c.Completed + c.Failed + c.Cancelled
+	switch {
+	case float64(c.Failed) > op.CanaryRatio*float64(out):
+		pace.State = db.RedriveStateSTOPPED
+		pace.StopReason = fmt.Sprintf("canary: %d of %d failed", c.Failed, out)
+		t.cfg.Logger.Warn("a redrive was stopped by its canary", "operation", op.OperationID, "failed", c.Failed, "of", out)
+		return 0, nil
+	case c.Redriven < op.CanaryCount && c.Waiting > 0:
+		return min(n, int(op.CanaryCount-c.Redriven)), nil
+	case ended < c.Redriven:
+		return 0, nil
+	case c.Waiting == 0:
+		pace.State = db.RedriveStateDONE
+		return 0, nil
+	}
+	pace.State = db.RedriveStateRUNNING
+	return n, nil
+}
+
+// redriveSome takes the next tasks of an operation, and says how many there were.
+func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (int, error) {
+	items, err := q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: op.OperationID, Page: int32(n)}) //nolint:gosec // at most a step
+	if err != nil || len(items) == 0 {
+		return 0, err
+	}
+	ids := make([]uuid.UUID, len(items))
+	for i, item := range items {
+		ids[i] = item.TaskID
+	}
+	known, err := t.candidates(ctx, ids, patch)
+	if err != nil {
+		return 0, err
+	}
+	done := db.RedriveSettleParams{OperationID: op.OperationID}
+	refused := map[uuid.UUID]string{}
+	var going []*move
+	for _, id := range ids {
+		row := known[id]
+		code, input, err := t.fits(ctx, op.TenantID, row, patch)
+		if err != nil {
+			return 0, err
+		}
+		if refused[id] = code; code != "" {
+			continue
+		}
+		m, err := t.redriven(ctx, op, row, input)
+		if err != nil {
+			return 0, err
+		}
+		going = append(going, m)
+	}
+	gone := map[uuid.UUID]int32{}
+	for i, out := range t.makeAll(going) {
+		switch {
+		case out.err != nil:
+			return 0, out.err // what went is found by its trace
+		case out.made:
+			gone[going[i].task] = going[i].wantVersion + 1
+		default:
+			refused[going[i].task] = RejectedNotDeadLetter
+		}
+	}
+	if err := t.traced(ctx, op.OperationID, refused, gone); err != nil {
+		return 0, err
+	}
+	for _, item := range items {
+		if seq := gone[item.TaskID]; seq > 0 {
+			settle(&done, item.N, db.RedriveItemStateREDRIVEN, seq, "")
+		} else {
+			settle(&done, item.N, db.RedriveItemStateREJECTED, 0, refused[item.TaskID])
+		}
+	}
+	if err := q.RedriveSettle(ctx, done); err != nil {
+		return 0, fmt.Errorf("redrive %s: %w", op.OperationID, err)
+	}
+	return len(items), nil
+}
+
+// traced finds what this very operation moved before, in a step whose note was lost.
+func (t *Tasks) traced(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
+	var doubtful []uuid.UUID
+	for id, code := range refused {
+		if code != "" {
+			doubtful = append(doubtful, id)
+		}
+	}
+	if doubtful == nil {
+		return nil
+	}
+	rows, err := t.q.RedriveTrace(ctx, db.RedriveTraceParams{TaskIds: doubtful, OperationID: op.String()})
+	if err != nil {
+		return fmt.Errorf("redrive %s: %w", op, err)
+	}
+	for _, row := range rows {
+		gone[row.TaskID] = row.Seq
+	}
+	return nil
+}

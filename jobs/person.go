@@ -1,0 +1,223 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// Person is somebody who does manual tasks, with the groups and the roles that
+// whoever asks for them says they have.
+type Person struct {
+	ID     string
+	Groups []string
+	Roles  []string
+}
+
+// Principals are the names under which tasks wait for a person; task_open_for
+// makes the same in SQL. Never nil, which would be NULL in a query.
+func (p Person) Principals() []string {
+	out := make([]string, 0, 2+len(p.Groups)+len(p.Roles))
+	out = append(out, "anyone", "user:"+p.ID)
+	for _, g := range p.Groups {
+		out = append(out, "group:"+g)
+	}
+	for _, r := range p.Roles {
+		out = append(out, "role:"+r)
+	}
+	return out
+}
+
+// may reports whether the task waits for the person.
+func (p Person) may(task db.Task) bool {
+	names := p.Principals()
+	return slices.ContainsFunc(task.OpenFor, func(who string) bool { return slices.Contains(names, who) })
+}
+
+// Claim begins an ASSIGNED manual task for one of those whom it waits for, and
+// makes it theirs. Claiming what one has claimed changes nothing.
+func (t *Tasks) Claim(ctx context.Context, id uuid.UUID, ask Ask, who Person) (db.Task, error) {
+	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
+		return t.claimed(ctx, task, heldBy, who)
+	})
+}
+
+// Unclaim gives a claimed task back to whom it was assigned to before.
+func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string) (db.Task, error) {
+	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
+		switch {
+		case Status(task.Status).Terminal():
+			return nil, illegal(Status(task.Status), Assigned)
+		case task.Status != db.TaskStatusRUNNING:
+			return nil, &Conflict{fmt.Sprintf("the task is %s: nobody has claimed it", task.Status)}
+		case heldBy != user:
+			return nil, ErrForbidden
+		}
+		return t.toldBy(ctx, task, user, ask.Reason, Update{Status: Assigned})
+	})
+}
+
+// Complete ends a task with a person's result: one that they have claimed, or that
+// is assigned to them. The comment is kept with the event.
+func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
+	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
+		switch from := Status(task.Status); {
+		case from.Terminal():
+			return nil, illegal(from, Completed)
+		case from == Pending:
+			return nil, &Conflict{"the task is PENDING: it is nobody's turn yet"}
+		case from == Running && heldBy != user, from == Assigned && text(task.AssigneeID) != user:
+			return nil, ErrForbidden
+		}
+		m, err := t.toldBy(ctx, task, user, "", Update{Status: Completed, Output: output})
+		if err != nil || comment == "" {
+			return m, err
+		}
+		note := outbox.CompletedNote{}
+		if told, ok := m.payload.(json.RawMessage); ok {
+			if err := json.Unmarshal(told, &note); err != nil {
+				return nil, fmt.Errorf("read the summary: %w", err)
+			}
+		}
+		note.Comment = comment
+		m.payload = note
+		return m, nil
+	})
+}
+
+// The bounds of claim-next: how many tasks one look brings, how many of them are
+// tried before the next look, and how many looks there are. A try is lost only to
+// somebody who got the task, so this takes a crowd.
+const (
+	nextLook  = 16
+	nextTries = 4
+	nextLooks = 64
+)
+
+// ClaimNext claims the most urgent task that waits for a person: by priority, then
+// by due date, then by age. Nil without an error when there is none. No two callers
+// get the same task: the claim is fenced by the version that was looked at.
+func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, error) {
+	for range nextLooks {
+		tasks, err := t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: ask.Tenant, Page: nextLook})
+		if err != nil {
+			return nil, readError("tasks of "+who.ID, err)
+		}
+		if len(tasks) == 0 {
+			return nil, nil
+		}
+		for try := 0; try < nextTries && len(tasks) > 0; try++ {
+			// First the best. Who loses it has company, and spreads out.
+			at := 0
+			if try > 0 {
+				at = rand.IntN(len(tasks))
+			}
+			task := tasks[at]
+			tasks = slices.Delete(tasks, at, at+1)
+			m, err := t.claimed(ctx, task, "", who)
+			if err != nil {
+				return nil, err
+			}
+			m.callerWaits = true
+			out := t.make(ctx, m)
+			switch {
+			case out.made:
+				task, err := t.Get(ctx, ask.Tenant, m.task)
+				return &task, err
+			case out.err != nil:
+				return nil, fmt.Errorf("task %s: %w", m.task, out.err)
+			}
+		}
+	}
+	return nil, &Conflict{"others were quicker each time: ask again"}
+}
+
+// inPerson makes the move that decide finds right for a manual task as it stands;
+// none, and nothing is changed. When the task moves meanwhile, and the caller does
+// not insist on a version, it is decided anew.
+func (t *Tasks) inPerson(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*move, error)) (db.Task, error) {
+	for {
+		task, heldBy, err := t.getHeld(ctx, ask.Tenant, id)
+		switch {
+		case err != nil:
+			return db.Task{}, err
+		case task.Type != db.TaskTypeMANUAL:
+			return db.Task{}, &Conflict{fmt.Sprintf("task %s is %s: only a manual task is done by a person", id, task.Type)}
+		case ask.IfMatch != 0 && ask.IfMatch != task.Version:
+			return db.Task{}, fmt.Errorf("task %s is at version %d: %w", id, task.Version, ErrStale)
+		}
+		m, err := decide(task, heldBy)
+		if err != nil {
+			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
+		}
+		if m == nil {
+			return task, nil
+		}
+		m.callerWaits = true
+		out := t.make(ctx, m)
+		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+			continue // each round is somebody else's move, so this ends
+		}
+		return t.after(ctx, ask.Tenant, m, out)
+	}
+}
+
+// claimed is the move of a claim; nil when the task is the person's already.
+func (t *Tasks) claimed(ctx context.Context, task db.Task, heldBy string, who Person) (*move, error) {
+	switch from := Status(task.Status); {
+	case from.Terminal():
+		return nil, illegal(from, Running)
+	case from == Pending:
+		return nil, &Conflict{"the task is PENDING: it is nobody's turn yet"}
+	case from == Running && heldBy == who.ID:
+		return nil, nil
+	case from == Running:
+		return nil, &Conflict{fmt.Sprintf("the task was claimed by %s at %s", heldBy, at(task.StartedAt).Format(time.RFC3339))}
+	case !who.may(task):
+		return nil, ErrForbidden
+	}
+	m, err := t.toldBy(ctx, task, who.ID, "", Update{Status: Running})
+	if err != nil {
+		return nil, err
+	}
+	m.executor = who.ID
+	m.payload = nil // it would say who does the work, where the actor is another
+	if text(task.AssigneeID) != who.ID {
+		m.assignment = &assignment{AssigneeID: who.ID, AssigneeName: who.ID, GroupID: text(task.GroupID), DueAt: task.DueAt}
+	}
+	return m, nil
+}
+
+// toldBy is the move for a person's own word, made only from where the task stands.
+func (t *Tasks) toldBy(ctx context.Context, task db.Task, user, reason string, to Update) (*move, error) {
+	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	if err != nil {
+		return nil, err
+	}
+	return t.told(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
+}
+
+// turnBefore is whose turn a task was before somebody claimed it.
+func (t *Tasks) turnBefore(ctx context.Context, id uuid.UUID) (note outbox.AssignedNote, err error) {
+	payload, err := t.q.TaskLastAssigned(ctx, id)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows) || (err == nil && payload == nil):
+		return note, nil
+	case err != nil:
+		return note, readError("the assignment of task "+id.String(), err)
+	}
+	if err := json.Unmarshal([]byte(*payload), &note); err != nil {
+		return note, fmt.Errorf("read the assignment of task %s: %w", id, err)
+	}
+	return note, nil
+}

@@ -1,0 +1,356 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/dbtest"
+)
+
+// open is a manual task that waits for whom the assignment says.
+func (b *testBundle) open(to Assignment, change ...func(*Request)) db.Task {
+	b.t.Helper()
+	return b.openAll(1, to, change...)[0]
+}
+
+func (b *testBundle) openAll(n int, to Assignment, change ...func(*Request)) []db.Task {
+	b.t.Helper()
+	runner := b.work(map[string]Registration{"manual": {Assigns: true, Executor: ExecutorFunc(func(context.Context, Job) (Result, error) {
+		return Result{Assign: &to}, nil
+	})}})
+	defer runner.stop()
+	out := make([]db.Task, n)
+	for i := range out {
+		out[i] = b.create(append([]func(*Request){manual}, change...)...)
+	}
+	for i := range out {
+		out[i] = b.becomes(out[i].TaskID, Assigned)
+	}
+	return out
+}
+
+var (
+	ann = Person{ID: "ann"}
+	bob = Person{ID: "bob", Groups: []string{"accounting", "crew"}, Roles: []string{"approver"}}
+)
+
+// asUI is the caller of everything that people do.
+var asUI = Ask{By: "ui-framework"}
+
+func TestWhoMayClaim(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for name, tc := range map[string]struct {
+		to  Assignment
+		who Person
+		may bool
+	}{
+		"the assignee":                {Assignment{AssigneeID: "ann"}, ann, true},
+		"not another":                 {Assignment{AssigneeID: "ann"}, bob, false},
+		"one of the group":            {Assignment{GroupID: "crew"}, bob, true},
+		"not one of another group":    {Assignment{GroupID: "crew"}, ann, false},
+		"a user beside the group":     {Assignment{GroupID: "g", CandidateUsers: []string{"x", "ann"}}, ann, true},
+		"a candidate beside assignee": {Assignment{AssigneeID: "ann", CandidateUsers: []string{"bob"}}, bob, true},
+		"by a candidate group":        {Assignment{CandidateGroups: []string{"x", "accounting"}}, bob, true},
+		"by a candidate role":         {Assignment{CandidateRoles: []string{"approver"}}, bob, true},
+		"not by a role of the name":   {Assignment{CandidateGroups: []string{"approver"}}, bob, false},
+		"not by a user of the name":   {Assignment{CandidateUsers: []string{"crew"}}, bob, false},
+		"anyone, if nobody is named":  {Assignment{CandidateUsers: []string{}}, ann, true},
+	} {
+		task := b.open(tc.to)
+		after, err := b.Claim(b.ctx, task.TaskID, asUI, tc.who)
+		if !tc.may {
+			require.ErrorIs(t, err, ErrForbidden, name)
+			require.Equal(t, task, b.get(task.TaskID), name)
+			continue
+		}
+		require.NoError(t, err, name)
+		require.Equal(t, Running, Status(after.Status), name)
+		require.Equal(t, tc.who.ID, *after.AssigneeID, name)
+		require.Equal(t, task.GroupID, after.GroupID, name)
+		require.Equal(t, task.Candidates, after.Candidates, name)
+		require.Nil(t, after.OpenFor, "it waits for nobody")
+		require.Equal(t, tc.who.ID, ask[string](b, "SELECT executor_id FROM task_attempt WHERE task_id = $1", task.TaskID))
+		require.Equal(t, tc.who.ID, ask[string](b, "SELECT actor FROM task_event WHERE task_id = $1 AND type = 'started'", task.TaskID))
+		require.Equal(t, db.LeaseKindPerson, ask[db.LeaseKind](b, "SELECT kind FROM lease WHERE task_id = $1", task.TaskID))
+	}
+}
+
+func TestClaimedOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.open(Assignment{GroupID: "crew"})
+	claimed, err := b.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
+	require.NoError(t, err)
+	again, err := b.Claim(b.ctx, task.TaskID, asUI, bob)
+	require.NoError(t, err)
+	require.Equal(t, claimed, again, "again changes nothing")
+	again, err = b.Claim(b.ctx, task.TaskID, Ask{IfMatch: claimed.Version}, bob)
+	require.NoError(t, err)
+	require.Equal(t, claimed, again)
+	_, err = b.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
+	require.ErrorIs(t, err, ErrStale)
+
+	_, err = b.Claim(b.ctx, task.TaskID, asUI, Person{ID: "eve", Groups: []string{"crew"}})
+	var conflict *Conflict
+	require.ErrorAs(t, err, &conflict)
+	require.Equal(t, "the task was claimed by bob at "+claimed.StartedAt.UTC().Format(time.RFC3339), conflict.Message)
+
+	_, err = b.Claim(b.ctx, uuid.New(), asUI, bob)
+	require.ErrorIs(t, err, ErrNotFound)
+	_, err = b.Claim(b.ctx, task.TaskID, Ask{Tenant: "other"}, bob)
+	require.ErrorIs(t, err, ErrNotFound)
+	_, err = b.Claim(b.ctx, b.create(remote).TaskID, asUI, bob)
+	require.ErrorAs(t, err, &conflict, "not a person's")
+	_, err = b.Claim(b.ctx, b.create(manual).TaskID, asUI, bob)
+	require.ErrorAs(t, err, &conflict, "nobody's turn yet")
+	_, err = b.Cancel(b.ctx, task.TaskID, asUI)
+	require.NoError(t, err)
+	_, err = b.Claim(b.ctx, task.TaskID, asUI, bob)
+	var illegal *IllegalMove
+	require.ErrorAs(t, err, &illegal)
+	_, err = b.Unclaim(b.ctx, task.TaskID, asUI, "bob")
+	require.ErrorAs(t, err, &illegal)
+	_, err = b.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
+	require.ErrorAs(t, err, &illegal)
+}
+
+func TestUnclaimedClaimedByAnotherAndCompleted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.open(Assignment{GroupID: "crew", CandidateUsers: []string{"ann"}})
+	var conflict *Conflict
+	_, err := b.Unclaim(b.ctx, task.TaskID, asUI, "bob")
+	require.ErrorAs(t, err, &conflict, "nobody has it")
+	_, err = b.Claim(b.ctx, task.TaskID, asUI, bob)
+	require.NoError(t, err)
+	_, err = b.Unclaim(b.ctx, task.TaskID, asUI, "ann")
+	require.ErrorIs(t, err, ErrForbidden)
+	back, err := b.Unclaim(b.ctx, task.TaskID, Ask{Reason: "a cousin of mine"}, "bob")
+	require.NoError(t, err)
+	require.Equal(t, Assigned, Status(back.Status))
+	require.Nil(t, back.AssigneeID)
+	require.Nil(t, back.AssigneeName)
+	require.Equal(t, task.GroupID, back.GroupID)
+	require.Equal(t, task.Candidates, back.Candidates)
+	require.Equal(t, task.DueAt, back.DueAt)
+	require.Equal(t, task.OpenFor, back.OpenFor)
+
+	_, err = b.Claim(b.ctx, task.TaskID, asUI, ann)
+	require.NoError(t, err)
+	_, err = b.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
+	require.ErrorIs(t, err, ErrForbidden)
+	done, err := b.Complete(b.ctx, task.TaskID, asUI, "ann", json.RawMessage(`{"ok": true}`), "it was easy")
+	require.NoError(t, err)
+	require.Equal(t, Completed, Status(done.Status))
+	require.Equal(t, "ann", *done.AssigneeID)
+	require.Equal(t, "created assigned started assigned started completed", b.story(task.TaskID))
+	require.Equal(t, "1 bob RELEASED, 2 ann COMPLETED", ask[string](b,
+		"SELECT string_agg(format('%s %s %s', attempt, executor_id, outcome), ', ' ORDER BY attempt) FROM task_attempt WHERE task_id = $1", task.TaskID))
+	payload := func(seq int) string {
+		return ask[string](b, "SELECT actor || ' ' || payload FROM task_event WHERE task_id = $1 AND seq = $2", task.TaskID, seq)
+	}
+	require.Contains(t, payload(4), `"reason":"a cousin of mine"`)
+	require.Equal(t, `ann {"outputSummary":{"ok":true},"comment":"it was easy"}`, payload(6))
+}
+
+// A candidate who took what was another's gives it back to that other, whoever
+// says so.
+func TestUnclaimRemembersTheAssignee(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.open(Assignment{AssigneeID: "ann", AssigneeName: "Ann", CandidateGroups: []string{"crew"}})
+	for name, unclaim := range map[string]func() (db.Task, error){
+		"by the person": func() (db.Task, error) { return b.Unclaim(b.ctx, task.TaskID, asUI, "bob") },
+		"by the workflows": func() (db.Task, error) {
+			return b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Assigned})
+		},
+	} {
+		claimed, err := b.Claim(b.ctx, task.TaskID, asUI, bob)
+		require.NoError(t, err, name)
+		require.Equal(t, "bob", *claimed.AssigneeID, name)
+		back, err := unclaim()
+		require.NoError(t, err, name)
+		require.Equal(t, "ann Ann", *back.AssigneeID+" "+*back.AssigneeName, name)
+		require.Equal(t, task.OpenFor, back.OpenFor, name)
+	}
+}
+
+func TestCompleteByTheAssignee(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	define(t, b, func(d *Definition) { d.Type, d.ExecutionConfig.Executor, d.RetryPolicy = Manual, "manual", nil })
+	task := b.open(Assignment{AssigneeID: "ann", CandidateUsers: []string{"bob"}}, of("calculate"))
+	_, err := b.Complete(b.ctx, task.TaskID, asUI, "bob", json.RawMessage(`{"sum": 1}`), "")
+	require.ErrorIs(t, err, ErrForbidden, "a candidate claims it first")
+	_, err = b.Complete(b.ctx, task.TaskID, asUI, "ann", json.RawMessage(`{"sum": "x"}`), "")
+	var bad *Invalid
+	require.ErrorAs(t, err, &bad)
+	require.Equal(t, "/output/sum", bad.Violations[0].Path)
+	require.Equal(t, task, b.get(task.TaskID))
+	_, err = b.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version + 1}, "ann", json.RawMessage(`{"sum": 1}`), "")
+	require.ErrorIs(t, err, ErrStale)
+	done, err := b.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, "ann", json.RawMessage(`{"sum": 1}`), "")
+	require.NoError(t, err)
+	require.Equal(t, task.AssignedAt, done.StartedAt)
+	require.Equal(t, "created assigned completed", b.story(task.TaskID))
+}
+
+func TestClaimNextTakesTheMostUrgent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	due := func(hours time.Duration) func(*Request) {
+		return func(req *Request) { req.DueDate = ptr(time.Now().Add(hours * time.Hour)) }
+	}
+	to := Assignment{GroupID: "crew"}
+	_, err := b.Claim(b.ctx, b.open(to, priority(Critical)).TaskID, asUI, bob)
+	require.NoError(t, err, "taken already")
+	b.open(Assignment{GroupID: "others"}, priority(Critical))
+	_, err = b.Cancel(b.ctx, b.open(to, priority(Critical)).TaskID, asUI)
+	require.NoError(t, err)
+	fifth := b.open(to, priority(Low), due(1))
+	third := b.open(to, priority(High), due(3))
+	at := time.Now().Add(2 * time.Hour)
+	same := func(req *Request) { req.DueDate = &at }
+	first := b.open(to, priority(High), same)
+	second := b.open(Assignment{CandidateRoles: []string{"approver"}}, priority(High), same)
+	fourth := b.open(Assignment{AssigneeID: "bob"})
+	for i, want := range []db.Task{first, second, third, fourth, fifth} {
+		got, err := b.ClaimNext(b.ctx, asUI, bob)
+		require.NoError(t, err)
+		require.Equal(t, want.TaskID, got.TaskID, "the %d.", i+1)
+		require.Equal(t, "bob", *got.AssigneeID)
+	}
+	none, err := b.ClaimNext(b.ctx, asUI, bob)
+	require.NoError(t, err)
+	require.Nil(t, none)
+	none, err = b.ClaimNext(b.ctx, Ask{Tenant: "other"}, Person{ID: "x", Groups: []string{"others"}})
+	require.NoError(t, err)
+	require.Nil(t, none)
+}
+
+// Fifty people at two processes want a hundred tasks; some give one back now and
+// then. Nobody gets what another has, and all are done once.
+func TestPeopleRaceForTasks(t *testing.T) {
+	t.Parallel()
+	const people, tasks = 50, 100
+	b := setup(t)
+	b.openAll(tasks, Assignment{CandidateGroups: []string{"crew"}})
+	processes := []*testBundle{b, join(t, b.pool, "p2")}
+	var mu sync.Mutex
+	holders, done := map[uuid.UUID]string{}, map[uuid.UUID]bool{}
+	var all sync.WaitGroup
+	for i := range people {
+		p, who := processes[i%2], Person{ID: fmt.Sprintf("person-%d", i), Groups: []string{"crew"}}
+		all.Go(func() {
+			gaveBack := false
+			for {
+				task, err := p.ClaimNext(p.ctx, asUI, who)
+				if err != nil {
+					t.Errorf("claim next: %v", err)
+					return
+				}
+				if task == nil {
+					return
+				}
+				mu.Lock()
+				if other := holders[task.TaskID]; other != "" || done[task.TaskID] {
+					t.Errorf("%s got what %q has", who.ID, other)
+				}
+				holders[task.TaskID] = who.ID
+				mu.Unlock()
+				if got, err := processes[1-i%2].Get(p.ctx, "", task.TaskID); err != nil || got.Status != db.TaskStatusRUNNING || *got.AssigneeID != who.ID {
+					t.Errorf("the claim is not seen: %v %v", got, err)
+				}
+				back := !gaveBack && rand.IntN(4) == 0
+				mu.Lock()
+				delete(holders, task.TaskID)
+				done[task.TaskID] = !back
+				mu.Unlock()
+				if back {
+					gaveBack = true
+					_, err = p.Unclaim(p.ctx, task.TaskID, asUI, who.ID)
+				} else {
+					_, err = p.Complete(p.ctx, task.TaskID, asUI, who.ID, nil, "")
+				}
+				if err != nil {
+					t.Errorf("end %s: %v", task.TaskID, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.Equal(t, tasks, ask[int](b, "SELECT count(*) FROM task_attempt WHERE outcome = 'COMPLETED'")+ask[int](b, "SELECT count(*) FROM task WHERE status = 'ASSIGNED'"))
+}
+
+// All at one task: one has it, and the others are told who.
+func TestAllClaimOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.open(Assignment{CandidateUsers: []string{}})
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	won, told := "", []string{}
+	for i := range 20 {
+		all.Go(func() {
+			id := fmt.Sprintf("person-%d", i)
+			_, err := b.Claim(b.ctx, task.TaskID, asUI, Person{ID: id})
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				won += id
+			} else {
+				told = append(told, err.Error())
+			}
+		})
+	}
+	all.Wait()
+	require.Equal(t, won, *b.get(task.TaskID).AssigneeID, "one only")
+	require.Len(t, told, 19)
+	for _, text := range told {
+		require.Contains(t, text, "claimed by "+won+" at ")
+	}
+}
+
+// Who may claim is in an index, and still no move of a task that code does touches
+// one.
+func TestMovesOfCodeStayHeapOnly(t *testing.T) {
+	t.Parallel()
+	const tasks = 20
+	b := join(t, dbtest.New(t), "p1") // nobody else is in its statistics
+	b.work(noop(does(`{"n": 1}`, nil)))
+	for range tasks {
+		b.becomes(b.create().TaskID, Completed)
+	}
+	waitFor(t, "the statistics", func() bool {
+		return ask[int](b, "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'task'") >= tasks
+	})
+	// A page without room is no fault of an index's; otherwise it would be all.
+	require.Less(t, ask[int](b, "SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'task'"), tasks/4)
+}
+
+// Who could claim it before a reassignment has no say after it.
+func TestReassignEndsCandidacy(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(map[string]Registration{"manual": {Assigns: true, Executor: ExecutorFunc(func(context.Context, Job) (Result, error) {
+		return Result{Assign: &Assignment{CandidateUsers: []string{"ann"}, CandidateGroups: []string{"clerks"}}}, nil
+	})}})
+	task := b.becomes(b.create(manual).TaskID, Assigned)
+	_, err := b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	require.NoError(t, err)
+	require.Nil(t, b.get(task.TaskID).Candidates)
+	_, err = b.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "ann", Groups: []string{"clerks"}})
+	require.ErrorIs(t, err, ErrForbidden)
+	_, err = b.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
+	require.NoError(t, err)
+}

@@ -1,0 +1,215 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// beatRhythm is how often leases are looked at: the shortest visibility timeout is
+// a second, and must be extended well before it is over.
+const beatRhythm = 250 * time.Millisecond
+
+// live says that the process is there.
+func (r *Runner) live(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "say that the process lives", func(ctx context.Context) error {
+		return r.tasks.q.ExecutorSeen(ctx, r.tasks.cfg.ProcessID)
+	})
+}
+
+// beats extends the leases of what runs here, all of them in one statement. What
+// does not come back is lost, and its executor's context ends.
+func (r *Runner) beats(ctx context.Context) {
+	r.every(ctx, min(r.cfg.Tick, beatRhythm), "heartbeat", func(ctx context.Context) error {
+		at := time.Now()
+		due := r.due(at)
+		if len(due) == 0 {
+			return nil
+		}
+		p := db.LeaseExtendParams{Owner: r.tasks.cfg.ProcessID}
+		for job, one := range due {
+			p.JobIds = append(p.JobIds, job)
+			p.TaskIds = append(p.TaskIds, one.id())
+		}
+		kept, err := r.tasks.q.LeaseExtend(ctx, p)
+		if err != nil {
+			return fmt.Errorf("extend leases: %w", err)
+		}
+		for _, job := range kept {
+			if one := due[job]; one != nil {
+				one.beaten(at)
+			}
+			delete(due, job)
+		}
+		for _, one := range due {
+			one.lose()
+		}
+		return nil
+	})
+}
+
+// due lists the leases whose last extension is a third of their time ago.
+func (r *Runner) due(at time.Time) map[int64]*run {
+	r.tasks.mu.Lock()
+	all := make([]*run, 0, len(r.tasks.runs))
+	for _, one := range r.tasks.runs {
+		all = append(all, one)
+	}
+	r.tasks.mu.Unlock()
+	due := map[int64]*run{}
+	for _, one := range all {
+		if !one.mu.TryLock() {
+			continue // its start is being written; the lease is young
+		}
+		if one.phase == leased && at.Sub(one.beat) >= one.settings.visibility/3-beatRhythm {
+			due[one.claim.JobID] = one
+		}
+		one.mu.Unlock()
+	}
+	return due
+}
+
+func (r *run) beaten(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.beat = at
+}
+
+// lose ends the executor of a lease that is not ours any more, unless its end is
+// on its way.
+func (r *run) lose() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.phase == leased {
+		r.phase = lost
+		r.cancel(ErrLeaseLost)
+	}
+}
+
+// reap ends the attempts whose lease has run out. Every process does it; the
+// fence lets one of them through.
+func (r *Runner) reap(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "reap", func(ctx context.Context) error {
+		for {
+			rows, err := r.tasks.q.LeaseExpired(ctx)
+			if err != nil {
+				return fmt.Errorf("find expired leases: %w", err)
+			}
+			made := r.reapAll(ctx, rows)
+			if len(rows) < reapPage || made == 0 {
+				break
+			}
+		}
+		_, err := r.tasks.q.LeaseSweep(ctx)
+		return err
+	})
+}
+
+// reapPage is the LIMIT of LeaseExpired.
+const reapPage = 500
+
+// reapAll hands in the ends of a page at once, so that they share a commit, and
+// says how many were made.
+func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made int) {
+	var ends []*move
+	for _, row := range rows {
+		s, err := r.tasks.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+		if err != nil {
+			r.trouble("read a definition", err)
+			continue
+		}
+		ends = append(ends, expired(row, s))
+	}
+	for i, out := range r.tasks.makeAll(ends) {
+		if m := ends[i]; out.made {
+			made++
+			r.tasks.cfg.Logger.Info("a lease ran out", "task", m.task, "attempt", m.wantAttempt, "owner", m.executor, "now", m.to)
+			r.tasks.cancelRun(cancelled{m.task, m.wantJob}, ErrLeaseLost)
+		}
+	}
+	return made
+}
+
+// expired is the move after a lease that ran out.
+func expired(row db.LeaseExpiredRow, s *settings) *move {
+	h := held{
+		task: row.TaskID, job: row.JobID, attempt: row.Attempt, kind: Type(row.Type), executor: row.Executor,
+		failures: row.Failures, crashes: row.Crashes, settings: s, by: row.Owner,
+	}
+	f := &Failure{Code: CodeLeaseExpired, Message: "no heartbeat from " + row.Owner + " within the visibility timeout"}
+	if row.TimedOut {
+		f = &Failure{Code: CodeTimeout, Message: fmt.Sprintf("the attempt took longer than its timeout of %v", s.timeout)}
+		if row.Kind == db.LeaseKindResponse {
+			f.Message = fmt.Sprintf("no response came within the timeout of %v", s.timeout)
+		}
+	}
+	m := failed(h, f, now())
+	m.wantExpired = true
+	return m
+}
+
+// orphanGrace keeps the sweep away from claims that are being begun this moment.
+const orphanGrace = 10 * time.Second
+
+// sweep finds jobs that were claimed and never begun: by a process that is gone,
+// or by this one when the answer to a claim was lost.
+func (r *Runner) sweep(ctx context.Context) {
+	r.every(ctx, 5*r.cfg.Tick, "sweep", func(ctx context.Context) error {
+		if err := r.tasks.q.LaneKeep(ctx, Lanes); err != nil {
+			return fmt.Errorf("keep the queues: %w", err)
+		}
+		grace := min(orphanGrace, r.cfg.Silence)
+		found, err := r.tasks.q.LaneOrphans(ctx, db.LaneOrphansParams{
+			Lanes: Lanes[:4], GraceSeconds: grace.Seconds(), SilenceSeconds: r.cfg.Silence.Seconds(),
+			ExecutorID: r.tasks.cfg.ProcessID, InFlight: r.inFlight(),
+		})
+		if err != nil {
+			return fmt.Errorf("find orphans: %w", err)
+		}
+		woken := map[string]bool{}
+		for _, row := range found {
+			if !woken[row.Lane] {
+				r.tasks.wokenLane(row.Lane)
+			}
+			woken[row.Lane] = true
+		}
+		if len(found) > 0 {
+			r.tasks.cfg.Logger.Info("claimed jobs whose process is gone are free again", "jobs", len(found))
+		}
+		return nil
+	})
+}
+
+func (r *Runner) inFlight() []int64 {
+	r.tasks.mu.Lock()
+	defer r.tasks.mu.Unlock()
+	jobs := make([]int64, 0, len(r.tasks.runs))
+	for _, one := range r.tasks.runs {
+		jobs = append(jobs, one.claim.JobID)
+	}
+	return jobs
+}
+
+// age lets waiting jobs climb, so that LOW is late but never starved.
+func (r *Runner) age(ctx context.Context) {
+	step := r.cfg.AgeStep.Seconds()
+	p := db.LaneAgeParams{Priorities: []int16{2, 3, 4}, Waits: []float64{3 * step, 2 * step, step}}
+	r.every(ctx, max(r.cfg.Tick, r.cfg.AgeStep/60), "age", func(ctx context.Context) error {
+		for _, w := range wakeKinds {
+			p.Lane, p.Kind = w.lane, w.kind
+			if _, err := r.tasks.q.LaneAge(ctx, p); err != nil {
+				return fmt.Errorf("age %s: %w", w.lane, err)
+			}
+		}
+		return nil
+	})
+}
+
+// fold sums up the counters.
+func (r *Runner) fold(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "fold counters", func(ctx context.Context) error {
+		return r.tasks.q.TallyFold(ctx)
+	})
+}

@@ -1,0 +1,264 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// Why a task is not redriven.
+const (
+	RejectedNotFound      = "NOT_FOUND"
+	RejectedNotDeadLetter = "NOT_DEAD_LETTER"
+	RejectedInput         = "VALIDATION_ERROR"
+)
+
+// The bounds of one redrive. A patch is tried on every input before it is begun.
+const (
+	MostRedriven = 10_000
+	MostPatched  = 1000
+)
+
+// Redrive asks for dead letters to be put back to work: by filter or by id.
+type Redrive struct {
+	Filter  *DeadLetterFilter
+	TaskIDs []uuid.UUID
+	DryRun  bool
+	// InputPatch (RFC 6902) changes the input of each; nil for none.
+	InputPatch json.RawMessage
+	// Rate is how many tasks a second.
+	Rate int32
+	// Canary holds the rest back until the first few have ended; nil for none.
+	Canary *Canary
+}
+
+// Canary is how many go first, and which share of them may fail.
+type Canary struct {
+	Count           int32
+	MaxFailureRatio float64
+}
+
+// Rejected is a task that is not redriven, and why.
+type Rejected struct {
+	TaskID uuid.UUID
+	Code   string
+}
+
+// Matched is what a redrive came upon.
+type Matched struct {
+	OperationID uuid.UUID // the nil UUID for a dry run
+	Tasks       int       // that are redriven, or would be
+	Complete    bool      // false: more match than one redrive takes
+	Rejected    []Rejected
+}
+
+// Redrive takes note of an operation and answers; the processes work it off.
+func (t *Tasks) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error) {
+	patch, err := readPatch(r.InputPatch)
+	if err != nil {
+		return Matched{}, err
+	}
+	ids, out, err := t.matched(ctx, ask.Tenant, r, patch)
+	if err != nil {
+		return Matched{}, err
+	}
+	out.Tasks = len(ids)
+	if r.DryRun {
+		return out, nil
+	}
+	if out.OperationID, err = uuid.NewV7(); err != nil {
+		return Matched{}, fmt.Errorf("make an operation id: %w", err)
+	}
+	return out, t.note(ctx, ask, r, out.OperationID, ids)
+}
+
+// matched says which tasks a redrive takes, and which it does not.
+func (t *Tasks) matched(ctx context.Context, tenant string, r Redrive, patch jsonpatch.Patch) (ids []uuid.UUID, out Matched, err error) {
+	out.Complete = true
+	if r.Filter != nil {
+		most := int32(MostRedriven)
+		if patch != nil {
+			most = MostPatched
+		}
+		rows, next, err := DeadLetters(ctx, t.q, tenant, *r.Filter, DeadLetterPlace{}, most)
+		if err != nil {
+			return nil, out, err
+		}
+		out.Complete = next == nil
+		for _, row := range rows {
+			ids = append(ids, row.TaskID)
+		}
+		if patch == nil {
+			return ids, out, nil
+		}
+	} else {
+		seen := make(map[uuid.UUID]bool, len(r.TaskIDs))
+		for _, id := range r.TaskIDs {
+			if !seen[id] {
+				ids = append(ids, id)
+			}
+			seen[id] = true
+		}
+	}
+	var fit []uuid.UUID
+	for rest := ids; len(rest) > 0; {
+		n := min(len(rest), stepOf(patch))
+		known, err := t.candidates(ctx, rest[:n], patch)
+		if err != nil {
+			return nil, out, err
+		}
+		for _, id := range rest[:n] {
+			code, _, err := t.fits(ctx, tenant, known[id], patch)
+			switch {
+			case err != nil:
+				return nil, out, err
+			case code != "":
+				out.Rejected = append(out.Rejected, Rejected{id, code})
+			default:
+				fit = append(fit, id)
+			}
+		}
+		rest = rest[n:]
+	}
+	return fit, out, nil
+}
+
+// note writes an operation and its tasks down.
+func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, id uuid.UUID, ids []uuid.UUID) error {
+	selection := map[string]any{"taskIds": len(r.TaskIDs)}
+	if r.Filter != nil {
+		selection = map[string]any{"filter": r.Filter}
+	}
+	text, err := json.Marshal(selection)
+	if err != nil {
+		return fmt.Errorf("write the filter: %w", err)
+	}
+	p := db.RedriveCreateParams{
+		OperationID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason, State: db.RedriveStateRUNNING,
+		Rate: r.Rate, Matched: int32(len(ids)), Selection: text, InputPatch: string(r.InputPatch), //nolint:gosec // at most MostRedriven
+	}
+	if r.Canary != nil {
+		p.State, p.CanaryCount, p.CanaryRatio = db.RedriveStateCANARY, r.Canary.Count, r.Canary.MaxFailureRatio
+	}
+	if len(ids) == 0 {
+		p.State = db.RedriveStateDONE
+	}
+	add := db.RedriveAddParams{OperationID: id, Ns: make([]int32, len(ids)), TaskIds: ids}
+	for i := range ids {
+		add.Ns[i] = int32(i) + 1 //nolint:gosec // at most MostRedriven
+	}
+	tx, err := t.pool.Begin(ctx)
+	if err != nil {
+		return readError("redrive", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	q := t.q.WithTx(tx)
+	if err := q.RedriveCreate(ctx, p); err != nil {
+		return readError("redrive", err)
+	}
+	if len(ids) > 0 {
+		if err := q.RedriveAdd(ctx, add); err != nil {
+			return readError("redrive", err)
+		}
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return readError("redrive", err)
+	}
+	return nil
+}
+
+// redriven is the move back into the task's lane. The error stays until the next
+// end, for whoever asks why it was there.
+func (t *Tasks) redriven(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*move, error) {
+	s, err := t.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+	if err != nil {
+		return nil, err
+	}
+	note := outbox.RedrivenNote{OperationID: op.OperationID.String(), Reason: op.Reason}
+	if input != nil {
+		note.Input = row.Input
+	}
+	at := now()
+	return &move{
+		task: row.TaskID, wantJob: row.JobID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Failed, TimedOut},
+		to: Pending, event: db.TaskEventTypeRedriven, actor: op.Actor, executor: op.Actor, at: at, payload: note, input: input,
+		endJob: db.RiverJobStateCompleted, timeout: s.timeout, callerWaits: true,
+		next: &nextJob{lane: laneOf(Type(row.Type)), kind: kindOf(Type(row.Type), row.Executor), at: at},
+	}, nil
+}
+
+func (t *Tasks) candidates(ctx context.Context, ids []uuid.UUID, patch jsonpatch.Patch) (map[uuid.UUID]db.DeadLetterTasksRow, error) {
+	rows, err := t.q.DeadLetterTasks(ctx, db.DeadLetterTasksParams{TaskIds: ids, WithInput: patch != nil})
+	if err != nil {
+		return nil, readError("dead letters", err)
+	}
+	known := make(map[uuid.UUID]db.DeadLetterTasksRow, len(rows))
+	for _, row := range rows {
+		known[row.TaskID] = row
+	}
+	return known, nil
+}
+
+// fits says why a task cannot be redriven (empty: it can), and with which input it
+// goes on; nil for its own.
+func (t *Tasks) fits(ctx context.Context, tenant string, row db.DeadLetterTasksRow, patch jsonpatch.Patch) (code string, input json.RawMessage, err error) {
+	switch {
+	case row.TaskID == uuid.Nil || row.TenantID != tenant:
+		return RejectedNotFound, nil, nil
+	case !row.Dead:
+		return RejectedNotDeadLetter, nil, nil
+	case patch == nil:
+		return "", nil, nil
+	}
+	input, err = patched(row.Input, patch)
+	if err != nil {
+		return RejectedInput, nil, nil //nolint:nilerr // the code says it
+	}
+	def, err := t.defs.at(ctx, row.DefinitionID, row.Revision)
+	if err != nil {
+		return "", nil, err
+	}
+	if def != nil && len(def.input.Validate(input)) > 0 {
+		return RejectedInput, nil, nil
+	}
+	return "", input, nil
+}
+
+// longestInput is how long a patch may make an input: as long as the door takes.
+const longestInput = 1 << 20
+
+func readPatch(text json.RawMessage) (jsonpatch.Patch, error) {
+	if len(text) == 0 {
+		return nil, nil
+	}
+	patch, err := jsonpatch.DecodePatch(text)
+	if err != nil {
+		return nil, invalid("/inputPatch", "this is no list of RFC 6902 operations")
+	}
+	return patch, nil
+}
+
+func patched(input json.RawMessage, patch jsonpatch.Patch) (json.RawMessage, error) {
+	out, err := patch.ApplyWithOptions(input, &jsonpatch.ApplyOptions{AccumulatedCopySizeLimit: longestInput})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("patch the input: %w", err)
+	case len(out) > longestInput:
+		return nil, errors.New("the patched input is too long")
+	}
+	if err := GuardJSON(out); err != nil {
+		return nil, err
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(out, &members); err != nil || members == nil {
+		return nil, errors.New("the patched input is no object")
+	}
+	return out, nil
+}

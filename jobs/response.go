@@ -1,0 +1,119 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// ErrNotYet says that a response came before the wait for it was written; it is
+// to be heard again a little later.
+var ErrNotYet = errors.New("the task does not wait for this response yet")
+
+// Respond ends the attempt that waits for a response. It says in a word what
+// became of it: completed, failed, late (the task has ended or runs again),
+// unknown. Only completed and failed changed anything.
+func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (string, error) {
+	id, err := uuid.Parse(in.TaskID)
+	if err != nil {
+		return "unknown", nil //nolint:nilerr // no task has such an id, and that is all there is to say
+	}
+	task, err := t.q.TaskGet(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "unknown", nil
+	}
+	if err != nil {
+		return "", readError("task "+in.TaskID, err)
+	}
+	if task.Status != db.TaskStatusRUNNING {
+		if task.Status == db.TaskStatusPENDING && task.Attempt == 0 {
+			return "", ErrNotYet
+		}
+		return "late", nil
+	}
+	lease, err := t.q.LeaseGet(ctx, id)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "late", nil
+	case err != nil:
+		return "", readError("lease of task "+in.TaskID, err)
+	case lease.Kind == db.LeaseKindProcess:
+		return "", ErrNotYet // its 202 is still on the way to us
+	case lease.Kind != db.LeaseKindResponse:
+		return "late", nil
+	case in.InvocationID != "" && lease.InvocationID != nil && *lease.InvocationID != in.InvocationID:
+		return "late", nil // the answer to an attempt before this one
+	}
+	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	if err != nil {
+		return "", err
+	}
+	m := responded(task, s, in)
+	if out := t.make(ctx, m); !out.made {
+		if out.err != nil {
+			return "", fmt.Errorf("task %s: %w", id, out.err)
+		}
+		return "late", nil
+	}
+	if m.to == Completed {
+		return "completed", nil
+	}
+	return "failed", nil
+}
+
+// responded is the move that a response asks for.
+func responded(task db.Task, s *settings, in outbox.IntegrationResponse) *move {
+	h := held{
+		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
+		failures: task.Failures, crashes: task.Crashes, settings: s, by: "integration:" + storable(in.IntegrationID, 64),
+	}
+	no := false
+	if in.Status != "SUCCESS" {
+		f := &Failure{Code: "INTEGRATION_ERROR", Message: "the integration failed and said no more", Retryable: in.Retryable}
+		if in.Error != nil {
+			f.Message, f.Details = in.Error.Message, in.Error.Details
+			if in.Error.Code != "" {
+				f.Code = in.Error.Code
+			}
+		}
+		if f.Retryable == nil && !RetryableCode(f.Code) {
+			f.Retryable = &no
+		}
+		return failed(h, f, now())
+	}
+	output := OutputOf(in.Data)
+	if s.def != nil {
+		if broken := s.def.output.Validate(orEmpty(output)); len(broken) > 0 {
+			details, _ := json.Marshal(broken)
+			return failed(h, &Failure{Code: CodeOutput, Message: "the response does not match the definition's schema", Details: details, Retryable: &no}, now())
+		}
+	}
+	return completed(h, output)
+}
+
+// RetryableCode reports whether an integration's error code is retryable where
+// nothing says otherwise.
+func RetryableCode(code string) bool {
+	switch code {
+	case "CONNECTION_ERROR", "TIMEOUT_ERROR", "RATE_LIMIT_ERROR", "SERVICE_UNAVAILABLE":
+		return true
+	}
+	return false
+}
+
+// OutputOf makes an integration's data fit to be an output, which is an object.
+func OutputOf(data json.RawMessage) json.RawMessage {
+	data = bytes.TrimSpace(data)
+	if len(data) == 0 || data[0] == '{' {
+		return data
+	}
+	return json.RawMessage(`{"data":` + string(data) + `}`)
+}

@@ -1,0 +1,155 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// Codes of failures that the engine itself names.
+const (
+	CodeTimeout      = "TIMEOUT"
+	CodeLeaseExpired = "LEASE_EXPIRED"
+	CodePoison       = "POISON"
+	CodeExecution    = "EXECUTION_ERROR"
+	CodeOutput       = "OUTPUT_INVALID"
+	CodeNoExecutor   = "EXECUTOR_UNKNOWN"
+)
+
+// poisonAfter is how many expired leases a task may have: the next ends it, or a
+// task that kills its worker would kill them all.
+const poisonAfter = 5
+
+// outageDelay is how long a task waits in its lane when a neighbour is away.
+const outageDelay = 5 * time.Second
+
+// held names the attempt that a result belongs to.
+type held struct {
+	task     uuid.UUID
+	job      int64
+	attempt  int32
+	kind     Type
+	executor string // the task's, for the kind of its next job
+	failures int32
+	crashes  int32
+	settings *settings
+	by       string // who ran it: a process, a worker, a person
+}
+
+// failed is the move after an attempt that did not succeed: another attempt, if
+// the policy allows, or the end and a dead letter.
+func failed(h held, f *Failure, at time.Time) *move {
+	m := &move{
+		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
+		actor: h.by, executor: h.by, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout,
+	}
+	policy := h.settings.retry
+	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
+	switch f.Code {
+	case CodeTimeout:
+		m.outcome, m.failures = db.AttemptOutcomeTIMEDOUT, 1
+	case CodeLeaseExpired:
+		m.outcome, m.crashes = db.AttemptOutcomeLEASEEXPIRED, 1
+		if retry = h.crashes+1 < poisonAfter; !retry {
+			f = &Failure{Code: CodePoison, Message: "the lease expired in five attempts: whoever ran the task was gone each time", Retryable: new(bool)}
+		}
+	default:
+		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
+	}
+	m.problem = problem(f, policy.Retryable(f), at)
+	if retry {
+		count := int(h.failures) + 1
+		if m.crashes > 0 {
+			count = int(h.crashes) + 1
+		}
+		delay := policy.Delay(count, rand.Float64())
+		if m.crashes > 0 {
+			delay = 0 // it was nobody's fault but the worker's
+		}
+		due := at.Add(delay).Truncate(time.Microsecond)
+		m.to, m.event = Pending, db.TaskEventTypeRetry
+		m.next = &nextJob{lane: LaneRetry, kind: kindOf(h.kind, h.executor), at: due}
+		m.payload = outbox.RetryNote{
+			RetryCount: int(h.failures) + int(h.crashes) + 1, MaxRetries: policy.MaxRetries, RetryDelay: delay.Milliseconds(), NextRetryTime: due,
+		}
+		return m
+	}
+	m.to, m.event = Failed, db.TaskEventTypeFailed
+	if f.Code == CodeTimeout {
+		m.to = TimedOut
+	}
+	m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: at}
+	return m
+}
+
+// released is the move that gives an attempt back: it spends nothing, and the next
+// one has the same number. A neighbour that did hear of it, though no answer came,
+// knows the next by the same idempotency key.
+func released(h held, at time.Time, delay time.Duration) *move {
+	return &move{
+		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
+		to: Pending, event: db.TaskEventTypeReleased, actor: h.by, executor: h.by, at: at,
+		unspent: true, outcome: db.AttemptOutcomeRELEASED, endJob: db.RiverJobStateCancelled, timeout: h.settings.timeout,
+		next: &nextJob{lane: laneOf(h.kind), kind: kindOf(h.kind, h.executor), at: at.Add(delay)},
+	}
+}
+
+// The bounds of what is kept of an error.
+const (
+	longestMessage = 2000
+	longestStack   = 16 << 10
+)
+
+// problem is the document's error, as the tables keep it.
+func problem(f *Failure, retryable bool, at time.Time) json.RawMessage {
+	p := outbox.Problem{
+		Code: storable(f.Code, 128), Message: storable(f.Message, longestMessage), StackTrace: storable(f.StackTrace, longestStack),
+		Timestamp: at, Retryable: retryable,
+	}
+	if len(f.Details) > 0 && len(f.Details) <= longestStack && GuardJSON(f.Details) == nil {
+		p.Details = f.Details
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		return json.RawMessage(`{"code": "` + CodeExecution + `"}`)
+	}
+	return text
+}
+
+// storable makes text fit for jsonb: valid UTF-8, no NUL, not endless.
+func storable(s string, longest int) string {
+	out := make([]rune, 0, min(len(s), longest))
+	for _, r := range s {
+		if len(out) == longest {
+			break
+		}
+		if r == 0 {
+			r = '\uFFFD'
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
+
+// failureOf reads what an executor returned.
+func failureOf(err error) *Failure {
+	var f *Failure
+	if errors.As(err, &f) {
+		if f.Code == "" {
+			f.Code = CodeExecution
+		}
+		return f
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		// Its own deadline: the attempt's is written by timeOut.
+		return &Failure{Code: "TIMEOUT_ERROR", Message: err.Error()}
+	}
+	return &Failure{Code: CodeExecution, Message: err.Error()}
+}

@@ -1,0 +1,370 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// Causes with which an executor's context ends.
+var (
+	// ErrStopping: the process is shutting down and its patience is over.
+	ErrStopping = errors.New("the process is stopping")
+	errTimeout  = fmt.Errorf("the attempt's timeout: %w", context.DeadlineExceeded)
+)
+
+// startGrace is how long a pure executor may run before its start is written. One
+// that is done by then has its start and its end written in one commit.
+const startGrace = 3 * time.Millisecond
+
+// run is one attempt, from its claim to the moment its end is written.
+type run struct {
+	r        *Runner
+	claim    db.LaneClaimRow
+	settings *settings
+	exec     Registration
+	place    *claimer
+	cancel   context.CancelCauseFunc
+
+	// ended is set by whoever has the last word: the executor's return, or the
+	// timeout that did not wait for it.
+	ended atomic.Bool
+	freed atomic.Bool // its place
+
+	mu      sync.Mutex
+	phase   phase     // guarded by mu
+	started time.Time // guarded by mu
+	beat    time.Time // when the lease was last extended; guarded by mu
+	grace   *time.Timer
+}
+
+// phase is how much of an attempt is written.
+type phase int
+
+const (
+	unwritten phase = iota // the task is PENDING, its job claimed
+	leased                 // the start is written, the lease is ours
+	fusing                 // start and end are handed in as one: no start may follow
+	lost                   // the fence refused us
+)
+
+func (r *run) id() uuid.UUID  { return r.claim.TaskID }
+func (r *run) attempt() int32 { return *r.claim.Attempt + 1 }
+func (r *run) pure() bool     { return r.exec.Pure && r.settings.config.Executor != "" }
+
+func (r *run) held() held {
+	return held{
+		task: r.claim.TaskID, job: r.claim.JobID, attempt: r.attempt(), kind: Type(*r.claim.Type), executor: *r.claim.Executor,
+		failures: *r.claim.Failures, crashes: *r.claim.Crashes, settings: r.settings, by: r.r.tasks.cfg.ProcessID,
+	}
+}
+
+// do runs the attempt. It returns when the executor has, and its end is handed in.
+func (r *run) do() {
+	ctx, cancel := context.WithCancelCause(r.r.ctx)
+	r.cancel = cancel
+	r.started = now()
+	r.enter()
+	deadline := time.AfterFunc(r.settings.timeout, r.timeOut)
+	defer func() {
+		deadline.Stop()
+		cancel(nil)
+	}()
+	switch {
+	case r.exec.Assigns:
+	case r.pure():
+		r.grace = time.AfterFunc(startGrace, func() { r.start() })
+	default:
+		if !r.start() {
+			r.release()
+			return
+		}
+	}
+	result, err := r.execute(ctx)
+	if r.grace != nil {
+		r.grace.Stop()
+	}
+	if !r.ended.CompareAndSwap(false, true) {
+		return // the timeout was written already; the fence would refuse us
+	}
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, errTimeout) {
+		r.interrupted(cause)
+		return
+	}
+	r.finish(result, err)
+}
+
+// execute calls the executor; a panic is a failure of the attempt, not of the
+// process.
+func (r *run) execute(ctx context.Context) (result Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			no := false
+			err = &Failure{Code: "PANIC", Message: fmt.Sprint(p), StackTrace: string(debug.Stack()), Retryable: &no}
+		}
+	}()
+	return r.exec.Executor.Execute(ctx, r.job())
+}
+
+func (r *run) job() Job {
+	c := r.claim
+	job := Job{
+		TaskID: c.TaskID, Attempt: int(r.attempt()), WorkflowID: *c.WorkflowID, DefinitionID: *c.DefinitionID,
+		Name: *c.DefinitionID, Type: Type(*c.Type), Priority: priorityOf(*c.Priority), CorrelationID: *c.CorrelationID,
+		Input: c.Input, Context: c.Context, Config: r.settings.config, CreatedAt: at(c.CreatedAt), DueDate: c.DueAt,
+		Deadline: r.started.Add(r.settings.timeout),
+	}
+	if c.StepID != nil {
+		job.StepID = *c.StepID
+	}
+	if r.settings.def != nil {
+		job.Name, job.Description = r.settings.def.Name, r.settings.def.Description
+	}
+	return job
+}
+
+// start writes that the attempt began and takes the lease. It reports whether the
+// attempt is still ours; asked again, it waits for the first answer.
+func (r *run) start() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.phase != unwritten {
+		return r.phase == leased
+	}
+	out := r.r.tasks.make(r.r.ctx, &move{
+		task: r.id(), wantJob: r.claim.JobID, wantAttempt: r.attempt() - 1, want: []Status{Pending},
+		to: Running, event: db.TaskEventTypeStarted, actor: r.r.tasks.cfg.ProcessID, executor: r.r.tasks.cfg.ProcessID,
+		at: r.started, begins: true, timeout: r.settings.timeout, lease: db.LeaseKindProcess, visibility: r.settings.visibility,
+	})
+	if !out.made {
+		r.phase = lost
+		r.cancel(ErrLeaseLost)
+		r.stale(out)
+		return false
+	}
+	r.phase, r.beat = leased, time.Now()
+	return true
+}
+
+// finish hands in what the executor returned.
+func (r *run) finish(result Result, err error) {
+	if err == nil && result.Assign != nil {
+		r.assign(*result.Assign)
+		return
+	}
+	if err == nil && result.Await != nil {
+		r.await(*result.Await)
+		return
+	}
+	if err == nil {
+		err = r.checkOutput(result.Output)
+	}
+	if err != nil {
+		r.fail(err)
+		return
+	}
+	r.mu.Lock()
+	fused, gone := r.phase == unwritten, r.phase == lost
+	if fused {
+		r.phase = fusing
+	}
+	r.mu.Unlock()
+	if gone {
+		r.release()
+		return
+	}
+	ended := now()
+	if ended.Before(r.started) {
+		ended = r.started
+	}
+	r.r.tasks.complete(&completion{
+		task: r.id(), job: r.claim.JobID, attempt: r.attempt(), fused: fused, started: r.started, ended: ended,
+		output: result.Output, settled: r.settled,
+	})
+}
+
+// settled frees the place once the success is written. It is called by the
+// flusher and must not block it.
+func (r *run) settled(ok bool, err error) {
+	if err != nil && !away(err) {
+		// The output passed the guard, and yet PostgreSQL cannot keep it.
+		no := false
+		r.mu.Lock()
+		if r.phase == fusing {
+			r.phase = unwritten
+		}
+		r.mu.Unlock()
+		go r.fail(&Failure{Code: CodeOutput, Message: "the database cannot store the output", Retryable: &no})
+		return
+	}
+	if !ok && err == nil {
+		r.r.tasks.cfg.Logger.Info("a late result changed nothing", "task", r.id(), "attempt", r.attempt())
+		r.r.stale(r.claim.JobID)
+	}
+	r.release()
+}
+
+func (r *run) checkOutput(output json.RawMessage) error {
+	no := false
+	if output != nil {
+		if err := GuardJSON(output); err != nil {
+			return &Failure{Code: CodeOutput, Message: err.Error(), Retryable: &no}
+		}
+	}
+	if r.settings.def == nil {
+		return nil
+	}
+	if broken := r.settings.def.output.Validate(orEmpty(output)); len(broken) > 0 {
+		details, _ := json.Marshal(broken)
+		return &Failure{
+			Code: CodeOutput, Message: "the output does not match the definition's schema", Details: details, Retryable: &no,
+		}
+	}
+	return nil
+}
+
+// fail hands in a failure, or gives the attempt back if a neighbour is away.
+func (r *run) fail(err error) {
+	defer r.release()
+	var away *Outage
+	if errors.As(err, &away) {
+		r.giveBack(err, outageDelay)
+		return
+	}
+	f := failureOf(err)
+	if r.exec.Assigns {
+		r.failUnassigned(f)
+		return
+	}
+	if !r.start() {
+		return
+	}
+	r.settle(failed(r.held(), f, now()))
+}
+
+// settle makes a last move of this attempt and waits until it is written.
+func (r *run) settle(m *move) {
+	if out := r.r.tasks.make(r.r.ctx, m); !out.made {
+		r.r.tasks.cfg.Logger.Info("a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.refused(out))
+		r.stale(out)
+	}
+}
+
+// stale ends our token once the fence has said that the task goes on without it.
+// After an error nobody has said so: the sweep gives the task a new token.
+func (r *run) stale(out moved) {
+	if out.err == nil {
+		r.r.stale(r.claim.JobID)
+	}
+}
+
+// giveBack returns the task to its lane; no attempt is spent.
+func (r *run) giveBack(why error, delay time.Duration) {
+	r.r.tasks.cfg.Logger.Warn("a task goes back to its lane", "task", r.id(), "why", why, "again_in", delay)
+	if !r.start() {
+		return
+	}
+	r.settle(released(r.held(), now(), delay))
+}
+
+// interrupted ends an attempt whose context ended before it did: cancelled tasks
+// and lost leases are somebody else's by now, a stopping process gives back.
+func (r *run) interrupted(cause error) {
+	defer r.release()
+	if errors.Is(cause, ErrStopping) && !r.exec.Assigns {
+		r.giveBack(cause, 0)
+	}
+}
+
+// timeOut writes the timeout without waiting for the executor to obey its context.
+func (r *run) timeOut() {
+	if !r.ended.CompareAndSwap(false, true) {
+		return
+	}
+	r.cancel(errTimeout)
+	r.fail(&Failure{Code: CodeTimeout, Message: fmt.Sprintf("the attempt took longer than its timeout of %v", r.settings.timeout)})
+}
+
+// await leaves the task RUNNING until the other system answers, or until the
+// deadline.
+func (r *run) await(a Await) {
+	defer r.release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.r.ctx), flushTime)
+	defer cancel()
+	_, err := r.r.tasks.q.LeaseAwait(ctx, db.LeaseAwaitParams{
+		TaskID: r.id(), JobID: r.claim.JobID, Attempt: r.attempt(), InvocationID: &a.InvocationID,
+	})
+	if err != nil {
+		// The lease runs out, and the attempt is made again under the same key.
+		r.r.tasks.cfg.Logger.Error("the wait for a response was not written", "task", r.id(), "error", err)
+	}
+}
+
+// assign makes it somebody's turn.
+func (r *run) assign(a Assignment) {
+	defer r.release()
+	task := db.Task{TaskID: r.id(), DefinitionID: *r.claim.DefinitionID, DueAt: r.claim.DueAt}
+	m := r.r.tasks.assigned(task, r.settings, r.r.tasks.cfg.ProcessID, a, "")
+	m.wantJob, m.wantAttempt, m.want = r.claim.JobID, r.attempt()-1, []Status{Pending}
+	r.settle(m)
+}
+
+// failUnassigned ends a manual task for which nobody could be found.
+func (r *run) failUnassigned(f *Failure) {
+	m := failed(r.held(), f, now())
+	m.wantAttempt, m.want, m.begins = r.attempt()-1, []Status{Pending}, true
+	if m.to == Pending {
+		m.to, m.event, m.payload = Failed, db.TaskEventTypeFailed, nil
+		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: m.at}
+	}
+	r.settle(m)
+}
+
+func priorityOf(rank int16) Priority {
+	return [...]Priority{1: Critical, 2: High, 3: Medium, 4: Low}[rank]
+}
+
+func at(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// enter says that this process has the attempt: its lease is extended, and the
+// sweep leaves its job alone, until release.
+func (r *run) enter() {
+	t := r.r.tasks
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if before := t.runs[r.id()]; before != nil {
+		// Reaped by another process, and claimed again by this one: that attempt
+		// is over, and nothing else would tell its executor.
+		before.cancel(ErrLeaseLost)
+	}
+	t.runs[r.id()] = r
+}
+
+// release is called when the attempt's end is written, or is no longer ours to
+// write: its place is free.
+func (r *run) release() {
+	if !r.freed.CompareAndSwap(false, true) {
+		return // the timeout and the executor's return can both come to this
+	}
+	t := r.r.tasks
+	t.mu.Lock()
+	if t.runs[r.id()] == r {
+		delete(t.runs, r.id())
+	}
+	t.mu.Unlock()
+	r.place.done(1)
+}

@@ -1,0 +1,286 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// Registration is an executor and how it is to be run.
+type Registration struct {
+	Executor Executor
+	// Pure executors have no effect outside: a stale token may run one for some
+	// milliseconds before the fence says so. For these, start and end share a
+	// commit when they are quick. Default false: the start is written first.
+	Pure bool
+	// Assigns: it hands the task to a person instead of doing it, and no attempt
+	// begins.
+	Assigns bool
+}
+
+// RunnerConfig says what a process works. The zero value is right for production.
+type RunnerConfig struct {
+	// Executors by the name that definitions use: expression, http, integration …
+	Executors map[string]Registration
+	// Slots bounds how many tasks of a lane run at once in this process. A place
+	// is held until the end of its task is written, so a lane needs hundreds.
+	// Default 1000 for automated, 500 for integration and retry, 100 for manual.
+	Slots map[string]int
+	// Poll is how often a lane looks without being woken; default 100 ms.
+	Poll time.Duration
+	// AgeStep is how long a waiting job takes to climb one priority; default 60 s.
+	AgeStep time.Duration
+	// Silence is after how long a process that is not heard of is taken for dead;
+	// default 30 s.
+	Silence time.Duration
+	// Tick is the rhythm of heartbeats and of the reaper; default 1 s.
+	Tick time.Duration
+}
+
+// Runner works the lanes in one process.
+type Runner struct {
+	tasks  *Tasks
+	cfg    RunnerConfig
+	places []*claimer
+
+	ctx    context.Context // of every executor
+	stop   context.CancelCauseFunc
+	work   sync.WaitGroup // executors
+	stales *batcher[int64]
+
+	troubleMu   sync.Mutex
+	troubleSaid time.Time // guarded by troubleMu
+}
+
+// Silence is RunnerConfig.Silence by default.
+const Silence = 30 * time.Second
+
+var defaultSlots = map[string]int{LaneAutomated: 1000, LaneIntegration: 500, LaneRetry: 500, LaneManual: 100}
+
+// NewRunner makes a process's working half. Run starts it.
+func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
+	if cfg.Poll == 0 {
+		cfg.Poll = 100 * time.Millisecond
+	}
+	if cfg.AgeStep == 0 {
+		cfg.AgeStep = time.Minute
+	}
+	if cfg.Silence == 0 {
+		cfg.Silence = Silence
+	}
+	if cfg.Tick == 0 {
+		cfg.Tick = time.Second
+	}
+	r := &Runner{tasks: tasks, cfg: cfg}
+	r.ctx, r.stop = context.WithCancelCause(context.Background())
+	r.stales = newBatcher(500, 1, 0, r.flushStale)
+	for _, l := range lanesOf {
+		slots := cfg.Slots[string(l.lane)]
+		if slots == 0 {
+			slots = defaultSlots[string(l.lane)]
+		}
+		for _, kind := range l.kinds {
+			r.places = append(r.places, &claimer{
+				r: r, lane: string(l.lane), kind: kind, slots: slots,
+				woken: make(chan struct{}, 1), freed: make(chan struct{}, 1),
+			})
+		}
+	}
+	return r
+}
+
+// obeyTime is how long an executor may take to return once its context ended.
+const obeyTime = 5 * time.Second
+
+// Run works until ctx ends, then lets what runs finish for up to grace, gives the
+// rest back, and returns when nothing runs any more.
+func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
+	if err := r.tasks.q.ExecutorSeen(ctx, r.tasks.cfg.ProcessID); err != nil {
+		return fmt.Errorf("announce the process: %w", err)
+	}
+	loops, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var claims, loopsDone sync.WaitGroup
+	r.tasks.wakes.mu.Lock()
+	for _, c := range r.places {
+		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = c
+		claims.Go(func() { c.run(ctx) })
+	}
+	r.tasks.wakes.mu.Unlock()
+	for _, loop := range []func(context.Context){r.live, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.age, r.fold, r.redrives, r.listen} {
+		loopsDone.Go(func() { loop(loops) })
+	}
+
+	<-ctx.Done()
+	r.close()
+	claims.Wait()
+	finished := make(chan struct{})
+	go func() { r.work.Wait(); close(finished) }()
+	select {
+	case <-finished:
+	case <-time.After(grace):
+		r.stop(ErrStopping)
+		select {
+		case <-finished:
+		case <-time.After(obeyTime):
+			r.tasks.cfg.Logger.Warn("executors do not obey their contexts; their leases run out")
+		}
+	}
+	r.stop(nil)
+	r.drain(grace)
+	r.stales.drain()
+	end()
+	loopsDone.Wait()
+	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	// Whatever we had claimed and not begun is free for others at once.
+	if err := r.tasks.q.ExecutorGone(bye, r.tasks.cfg.ProcessID); err != nil {
+		r.tasks.cfg.Logger.Debug("the process did not say goodbye; others notice its silence", "error", err)
+	}
+	return nil
+}
+
+// drain waits for what is handed in, for a while.
+func (r *Runner) drain(grace time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	r.tasks.Drain(ctx)
+}
+
+// close stops claiming and sends wake-ups elsewhere.
+func (r *Runner) close() {
+	r.tasks.wakes.mu.Lock()
+	defer r.tasks.wakes.mu.Unlock()
+	for _, c := range r.places {
+		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = nil
+		c.mu.Lock()
+		c.closed = true
+		c.mu.Unlock()
+	}
+}
+
+// dispatch runs one claimed job; its place is freed when its end is written.
+func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
+	if row.DefinitionID == nil {
+		r.stale(row.JobID)
+		c.done(1)
+		return
+	}
+	one := &run{r: r, claim: row, place: c}
+	r.work.Go(func() {
+		s, err := r.tasks.settings(r.ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
+		one.settings = s
+		if err != nil {
+			one.unrunnable(err)
+			return
+		}
+		exec, ok := r.cfg.Executors[*row.Executor]
+		if !ok {
+			no := false
+			exec = Registration{Executor: ExecutorFunc(func(context.Context, Job) (Result, error) {
+				return Result{}, &Failure{Code: CodeNoExecutor, Message: "this service has no executor " + *row.Executor, Retryable: &no}
+			})}
+		}
+		one.exec = exec
+		one.do()
+	})
+}
+
+// unrunnable is a task whose definition cannot be read just now: the claim is left
+// as it is, and the sweep gives it a new token.
+func (r *run) unrunnable(err error) {
+	r.r.trouble("read a definition", err)
+	r.release()
+}
+
+// stale ends a token whose task has gone on without it.
+func (r *Runner) stale(job int64) { r.stales.add(job) }
+
+func (r *Runner) flushStale(batch []int64) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	if err := r.tasks.q.JobsEnd(ctx, batch); err != nil {
+		r.trouble("end stale jobs", err)
+	}
+}
+
+// troubleEvery spaces the log lines of a database that is away: each loop would
+// say it many times a second.
+const troubleEvery = 5 * time.Second
+
+func (r *Runner) trouble(what string, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	r.troubleMu.Lock()
+	quiet := time.Since(r.troubleSaid) < troubleEvery
+	if !quiet {
+		r.troubleSaid = time.Now()
+	}
+	r.troubleMu.Unlock()
+	if !quiet {
+		r.tasks.cfg.Logger.Warn("the engine goes on when the database answers", "doing", what, "error", err)
+	}
+}
+
+// every calls do at each tick, until ctx ends.
+func (r *Runner) every(ctx context.Context, tick time.Duration, what string, do func(context.Context) error) {
+	for pause(ctx, tick) {
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			r.trouble(what, err)
+		}
+	}
+}
+
+// listen hears what other processes tell: new work, cancelled tasks, changed
+// definitions. Polls and heartbeats find what it misses.
+func (r *Runner) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := r.hear(ctx); err != nil && ctx.Err() == nil {
+			r.trouble("listen", err)
+		}
+		pause(ctx, time.Second)
+	}
+}
+
+func (r *Runner) hear(ctx context.Context) error {
+	conn, err := r.tasks.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	own := conn.Hijack()
+	defer func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = own.Close(bye)
+	}()
+	for _, channel := range []string{channelLane, channelCancel, channelDefinition} {
+		if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
+			return fmt.Errorf("listen to %s: %w", channel, err)
+		}
+	}
+	for {
+		n, err := own.WaitForNotification(ctx)
+		if err != nil {
+			return fmt.Errorf("wait for a notification: %w", err)
+		}
+		r.heard(n)
+	}
+}
+
+func (r *Runner) heard(n *pgconn.Notification) {
+	switch n.Channel {
+	case channelLane:
+		r.tasks.wokenLane(n.Payload)
+	case channelCancel:
+		r.tasks.heardCancelled(n.Payload)
+	case channelDefinition:
+		r.tasks.defs.forget(n.Payload)
+	}
+}

@@ -1,0 +1,121 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// RequestConfig is executionConfig of a request: what it overrides of its
+// definition, or, for a task without one, all there is.
+type RequestConfig struct {
+	Timeout     int64        `json:"timeout,omitempty"` // ms
+	RetryPolicy *RetryPolicy `json:"retryPolicy,omitempty"`
+	ExecutionConfig
+}
+
+// settings is what holds for one task: its definition, as far as the request did
+// not say otherwise. Shared once it is made: do not change it.
+type settings struct {
+	def        *definition // nil without one
+	config     ExecutionConfig
+	timeout    time.Duration
+	visibility time.Duration
+	retry      RetryPolicy
+}
+
+// settings of a task, from its type, the revision it was created under and its
+// own config. What they come to is kept: thousands of tasks a second share a few.
+func (t *Tasks) settings(ctx context.Context, kind db.TaskType, id string, revision int32, own json.RawMessage) (*settings, error) {
+	key := settingsKey{kind, id, revision}
+	if s := t.known.get(key, own); s != nil {
+		return s, nil
+	}
+	def, err := t.defs.at(ctx, id, revision)
+	if err != nil {
+		return nil, err
+	}
+	var config *RequestConfig
+	if len(own) > 0 {
+		config = &RequestConfig{}
+		if err := json.Unmarshal(own, config); err != nil {
+			return nil, fmt.Errorf("read the task's config: %w", err)
+		}
+	}
+	s := combine(Type(kind), def, config)
+	t.known.put(key, own, s)
+	return s, nil
+}
+
+// knownSettings is a bounded memory of settings, which never change.
+type knownSettings struct {
+	mu  sync.RWMutex
+	all map[settingsKey]map[string]*settings // by the task's own config; guarded by mu
+	n   int                                  // guarded by mu
+}
+
+type settingsKey struct {
+	kind     db.TaskType
+	id       string
+	revision int32
+}
+
+func (k *knownSettings) get(key settingsKey, own []byte) *settings {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.all[key][string(own)]
+}
+
+func (k *knownSettings) put(key settingsKey, own []byte, s *settings) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.all == nil || k.n >= cachedDefinitions {
+		k.all, k.n = map[settingsKey]map[string]*settings{}, 0
+	}
+	if k.all[key] == nil {
+		k.all[key] = map[string]*settings{}
+	}
+	k.all[key][string(own)] = s
+	k.n++
+}
+
+func combine(kind Type, def *definition, own *RequestConfig) *settings {
+	s := &settings{
+		def: def, timeout: defaultTimeout[kind], visibility: DefaultVisibility, retry: DefaultRetryPolicy(kind),
+	}
+	if def != nil {
+		s.config = def.ExecutionConfig
+		s.timeout = time.Duration(def.Timeout) * time.Millisecond
+		if def.RetryPolicy != nil {
+			s.retry = *def.RetryPolicy
+		}
+	}
+	if own != nil {
+		if def == nil {
+			s.config = own.ExecutionConfig
+		}
+		if own.Executor != "" {
+			s.config.Executor = own.Executor
+		}
+		if own.SecurityContext != nil {
+			s.config.SecurityContext = own.SecurityContext
+		}
+		if own.VisibilityTimeout != 0 {
+			s.config.VisibilityTimeout = own.VisibilityTimeout
+		}
+		if own.Timeout != 0 {
+			s.timeout = time.Duration(own.Timeout) * time.Millisecond
+		}
+		if own.RetryPolicy != nil {
+			s.retry = *own.RetryPolicy
+		}
+	}
+	if s.config.VisibilityTimeout != 0 {
+		s.visibility = time.Duration(s.config.VisibilityTimeout) * time.Millisecond
+	}
+	return s
+}

@@ -1,0 +1,153 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// Operators cancel, retry and delete jobs in River UI, and DBAs in psql. The job
+// is a token; what they mean is the task:
+//
+//	cancelled, deleted    the task is CANCELLED
+//	discarded             the attempt failed; a task that waits gets a new token
+//	retried               nothing: the token is nobody's, and its claim ends it
+//
+// Triggers write down what was done (job_signal), and every process acts on it at
+// each tick; the fence lets one of them through.
+
+// CodeDiscarded is the failure of an attempt whose job was discarded.
+const CodeDiscarded = "JOB_DISCARDED"
+
+func (r *Runner) signals(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "act on what was done to jobs", func(ctx context.Context) error {
+		for {
+			rows, err := r.tasks.q.SignalList(ctx)
+			if err != nil {
+				return fmt.Errorf("read signals: %w", err)
+			}
+			if len(rows) == 0 {
+				return nil
+			}
+			if err := r.obey(ctx, rows); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// obey acts on a page of signals and forgets them. One whose move found no task at
+// its job is obeyed too: the task has gone on.
+func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
+	done := make([]int64, len(rows))
+	var moves []*move
+	var lost adrift
+	for i, row := range rows {
+		done[i] = row.ID
+		if row.Status == nil {
+			continue
+		}
+		s, err := r.tasks.settings(ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
+		if err != nil {
+			return err
+		}
+		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
+		switch {
+		case row.What != "discarded":
+			moves = append(moves, &move{
+				task: id, wantJob: row.JobID, wantAttempt: -1, want: []Status{Pending, Running},
+				to: Cancelled, event: db.TaskEventTypeCanceled, actor: who, executor: who,
+				payload: outbox.CanceledNote{Reason: "the job was " + row.What + " in the queue"},
+				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled,
+			})
+		case *row.Status == db.TaskStatusRUNNING:
+			moves = append(moves, failed(held{
+				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
+				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who,
+			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, now()))
+		case *row.Status == db.TaskStatusPENDING:
+			lost.add(id, row.JobID, kindOf(Type(*row.Type), *row.Executor), s.timeout)
+		}
+	}
+	for i, out := range r.tasks.makeAll(moves) {
+		m := moves[i]
+		if out.made {
+			r.tasks.cfg.Logger.Info("a job was ended in the queue, and so its task", "task", m.task, "by", m.actor, "now", m.to)
+			r.tasks.cancelRun(cancelled{m.task, m.wantJob}, ErrCancelled)
+		} else if out.err != nil {
+			return out.err // it stays, and is tried again
+		}
+	}
+	if err := r.requeue(ctx, lost); err != nil {
+		return err
+	}
+	if err := r.tasks.q.SignalDone(ctx, done); err != nil {
+		return fmt.Errorf("forget signals: %w", err)
+	}
+	return nil
+}
+
+// adrift are tasks that wait without a job.
+type adrift struct{ db.LaneRequeueParams }
+
+func (a *adrift) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
+	a.TaskIds, a.JobIds = append(a.TaskIds, task), append(a.JobIds, job)
+	a.Kinds, a.Timeouts = append(a.Kinds, kind), append(a.Timeouts, timeout.Milliseconds())
+}
+
+func (r *Runner) requeue(ctx context.Context, lost adrift) error {
+	if len(lost.TaskIds) == 0 {
+		return nil
+	}
+	found, err := r.tasks.q.LaneRequeue(ctx, lost.LaneRequeueParams)
+	if err != nil {
+		return fmt.Errorf("requeue tasks: %w", err)
+	}
+	for _, row := range found {
+		r.tasks.wokenLane(row.Lane)
+	}
+	if len(found) > 0 {
+		r.tasks.cfg.Logger.Warn("tasks waited without a job and have one again", "tasks", len(found))
+	}
+	return nil
+}
+
+// reconcilePage is how many tasks one look goes over: 2000 a second, so that a
+// million waiting tasks are gone over in eight minutes.
+const reconcilePage = 10_000
+
+// reconcile walks over all tasks, a page at a time, and gives those a job that wait
+// without one; and ends tokens that are nobody's. What triggers tell is known at
+// once: this is for what they cannot see, such as a TRUNCATE.
+func (r *Runner) reconcile(ctx context.Context) {
+	after := uuid.Nil
+	r.every(ctx, 5*r.cfg.Tick, "reconcile tasks and jobs", func(ctx context.Context) error {
+		grace := min(time.Minute, 2*r.cfg.Silence)
+		if _, err := r.tasks.q.LaneStale(ctx, db.LaneStaleParams{Lanes: Lanes[:4], GraceSeconds: grace.Seconds()}); err != nil {
+			return fmt.Errorf("end stale tokens: %w", err)
+		}
+		rows, err := r.tasks.q.TaskAdrift(ctx, db.TaskAdriftParams{After: after, Page: reconcilePage})
+		if err != nil {
+			return fmt.Errorf("look for tasks without a job: %w", err)
+		}
+		after = uuid.Nil // from the beginning again, once the end is reached
+		var lost adrift
+		for _, row := range rows {
+			after = row.PageEnd
+			if row.JobID == nil {
+				continue
+			}
+			s, err := r.tasks.settings(ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
+			if err != nil {
+				return err
+			}
+			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, kindOf(Type(*row.Type), *row.Executor), s.timeout)
+		}
+		return r.requeue(ctx, lost)
+	})
+}

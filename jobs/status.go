@@ -1,0 +1,149 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// Update is what PUT …/status asks for.
+type Update struct {
+	Status Status
+	Output json.RawMessage // with COMPLETED
+	Error  *Failure        // with FAILED
+}
+
+// SetStatus moves a task because somebody outside says so: a person's result, the
+// orchestrator's verdict. What runs meanwhile loses its lease.
+func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update) (db.Task, error) {
+	if to.Status == Cancelled {
+		return t.Cancel(ctx, id, ask)
+	}
+	for {
+		task, err := t.Get(ctx, ask.Tenant, id)
+		if err != nil {
+			return db.Task{}, err
+		}
+		from := Status(task.Status)
+		if ask.IfMatch != 0 && ask.IfMatch != task.Version {
+			return db.Task{}, ErrStale
+		}
+		if from.Terminal() || !slices.Contains(Legal(from), to.Status) {
+			return db.Task{}, illegal(from, to.Status)
+		}
+		s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+		if err != nil {
+			return db.Task{}, err
+		}
+		// What is decided here holds for this version only.
+		now := ask
+		now.IfMatch = task.Version
+		m, err := t.told(ctx, task, s, now, to)
+		if err != nil {
+			return db.Task{}, err
+		}
+		m.callerWaits = true
+		out := t.make(ctx, m)
+		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+			continue // somebody was quicker, and the caller did not insist: decided anew
+		}
+		return t.after(ctx, ask.Tenant, m, out)
+	}
+}
+
+// told is the move for an update by hand.
+func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to Update) (*move, error) {
+	from := Status(task.Status)
+	who := ask.By
+	if task.AssigneeID != nil {
+		who = *task.AssigneeID
+	}
+	m := &move{
+		task: task.TaskID, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{from},
+		to: to.Status, actor: ask.By, executor: who, at: now(), timeout: s.timeout, visibility: s.visibility,
+		endJob: db.RiverJobStateCancelled,
+	}
+	switch to.Status {
+	case Completed:
+		if s.def != nil {
+			if broken := s.def.output.Validate(orEmpty(to.Output)); len(broken) > 0 {
+				return nil, &Invalid{Message: "the output does not match the definition's schema", Violations: below("/output", broken)}
+			}
+		}
+		m.event, m.output, m.outcome = db.TaskEventTypeCompleted, to.Output, db.AttemptOutcomeCOMPLETED
+		m.payload = summaryOf(to.Output)
+		m.begins = from != Running
+	case Failed, TimedOut:
+		f := to.Error
+		if f == nil {
+			f = &Failure{Code: CodeExecution, Message: ask.Reason}
+		}
+		m.event, m.outcome = db.TaskEventTypeFailed, db.AttemptOutcomeFAILED
+		if to.Status == TimedOut {
+			f = &Failure{Code: CodeTimeout, Message: f.Message, Details: f.Details}
+			m.outcome = db.AttemptOutcomeTIMEDOUT
+		}
+		m.problem, m.failures = problem(f, false, m.at), 1
+		m.begins = from != Running
+		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: m.at}
+	case Running:
+		m.event, m.begins = db.TaskEventTypeStarted, true
+		m.lease, m.toDeadline = db.LeaseKindPerson, true
+		m.payload = outbox.StartedNote{ExecutorID: who}
+	case Pending:
+		m.event, m.outcome = db.TaskEventTypeReleased, db.AttemptOutcomeRELEASED
+		m.next = &nextJob{lane: laneOf(Type(task.Type)), kind: kindOf(Type(task.Type), task.Executor), at: m.at}
+	case Assigned:
+		return t.backToAssigned(ctx, task, m, ask.Reason)
+	case Cancelled:
+	}
+	return m, nil
+}
+
+// backToAssigned is an unclaim: the task waits for whom it was assigned to before.
+func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *move, reason string) (*move, error) {
+	if task.AssigneeID == nil && task.GroupID == nil && task.Candidates == nil {
+		return nil, invalid("/status", "nobody is named: use POST /api/internal/tasks/{taskId}/reassign to assign the task")
+	}
+	if reason == "" {
+		reason = "unclaimed"
+	}
+	// A claim made it the claimer's; the event before it says whose it was.
+	note, err := t.turnBefore(ctx, task.TaskID)
+	if err != nil {
+		return nil, err
+	}
+	if note.AssigneeID == "" && note.GroupID == "" && task.Candidates == nil {
+		// Nothing is told of it any more: it stays with whom it is.
+		note.AssigneeID, note.AssigneeName, note.GroupID = text(task.AssigneeID), text(task.AssigneeName), text(task.GroupID)
+	}
+	if note.TaskName == "" {
+		note.TaskName = task.DefinitionID
+	}
+	note.Reason = reason
+	if task.DueAt != nil {
+		note.DueDate = *task.DueAt
+	}
+	m.event, m.outcome, m.payload = db.TaskEventTypeAssigned, db.AttemptOutcomeRELEASED, note
+	m.assignment = &assignment{AssigneeID: note.AssigneeID, AssigneeName: note.AssigneeName, GroupID: note.GroupID, DueAt: task.DueAt}
+	return m, nil
+}
+
+func orEmpty(doc json.RawMessage) json.RawMessage {
+	if len(doc) == 0 {
+		return json.RawMessage("{}")
+	}
+	return doc
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

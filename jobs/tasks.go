@@ -1,0 +1,148 @@
+// Package jobs is the life of a task: it makes every move, runs the lanes, keeps
+// the leases, and is the only package that knows River.
+//
+//	          create
+//	            │
+//	            ▼     claim          result
+//	┌────────▶ PENDING ─────▶ RUNNING ─────▶ COMPLETED
+//	│ retry,    │  │            │ │ │
+//	│ release   │  │ assign     │ │ └──────▶ FAILED, TIMED_OUT ──▶ dead letter
+//	└───────────│──│────────────┘ │              │ redrive
+//	            │  ▼              │              ▼
+//	            │ ASSIGNED ◀──────┘           PENDING
+//	            ▼
+//	        CANCELLED (from any state that is not an end)
+//
+// The row in table task is the truth. A river_job row is a delivery token, one
+// for each attempt, and every write is fenced by the token and the attempt: who
+// wakes late changes nothing. A move is one commit of the row, its event and its
+// job, and many moves share a commit (batch.go).
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// Config says how tasks are kept. The zero value is right for production.
+type Config struct {
+	// ProcessID names this process in leases and events; default host/pid/random.
+	ProcessID string
+	// ManualDue is the due date of a manual task without one; default 24 h.
+	ManualDue time.Duration
+	// Told is called after a commit that left events; default nothing.
+	Told func()
+	// CheckDefinition refuses what an executor could never run (a broken
+	// expression), when a definition is registered; default accepts.
+	CheckDefinition func(ExecutionConfig) error
+	// Logger; default slog.Default.
+	Logger *slog.Logger
+}
+
+// Tasks makes every move of every task. It is safe for concurrent use.
+type Tasks struct {
+	cfg   Config
+	pool  *pgxpool.Pool // the engine's: see pgpool.Config.Engine
+	q     *db.Queries
+	ids   *ids
+	defs  definitions
+	known knownSettings
+
+	creates   *batcher[*creation]
+	completes *batcher[*completion]
+	moves     *batcher[*move]
+
+	tokens  tokens
+	resting chan struct{} // closed by Rest
+	rest    sync.Once
+
+	wakes wakes
+	// givenUp ends when nobody waits for the database any more.
+	givenUp context.Context //nolint:containedctx // it is the process's, not a call's
+	giveUp  context.CancelFunc
+
+	mu   sync.Mutex
+	runs map[uuid.UUID]*run // what runs in this process; guarded by mu
+}
+
+// New makes the engine's hands. pool must have been opened with Engine set.
+func New(pool *pgxpool.Pool, cfg Config) *Tasks {
+	if cfg.ProcessID == "" {
+		host, _ := os.Hostname()
+		cfg.ProcessID = fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
+	}
+	if cfg.ManualDue == 0 {
+		cfg.ManualDue = 24 * time.Hour
+	}
+	if cfg.Told == nil {
+		cfg.Told = func() {}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	q := db.New(pool)
+	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, resting: make(chan struct{})}
+	t.defs.q = q
+	t.givenUp, t.giveUp = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
+	t.creates = newBatcher(500, 1, 0, t.flushCreates)
+	t.completes = newBatcher(500, 2, 300, t.flushCompletes)
+	t.moves = newBatcher(500, 2, 300, t.flushMoves)
+	return t
+}
+
+// ProcessID names this process.
+func (t *Tasks) ProcessID() string { return t.cfg.ProcessID }
+
+// Drain waits until every move handed in so far is settled. Call it after the
+// last caller is gone and before the pool is closed. When ctx ends first, what
+// waits for a database that is away is given up: leases run out, and the work is
+// done again.
+func (t *Tasks) Drain(ctx context.Context) {
+	defer context.AfterFunc(ctx, t.giveUp)()
+	t.creates.drain()
+	t.completes.drain()
+	t.moves.drain()
+}
+
+// sitOut waits for a database that is away. It reports whether to try again.
+func (t *Tasks) sitOut(pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-t.givenUp.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// Get reads one task of a tenant.
+func (t *Tasks) Get(ctx context.Context, tenant string, id uuid.UUID) (db.Task, error) {
+	return get(ctx, t.q, tenant, id)
+}
+
+// now is a time as the database keeps it, so that what is told from memory and
+// what is told from the table are equal to the byte.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+
+// flushTime bounds one flush. Moves are written whatever became of the caller.
+const flushTime = 20 * time.Second
+
+// unset stands for "no time" in an array of times.
+var unset = time.Unix(0, 0).UTC()
+
+func orUnset(t *time.Time) time.Time {
+	if t == nil {
+		return unset
+	}
+	return t.UTC()
+}

@@ -1,0 +1,96 @@
+package jobs
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// leaseID is what a lease token says: which attempt. The job is new in every
+// attempt, so that a number given back by a release comes with another token.
+type leaseID struct {
+	task    uuid.UUID
+	job     int64
+	attempt int32
+}
+
+// A token is the lease's id and the first half of its HMAC-SHA256, in base64url.
+const (
+	leaseIDBytes = 16 + 8 + 4
+	leaseMAC     = 16
+)
+
+// LeaseTokenLength is how long every lease token is.
+var LeaseTokenLength = base64.RawURLEncoding.EncodedLen(leaseIDBytes + leaseMAC)
+
+// tokens makes and reads lease tokens, with a key that all processes share.
+type tokens struct {
+	q *db.Queries
+
+	mu  sync.Mutex
+	key []byte // guarded by mu; nil until it was read
+}
+
+func (k *tokens) secret(ctx context.Context) ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.key != nil {
+		return k.key, nil
+	}
+	fresh := make([]byte, 32)
+	if _, err := rand.Read(fresh); err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	key, err := k.q.SecretKey(ctx, db.SecretKeyParams{Name: "lease token", Key: fresh})
+	if err != nil {
+		return nil, readError("key of lease tokens", err)
+	}
+	k.key = key
+	return key, nil
+}
+
+// sign makes the token of a lease: the same for the same lease, in every process.
+func (k *tokens) sign(ctx context.Context, id leaseID) (string, error) {
+	key, err := k.secret(ctx)
+	if err != nil {
+		return "", err
+	}
+	text := id.append(nil)
+	return base64.RawURLEncoding.EncodeToString(append(text, mac(key, text)...)), nil
+}
+
+// read checks a token. One that we never made is ErrNotFound.
+func (k *tokens) read(ctx context.Context, token string) (leaseID, error) {
+	key, err := k.secret(ctx)
+	if err != nil {
+		return leaseID{}, err
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err != nil || len(raw) != leaseIDBytes+leaseMAC || !hmac.Equal(raw[leaseIDBytes:], mac(key, raw[:leaseIDBytes])) {
+		return leaseID{}, fmt.Errorf("lease token: %w", ErrNotFound)
+	}
+	return leaseID{
+		task: uuid.UUID(raw[:16]), job: int64(binary.BigEndian.Uint64(raw[16:])), attempt: int32(binary.BigEndian.Uint32(raw[24:])),
+	}, nil
+}
+
+func (id leaseID) append(to []byte) []byte {
+	to = append(to, id.task[:]...)
+	to = binary.BigEndian.AppendUint64(to, uint64(id.job))
+	return binary.BigEndian.AppendUint32(to, uint32(id.attempt))
+}
+
+func mac(key, text []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write(text)
+	return h.Sum(nil)[:leaseMAC]
+}

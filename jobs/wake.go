@@ -1,0 +1,176 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// The channels on which processes tell each other. What is lost is found by
+// polling; they only make it soon.
+const (
+	channelLane       = "tes_lane"
+	channelCancel     = "tes_cancel"
+	channelDefinition = "tes_definition"
+)
+
+// wakeKinds are the places work can be waiting: a lane and a kind.
+var wakeKinds = [...]struct{ lane, kind string }{
+	{LaneAutomated, KindAutomated},
+	{LaneIntegration, KindIntegration},
+	{LaneManual, KindManual},
+	{LaneRetry, KindAutomated},
+	{LaneRetry, KindIntegration},
+	{LaneRetry, KindManual},
+	{LaneAutomated, KindWorker},
+	{LaneIntegration, KindWorker},
+	{LaneRetry, KindWorker},
+	{LaneDeadLetter, KindDeadLetter}, // and whatever else only leases take
+}
+
+// leasesFrom is the first of wakeKinds that only leases take.
+const leasesFrom = 6
+
+func wakeIndex(lane, kind string) int {
+	for i, w := range wakeKinds {
+		if w.lane == lane && w.kind == kind {
+			return i
+		}
+	}
+	return len(wakeKinds) - 1
+}
+
+// notifyEvery spaces the NOTIFYs of one lane: each takes a lock of the whole
+// cluster at its commit. Listeners look again after about as long, so the second
+// of two inserts within it is not left to the poll.
+const notifyEvery = 10 * time.Millisecond
+
+// wakes tells lanes that work has come: those of this process directly, those of
+// others by NOTIFY.
+type wakes struct {
+	mu     sync.Mutex
+	local  [len(wakeKinds)]*claimer  // guarded by mu
+	last   [len(wakeKinds)]time.Time // guarded by mu
+	parked chan struct{}             // closed when there may be something to lease; guarded by mu
+}
+
+// leasable is closed when there may be something to lease. Ask for it before you
+// look, or what comes between is missed.
+func (w *wakes) leasable() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.parked == nil {
+		w.parked = make(chan struct{})
+	}
+	return w.parked
+}
+
+// unpark wakes every parked dequeue of this process. Hold mu.
+func (w *wakes) unpark() {
+	if w.parked != nil {
+		close(w.parked)
+		w.parked = nil
+	}
+}
+
+// wakeAll wakes each place that is set.
+func (t *Tasks) wakeAll(ctx context.Context, kinds [len(wakeKinds)]bool) {
+	var lanes []string
+	t.wakes.mu.Lock()
+	for i, set := range kinds {
+		if !set {
+			continue
+		}
+		what := wakeKinds[i].lane
+		if i >= leasesFrom {
+			t.wakes.unpark()
+			what = KindWorker
+		}
+		// Who has room here will claim it; no need to tell the others.
+		if c := t.wakes.local[i]; c != nil && c.wake() {
+			continue
+		}
+		if at := time.Now(); at.Sub(t.wakes.last[i]) >= notifyEvery {
+			t.wakes.last[i] = at
+			lanes = append(lanes, what)
+		}
+	}
+	t.wakes.mu.Unlock()
+	if lanes == nil {
+		return
+	}
+	if err := t.q.LaneNotify(ctx, lanes); err != nil {
+		t.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
+	}
+}
+
+// wokenLane is a NOTIFY from another process.
+func (t *Tasks) wokenLane(lane string) {
+	t.wakes.mu.Lock()
+	defer t.wakes.mu.Unlock()
+	if lane == KindWorker {
+		t.wakes.unpark()
+		return
+	}
+	for i, w := range wakeKinds {
+		if c := t.wakes.local[i]; c != nil && w.lane == lane {
+			c.wake()
+		}
+	}
+}
+
+// notify tells one thing to the other processes.
+func (t *Tasks) notify(ctx context.Context, channel, what string) {
+	if _, err := t.pool.Exec(ctx, "SELECT pg_notify($1, $2)", channel, what); err != nil {
+		t.cfg.Logger.Debug("not notified", "channel", channel, "error", err)
+	}
+}
+
+// cancelled is an attempt that was ended under its executor.
+type cancelled struct {
+	task uuid.UUID
+	job  int64 // by which it is told from the attempt that may have followed already
+}
+
+// tellCancelled ends what runs here, and tells the other processes.
+func (t *Tasks) tellCancelled(ctx context.Context, all []cancelled) {
+	var elsewhere []string
+	for _, c := range all {
+		if !t.cancelRun(c, ErrCancelled) {
+			elsewhere = append(elsewhere, fmt.Sprintf("%s %d", c.task, c.job))
+		}
+	}
+	if elsewhere == nil {
+		return
+	}
+	if err := t.q.CancelNotify(ctx, elsewhere); err != nil {
+		t.cfg.Logger.Debug("cancellation was not notified; heartbeats will tell", "error", err)
+	}
+}
+
+// heardCancelled is the same from another process.
+func (t *Tasks) heardCancelled(payload string) {
+	id, job, _ := strings.Cut(payload, " ")
+	task, err := uuid.Parse(id)
+	n, err2 := strconv.ParseInt(job, 10, 64)
+	if err == nil && err2 == nil {
+		t.cancelRun(cancelled{task, n}, ErrCancelled)
+	}
+}
+
+// cancelRun ends the context of an attempt's executor, if it runs in this process.
+func (t *Tasks) cancelRun(c cancelled, cause error) bool {
+	t.mu.Lock()
+	r := t.runs[c.task]
+	t.mu.Unlock()
+	if r == nil || r.claim.JobID != c.job {
+		return false
+	}
+	r.cancel(cause)
+	return true
+}
