@@ -1,0 +1,234 @@
+// Package api is the door: what we are asked by HTTP comes in here, is known for
+// who it is, checked, and handed to package jobs. Reads may go straight to the
+// database; every write is a move, and jobs makes it.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+	"github.com/go-chi/chi/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// Config says what the door opens to. Tasks, Reads and Verifier must be set; the
+// zero value of the rest is right for production.
+type Config struct {
+	// Tasks makes the moves.
+	Tasks *jobs.Tasks
+	// Reads is a pool for reading: not the engine's, so that readers cannot keep
+	// the moves waiting.
+	Reads *pgxpool.Pool
+	// Verifier knows good tokens from bad. It is the caller's to close.
+	Verifier *Verifier
+	// UserTokens knows people's tokens; default believes none.
+	UserTokens UserTokens
+	// RequireUserToken refuses what people do without a token of their own; default
+	// takes the caller's word.
+	RequireUserToken bool
+	// Ready says whether requests should be sent here; default: when the database
+	// answers.
+	Ready func(context.Context) error
+	// MaxBody is the largest request body, and an eighth of the largest batch;
+	// default 1 MiB.
+	MaxBody int64
+	// RequestTimeout bounds a request, mounts apart; default 10 s.
+	RequestTimeout time.Duration
+	// Mounts are handlers beside ours; default none.
+	Mounts []Mount
+	// Version of the program, for the Server header; default none.
+	Version string
+	// Logger takes one line a request; default slog.Default.
+	Logger *slog.Logger
+}
+
+// Mount puts a handler beside ours, with our log, panics and ids, and refuses it
+// what a browser sends from another site.
+type Mount struct {
+	// Prefix begins with a slash and ends without one, such as /riverui.
+	Prefix string
+	// Handler sees the whole path, prefix included.
+	Handler http.Handler
+	// Scope that a service token must hold; empty: the handler guards itself.
+	Scope string
+	// Login lets browsers in; default none, and whoever reaches the address is in.
+	Login *Login
+}
+
+// API is the door.
+type API struct {
+	cfg        Config
+	log        *slog.Logger
+	q          *db.Queries
+	router     *chi.Mux
+	huma       huma.API
+	taskSchema *huma.Schema
+	yaml, json []byte   // the OpenAPI document
+	server     []string // the Server header; nil for none
+}
+
+// New opens the door.
+func New(cfg Config) (*API, error) {
+	if cfg.Tasks == nil || cfg.Reads == nil || cfg.Verifier == nil {
+		return nil, errors.New("api: Tasks, Reads and Verifier must be set")
+	}
+	if cfg.Ready == nil {
+		cfg.Ready = cfg.Reads.Ping
+	}
+	return build(cfg)
+}
+
+// Handler answers every request.
+func (a *API) Handler() http.Handler { return a.router }
+
+// routes is every route there is.
+func (a *API) routes() {
+	const tasks, definitions, letters = "/api/internal/tasks", "/api/internal/task-definitions", "/api/internal/dead-letters"
+
+	route(a, "POST", tasks, by("tasks:create", orchestrator), createTaskDoc, a.createTask)
+	route(a, "POST", tasks+"/batch", by("tasks:create", orchestrator), createTasksDoc, a.createTasks)
+	route(a, "GET", tasks+"/{taskId}", by("tasks:read", orchestrator, ui), getTaskDoc, a.getTask)
+	route(a, "PUT", tasks+"/{taskId}/status", by("tasks:update", orchestrator), updateTaskStatusDoc, a.updateTaskStatus)
+	route(a, "POST", tasks+"/{taskId}/cancel", by("tasks:cancel", orchestrator), cancelTaskDoc, a.cancelTask)
+	route(a, "GET", tasks+"/workflow/{workflowId}", by("tasks:read", orchestrator, ui), listTasksByWorkflowDoc, a.listTasksByWorkflow)
+	route(a, "POST", tasks+"/{taskId}/reassign", by("tasks:reassign", ui), reassignTaskDoc, a.reassignTask)
+	route(a, "POST", tasks+"/{taskId}/claim", by("tasks:update", ui), claimTaskDoc, a.claimTask)
+	route(a, "POST", tasks+"/{taskId}/unclaim", by("tasks:update", ui), unclaimTaskDoc, a.unclaimTask)
+	route(a, "POST", tasks+"/{taskId}/complete", by("tasks:update", ui), completeTaskDoc, a.completeTask)
+	route(a, "POST", tasks+"/claim-next", by("tasks:update", ui), claimNextTaskDoc, a.claimNextTask)
+	route(a, "GET", tasks+"/user/{userId}", by("tasks:read", ui), listTasksByUserDoc, a.listTasksByUser)
+	route(a, "GET", tasks+"/metrics", by("tasks:metrics", monitoring), getTaskMetricsDoc, a.getTaskMetrics)
+
+	route(a, "GET", tasks+"/{taskId}/why", anyone("tasks:read"), whyTaskDoc, a.whyTask)
+	route(a, "GET", tasks+"/{taskId}/events", anyone("tasks:read"), listTaskEventsDoc, a.listTaskEvents)
+	route(a, "GET", tasks+"/{taskId}/attempts", anyone("tasks:read"), listTaskAttemptsDoc, a.listTaskAttempts)
+
+	route(a, "PUT", definitions+"/{id}", by("tasks:define", orchestrator), putTaskDefinitionDoc, a.putTaskDefinition)
+	route(a, "GET", definitions+"/{id}", anyone("tasks:read"), getTaskDefinitionDoc, a.getTaskDefinition)
+	route(a, "GET", definitions, anyone("tasks:read"), listTaskDefinitionsDoc, a.listTaskDefinitions)
+
+	route(a, "POST", leasesPath, anyone("tasks:work"), dequeueTasksDoc, a.dequeueTasks)
+	route(a, "POST", leasesPath+"/heartbeats", anyone("tasks:work"), heartbeatsDoc, a.heartbeats)
+	route(a, "POST", leasesPath+"/{leaseToken}/heartbeat", anyone("tasks:work"), heartbeatDoc, a.heartbeat)
+	route(a, "POST", leasesPath+"/{leaseToken}/complete", anyone("tasks:work"), completeLeaseDoc, a.completeLease)
+	route(a, "POST", leasesPath+"/{leaseToken}/fail", anyone("tasks:work"), failLeaseDoc, a.failLease)
+	route(a, "POST", leasesPath+"/{leaseToken}/release", anyone("tasks:work"), releaseLeaseDoc, a.releaseLease)
+
+	desk := by("tasks:deadletter", errorHandler)
+	route(a, "GET", letters, desk, listDeadLettersDoc, a.listDeadLetters)
+	route(a, "POST", letters+"/redrive", desk, redriveDoc, a.redriveDeadLetters)
+	route(a, "GET", letters+"/operations/{operationId}", desk, getRedriveDoc, a.getRedrive)
+	route(a, "POST", letters+"/operations/{operationId}/stop", desk, stopRedriveDoc, a.stopRedrive)
+	route(a, "POST", letters+"/operations/{operationId}/undo", desk, undoRedriveDoc, a.undoRedrive)
+	route(a, "POST", letters+"/{taskId}/discard", desk, discardDoc, a.discardDeadLetter)
+
+	// Open to all, and in no document: they say nothing that is not public.
+	a.router.Get("/livez", a.livez)
+	a.router.Get("/readyz", a.readyz)
+	a.router.Get("/openapi.yaml", a.openapiYAML)
+	a.router.Get("/openapi.json", a.openapiJSON)
+	for _, m := range a.cfg.Mounts {
+		a.mount(m)
+	}
+}
+
+// build makes the door and its document. It asks nothing of anybody, so that the
+// document can be printed without a database.
+func build(cfg Config) (*API, error) {
+	if cfg.MaxBody == 0 {
+		cfg.MaxBody = 1 << 20
+	}
+	if cfg.RequestTimeout == 0 {
+		cfg.RequestTimeout = 10 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.UserTokens == nil {
+		cfg.UserTokens = noUserTokens{}
+	}
+	for _, m := range cfg.Mounts {
+		if !strings.HasPrefix(m.Prefix, "/") || strings.HasSuffix(m.Prefix, "/") || strings.HasPrefix(m.Prefix, "/api") || m.Handler == nil {
+			return nil, fmt.Errorf("api: cannot mount at %q", m.Prefix)
+		}
+	}
+	a := &API{cfg: cfg, log: cfg.Logger, q: db.New(cfg.Reads), router: chi.NewMux()}
+	if cfg.Version != "" {
+		a.server = []string{"tes/" + cfg.Version}
+	}
+	a.router.Use(a.observe)
+	a.router.NotFound(a.notFound)
+	a.router.MethodNotAllowed(a.notAllowed)
+	a.huma = humachi.New(a.router, describe())
+	limit(a.huma.OpenAPI().Components.Schemas)
+	a.routes()
+	a.taskSchema = a.huma.OpenAPI().Components.Schemas.Map()["TaskRequest"]
+	var err error
+	if a.yaml, err = a.huma.OpenAPI().YAML(); err != nil {
+		return nil, fmt.Errorf("print openapi.yaml: %w", err)
+	}
+	if a.json, err = a.huma.OpenAPI().MarshalJSON(); err != nil {
+		return nil, fmt.Errorf("print openapi.json: %w", err)
+	}
+	return a, nil
+}
+
+func (a *API) mount(m Mount) {
+	h := m.Handler
+	if m.Login != nil {
+		h = a.withLogin(m, h)
+	}
+	h = unframed(http.NewCrossOriginProtection().Handler(h))
+	if m.Scope != "" {
+		h = a.guarded(anyone(m.Scope), h)
+	}
+	named := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		callOf(r.Context()).route = m.Prefix + "/*"
+		h.ServeHTTP(w, r)
+	})
+	a.router.Handle(m.Prefix, named)
+	a.router.Handle(m.Prefix+"/*", named)
+}
+
+// mounted says whether a path is another handler's.
+func (a *API) mounted(path string) bool {
+	for _, m := range a.cfg.Mounts {
+		if rest, ok := strings.CutPrefix(path, m.Prefix); ok && (rest == "" || rest[0] == '/') {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *API) notFound(_ http.ResponseWriter, r *http.Request) {
+	writeProblem(callOf(r.Context()), problem(http.StatusNotFound, codeNotFound, "there is nothing at this path"))
+}
+
+func (a *API) notAllowed(_ http.ResponseWriter, r *http.Request) {
+	path := r.URL.RawPath
+	if path == "" {
+		path = r.URL.Path
+	}
+	var allowed []string
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch} {
+		if a.router.Match(chi.NewRouteContext(), method, path) {
+			allowed = append(allowed, method)
+		}
+	}
+	if allowed == nil { // chi comes here too for a method that it never heard of
+		a.notFound(nil, r)
+		return
+	}
+	writeProblem(callOf(r.Context()), problem(http.StatusMethodNotAllowed, codeMethod, "this path takes "+strings.Join(allowed, ", ")).
+		with("Allow", strings.Join(allowed, ", ")))
+}

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+)
+
+// The services that call us, by the interface document's names.
+const (
+	orchestrator = "workflow-orchestrator"
+	ui           = "ui-framework"
+	monitoring   = "monitoring-service"
+	errorHandler = "error-handler"
+)
+
+// access says who may: the document's Callers column, and the scope.
+type access struct {
+	scope   string
+	callers []string // nil: anyone who holds the scope
+}
+
+// by is access for these callers only.
+func by(scope string, callers ...string) access { return access{scope, callers} }
+
+// anyone is access for whoever holds the scope.
+func anyone(scope string) access { return access{scope: scope} }
+
+func (who access) allows(c *Caller) bool {
+	return c.Holds(who.scope) && (who.callers == nil || slices.Contains(who.callers, c.Name))
+}
+
+// admit lets a request go on to its operation if its token says that it may. It
+// comes before the body is read: strangers send nothing that we keep.
+func (a *API) admit(who access) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		r, _ := humachi.Unwrap(ctx)
+		c := callOf(r.Context())
+		c.route = ctx.Operation().Path
+		if p := a.check(c, r, who); p != nil {
+			writeProblem(c, p)
+			return
+		}
+		next(ctx)
+	}
+}
+
+// guarded is admit for a handler that huma does not know.
+func (a *API) guarded(who access, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := callOf(r.Context())
+		if p := a.check(c, r, who); p != nil {
+			writeProblem(c, p)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (a *API) check(c *call, r *http.Request, who access) *Problem {
+	token, ok := bearer(r)
+	if !ok {
+		c.refused = "no bearer token"
+		return problem(http.StatusUnauthorized, codeUnauthorized, "send a service token: Authorization: Bearer …").with("WWW-Authenticate", `Bearer realm="tes"`)
+	}
+	caller, err := a.cfg.Verifier.Verify(r.Context(), token)
+	var bad badToken
+	switch {
+	case errors.As(err, &bad):
+		c.refused = string(bad)
+		return problem(http.StatusUnauthorized, codeUnauthorized, "the token is not valid").with("WWW-Authenticate", `Bearer realm="tes", error="invalid_token"`)
+	case err != nil:
+		return unavailable("tokens cannot be verified yet").because(err)
+	}
+	c.caller = caller
+	if !who.allows(caller) {
+		c.refused = "not allowed"
+		return problem(http.StatusForbidden, codeForbidden, "this caller may not do this: it takes the scope "+who.scope+callersText(who.callers)).
+			with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
+	}
+	return nil
+}
+
+func callersText(callers []string) string {
+	if callers == nil {
+		return ""
+	}
+	return ", and to be " + strings.Join(callers, " or ")
+}
+
+// bearer is the token of the one Authorization header.
+func bearer(r *http.Request) (string, bool) {
+	values := r.Header["Authorization"]
+	if len(values) != 1 {
+		return "", false
+	}
+	scheme, token, found := strings.Cut(values[0], " ")
+	return token, found && strings.EqualFold(scheme, "Bearer") && token != ""
+}
+
+// callerOf is who asks. Operations only run for somebody.
+func callerOf(ctx context.Context) *Caller { return callOf(ctx).caller }

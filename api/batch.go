@@ -1,0 +1,171 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+	"github.com/tidwall/gjson"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// mostTasks is how many tasks one batch may ask for.
+const mostTasks = 1000
+
+// BatchRequest is the body of POST /api/internal/tasks/batch, for the document:
+// what comes is taken apart by createTasks, so that one bad item is its own fault.
+type BatchRequest struct {
+	Tasks []batchedTask `json:"tasks" minItems:"1" maxItems:"1000" doc:"Each as it would be sent alone."`
+}
+
+type batchedTask json.RawMessage
+
+// Schema is how huma asks.
+func (batchedTask) Schema(r huma.Registry) *huma.Schema {
+	return r.Schema(reflect.TypeFor[TaskRequest](), true, "")
+}
+
+// batchSchema is what the body is held against before its items are.
+var batchSchema = func() *huma.Schema {
+	tasks := &huma.Schema{Type: huma.TypeArray, MinItems: new(1), MaxItems: new(mostTasks), Items: &huma.Schema{}}
+	s := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"tasks": tasks}, Required: []string{"tasks"}, AdditionalProperties: false}
+	tasks.PrecomputeMessages()
+	s.PrecomputeMessages()
+	return s
+}()
+
+// BatchAnswer says what became of each task of a batch.
+type BatchAnswer struct {
+	Results []BatchResult `json:"results" doc:"One for each task asked for, in their order."`
+}
+
+// BatchResult is what became of one task of a batch.
+type BatchResult struct {
+	TaskID   *uuid.UUID  `json:"taskId,omitempty" format:"uuid" doc:"The task that was made, or was there."`
+	Status   jobs.Status `json:"status,omitempty" doc:"Where it stands."`
+	Replayed bool        `json:"replayed,omitempty" doc:"It was made before, by a request with this requestId."`
+	Error    *ErrorBody  `json:"error,omitempty" doc:"Why there is no task; body is the item in its places."`
+}
+
+type (
+	createTasksInput  struct{ Body BatchRequest }
+	createTasksOutput struct{ Body *BatchAnswer }
+)
+
+var createTasksDoc = doc{
+	id: "createTasks", tag: tagTasks, summary: "Create up to 1000 tasks",
+	description: "Makes many tasks and answers when all are committed. Each stands for itself: it is made, found made before (by its requestId), " +
+		"or refused, whatever becomes of the others. The body may be eight times as long as that of other requests.",
+	errors: []int{413, 415}, bulk: true,
+	request: map[string]any{"tasks": []any{
+		map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-123", "requestId": "order-123-total", "input": map[string]any{"orderId": "ORD-123", "taxRate": 0.08, "items": []any{map[string]any{"id": "ITEM-1", "quantity": 2, "price": 10.99}}}},
+		map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-124", "requestId": "order-124-total", "input": map[string]any{"orderId": "ORD-124"}},
+	}},
+	answer: map[string]any{"results": []any{
+		map[string]any{"taskId": exampleTask["taskId"], "status": "PENDING"},
+		map[string]any{"error": map[string]any{
+			"code": codeValidation, "message": "the input does not match the definition's schema",
+			"details": map[string]any{"errors": []any{map[string]any{"location": "body.input.items", "message": "is required"}}},
+		}},
+	}},
+}
+
+func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTasksOutput, error) {
+	c := callOf(ctx)
+	list, err := a.batch(gjson.ParseBytes(c.body))
+	if err != nil {
+		return nil, err
+	}
+	results := make([]BatchResult, len(list))
+	reqs, places := make([]jobs.Request, 0, len(list)), make([]int, 0, len(list))
+	for i, text := range list {
+		var body TaskRequest
+		if p := a.read(text, &body); p != nil {
+			results[i].Error = &p.at(nil).Err
+			continue
+		}
+		reqs, places = append(reqs, body.request(c, body.RequestID, []byte(text.Raw))), append(places, i)
+	}
+	var away error
+	lost := 0
+	for i, made := range a.cfg.Tasks.CreateMany(ctx, reqs) {
+		result := &results[places[i]]
+		if made.Err != nil {
+			p := problemOf(ctx, made.Err)
+			result.Error = &p.Err
+			if p.Status == http.StatusServiceUnavailable {
+				away, lost = made.Err, lost+1
+			}
+			continue
+		}
+		result.TaskID, result.Status, result.Replayed = &made.Task.TaskID, jobs.Status(made.Task.Status), !made.Fresh
+	}
+	if lost == len(results) {
+		return nil, away // nothing is known of any: the same may be sent again, whole
+	}
+	return &createTasksOutput{Body: &BatchAnswer{Results: results}}, nil
+}
+
+// batch is the list in the body, its items not yet looked into.
+func (a *API) batch(doc gjson.Result) ([]gjson.Result, error) {
+	seen := outlineFlat(doc)
+	if err := a.holds(batchSchema, seen); err != nil {
+		return nil, err
+	}
+	return doc.Get("tasks").Array(), nil
+}
+
+// outlineFlat is outline for the first two floors of a document.
+func outlineFlat(doc gjson.Result) any {
+	if !doc.IsObject() {
+		return outline(doc)
+	}
+	members := map[string]any{}
+	doc.ForEach(func(name, member gjson.Result) bool {
+		switch {
+		case member.IsArray():
+			members[name.Str] = make([]any, len(member.Array()))
+		case member.IsObject():
+			members[name.Str] = something
+		default:
+			members[name.Str] = outline(member)
+		}
+		return true
+	})
+	return members
+}
+
+// read is what huma does with the body of createTask, for one item.
+func (a *API) read(text gjson.Result, into *TaskRequest) *Problem {
+	if p := a.holds(a.taskSchema, outline(text)); p != nil {
+		return p
+	}
+	if err := into.fill(text); err != nil {
+		return newProblem(nil, http.StatusUnprocessableEntity, invalidText, &huma.ErrorDetail{Location: "body", Message: err.Error()})
+	}
+	if cfg := into.ExecutionConfig; cfg != nil { // the defaults of their schemas
+		if cfg.HTTP != nil && cfg.HTTP.Method == "" {
+			cfg.HTTP.Method = http.MethodPost
+		}
+		if cfg.Integration != nil && cfg.Integration.Type == "" {
+			cfg.Integration.Type = "REST"
+		}
+	}
+	return nil
+}
+
+// holds is nil for a document that its schema takes.
+func (a *API) holds(s *huma.Schema, doc any) *Problem {
+	path := huma.NewPathBuffer(nil, 0)
+	path.Push("body")
+	var found huma.ValidateResult
+	huma.Validate(a.huma.OpenAPI().Components.Schemas, s, path, huma.ModeWriteToServer, doc, &found)
+	if len(found.Errors) == 0 {
+		return nil
+	}
+	return newProblem(nil, http.StatusUnprocessableEntity, invalidText, found.Errors...)
+}

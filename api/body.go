@@ -1,0 +1,90 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// bodyTime is how long a body may take to arrive.
+const bodyTime = 5 * time.Second
+
+// takeBody reads the body whole, bounded in size and time, and guards it, before
+// anything decodes it: huma's decoder would hold a body in memory that grows a
+// thousandfold, and what jsonb cannot hold must not come that far.
+func takeBody(most int64) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		r, w := humachi.Unwrap(ctx)
+		c := callOf(r.Context())
+		body, p := readBody(c, w, r, most)
+		if p != nil {
+			writeProblem(c, p)
+			return
+		}
+		c.body = body
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next(ctx)
+	}
+}
+
+func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]byte, *Problem) {
+	if r.ContentLength == 0 {
+		return nil, nil // huma knows whether the operation needs one
+	}
+	if !isJSON(r.Header.Get("Content-Type")) || r.Header.Get("Content-Encoding") != "" {
+		return nil, problem(http.StatusUnsupportedMediaType, codeMediaType, "send the body as application/json, in UTF-8, without Content-Encoding")
+	}
+	if r.ContentLength > most {
+		return nil, tooLarge(most)
+	}
+	control := http.NewResponseController(c.ResponseWriter)
+	_ = control.SetReadDeadline(c.start.Add(bodyTime)) // not every writer can; the server's own limits hold then
+	var buf bytes.Buffer
+	buf.Grow(int(min(max(r.ContentLength, 0), 64<<10)) + bytes.MinRead)
+	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, most))
+	var long *http.MaxBytesError
+	var slow net.Error
+	switch {
+	case errors.As(err, &long):
+		return nil, tooLarge(most)
+	case errors.As(err, &slow) && slow.Timeout():
+		return nil, problem(http.StatusRequestTimeout, codeValidation, "the body did not arrive in "+bodyTime.String()).with("Connection", "close")
+	case err != nil:
+		return nil, problem(http.StatusBadRequest, codeValidation, "the body did not arrive whole").because(err)
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	if buf.Len() == 0 {
+		return nil, nil
+	}
+	if err := jobs.GuardJSON(buf.Bytes()); err != nil {
+		return nil, meaning(err)
+	}
+	return buf.Bytes(), nil
+}
+
+func tooLarge(most int64) *Problem {
+	return problem(http.StatusRequestEntityTooLarge, codeTooLarge, "a body is at most "+strconv.FormatInt(most, 10)+" bytes").with("Connection", "close")
+}
+
+func isJSON(contentType string) bool {
+	if contentType == "application/json" {
+		return true
+	}
+	media, params, err := mime.ParseMediaType(contentType)
+	if err != nil || media != "application/json" {
+		return false
+	}
+	charset, given := params["charset"]
+	return !given || strings.EqualFold(charset, "utf-8")
+}

@@ -1,0 +1,224 @@
+package api
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// call is what we know of one request. It is written by whoever learns something,
+// one goroutine, and read when the request ends: one line in the log holds it all.
+// It is the response writer too, to see what became of the request.
+type call struct {
+	http.ResponseWriter
+	id          string
+	path        string
+	start       time.Time
+	route       string
+	caller      *Caller
+	traceparent string
+	body        []byte // as it was sent; guarded, and not to be changed
+	task        string // the id of the task it was about
+	refused     string // why a token was not good enough
+	err         error  // what we do not tell the client
+	status      int    // 0: nothing is written yet
+}
+
+type callKey struct{}
+
+// callOf is the request's record; nil for a context of no request.
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+// WriteHeader remembers the status.
+func (c *call) WriteHeader(status int) {
+	if c.status == 0 {
+		c.status = status
+	}
+	c.ResponseWriter.WriteHeader(status)
+}
+
+// Write remembers that there is an answer.
+func (c *call) Write(b []byte) (int, error) {
+	if c.status == 0 {
+		c.status = http.StatusOK
+	}
+	return c.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (c *call) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// Flush is for mounted handlers that ask for it by type.
+func (c *call) Flush() { _ = http.NewResponseController(c.ResponseWriter).Flush() }
+
+// Header values that every response has. Shared: a header is replaced, not changed.
+var (
+	noSniff = []string{"nosniff"}
+	noStore = []string{"no-store"}
+)
+
+// observe is outermost: it gives the request its id, its record, its time limit,
+// its line in the log, and an answer where a handler panics.
+func (a *API) observe(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path, start: time.Now()}
+		header := w.Header()
+		header["X-Request-Id"] = []string{c.id}
+		header["X-Content-Type-Options"] = noSniff
+		if a.server != nil {
+			header["Server"] = a.server
+		}
+		ctx := context.WithValue(r.Context(), callKey{}, c)
+		if !a.mounted(c.path) {
+			header["Cache-Control"] = noStore
+			c.traceparent = traceparent(r)
+			var cancel context.CancelFunc
+			limit := a.cfg.RequestTimeout
+			if c.path == leasesPath {
+				limit += longestWait // it may be parked
+			}
+			ctx, cancel = context.WithTimeout(ctx, limit)
+			defer cancel()
+		}
+		r = r.WithContext(ctx)
+		defer a.finish(c, r)
+		if !plainPath(c.path) {
+			writeProblem(c, problem(http.StatusBadRequest, codeValidation, "the path holds what no id may: control characters, or no UTF-8"))
+			return
+		}
+		next.ServeHTTP(c, r)
+	})
+}
+
+// finish ends a request, whatever became of it.
+func (a *API) finish(c *call, r *http.Request) {
+	cut := false
+	if v := recover(); v != nil {
+		if cut = c.status != 0; !cut {
+			writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText))
+		}
+		if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+			a.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+		}
+	}
+	a.logCall(c, r)
+	if cut {
+		panic(http.ErrAbortHandler) // or half an answer would look like a whole one
+	}
+}
+
+func (a *API) logCall(c *call, r *http.Request) {
+	level := slog.LevelInfo
+	// Our own limit is a deadline; cancelled is what a client does that goes away.
+	gone := errors.Is(r.Context().Err(), context.Canceled)
+	switch {
+	case gone:
+	case c.status >= http.StatusInternalServerError:
+		level = slog.LevelError
+	case c.route == "/livez" || c.route == "/readyz":
+		level = slog.LevelDebug
+	}
+	ctx := r.Context()
+	if !a.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("method", r.Method),
+		slog.String("route", c.route),
+		slog.Int("status", c.status),
+		slog.Float64("ms", float64(time.Since(c.start).Microseconds())/1000),
+		slog.String("request_id", c.id),
+	)
+	if c.route == "" {
+		attrs = append(attrs, slog.String("path", tame(c.path, 200)))
+	}
+	if c.caller != nil {
+		attrs = append(attrs, slog.String("caller", tame(c.caller.Name, 128)))
+		if c.caller.Tenant != "" {
+			attrs = append(attrs, slog.String("tenant", tame(c.caller.Tenant, 128)))
+		}
+	}
+	if c.task != "" {
+		attrs = append(attrs, slog.String("task", c.task))
+	}
+	if gone {
+		attrs = append(attrs, slog.Bool("client_gone", true))
+	}
+	if c.refused != "" {
+		attrs = append(attrs, slog.String("refused", c.refused))
+	}
+	if c.err != nil {
+		attrs = append(attrs, slog.String("error", c.err.Error()))
+	}
+	a.log.LogAttrs(ctx, level, "request", attrs...)
+}
+
+// writeProblem answers where huma does not.
+func writeProblem(w *call, p *Problem) {
+	_ = p.at(w)
+	header := w.Header()
+	for name, values := range p.headers {
+		header[name] = values
+	}
+	header.Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.Status)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false) // as huma does: it would make the document longer
+	_ = enc.Encode(p)
+}
+
+// requestID is the client's, where it is one that may stand in a log, else a new
+// one. It is no secret, so it need not be hard to guess.
+func requestID(r *http.Request) string {
+	if id := r.Header.Get("X-Request-Id"); id != "" && len(id) <= 64 && strings.Trim(id, idBytes) == "" {
+		return id
+	}
+	var b [16]byte
+	hi, lo := rand.Uint64(), rand.Uint64()
+	for i := range 8 {
+		b[i], b[8+i] = byte(hi>>(8*i)), byte(lo>>(8*i))
+	}
+	return hex.EncodeToString(b[:])
+}
+
+const idBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:"
+
+// traceparent is the caller's span, if it is written as W3C asks; what is not is
+// dropped, as W3C asks.
+func traceparent(r *http.Request) string {
+	tp := r.Header.Get("Traceparent")
+	if len(tp) != 55 || tp[2] != '-' || tp[35] != '-' || tp[52] != '-' || strings.Trim(tp, "0123456789abcdef-") != "" || tp[:2] == "ff" {
+		return ""
+	}
+	return tp
+}
+
+// plainPath refuses what the database would: an id in a path has no other guard.
+func plainPath(path string) bool {
+	for i := 0; i < len(path); i++ {
+		if path[i] < ' ' || path[i] == 0x7f {
+			return false
+		}
+	}
+	return utf8.ValidString(path)
+}
+
+// about notes which task a request was about.
+func about(ctx context.Context, id fmt.Stringer) {
+	if c := callOf(ctx); c != nil {
+		c.task = id.String()
+	}
+}

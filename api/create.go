@@ -1,0 +1,89 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// TaskRequest is the body of POST /api/internal/tasks.
+type TaskRequest struct {
+	TaskDefinitionID string              `json:"taskDefinitionId" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The definition to make a task of. Without one registered, taskType and executionConfig.executor say what to do."`
+	WorkflowID       string              `json:"workflowId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
+	StepID           string              `json:"stepId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
+	TaskType         jobs.Type           `json:"taskType,omitempty" doc:"Must be the definition's where there is one."`
+	Priority         jobs.Priority       `json:"priority,omitempty" doc:"Default MEDIUM."`
+	Input            json.RawMessage     `json:"input" doc:"Checked against the definition's inputSchema."`
+	ExecutionConfig  *jobs.RequestConfig `json:"executionConfig,omitempty" doc:"What to override of the definition: timeout, retryPolicy, executor, securityContext, visibilityTimeout. Without a definition, all there is."`
+	WorkflowContext  json.RawMessage     `json:"workflowContext,omitempty" doc:"The workflow's variables, as the executor shall see them."`
+	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default a new UUID."`
+	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request idempotent, as the header Idempotency-Key does, which goes before it."`
+	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"By when a person shall have done it."`
+	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted here too."`
+	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for it."`
+}
+
+type createTaskInput struct {
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"The same key and body again answer the task that the first made; another body is a 409."`
+	Body TaskRequest
+}
+
+type createTaskOutput struct {
+	Status   int
+	Location string `header:"Location" doc:"The task's place."`
+	ETag     string `header:"ETag" doc:"The version, for If-Match."`
+	Replayed string `header:"Idempotency-Replayed" enum:"true" doc:"true where an earlier request with this key made the task."`
+	Body     *Task
+}
+
+var createTaskDoc = doc{
+	id: "createTask", tag: tagTasks, summary: "Create a task",
+	description: "Makes a task and answers when it is committed, with its first event and its place in a queue. With an idempotency key " +
+		"(header or requestId) the request may be sent again: the same body answers 200 with the task that is there, another body 409.",
+	status: http.StatusCreated, also: http.StatusOK, alsoText: "The task was made before, by a request with this key.",
+	errors:  []int{409, 413, 415},
+	request: map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-123", "priority": "MEDIUM", "input": map[string]any{"orderId": "ORD-123", "taxRate": 0.08, "items": []any{map[string]any{"id": "ITEM-1", "quantity": 2, "price": 10.99}}}},
+	answer:  exampleTask,
+}
+
+func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskOutput, error) {
+	c := callOf(ctx)
+	body := &in.Body
+	key := in.Key
+	if key == "" {
+		key = body.RequestID
+	}
+	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c, key, c.body))
+	if err != nil {
+		return nil, err
+	}
+	task := taskOf(&row)
+	c.task = task.TaskID.String()
+	out := &createTaskOutput{Status: http.StatusCreated, Location: "/api/internal/tasks/" + c.task, ETag: etag(task.Version), Body: task}
+	if !created {
+		out.Status, out.Replayed = http.StatusOK, "true"
+	}
+	return out, nil
+}
+
+// request is what jobs is asked for: by whom, under which key, and what it is known
+// again by.
+func (b *TaskRequest) request(c *call, key string, text []byte) jobs.Request {
+	return jobs.Request{
+		TaskDefinitionID: b.TaskDefinitionID, WorkflowID: b.WorkflowID, StepID: b.StepID, TaskType: b.TaskType,
+		Priority: b.Priority, Input: b.Input, Config: b.ExecutionConfig, Context: given(b.WorkflowContext),
+		CorrelationID: b.CorrelationID, DueDate: b.DueDate, CallbackURL: b.CallbackURL, Reference: b.Reference,
+		Key: key, Body: text, Tenant: c.caller.Tenant, By: c.caller.Name, Traceparent: c.traceparent,
+	}
+}
+
+// given is a member that may be left out, or be null, which is the same.
+func given(raw json.RawMessage) json.RawMessage {
+	if string(raw) == "null" {
+		return nil
+	}
+	return raw
+}

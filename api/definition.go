@@ -1,0 +1,143 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// DefinitionRequest is the body of PUT /api/internal/task-definitions/{id}.
+type DefinitionRequest struct {
+	ID              string                `json:"id,omitempty" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"Optional; must be the path's."`
+	Name            string                `json:"name,omitempty" minLength:"1" maxLength:"256" doc:"Default the id."`
+	Description     string                `json:"description,omitempty" maxLength:"4000"`
+	Type            jobs.Type             `json:"type"`
+	Version         string                `json:"version" maxLength:"64" pattern:"^(0|[1-9]\\d*)\\.(0|[1-9]\\d*)\\.(0|[1-9]\\d*)(-[0-9A-Za-z.-]+)?(\\+[0-9A-Za-z.-]+)?$" patternDescription:"a semantic version" doc:"A semantic version, for people; revision is what counts."`
+	InputSchema     json.RawMessage       `json:"inputSchema,omitempty" doc:"A JSON Schema (2020-12), at most 64 KiB; every input must match it."`
+	OutputSchema    json.RawMessage       `json:"outputSchema,omitempty" doc:"A JSON Schema (2020-12), at most 64 KiB; every output must match it."`
+	Timeout         int64                 `json:"timeout,omitempty" minimum:"1" maximum:"2592000000" doc:"Milliseconds of one attempt. Default 5 min for AUTOMATED, 1 min for INTEGRATION, 30 days for MANUAL."`
+	RetryPolicy     *jobs.RetryPolicy     `json:"retryPolicy,omitempty" doc:"Default three retries after 1, 2 and 4 s; none for MANUAL."`
+	ExecutionConfig *jobs.ExecutionConfig `json:"executionConfig,omitempty"`
+}
+
+// DefinitionPath is a definition's place. Exported, or huma would not look into it.
+type DefinitionPath struct {
+	ID string `path:"id" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"A business key such as calculate-order-total."`
+}
+
+type putTaskDefinitionInput struct {
+	DefinitionPath
+	IfMatch string `header:"If-Match" maxLength:"64" doc:"The ETag that the caller has seen; another revision answers 412."`
+	Body    DefinitionRequest
+}
+
+type putTaskDefinitionOutput struct {
+	Status int
+	ETag   string `header:"ETag" doc:"The revision, for If-Match."`
+	Body   *jobs.Definition
+}
+
+type definitionOutput struct {
+	ETag string `header:"ETag" doc:"The revision, for If-Match."`
+	Body *jobs.Definition
+}
+
+// DefinitionPage is a page of definitions, by id, each at its newest revision.
+type DefinitionPage struct {
+	Items      []jobs.Definition `json:"items"`
+	NextCursor *string           `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+}
+
+type definitionPageOutput struct{ Body *DefinitionPage }
+
+type listTaskDefinitionsInput struct {
+	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before."`
+}
+
+var putTaskDefinitionDoc = doc{
+	id: "putTaskDefinition", tag: tagDefinitions, summary: "Register a task definition",
+	description: "The same content again changes nothing; other content becomes the next revision, and tasks that exist keep theirs.",
+	status:      http.StatusOK, also: http.StatusCreated, alsoText: "The first revision.",
+	errors:  []int{412, 413, 415},
+	request: exampleDefinition(false),
+	answer:  exampleDefinition(true),
+}
+
+var getTaskDefinitionDoc = doc{
+	id: "getTaskDefinition", tag: tagDefinitions, summary: "Get a task definition",
+	description: "Answers the newest revision.", errors: []int{404}, answer: exampleDefinition(true),
+}
+
+var listTaskDefinitionsDoc = doc{
+	id: "listTaskDefinitions", tag: tagDefinitions, summary: "List task definitions",
+	description: "Pages through the definitions by id, each at its newest revision.",
+	answer:      map[string]any{"items": []any{exampleDefinition(true)}, "nextCursor": nil},
+}
+
+func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput) (*putTaskDefinitionOutput, error) {
+	body := &in.Body
+	if body.ID != "" && body.ID != in.ID {
+		return nil, flawed("body.id", "must be the id in the path, or be left out")
+	}
+	match, err := parseIfMatch(in.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	if match.exists && match.version == 0 {
+		// Definitions are never taken away, so what is there stays there.
+		if _, err := a.cfg.Tasks.GetDefinition(ctx, in.ID); errors.Is(err, jobs.ErrNotFound) {
+			return nil, jobs.ErrStale
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	def := jobs.Definition{
+		ID: in.ID, Name: body.Name, Description: body.Description, Type: body.Type, Version: body.Version,
+		InputSchema: given(body.InputSchema), OutputSchema: given(body.OutputSchema), Timeout: body.Timeout, RetryPolicy: body.RetryPolicy,
+	}
+	if body.ExecutionConfig != nil {
+		def.ExecutionConfig = *body.ExecutionConfig
+	}
+	out, created, err := a.cfg.Tasks.PutDefinition(ctx, callerOf(ctx).Name, match.version, def)
+	if err != nil {
+		return nil, err
+	}
+	status := http.StatusOK
+	if created {
+		status = http.StatusCreated
+	}
+	return &putTaskDefinitionOutput{Status: status, ETag: etag(out.Revision), Body: &out}, nil
+}
+
+func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath }) (*definitionOutput, error) {
+	def, err := a.cfg.Tasks.GetDefinition(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &definitionOutput{ETag: etag(def.Revision), Body: &def}, nil
+}
+
+func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsInput) (*definitionPageOutput, error) {
+	last, err := after(in.Cursor, "definitions")
+	if err != nil {
+		return nil, err
+	}
+	if !plainPath(string(last)) {
+		return nil, flawed("query.cursor", "this is no cursor of ours")
+	}
+	defs, err := a.cfg.Tasks.ListDefinitions(ctx, string(last), in.Limit+1)
+	if err != nil {
+		return nil, err
+	}
+	out := &DefinitionPage{Items: defs}
+	if len(defs) > int(in.Limit) {
+		out.Items = defs[:in.Limit]
+		next := cursor([]byte(out.Items[in.Limit-1].ID), "definitions")
+		out.NextCursor = &next
+	}
+	return &definitionPageOutput{Body: out}, nil
+}

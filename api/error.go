@@ -1,0 +1,354 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// The codes of errors: a client may branch on them, so they never change.
+const (
+	codeValidation   = "VALIDATION_ERROR"
+	codeNotFound     = "NOT_FOUND"
+	codeUnauthorized = "UNAUTHORIZED"
+	codeForbidden    = "FORBIDDEN"
+	codeConflict     = "CONFLICT"
+	codeLeaseLost    = "LEASE_LOST"
+	codeTerminal     = "TASK_TERMINAL"
+	codePrecondition = "PRECONDITION_FAILED"
+	codeTooLarge     = "PAYLOAD_TOO_LARGE"
+	codeMediaType    = "UNSUPPORTED_MEDIA_TYPE"
+	codeMethod       = "METHOD_NOT_ALLOWED"
+	codeRateLimited  = "RATE_LIMITED"
+	codeUnavailable  = "UNAVAILABLE"
+	codeInternal     = "INTERNAL_ERROR"
+)
+
+// Problem is the body of every error: an RFC 9457 problem document, with the
+// platform's {error: {code, message, details}} beside it, so that clients of
+// either convention are served. It is bounded, and it repeats nothing of the
+// request but member names.
+type Problem struct {
+	Type     string      `json:"type" doc:"urn:tes:error: and the code." example:"urn:tes:error:CONFLICT"`
+	Title    string      `json:"title" doc:"The HTTP status in words." example:"Conflict"`
+	Status   int         `json:"status" doc:"The HTTP status." example:"409"`
+	Detail   string      `json:"detail" doc:"What went wrong, for a person."`
+	Instance string      `json:"instance,omitempty" doc:"The path that was asked for."`
+	Code     string      `json:"code" enum:"VALIDATION_ERROR,NOT_FOUND,UNAUTHORIZED,FORBIDDEN,CONFLICT,LEASE_LOST,TASK_TERMINAL,PRECONDITION_FAILED,PAYLOAD_TOO_LARGE,UNSUPPORTED_MEDIA_TYPE,METHOD_NOT_ALLOWED,RATE_LIMITED,UNAVAILABLE,INTERNAL_ERROR" doc:"What went wrong, for a program: stable."`
+	TraceID  string      `json:"traceId" doc:"The request id: the X-Request-Id of this response, and in our logs."`
+	Errors   []FieldFlaw `json:"errors,omitempty" maxItems:"16" doc:"What is wrong with the request, place by place."`
+	Standing
+	Err ErrorBody `json:"error" doc:"The same in the platform's own form."`
+
+	headers http.Header
+	cause   error // for the log, never for the client
+}
+
+// Standing says where a task stands and where it may go, when it cannot go where
+// it was asked to.
+type Standing struct {
+	CurrentStatus jobs.Status   `json:"currentStatus,omitempty" doc:"Where the task stands."`
+	Legal         []jobs.Status `json:"legal,omitzero" doc:"Where it may go from there; empty when it has ended."`
+}
+
+// FieldFlaw is one place of the request that is not as it must be.
+type FieldFlaw struct {
+	Location string `json:"location" example:"body.input.items[0].price" doc:"body, path, query or header, and the way from there."`
+	Message  string `json:"message" example:"must be number, is string"`
+}
+
+// ErrorBody is the platform's own form of an error.
+type ErrorBody struct {
+	Code    string        `json:"code"`
+	Message string        `json:"message"`
+	Details *ErrorDetails `json:"details,omitempty"`
+}
+
+// ErrorDetails is what a program may want to know beside the code.
+type ErrorDetails struct {
+	Errors []FieldFlaw `json:"errors,omitempty"`
+	Standing
+}
+
+// Error makes a Problem an error.
+func (p *Problem) Error() string { return p.Detail }
+
+// Unwrap is what we know and do not tell.
+func (p *Problem) Unwrap() error { return p.cause }
+
+// GetStatus is what huma asks an error for its HTTP status.
+func (p *Problem) GetStatus() int { return p.Status }
+
+// GetHeaders is what huma asks an error for its headers.
+func (p *Problem) GetHeaders() http.Header { return p.headers }
+
+// ContentType is application/problem+json where it was application/json.
+func (p *Problem) ContentType(ct string) string {
+	if ct == "application/json" {
+		return "application/problem+json"
+	}
+	return ct
+}
+
+// Huma makes the errors it finds itself through two package variables, offers no
+// other door, and its own would repeat the client's values and our internal errors.
+// Set once, before anything runs, so that parallel tests see one value. The two
+// others make member names case-sensitive and arrays never null.
+func init() {
+	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
+		return newProblem(nil, status, msg, errs...)
+	}
+	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
+		return newProblem(callOf(ctx.Context()), status, msg, errs...)
+	}
+	huma.ValidateStrictCasing = true
+	huma.DefaultArrayNullable = false
+}
+
+// newProblem is a problem that huma found.
+func newProblem(c *call, status int, msg string, errs ...error) *Problem {
+	p := problem(status, codeOf(status), msg)
+	if status >= http.StatusInternalServerError {
+		p.Detail, p.cause = internalText, errors.Join(append([]error{errors.New(msg)}, errs...)...)
+		return p.at(c)
+	}
+	for _, err := range errs {
+		var detail *huma.ErrorDetail
+		if !errors.As(err, &detail) {
+			continue
+		}
+		// What comes after a colon is some parser's text, and may quote the value.
+		message, _, _ := strings.Cut(detail.Message, ": ")
+		if strings.HasPrefix(detail.Message, "json:") || strings.HasPrefix(detail.Message, "parsing time") {
+			message = "holds a value of another type than it must"
+		}
+		if !p.flaw(detail.Location, message) {
+			break
+		}
+	}
+	if msg == invalidText {
+		p.Detail = "the request is not valid"
+	}
+	return p.at(c)
+}
+
+// invalidText is what huma says of a request that its schema does not take.
+const invalidText = "validation failed"
+
+const internalText = "something went wrong on our side; the trace id leads to it in our logs"
+
+func problem(status int, code, detail string) *Problem {
+	return &Problem{
+		Type: "urn:tes:error:" + code, Title: http.StatusText(status), Status: status, Code: code, Detail: tame(detail, 300),
+	}
+}
+
+// at puts the request's marks on a problem, and fills in its second form.
+func (p *Problem) at(c *call) *Problem {
+	if c != nil {
+		p.TraceID = c.id
+		if len(c.path) <= 256 {
+			p.Instance = c.path
+		}
+		if p.cause != nil && c.err == nil {
+			c.err = p.cause
+		}
+	}
+	p.Err = ErrorBody{Code: p.Code, Message: p.Detail}
+	if len(p.Errors) > 0 || p.CurrentStatus != "" {
+		p.Err.Details = &ErrorDetails{Errors: p.Errors, Standing: p.Standing}
+	}
+	return p
+}
+
+// with adds a header of the response.
+func (p *Problem) with(name, value string) *Problem {
+	if p.headers == nil {
+		p.headers = http.Header{}
+	}
+	p.headers.Set(name, value)
+	return p
+}
+
+func (p *Problem) because(err error) *Problem {
+	p.cause = err
+	return p
+}
+
+// The bounds of what a problem says of the request: with its second form it stays
+// under 4 KiB, whatever the request was.
+const (
+	maxFlaws      = 16
+	maxFlawText   = 160
+	maxFlawsTotal = 1400
+)
+
+// flaw adds one place; it returns false when there is no room for more.
+func (p *Problem) flaw(location, message string) bool {
+	if len(p.Errors) == maxFlaws {
+		return false
+	}
+	f := FieldFlaw{Location: tame(location, maxFlawText), Message: tame(message, maxFlawText)}
+	total := 0
+	for _, other := range append(p.Errors, f) {
+		total += len(other.Location) + len(other.Message) + len(`{"location":"","message":""},`)
+	}
+	if total > maxFlawsTotal {
+		return false
+	}
+	p.Errors = append(p.Errors, f)
+	return true
+}
+
+// tame makes text fit for a response: short, printable, and without what JSON
+// would make longer.
+func tame(s string, longest int) string {
+	plain := len(s) <= longest
+	for i := 0; plain && i < len(s); i++ {
+		plain = s[i] >= ' ' && s[i] < 0x7f && s[i] != '"' && s[i] != '\\'
+	}
+	if plain {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case b.Len() >= longest-len("…"):
+			return b.String() + "…"
+		case r == '"':
+			r = '\''
+		case r == '\\' || r == unicode.ReplacementChar || !unicode.IsPrint(r):
+			r = '?'
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+func codeOf(status int) string {
+	switch status {
+	case http.StatusUnauthorized:
+		return codeUnauthorized
+	case http.StatusForbidden:
+		return codeForbidden
+	case http.StatusNotFound:
+		return codeNotFound
+	case http.StatusMethodNotAllowed:
+		return codeMethod
+	case http.StatusConflict:
+		return codeConflict
+	case http.StatusPreconditionFailed:
+		return codePrecondition
+	case http.StatusRequestEntityTooLarge:
+		return codeTooLarge
+	case http.StatusUnsupportedMediaType:
+		return codeMediaType
+	case http.StatusTooManyRequests:
+		return codeRateLimited
+	case http.StatusServiceUnavailable:
+		return codeUnavailable
+	}
+	if status >= http.StatusInternalServerError {
+		return codeInternal
+	}
+	return codeValidation
+}
+
+// problemOf is the one table from what an error means to what HTTP calls it. What
+// is not in it is our own fault, and its text is for us.
+func problemOf(ctx context.Context, err error) *Problem {
+	return meaning(err).at(callOf(ctx))
+}
+
+func meaning(err error) *Problem {
+	var ready *Problem
+	var invalid *jobs.Invalid
+	var illegal *jobs.IllegalMove
+	var conflict *jobs.Conflict
+	var guard *jobs.GuardError
+	var over *jobs.TaskEnded
+	switch {
+	case errors.As(err, &ready):
+		return ready
+	case errors.As(err, &invalid):
+		p := problem(http.StatusUnprocessableEntity, codeValidation, invalid.Message)
+		for _, v := range invalid.Violations {
+			if !p.flaw("body"+dotted(v.Path), v.Message) {
+				break
+			}
+		}
+		return p
+	case errors.As(err, &guard):
+		p := problem(http.StatusBadRequest, codeValidation, fmt.Sprintf("the body is not JSON that we take, at byte %d: %s", guard.Offset, guard.Reason))
+		p.flaw("body"+dotted(guard.Path), guard.Reason)
+		return p
+	case errors.As(err, &illegal):
+		p := problem(http.StatusConflict, codeConflict, illegal.Error())
+		p.Standing = Standing{CurrentStatus: illegal.From, Legal: append([]jobs.Status{}, illegal.Legal...)}
+		return p
+	case errors.As(err, &conflict):
+		return problem(http.StatusConflict, codeConflict, conflict.Message)
+	case errors.Is(err, jobs.ErrNotFound):
+		return problem(http.StatusNotFound, codeNotFound, "nothing of this id is here, or it is another tenant's")
+	case errors.Is(err, jobs.ErrStale):
+		return problem(http.StatusPreconditionFailed, codePrecondition, "it is not at the version that If-Match names any more: read it again")
+	case errors.Is(err, jobs.ErrForbidden):
+		return problem(http.StatusForbidden, codeForbidden, "the task is not this user's: it waits for others, or another has claimed it")
+	case errors.Is(err, jobs.ErrKeyReused):
+		return problem(http.StatusConflict, codeConflict, "this idempotency key was used with another body")
+	case errors.Is(err, jobs.ErrLeaseLost):
+		return problem(http.StatusConflict, codeLeaseLost, "the lease is lost: the attempt is no longer the one that runs")
+	case errors.As(err, &over):
+		p := problem(http.StatusGone, codeTerminal, over.Error())
+		p.Standing = Standing{CurrentStatus: over.Status, Legal: []jobs.Status{}}
+		return p
+	case errors.Is(err, jobs.ErrUnavailable):
+		return unavailable("the database does not answer, and whether this was done is not known: send it again, a create with an idempotency key").because(err)
+	}
+	return problem(http.StatusInternalServerError, codeInternal, internalText).because(err)
+}
+
+// unavailable is what passes: the client is told when to come back.
+func unavailable(detail string) *Problem {
+	return problem(http.StatusServiceUnavailable, codeUnavailable, detail).with("Retry-After", "1")
+}
+
+// dotted writes a JSON pointer as huma writes places: /items/0/price is
+// .items[0].price.
+func dotted(pointer string) string {
+	if pointer == "" {
+		return ""
+	}
+	var b strings.Builder
+	for _, name := range strings.Split(pointer[1:], "/") {
+		if name != "" && strings.Trim(name, "0123456789") == "" {
+			b.WriteString("[" + name + "]")
+			continue
+		}
+		b.WriteString("." + strings.NewReplacer("~1", "/", "~0", "~").Replace(name))
+	}
+	return b.String()
+}
+
+// readFailed gives an error of a read that went straight to the database its
+// meaning, as package jobs does for its own. A read changes nothing, so whatever
+// the server did not itself refuse is an outage.
+func readFailed(what string, err error) error {
+	var pg *pgconn.PgError
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return fmt.Errorf("%s: %w", what, jobs.ErrNotFound)
+	case errors.As(err, &pg) && !strings.HasPrefix(pg.Code, "57") && !strings.HasPrefix(pg.Code, "08") && !strings.HasPrefix(pg.Code, "53"):
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s: %w: %w", what, jobs.ErrUnavailable, err)
+}

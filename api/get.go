@@ -1,0 +1,32 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+type getTaskInput struct{ TaskPath }
+
+var getTaskDoc = doc{
+	id: "getTask", tag: tagTasks, summary: "Get a task",
+	description: "Answers the task as it stands. A task of another tenant does not exist.",
+	errors:      []int{404}, answer: exampleTask,
+}
+
+func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error) {
+	id, err := in.id()
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, id)
+	row, err := a.q.TaskGet(ctx, id)
+	if err != nil {
+		return nil, readFailed("get task "+in.TaskID, err)
+	}
+	if row.TenantID != callerOf(ctx).Tenant {
+		return nil, fmt.Errorf("get task %s: %w", in.TaskID, jobs.ErrNotFound)
+	}
+	return answer(&row), nil
+}

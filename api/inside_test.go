@@ -1,0 +1,109 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+)
+
+// FuzzCursor: what is read back is what was written, and nothing else is taken.
+func FuzzCursor(f *testing.F) {
+	id := uuid.New()
+	f.Add(cursor(id[:], "workflow", "w"), "workflow", "w")
+	f.Add("", "", "")
+	f.Add("AAAA", "a", "b")
+	f.Add(strings.Repeat("_", 200), "", "x")
+	f.Fuzz(func(t *testing.T, text, list, of string) {
+		last, err := after(text, list, of)
+		if err != nil {
+			require.Nil(t, last)
+			return
+		}
+		if text == "" {
+			return
+		}
+		require.Equal(t, text, cursor(last, list, of))
+		_, err = after(text, list+of, "")
+		if list+of != list || of != "" {
+			require.Error(t, err, "it belongs to other filters")
+		}
+	})
+}
+
+// FuzzToken: the look before the parsing never panics, and what it lets through is
+// three parts of JSON under an algorithm that we take.
+func FuzzToken(f *testing.F) {
+	f.Add("e30.e30.eA")
+	f.Add("eyJhbGciOiJFUzI1NiIsImtpZCI6ImEifQ.e30.eA")
+	f.Add("..")
+	f.Add(strings.Repeat(".", 100))
+	f.Fuzz(func(t *testing.T, token string) {
+		if sane(token) != nil {
+			return
+		}
+		parts := strings.Split(token, ".")
+		require.Len(t, parts, 3)
+		for _, p := range parts[:2] {
+			raw, err := segment(p)
+			require.NoError(t, err)
+			require.True(t, json.Valid(raw))
+		}
+	})
+}
+
+// FuzzProblem: whatever is said of a request, the document stays small and whole.
+func FuzzProblem(f *testing.F) {
+	f.Add("body.a", "expected string", 20)
+	f.Add(strings.Repeat("\x00\u2028\"\\", 100), strings.Repeat("<&>", 100), 90_000)
+	f.Fuzz(func(t *testing.T, location, message string, n int) {
+		p := problem(422, codeValidation, message)
+		for range min(max(n, 0), 40) {
+			p.flaw(location, message)
+		}
+		_ = p.at(&call{id: strings.Repeat("x", 64), path: "/" + strings.Repeat("y", 255)})
+		w := httptest.NewRecorder()
+		writeProblem(&call{ResponseWriter: w}, p)
+		text := w.Body.Bytes()
+		require.True(t, json.Valid(text))
+		require.LessOrEqual(t, len(text), 4096)
+		require.LessOrEqual(t, len(p.Errors), maxFlaws)
+		require.True(t, utf8.ValidString(p.Detail))
+	})
+}
+
+// TestEveryRouteIsDocumented: what is reachable is in the document, and so in the
+// matrix of callers, or is known to be open to all.
+func TestEveryRouteIsDocumented(t *testing.T) {
+	t.Parallel()
+	a, err := build(Config{Mounts: []Mount{{Prefix: "/mounted", Handler: http.NotFoundHandler()}}})
+	require.NoError(t, err)
+	open := map[string]bool{"GET /livez": true, "GET /readyz": true, "GET /openapi.yaml": true, "GET /openapi.json": true}
+	paths := a.huma.OpenAPI().Paths
+	require.NoError(t, chi.Walk(a.router, func(method, path string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		if open[method+" "+path] || strings.HasPrefix(path, "/mounted") {
+			return nil
+		}
+		item := paths[path]
+		require.NotNil(t, item, path)
+		op := map[string]*huma.Operation{"GET": item.Get, "PUT": item.Put, "POST": item.Post}[method]
+		require.NotNil(t, op, "%s %s", method, path)
+		require.Len(t, op.Security, 1)
+		require.NotEmpty(t, op.Security[0][security])
+		return nil
+	}))
+}
+
+func TestDotted(t *testing.T) {
+	t.Parallel()
+	for pointer, want := range map[string]string{"": "", "/a": ".a", "/items/0/price": ".items[0].price", "/a~1b/~01": ".a/b.~1", "/": "."} {
+		require.Equal(t, want, dotted(pointer))
+	}
+}

@@ -1,0 +1,267 @@
+package api
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/MicahParks/jwkset"
+	"golang.org/x/time/rate"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// errNoKeys: no key set was ever had, so that nothing can be said of any token.
+var errNoKeys = errors.New("the auth service's keys are not known yet")
+
+// The bounds of a key set and of the asking for it.
+const (
+	maxKeySet     = 1 << 20
+	maxKeys       = 64
+	minRSABits    = 2048
+	fetchTime     = 5 * time.Second
+	ownerWait     = 2 * time.Second       // of the request that began a fetch
+	joinerWait    = 50 * time.Millisecond // of others, and of the limiter
+	unknownPerSec = 1
+	unknownBurst  = 3
+)
+
+// keySet is the Auth Service's public keys, kept fresh in the background and
+// fetched at once, within limits, for a key id that is not known: that is how a
+// rotation is noticed. A set that is not as it must be changes nothing: the last
+// good one stays. jwkset's own HTTP storage does none of this: it reads a body of
+// any size, follows redirects, and fetches within the limiter's wait.
+type keySet struct {
+	*jwkset.MemoryJWKSet
+	url     string
+	client  *http.Client
+	every   time.Duration
+	log     *slog.Logger
+	unknown *rate.Limiter
+	known   atomic.Bool // a good set was fetched at least once
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	busy   sync.WaitGroup
+	mu     sync.Mutex
+	flight chan struct{} // guarded by mu; closed when the fetch under way has ended; nil: none
+}
+
+func newKeySet(url string, transport http.RoundTripper, every time.Duration, log *slog.Logger) *keySet {
+	k := &keySet{
+		MemoryJWKSet: jwkset.NewMemoryStorage(), url: url, every: every, log: log,
+		unknown: rate.NewLimiter(unknownPerSec, unknownBurst),
+		client: &http.Client{
+			Transport: transport, Timeout: fetchTime,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.busy.Add(1)
+	go k.keepFresh()
+	return k
+}
+
+func (k *keySet) close() {
+	k.cancel()
+	k.busy.Wait()
+	k.client.CloseIdleConnections()
+}
+
+// keepFresh fetches at once, soon again while it fails, and now and then after
+// that: a key that Auth has taken back must not live on here.
+func (k *keySet) keepFresh() {
+	defer k.busy.Done()
+	failures := 0
+	for {
+		<-k.fetchOnce()
+		wait := k.every
+		if k.known.Load() {
+			failures = 0
+		} else {
+			wait = min(time.Second<<min(failures, 5), k.every)
+			failures++
+		}
+		wait += time.Duration(rand.Int64N(int64(wait)/10 + 1))
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-k.ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// KeyRead finds a key, asking Auth anew where it is not known.
+func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
+	key, err := k.MemoryJWKSet.KeyRead(ctx, kid)
+	if err == nil {
+		return key, nil
+	}
+	k.refreshFor(ctx)
+	if key, err = k.MemoryJWKSet.KeyRead(ctx, kid); err == nil {
+		return key, nil
+	}
+	if !k.known.Load() {
+		return jwkset.JWK{}, errNoKeys
+	}
+	return jwkset.JWK{}, jwkset.ErrKeyNotFound // not err: it quotes the kid
+}
+
+// refreshFor waits for a fetch, its own or the one under way. Bogus key ids cannot
+// make it ask more than once a second, nor hold many requests for long.
+func (k *keySet) refreshFor(ctx context.Context) {
+	k.mu.Lock()
+	var done <-chan struct{} = k.flight
+	k.mu.Unlock()
+	wait := joinerWait
+	if done == nil {
+		limited, cancel := context.WithTimeout(ctx, joinerWait)
+		err := k.unknown.Wait(limited)
+		cancel()
+		if err != nil {
+			return
+		}
+		done, wait = k.fetchOnce(), ownerWait
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// fetchOnce begins a fetch unless one is under way; the channel closes with it.
+func (k *keySet) fetchOnce() <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.flight != nil {
+		return k.flight
+	}
+	done := make(chan struct{})
+	if k.ctx.Err() != nil {
+		close(done)
+		return done
+	}
+	k.flight = done
+	k.busy.Add(1)
+	go func() {
+		defer k.busy.Done()
+		if err := k.fetch(); err != nil && k.ctx.Err() == nil {
+			k.log.LogAttrs(k.ctx, slog.LevelWarn, "the auth service's keys could not be fetched", slog.Bool("have_keys", k.known.Load()), slog.String("error", err.Error()))
+		}
+		k.mu.Lock()
+		k.flight = nil
+		k.mu.Unlock()
+		close(done)
+	}()
+	return done
+}
+
+func (k *keySet) fetch() error {
+	req, err := http.NewRequestWithContext(k.ctx, http.MethodGet, k.url, nil)
+	if err != nil {
+		return fmt.Errorf("ask for the key set: %w", err)
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := k.client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask for the key set: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask for the key set: the answer is %d", resp.StatusCode)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
+	if err != nil {
+		return fmt.Errorf("read the key set: %w", err)
+	}
+	keys, err := readKeys(body)
+	if err != nil {
+		return fmt.Errorf("read the key set: %w", err)
+	}
+	if err := k.KeyReplaceAll(k.ctx, keys); err != nil {
+		return fmt.Errorf("keep the key set: %w", err)
+	}
+	k.known.Store(true)
+	return nil
+}
+
+// readKeys takes a key set whole or not at all. Keys of kinds that we never use
+// are left out; one that should not be published, or that is weak, condemns the
+// set: it was not made by the Auth Service that we know.
+func readKeys(body []byte) ([]jwkset.JWK, error) {
+	if len(body) > maxKeySet {
+		return nil, fmt.Errorf("it is more than %d bytes", maxKeySet)
+	}
+	if err := jobs.GuardJSON(body); err != nil {
+		return nil, err
+	}
+	var set jwkset.JWKSMarshal
+	if err := json.Unmarshal(body, &set); err != nil {
+		return nil, fmt.Errorf("it is no key set: %w", err)
+	}
+	if len(set.Keys) > maxKeys {
+		return nil, fmt.Errorf("it has more than %d keys", maxKeys)
+	}
+	var keys []jwkset.JWK
+	seen := map[string]bool{}
+	for _, m := range set.Keys {
+		if m.D != "" || m.P != "" || m.Q != "" || m.DP != "" || m.DQ != "" || m.QI != "" || m.K != "" || len(m.OTH) > 0 {
+			return nil, errors.New("it shows a private or symmetric key")
+		}
+		alg := algOf(m)
+		if alg == "" || m.KID == "" || (m.USE != "" && m.USE != jwkset.UseSig) {
+			continue
+		}
+		if m.ALG != "" && m.ALG != alg {
+			return nil, fmt.Errorf("a key of type %q is not for %q", tame(string(m.KTY), 16), tame(string(m.ALG), 16))
+		}
+		if seen[m.KID] {
+			return nil, errors.New("it has two keys with one id")
+		}
+		seen[m.KID] = true
+		if alg == jwkset.AlgRS256 {
+			if n, err := base64.RawURLEncoding.DecodeString(m.N); err != nil || len(n) < minRSABits/8 {
+				return nil, fmt.Errorf("it has an RSA key of fewer than %d bits", minRSABits)
+			}
+		}
+		// The alg makes keyfunc hold the token to it. Certificates say nothing here,
+		// and their URLs are not to be looked at.
+		m.ALG, m.X5U, m.X5C, m.X5T, m.X5TS256 = alg, "", nil, "", ""
+		key, err := jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("a key cannot be read: %w", err)
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("it has no key that we can use")
+	}
+	return keys, nil
+}
+
+// algOf is the one algorithm that we take a key for; empty for keys of other kinds.
+func algOf(m jwkset.JWKMarshal) jwkset.ALG {
+	switch {
+	case m.KTY == jwkset.KtyEC && m.CRV == jwkset.CrvP256:
+		return jwkset.AlgES256
+	case m.KTY == jwkset.KtyOKP && m.CRV == jwkset.CrvEd25519:
+		return jwkset.AlgEdDSA
+	case m.KTY == jwkset.KtyRSA && m.ALG != jwkset.AlgPS256 && m.ALG != jwkset.AlgPS384 && m.ALG != jwkset.AlgPS512 && m.ALG != jwkset.AlgRS384 && m.ALG != jwkset.AlgRS512:
+		return jwkset.AlgRS256
+	}
+	return ""
+}

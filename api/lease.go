@@ -1,0 +1,144 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// leasesPath is where workers dequeue; a request there may be parked.
+const leasesPath = "/api/internal/leases"
+
+// longestWait bounds a parked dequeue.
+const longestWait = time.Minute
+
+// Dequeue is the body of POST /api/internal/leases.
+type Dequeue struct {
+	WorkerID  string             `json:"workerId" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Names the worker in attempts and events: executorId."`
+	RequestID string             `json:"requestId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same workerId and requestId are answered with the same leases, so a lost answer costs nothing. Take a new one for each dequeue."`
+	WaitMs    int64              `json:"waitMs,omitempty" minimum:"0" maximum:"60000" doc:"How long to wait for work when there is none: a long poll, woken by work."`
+	MaxTasks  int                `json:"maxTasks,omitempty" minimum:"1" maximum:"100" default:"1" doc:"Leases in one answer, over all selections."`
+	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"What to take, in this order. Default: both standard queues, every definition."`
+}
+
+// DequeueSelection is a part of the queues that a worker works.
+type DequeueSelection struct {
+	Queue             string   `json:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-retry" doc:"A standard queue comes with the retries of its tasks, which go first; the retry queue alone has those of both."`
+	TaskDefinitionIDs []string `json:"taskDefinitionIds,omitempty" maxItems:"100" doc:"The definitions that the worker knows. Default: all."`
+	MaxTasks          int      `json:"maxTasks,omitempty" minimum:"1" maximum:"100" doc:"Leases of this selection. Default: as many as the request."`
+	VisibilityTimeout int64    `json:"visibilityTimeout,omitempty" minimum:"1000" maximum:"43200000" doc:"Milliseconds that a lease lasts without a heartbeat. Default: the task's own, 30000 where it says nothing."`
+}
+
+// LeaseList is the answer to a dequeue; empty when there was nothing.
+type LeaseList struct {
+	ServerTime time.Time `json:"serverTime"`
+	Leases     []Lease   `json:"leases"`
+}
+
+// Lease is one attempt in a worker's hands.
+type Lease struct {
+	LeaseToken     string           `json:"leaseToken" doc:"The credential of this attempt, in the path of every call about it. Keep it secret."`
+	Attempt        int              `json:"attempt"`
+	LeaseExpiresAt time.Time        `json:"leaseExpiresAt" doc:"Send a heartbeat before, or another worker gets the task."`
+	Message        TaskQueueMessage `json:"message"`
+	Checkpoint     json.RawMessage  `json:"checkpoint,omitempty" doc:"What an attempt before this one noted down last."`
+	Traceparent    string           `json:"traceparent,omitempty" doc:"The span of the request that made the task."`
+}
+
+// TaskQueueMessage is the interface document's, with the definition's id, by which
+// a worker knows what to do.
+type TaskQueueMessage struct {
+	TaskID            uuid.UUID          `json:"taskId" format:"uuid"`
+	WorkflowID        string             `json:"workflowId"`
+	StepID            string             `json:"stepId,omitempty"`
+	TaskDefinitionID  string             `json:"taskDefinitionId"`
+	TaskType          jobs.Type          `json:"taskType"`
+	Priority          jobs.Priority      `json:"priority"`
+	ExecutionConfig   QueueMessageConfig `json:"executionConfig"`
+	Input             json.RawMessage    `json:"input"`
+	WorkflowContext   json.RawMessage    `json:"workflowContext,omitempty"`
+	CorrelationID     string             `json:"correlationId"`
+	EnqueueTime       time.Time          `json:"enqueueTime"`
+	VisibilityTimeout int64              `json:"visibilityTimeout" doc:"Milliseconds."`
+	DequeueCount      int                `json:"dequeueCount" doc:"The attempt."`
+}
+
+// QueueMessageConfig is executionConfig as a worker is told it.
+type QueueMessageConfig struct {
+	Timeout         int64            `json:"timeout" doc:"Milliseconds that the attempt may take in all."`
+	RetryPolicy     jobs.RetryPolicy `json:"retryPolicy"`
+	SecurityContext json.RawMessage  `json:"securityContext"`
+}
+
+type dequeueInput struct{ Body Dequeue }
+
+type dequeueOutput struct{ Body *LeaseList }
+
+// madeUp is as long as a token, and is none.
+var madeUp = strings.Repeat("A", jobs.LeaseTokenLength)
+
+var exampleLease = map[string]any{
+	"leaseToken": madeUp, "attempt": 1, "leaseExpiresAt": "2026-01-15T10:30:30Z",
+	"message": map[string]any{
+		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "workflowId": "order-workflow-123", "taskDefinitionId": "render-report",
+		"taskType": "AUTOMATED", "priority": "MEDIUM",
+		"executionConfig": map[string]any{"timeout": 300000, "retryPolicy": map[string]any{"maxRetries": 3, "retryInterval": 5000, "backoffMultiplier": 2.0}, "securityContext": map[string]any{}},
+		"input":           map[string]any{"month": "2026-01"}, "correlationId": "7d5c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11",
+		"enqueueTime": "2026-01-15T10:30:00Z", "visibilityTimeout": 30000, "dequeueCount": 1,
+	},
+}
+
+var dequeueTasksDoc = doc{
+	id: "dequeueTasks", tag: tagLeases, summary: "Lease tasks",
+	description: "Hands out tasks whose executor is worker, by priority, then age; retries first. Each comes with a lease: a token, and the time " +
+		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back.",
+	errors:  []int{413, 415},
+	request: map[string]any{"workerId": "w-7", "requestId": "5f3c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11", "waitMs": 20000, "maxTasks": 10, "select": []any{map[string]any{"queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "maxTasks": 8, "visibilityTimeout": 30000}}},
+	answer:  map[string]any{"serverTime": "2026-01-15T10:30:00Z", "leases": []any{exampleLease}},
+}
+
+func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutput, error) {
+	req := jobs.LeaseRequest{
+		Tenant: callerOf(ctx).Tenant, Worker: in.Body.WorkerID, ID: in.Body.RequestID, Wait: milliseconds(in.Body.WaitMs), Most: in.Body.MaxTasks,
+	}
+	for _, s := range in.Body.Select {
+		req.Select = append(req.Select, jobs.Selection{
+			Lane: s.Queue, Definitions: s.TaskDefinitionIDs, Most: s.MaxTasks, Visibility: milliseconds(s.VisibilityTimeout),
+		})
+	}
+	if req.Select == nil {
+		req.Select = []jobs.Selection{{Lane: jobs.LaneAutomated}, {Lane: jobs.LaneIntegration}}
+	}
+	found, err := a.cfg.Tasks.Lease(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	out := &LeaseList{ServerTime: time.Now().UTC(), Leases: make([]Lease, len(found))}
+	for i := range found {
+		out.Leases[i] = leaseOf(&found[i])
+	}
+	return &dequeueOutput{out}, nil
+}
+
+func leaseOf(l *jobs.Lease) Lease {
+	security := l.Security
+	if security == nil {
+		security = json.RawMessage("{}")
+	}
+	return Lease{
+		LeaseToken: l.Token, Attempt: l.Attempt, LeaseExpiresAt: l.ExpiresAt, Checkpoint: l.Checkpoint, Traceparent: l.Traceparent,
+		Message: TaskQueueMessage{
+			TaskID: l.TaskID, WorkflowID: l.WorkflowID, StepID: l.StepID, TaskDefinitionID: l.DefinitionID, TaskType: l.Type,
+			Priority: l.Priority, Input: l.Input, WorkflowContext: l.Context, CorrelationID: l.CorrelationID, EnqueueTime: l.EnqueuedAt,
+			VisibilityTimeout: l.Visibility.Milliseconds(), DequeueCount: l.Attempt,
+			ExecutionConfig: QueueMessageConfig{Timeout: l.Timeout.Milliseconds(), RetryPolicy: l.Retry, SecurityContext: security},
+		},
+	}
+}
+
+func milliseconds(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

@@ -1,0 +1,149 @@
+package api
+
+import (
+	"errors"
+	"html/template"
+	"net/http"
+	"strings"
+)
+
+// Login lets people with a browser in: they log in with a service token, which is
+// kept in a cookie that no script can read and no other site can send.
+type Login struct {
+	// Viewer is the scope of who may look; Operator of who may act as well.
+	Viewer, Operator string
+}
+
+const (
+	sessionCookie = "tes_session"
+	maxLoginForm  = 16 << 10
+)
+
+var loginPage = template.Must(template.New("login").Parse(`<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>tes: log in</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:12vh auto;padding:0 1rem}textarea{width:100%;font:13px monospace}button{font:inherit;padding:.4rem 1.2rem}.wrong{color:#b00020}</style>
+<h1>tes</h1>
+{{if .Wrong}}<p class="wrong">{{.Wrong}}</p>{{end}}
+<form method="post" action="{{.Action}}"><p><label for="token">A service token of the Auth Service. With the scope <code>{{.Viewer}}</code> you may look, with <code>{{.Operator}}</code> you may act.</label></p>
+<p><textarea id="token" name="token" rows="6" required autofocus autocomplete="off" spellcheck="false"></textarea></p><p><button>Log in</button></p></form></html>
+`))
+
+// withLogin guards a mounted page. Reading needs a viewer, all else an operator.
+func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
+	login, logout := m.Prefix+"/login", m.Prefix+"/logout"
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case login:
+			a.logIn(w, r, m)
+			return
+		case logout:
+			http.SetCookie(w, session(r, m, ""))
+			http.Redirect(w, r, login, http.StatusSeeOther)
+			return
+		}
+		caller, err := a.session(r)
+		c := callOf(r.Context())
+		switch {
+		case err != nil && !isBad(err):
+			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))
+		case err != nil && r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html"):
+			http.Redirect(w, r, login, http.StatusSeeOther)
+		case err != nil:
+			writeProblem(c, problem(http.StatusUnauthorized, codeUnauthorized, "log in at "+login).with("WWW-Authenticate", `Bearer realm="tes"`))
+		case !m.Login.allows(caller, r.Method):
+			c.caller, c.refused = caller, "not allowed"
+			writeProblem(c, problem(http.StatusForbidden, codeForbidden, "this token may look and not act: acting takes the scope "+m.Login.Operator))
+		default:
+			c.caller = caller
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// allows says whether a caller may. A tenant's token may not even look: the page
+// shows the queues of all.
+func (l *Login) allows(c *Caller, method string) bool {
+	if c.Tenant != "" {
+		return false
+	}
+	if method == http.MethodGet || method == http.MethodHead {
+		return c.Holds(l.Viewer) || c.Holds(l.Operator)
+	}
+	return c.Holds(l.Operator)
+}
+
+// session is who the request is from: by its cookie, or by its Authorization header.
+func (a *API) session(r *http.Request) (*Caller, error) {
+	token, ok := bearer(r)
+	if cookie, err := r.Cookie(sessionCookie); !ok && err == nil {
+		token, ok = cookie.Value, true
+	}
+	if !ok {
+		return nil, badToken("no token")
+	}
+	return a.cfg.Verifier.Verify(r.Context(), token)
+}
+
+func isBad(err error) bool {
+	var bad badToken
+	return errors.As(err, &bad)
+}
+
+func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
+	c := callOf(r.Context())
+	wrong := ""
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodPost:
+		r.Body = http.MaxBytesReader(w, r.Body, maxLoginForm)
+		token := strings.TrimSpace(r.PostFormValue("token"))
+		caller, err := a.cfg.Verifier.Verify(r.Context(), token)
+		switch {
+		case err == nil && m.Login.allows(caller, http.MethodGet):
+			c.caller = caller
+			http.SetCookie(w, session(r, m, token))
+			http.Redirect(w, r, m.Prefix+"/", http.StatusSeeOther)
+			return
+		case err == nil:
+			c.refused, wrong = "not allowed", "This token holds neither scope, or is a tenant's."
+		case isBad(err):
+			c.refused, wrong = "bad token", "This token is not valid, or not any more."
+		default:
+			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))
+			return
+		}
+	default:
+		writeProblem(c, problem(http.StatusMethodNotAllowed, codeMethod, "this path takes GET, POST").with("Allow", "GET, POST"))
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	if wrong != "" {
+		w.WriteHeader(http.StatusUnauthorized)
+	}
+	_ = loginPage.Execute(w, map[string]string{
+		"Wrong": wrong, "Action": m.Prefix + "/login", "Viewer": m.Login.Viewer, "Operator": m.Login.Operator,
+	})
+}
+
+// session is the cookie that holds a token; an empty one ends it. It goes with the
+// browser's session, and is worth nothing once the token has expired.
+func session(r *http.Request, m Mount, token string) *http.Cookie {
+	cookie := &http.Cookie{ //nolint:gosec // Secure wherever the browser would send it back
+		Name: sessionCookie, Value: token, Path: m.Prefix, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+		Secure: r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https",
+	}
+	if token == "" {
+		cookie.MaxAge = -1
+	}
+	return cookie
+}
+
+// unframed keeps a page out of other pages' frames, where clicks can be stolen.
+func unframed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Frame-Options", "DENY")
+		w.Header().Set("Content-Security-Policy", "frame-ancestors 'none'")
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,175 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// PersonNamed is who a claim is for. Exported, or huma would not look into it.
+type PersonNamed struct {
+	UserID string   `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person."`
+	Groups []string `json:"groups,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The groups that the person is in."`
+	Roles  []string `json:"roles,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The roles that the person has."`
+}
+
+func (p PersonNamed) person() jobs.Person {
+	return jobs.Person{ID: p.UserID, Groups: p.Groups, Roles: p.Roles}
+}
+
+// Unclaim is the body of POST …/unclaim.
+type Unclaim struct {
+	UserID string `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person who claimed it."`
+	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail, and told with task.manual.assigned."`
+}
+
+// Completion is the body of POST …/complete.
+type Completion struct {
+	UserID  string          `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person who claimed it, or to whom it is assigned."`
+	Output  json.RawMessage `json:"output,omitempty" doc:"Checked against the definition's outputSchema."`
+	Comment string          `json:"comment,omitempty" maxLength:"2000" doc:"For the audit trail."`
+}
+
+type claimTaskInput struct {
+	TaskWrite
+	OnBehalf
+	Body PersonNamed
+}
+
+type unclaimTaskInput struct {
+	TaskWrite
+	OnBehalf
+	Body Unclaim
+}
+
+type completeTaskInput struct {
+	TaskWrite
+	OnBehalf
+	Body Completion
+}
+
+type claimNextTaskInput struct {
+	OnBehalf
+	Body PersonNamed
+}
+
+type claimNextTaskOutput struct {
+	ETag string `header:"ETag" doc:"The version, for If-Match; absent without a task."`
+	Body NextTask
+}
+
+// NextTask is the answer of claim-next.
+type NextTask struct {
+	Task MaybeTask `json:"task" doc:"The task, claimed; null when none waits for the person."`
+}
+
+// MaybeTask is a task or null.
+type MaybeTask struct{ *Task }
+
+// MarshalJSON writes the one or the other.
+func (m MaybeTask) MarshalJSON() ([]byte, error) { return json.Marshal(m.Task) }
+
+// Schema is how huma asks.
+func (MaybeTask) Schema(r huma.Registry) *huma.Schema {
+	return &huma.Schema{OneOf: []*huma.Schema{r.Schema(reflect.TypeFor[Task](), true, ""), {Type: "null"}}}
+}
+
+var claimTaskDoc = doc{
+	id: "claimTask", tag: tagTasks, summary: "Claim a manual task",
+	description: "Begins an ASSIGNED manual task for a person whom it waits for: the assignee, one of the candidates, or anyone if nobody is " +
+		"named. The task is theirs then, and RUNNING. Claiming again changes nothing; what another has claimed answers 409 and says who, and " +
+		"since when. A person whom it does not wait for gets 403.",
+	errors:  []int{404, 409, 412, 413, 415},
+	request: map[string]any{"userId": "jane", "groups": []any{"accounting"}, "roles": []any{"approver"}},
+	answer:  exampleManualTask("RUNNING"),
+}
+
+var unclaimTaskDoc = doc{
+	id: "unclaimTask", tag: tagTasks, summary: "Give a claimed task back",
+	description: "The task is ASSIGNED again, to whom it was before it was claimed. Only who claimed it may, others get 403.",
+	errors:      []int{404, 409, 412, 413, 415},
+	request:     map[string]any{"userId": "jane", "reason": "not my customer"},
+	answer:      exampleManualTask("ASSIGNED"),
+}
+
+var completeTaskDoc = doc{
+	id: "completeTask", tag: tagTasks, summary: "Complete a manual task",
+	description: "Ends a manual task with a person's result. Only who claimed it may, or the assignee while nobody has; others get 403. An " +
+		"output that does not match the definition's schema answers 422 with each place, and changes nothing.",
+	errors:  []int{404, 409, 412, 413, 415},
+	request: map[string]any{"userId": "jane", "output": map[string]any{"approved": true}, "comment": "called the customer"},
+	answer:  exampleManualTask("COMPLETED"),
+}
+
+var claimNextTaskDoc = doc{
+	id: "claimNextTask", tag: tagTasks, summary: "Claim the next manual task",
+	description: "Claims the most urgent task that waits for a person: by priority, then by due date, then by age. Two callers never get the " +
+		"same one. Without any, task is null.",
+	errors:  []int{409, 413, 415},
+	request: map[string]any{"userId": "jane", "groups": []any{"accounting"}},
+	answer:  map[string]any{"task": exampleManualTask("RUNNING")},
+}
+
+func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, error) {
+	id, match, err := in.target(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+		return nil, err
+	}
+	row, err := a.cfg.Tasks.Claim(ctx, id, ask(ctx, match, ""), in.Body.person())
+	if err != nil {
+		return nil, err
+	}
+	return answer(&row), nil
+}
+
+func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutput, error) {
+	id, match, err := in.target(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+		return nil, err
+	}
+	row, err := a.cfg.Tasks.Unclaim(ctx, id, ask(ctx, match, in.Body.Reason), in.Body.UserID)
+	if err != nil {
+		return nil, err
+	}
+	return answer(&row), nil
+}
+
+func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOutput, error) {
+	id, match, err := in.target(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+		return nil, err
+	}
+	row, err := a.cfg.Tasks.Complete(ctx, id, ask(ctx, match, ""), in.Body.UserID, given(in.Body.Output), in.Body.Comment)
+	if err != nil {
+		return nil, err
+	}
+	return answer(&row), nil
+}
+
+func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claimNextTaskOutput, error) {
+	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+		return nil, err
+	}
+	row, err := a.cfg.Tasks.ClaimNext(ctx, ask(ctx, ifMatch{}, ""), in.Body.person())
+	switch {
+	case err != nil:
+		return nil, err
+	case row == nil:
+		return &claimNextTaskOutput{}, nil
+	}
+	about(ctx, row.TaskID)
+	return &claimNextTaskOutput{ETag: etag(row.Version), Body: NextTask{MaybeTask{taskOf(row)}}}, nil
+}

@@ -1,0 +1,286 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// Metrics is how the tasks of all tenants stand.
+type Metrics struct {
+	GeneratedAt   time.Time       `json:"generatedAt"`
+	Tasks         TaskCounts      `json:"tasks"`
+	Lanes         []LaneDepth     `json:"lanes" doc:"The five queues."`
+	Attempts      AttemptCounts   `json:"attempts" doc:"Since the beginning."`
+	ExecutionTime ExecutionTimes  `json:"executionTime"`
+	Throughput    Throughput      `json:"throughput"`
+	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that the bus has not taken yet."`
+}
+
+// TaskCounts are the tasks that there are now.
+type TaskCounts struct {
+	ByStatus StatusCounts     `json:"byStatus"`
+	ByType   TypeStatusCounts `json:"byType"`
+}
+
+// StatusCounts are tasks by where they stand.
+type StatusCounts struct {
+	Pending   int64 `json:"PENDING"`
+	Assigned  int64 `json:"ASSIGNED"`
+	Running   int64 `json:"RUNNING"`
+	Completed int64 `json:"COMPLETED"`
+	Failed    int64 `json:"FAILED"`
+	Cancelled int64 `json:"CANCELLED"`
+	TimedOut  int64 `json:"TIMED_OUT"`
+}
+
+// TypeStatusCounts are the same for each type.
+type TypeStatusCounts struct {
+	Automated   StatusCounts `json:"AUTOMATED"`
+	Integration StatusCounts `json:"INTEGRATION"`
+	Manual      StatusCounts `json:"MANUAL"`
+}
+
+// LaneDepth is how full a queue is.
+type LaneDepth struct {
+	Name     string `json:"name"`
+	Depth    int64  `json:"depth" doc:"Tasks that wait in it; in task-execution-deadletter those that ended as FAILED or TIMED_OUT and were neither redriven nor discarded."`
+	OldestMs int64  `json:"oldestMs" doc:"How long the oldest that may be worked now has waited; 0 for none."`
+}
+
+// AttemptCounts are what became of attempts.
+type AttemptCounts struct {
+	Started   int64 `json:"started"`
+	Completed int64 `json:"completed"`
+	Failed    int64 `json:"failed" doc:"For good; those that were tried again are retries."`
+	TimedOut  int64 `json:"timedOut" doc:"For good."`
+	Retries   int64 `json:"retries"`
+	Released  int64 `json:"released" doc:"Given back to the queue without having failed."`
+}
+
+// ExecutionTimes are averages over completed tasks.
+type ExecutionTimes struct {
+	AverageMs TypeAverages `json:"averageMs"`
+}
+
+// TypeAverages are milliseconds by type; 0 where nothing completed.
+type TypeAverages struct {
+	Automated   float64 `json:"AUTOMATED"`
+	Integration float64 `json:"INTEGRATION"`
+	Manual      float64 `json:"MANUAL"`
+}
+
+// Throughput is what was done lately.
+type Throughput struct {
+	LastHour HourCounts  `json:"lastHour" doc:"The hour behind us: the clock hour under way and the share of the one before that is needed to fill it."`
+	Hours    []HourCount `json:"hours" doc:"The last 24 clock hours, oldest first; the last is the one under way."`
+}
+
+// HourCounts are moves in an hour.
+type HourCounts struct {
+	Created   int64 `json:"created"`
+	Completed int64 `json:"completed"`
+	Failed    int64 `json:"failed"`
+	Retried   int64 `json:"retried"`
+}
+
+// HourCount is one clock hour.
+type HourCount struct {
+	Hour time.Time `json:"hour" doc:"When it began, in UTC."`
+	HourCounts
+}
+
+// OutboxWaitCount are events that wait.
+type OutboxWaitCount struct {
+	Events   int64 `json:"events"`
+	OldestMs int64 `json:"oldestMs" doc:"How long the oldest has waited; 0 for none."`
+}
+
+type metricsOutput struct{ Body *Metrics }
+
+var getTaskMetricsDoc = doc{
+	id: "getTaskMetrics", tag: tagMetrics, summary: "Get task metrics",
+	description: "How many tasks stand where, how full the queues are, what became of attempts, and what was done in the last 24 hours, over all tenants. Costs the same at ten tasks and at ten million.",
+}
+
+const shownHours = 24
+
+func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, error) {
+	now := time.Now().UTC()
+	hours := now.Truncate(time.Hour).Add(-(shownHours - 1) * time.Hour)
+	tally, err := a.q.TallyRead(ctx)
+	if err != nil {
+		return nil, readFailed("read the tally", err)
+	}
+	waiting, err := a.q.LaneWaiting(ctx, db.LaneWaitingParams{Lanes: jobs.Lanes, Kinds: jobs.Kinds})
+	if err != nil {
+		return nil, readFailed("read the lanes", err)
+	}
+	done, err := a.q.TallyHours(ctx, hours)
+	if err != nil {
+		return nil, readFailed("read the hours", err)
+	}
+	backlog, err := a.q.OutboxBacklog(ctx)
+	if err != nil {
+		return nil, readFailed("read the outbox's backlog", err)
+	}
+	m := &Metrics{
+		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
+		Outbox: OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
+	}
+	m.count(tally, waiting)
+	return &metricsOutput{m}, nil
+}
+
+// count turns everything that ever happened into how things stand: what came into
+// a state, less what went out of it.
+func (m *Metrics) count(tally []db.TallyReadRow, waiting []db.LaneWaitingRow) {
+	depth := map[string]int64{}
+	discarded := int64(0)
+	for _, t := range tally {
+		kind := m.Tasks.ByType.of(t.Type)
+		*m.Tasks.ByStatus.of(t.Now) += t.N
+		*kind.of(t.Now) += t.N
+		if t.Was != nil {
+			*m.Tasks.ByStatus.of(*t.Was) -= t.N
+			*kind.of(*t.Was) -= t.N
+			if *t.Was == db.TaskStatusPENDING {
+				depth[string(t.Lane)] -= t.N // the lane before the move
+			}
+		}
+		if t.Now == db.TaskStatusPENDING {
+			depth[landing(t)] += t.N
+		}
+		if t.Was != nil && *t.Was == t.Now && jobs.Status(t.Now).Terminal() {
+			discarded += t.N
+		}
+		m.Attempts.count(t)
+	}
+	depth[jobs.LaneDeadLetter] = m.Tasks.ByStatus.Failed + m.Tasks.ByStatus.TimedOut - discarded
+	oldest := map[string]int64{}
+	for _, w := range waiting {
+		oldest[w.Lane] = max(w.OldestMs, 0)
+	}
+	for _, lane := range jobs.Lanes {
+		m.Lanes = append(m.Lanes, LaneDepth{Name: lane, Depth: depth[lane], OldestMs: oldest[lane]})
+	}
+	m.ExecutionTime.AverageMs = averages(tally)
+}
+
+// landing is the lane that a move into PENDING ends in.
+func landing(t db.TallyReadRow) string {
+	if t.Event == db.TaskEventTypeRetry {
+		return jobs.LaneRetry
+	}
+	switch t.Type {
+	case db.TaskTypeINTEGRATION:
+		return jobs.LaneIntegration
+	case db.TaskTypeMANUAL:
+		return jobs.LaneManual
+	}
+	return jobs.LaneAutomated
+}
+
+func (c *AttemptCounts) count(t db.TallyReadRow) {
+	running := t.Was != nil && *t.Was == db.TaskStatusRUNNING
+	switch t.Event {
+	case db.TaskEventTypeStarted:
+		c.Started += t.N
+	case db.TaskEventTypeCompleted:
+		c.Completed += t.N
+		if !running {
+			c.Started += t.N // it began and ended in one move
+		}
+	case db.TaskEventTypeFailed:
+		if t.Now == db.TaskStatusTIMEDOUT {
+			c.TimedOut += t.N
+		} else {
+			c.Failed += t.N
+		}
+		if !running {
+			c.Started += t.N
+		}
+	case db.TaskEventTypeRetry:
+		c.Retries += t.N
+	case db.TaskEventTypeReleased:
+		if running { // an undone redrive and a discard are no attempts
+			c.Released += t.N
+		}
+	}
+}
+
+func averages(tally []db.TallyReadRow) (out TypeAverages) {
+	for kind, average := range map[db.TaskType]*float64{
+		db.TaskTypeAUTOMATED: &out.Automated, db.TaskTypeINTEGRATION: &out.Integration, db.TaskTypeMANUAL: &out.Manual,
+	} {
+		var n, ms int64
+		for _, t := range tally {
+			if t.Type == kind && t.Now == db.TaskStatusCOMPLETED {
+				n, ms = n+t.N, ms+t.RunMs
+			}
+		}
+		if n > 0 {
+			*average = float64(ms) / float64(n)
+		}
+	}
+	return out
+}
+
+// throughput fills every hour, those too in which nothing happened.
+func throughput(from, now time.Time, rows []db.TallyHoursRow) Throughput {
+	t := Throughput{Hours: make([]HourCount, shownHours)}
+	for i := range t.Hours {
+		t.Hours[i].Hour = from.Add(time.Duration(i) * time.Hour)
+	}
+	for _, row := range rows {
+		i := int(row.Hour.Sub(from) / time.Hour)
+		if i < 0 || i >= shownHours {
+			continue // an hour began since we looked at the clock
+		}
+		h := &t.Hours[i]
+		h.Created += row.Created
+		h.Completed += row.Completed
+		h.Failed += row.Failed
+		h.Retried += row.Retried
+	}
+	before, current := t.Hours[shownHours-2].HourCounts, t.Hours[shownHours-1].HourCounts
+	share := 1 - now.Sub(now.Truncate(time.Hour)).Seconds()/3600
+	part := func(n int64) int64 { return int64(float64(n)*share + 0.5) }
+	t.LastHour = HourCounts{
+		Created: current.Created + part(before.Created), Completed: current.Completed + part(before.Completed),
+		Failed: current.Failed + part(before.Failed), Retried: current.Retried + part(before.Retried),
+	}
+	return t
+}
+
+func (s *StatusCounts) of(status db.TaskStatus) *int64 {
+	switch status {
+	case db.TaskStatusPENDING:
+		return &s.Pending
+	case db.TaskStatusASSIGNED:
+		return &s.Assigned
+	case db.TaskStatusRUNNING:
+		return &s.Running
+	case db.TaskStatusCOMPLETED:
+		return &s.Completed
+	case db.TaskStatusFAILED:
+		return &s.Failed
+	case db.TaskStatusCANCELLED:
+		return &s.Cancelled
+	default:
+		return &s.TimedOut
+	}
+}
+
+func (s *TypeStatusCounts) of(kind db.TaskType) *StatusCounts {
+	switch kind {
+	case db.TaskTypeINTEGRATION:
+		return &s.Integration
+	case db.TaskTypeMANUAL:
+		return &s.Manual
+	default:
+		return &s.Automated
+	}
+}

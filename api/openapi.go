@@ -1,0 +1,257 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// documentVersion is the interface's, not the program's: the document must not
+// change from build to build.
+const documentVersion = "1.0.0"
+
+const (
+	tagTasks       = "Tasks"
+	tagLeases      = "Leases"
+	tagDefinitions = "Task definitions"
+	tagMetrics     = "Metrics"
+	tagDeadLetters = "Dead letters"
+)
+
+const security = "serviceJWT"
+
+// OpenAPI is the document (3.1, YAML) that is checked in as openapi.yaml. It needs
+// no database.
+func OpenAPI() ([]byte, error) {
+	a, err := build(Config{})
+	if err != nil {
+		return nil, err
+	}
+	return a.yaml, nil
+}
+
+// doc is what the document says of an operation, beside what its types say.
+type doc struct {
+	id, tag, summary, description string
+
+	status   int    // of success; default 200
+	also     int    // another status with the same body; 0 for none
+	alsoText string // when it is that
+	errors   []int  // beside 401, 403, 422, 500, 503
+	request  any    // an example of the body; nil for an operation without one
+	optional bool   // the body may be left out
+	bulk     bool   // the body is many, each of which is checked by the handler
+	answer   any    // an example of the answer
+}
+
+// route adds an operation: its document, its guard, its body's guard, and the one
+// place where what jobs says becomes what HTTP says.
+func route[I, O any](a *API, method, path string, who access, d doc, handle func(context.Context, *I) (*O, error)) {
+	op := d.operation(method, path, who)
+	op.Middlewares = huma.Middlewares{a.admit(who)}
+	if d.request != nil {
+		most := a.cfg.MaxBody
+		if d.bulk {
+			most *= bulkBody
+			op.SkipValidateBody = true
+		}
+		op.Middlewares = append(op.Middlewares, takeBody(most))
+		op.BodyReadTimeout = -1 // takeBody has its own
+		op.MaxBodyBytes = most + 1
+	}
+	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := handle(ctx, in)
+		if err != nil {
+			return nil, problemOf(ctx, err)
+		}
+		return out, nil
+	})
+}
+
+// bulkBody is how many times longer than others the body of many may be.
+const bulkBody = 8
+
+func (d doc) operation(method, path string, who access) huma.Operation {
+	status := d.status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	op := huma.Operation{
+		OperationID: d.id, Method: method, Path: path, Tags: []string{d.tag}, Summary: d.summary, Description: d.description,
+		DefaultStatus: status,
+		Errors:        append([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}, d.errors...),
+		Security:      []map[string][]string{{security: {who.scope}}},
+		Extensions:    map[string]any{"x-callers": []string{"*"}},
+		Responses:     map[string]*huma.Response{},
+	}
+	if who.callers != nil {
+		op.Extensions["x-callers"] = who.callers
+	}
+	op.Responses[strconv.Itoa(status)] = &huma.Response{
+		Description: http.StatusText(status), Headers: map[string]*huma.Param{}, Content: map[string]*huma.MediaType{"application/json": {Example: d.answer}},
+	}
+	if d.also != 0 {
+		shared := op.Responses[strconv.Itoa(status)]
+		op.Responses[strconv.Itoa(d.also)] = &huma.Response{Description: d.alsoText, Content: shared.Content, Headers: shared.Headers}
+	}
+	if d.request != nil {
+		op.Errors = append(op.Errors, http.StatusBadRequest)
+		op.RequestBody = &huma.RequestBody{Required: !d.optional, Content: map[string]*huma.MediaType{"application/json": {Example: d.request}}}
+	}
+	return op
+}
+
+// describe is the document's head, and how huma behaves.
+func describe() huma.Config {
+	cfg := huma.DefaultConfig("Task Execution Service", documentVersion)
+	cfg.CreateHooks = nil // or every body would get a $schema member
+	cfg.DocsPath, cfg.OpenAPIPath, cfg.SchemasPath = "", "", ""
+	cfg.RejectUnknownQueryParameters = true
+	cfg.Formats = formats
+	cfg.Info.Description = "The internal endpoints of the Task Execution Service. Times are RFC 3339 in UTC; durations are integers of milliseconds. " +
+		"Every error is a problem document (RFC 9457) with a stable code."
+	cfg.Tags = []*huma.Tag{
+		{Name: tagTasks, Description: "Create, read and move tasks."},
+		{Name: tagLeases, Description: "Work tasks from outside, in any language."},
+		{Name: tagDefinitions, Description: "What tasks are made of."},
+		{Name: tagDeadLetters, Description: "See to what has failed for good."},
+		{Name: tagMetrics, Description: "How tasks stand."},
+	}
+	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{security: {
+		Type: "http", Scheme: "bearer", BearerFormat: "JWT",
+		Description: "A service token of the Auth Service (ES256, RS256 or EdDSA; iss auth-service, aud api). service_name must be one of the operation's x-callers (* is anyone), and scope must hold the scope that is named.",
+	}}
+	r := huma.NewMapRegistry("#/components/schemas/", schemaName)
+	r.RegisterTypeAlias(reflect.TypeFor[json.RawMessage](), reflect.TypeFor[freeObject]())
+	r.RegisterTypeAlias(reflect.TypeFor[jobs.Status](), reflect.TypeFor[statusName]())
+	r.RegisterTypeAlias(reflect.TypeFor[jobs.Type](), reflect.TypeFor[typeName]())
+	r.RegisterTypeAlias(reflect.TypeFor[jobs.Priority](), reflect.TypeFor[priorityName]())
+	r.RegisterTypeAlias(reflect.TypeFor[db.TaskLane](), reflect.TypeFor[laneName]())
+	cfg.Components.Schemas = r
+	return cfg
+}
+
+// schemaName gives types of package jobs the names that clients shall see.
+func schemaName(t reflect.Type, hint string) string {
+	base := t
+	for base.Kind() == reflect.Pointer {
+		base = base.Elem()
+	}
+	switch base {
+	case reflect.TypeFor[jobs.Definition]():
+		return "TaskDefinition"
+	case reflect.TypeFor[jobs.RequestConfig]():
+		return "TaskExecutionConfig"
+	case reflect.TypeFor[jobs.Assign]():
+		return "ExpressionMember"
+	case reflect.TypeFor[jobs.HTTPCall]():
+		return "HttpCall"
+	}
+	return huma.DefaultSchemaNamer(t, hint)
+}
+
+// freeObject is a JSON object whose members are not ours to say.
+type freeObject struct{}
+
+// Schema is how huma asks.
+func (freeObject) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
+}
+
+// The enums, each named, so that a generated client has one type for it.
+type (
+	statusName   struct{}
+	typeName     struct{}
+	priorityName struct{}
+	laneName     struct{}
+)
+
+// Schema is how huma asks.
+func (statusName) Schema(r huma.Registry) *huma.Schema {
+	return named(r, "TaskStatus", "Where a task stands. COMPLETED, FAILED, CANCELLED and TIMED_OUT are ends.", jobs.Statuses)
+}
+
+// Schema is how huma asks.
+func (typeName) Schema(r huma.Registry) *huma.Schema {
+	return named(r, "TaskType", "Who does a task: code, another system, a person.", []jobs.Type{jobs.Automated, jobs.Integration, jobs.Manual})
+}
+
+// Schema is how huma asks.
+func (priorityName) Schema(r huma.Registry) *huma.Schema {
+	return named(r, "TaskPriority", "The order within a queue.", []jobs.Priority{jobs.Low, jobs.Medium, jobs.High, jobs.Critical})
+}
+
+// Schema is how huma asks.
+func (laneName) Schema(r huma.Registry) *huma.Schema {
+	return named(r, "TaskLane", "A queue of the interface document.", jobs.Lanes)
+}
+
+// orNull is a word of a list, or null: a schema that is named could not be both.
+func orNull[T ~string](description string, values ...T) *huma.Schema {
+	s := &huma.Schema{Type: huma.TypeString, Nullable: true, Description: description}
+	for _, v := range values {
+		s.Enum = append(s.Enum, string(v))
+	}
+	s.Enum = append(s.Enum, nil)
+	s.PrecomputeMessages()
+	return s
+}
+
+func named[T ~string](r huma.Registry, name, description string, values []T) *huma.Schema {
+	if r.Map()[name] == nil {
+		s := &huma.Schema{Type: huma.TypeString, Description: description}
+		for _, v := range values {
+			s.Enum = append(s.Enum, string(v))
+		}
+		s.PrecomputeMessages()
+		r.Map()[name] = s
+	}
+	return &huma.Schema{Ref: "#/components/schemas/" + name}
+}
+
+// limit bounds what the types of package jobs leave open: they are read from our
+// own tables too, where nothing needs to be bounded any more.
+func limit(r huma.Registry) {
+	for _, t := range []reflect.Type{reflect.TypeFor[jobs.RequestConfig](), reflect.TypeFor[jobs.ExecutionConfig](), reflect.TypeFor[jobs.RetryPolicy](), reflect.TypeFor[DequeueSelection]()} {
+		r.Schema(t, true, "")
+	}
+	at := func(schema, member string) *huma.Schema {
+		s := r.Map()[schema].Properties[member]
+		if s == nil {
+			panic(fmt.Sprintf("api: %s has no member %s any more", schema, member)) // at every start, so in every test
+		}
+		return s
+	}
+	for _, config := range []string{"TaskExecutionConfig", "ExecutionConfig"} {
+		s := at(config, "executor")
+		s.Enum = []any{"expression", "http", "noop", "go", "worker", "integration", "manual"}
+		span(at(config, "visibilityTimeout"), 1000, 43_200_000)
+		list(at(config, "expression"), 128)
+		at(config, "handler").MaxLength = new(128)
+	}
+	span(at("TaskExecutionConfig", "timeout"), 1, 2_592_000_000)
+	at("HttpCall", "url").Pattern = "^https?://[!-~]+$"
+	at("HttpCall", "headers").MaxProperties = new(64)
+	at("HttpCall", "headers").AdditionalProperties.(*huma.Schema).MaxLength = new(4096)
+	channel := at("Notifications", "channels").Items
+	channel.Enum = []any{"in-app", "email", "push", "chat"}
+	for _, member := range []string{"skills", "candidateUsers", "candidateRoles", "candidateGroups"} {
+		at("AssignmentRules", member).Items.MaxLength = new(256)
+	}
+	at("DequeueSelection", "taskDefinitionIds").Items.MaxLength = new(128)
+	for _, s := range r.Map() {
+		s.PrecomputeMessages()
+	}
+}
+
+func span(s *huma.Schema, low, high float64) { s.Minimum, s.Maximum = &low, &high }
+
+func list(s *huma.Schema, most int) { s.MaxItems = &most }

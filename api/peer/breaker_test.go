@@ -1,0 +1,86 @@
+package peer_test
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/api/peer"
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+)
+
+// The breaker over real HTTP; policy_test.go has its exact times.
+func TestBreaker(t *testing.T) {
+	t.Parallel()
+
+	breaker := func(p peer.Policy) (peer.Policy, <-chan string) {
+		states := make(chan string, 16)
+		p.MinExecutions = 10
+		p.OnBreaker = func(neighbour, state string) { states <- neighbour + " " + state }
+		return p, states
+	}
+
+	t.Run("OpensAtThirtyInAHundred", func(t *testing.T) {
+		t.Parallel()
+		p, states := breaker(once())
+		p.OpenFor = time.Hour
+		b := setup(t, peer.Config{Policy: p})
+		for range 7 {
+			_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
+			require.NoError(t, err)
+		}
+		b.there.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeError})
+		for range 2 {
+			_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
+			requireOutage(t, err, "integration")
+			require.Empty(t, states)
+		}
+		_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
+		requireOutage(t, err, "integration")
+		require.Equal(t, "integration open", <-states)
+
+		// Open, it lets nothing through, even to a neighbour that is back.
+		b.there.Steer(peertest.Integration, peertest.Steering{})
+		_, err = b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
+		requireOutage(t, err, "integration")
+		require.ErrorContains(t, err, "circuit breaker open")
+		require.Len(t, b.there.Requests(peertest.Integration), 10)
+
+		// The other neighbours have breakers of their own.
+		_, err = b.peer.Users.Get(b.ctx, "alice")
+		require.NoError(t, err)
+	})
+
+	// The call that meets an open breaker waits with its backoff, is the trial,
+	// and closes it.
+	t.Run("HalfOpensAndCloses", func(t *testing.T) {
+		t.Parallel()
+		p, states := breaker(peer.Policy{Retries: 30, Backoff: 10 * time.Millisecond, MaxBackoff: 20 * time.Millisecond})
+		p.OpenFor = 50 * time.Millisecond
+		b := setup(t, peer.Config{Policy: p})
+		b.there.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeGone, Times: 10})
+		_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
+		require.NoError(t, err)
+		require.Equal(t, "integration open", <-states)
+		require.Equal(t, "integration half-open", <-states)
+		require.Equal(t, "integration closed", <-states)
+		require.Len(t, b.there.Requests(peertest.Integration), 11)
+	})
+
+	// A neighbour that says no all day long is not away.
+	t.Run("IgnoresRefusals", func(t *testing.T) {
+		t.Parallel()
+		p, states := breaker(once())
+		b := setup(t, peer.Config{Policy: p})
+		b.there.Steer(peertest.Integration, peertest.Steering{
+			Mode: peertest.ModeError, Status: 503, Body: json.RawMessage(`{"error":{"code":"SERVICE_UNAVAILABLE"}}`),
+		})
+		for range 20 {
+			_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
+			_ = requireFailure(t, err, "SERVICE_UNAVAILABLE", true)
+		}
+		require.Empty(t, states)
+	})
+}

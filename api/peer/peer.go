@@ -1,0 +1,135 @@
+// Package peer calls the neighbours: Integration, User, Notification, Resource,
+// Auth and Observability. It is the client's side only; what a call means to a
+// task is for its caller.
+//
+// Every call ends in one of three ways:
+//
+//	an answer          the value that was asked for
+//	a refusal          *jobs.Failure: the neighbour was there and said no, or
+//	                   answered what cannot be used; it was asked once
+//	an outage          *jobs.Outage: no answer came, however often the
+//	                   service-call policy asked; nothing is known to have happened
+//
+// Where the interface document names a fallback for an outage, it stands beside
+// the call: cached users, default resources. The others are the caller's.
+package peer
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// The names of the neighbours, as outages and breakers carry them.
+const (
+	nameIntegration   = "integration"
+	nameUser          = "user"
+	nameNotification  = "notification"
+	nameResource      = "resource"
+	nameAuth          = "auth"
+	nameObservability = "observability"
+)
+
+// Config says where the neighbours are and how patiently they are called.
+type Config struct {
+	BaseURL string        // http or https, without query or user; required
+	Timeout time.Duration // of one request, its answer's body included; default 10 s
+	Policy  Policy        // default the interface document's, for service calls
+
+	// Token is our own service token, sent as a bearer. Default none is sent.
+	// It is asked for each request, so it may expire and be renewed.
+	Token func(ctx context.Context) (string, error)
+
+	// Wrap goes round the transport, for tracing. Default nothing does.
+	Wrap func(http.RoundTripper) http.RoundTripper
+}
+
+// Neighbours are the clients of all neighbours: one pool of connections, and a
+// circuit breaker each.
+type Neighbours struct {
+	Integrations  *Integrations
+	Users         *Users
+	Notifications *Notifications
+	Resources     *Resources
+	Auth          *Auth
+	Tracing       *Tracing
+
+	transport *http.Transport
+}
+
+// New makes the clients. It calls nobody: a neighbour may be away at start.
+func New(cfg Config) (*Neighbours, error) {
+	base, err := fixedBase(cfg.BaseURL)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	transport := newTransport()
+	var tripper http.RoundTripper = transport
+	if cfg.Wrap != nil {
+		tripper = cfg.Wrap(transport)
+	}
+	client := &http.Client{
+		Transport: tripper,
+		Timeout:   cfg.Timeout,
+		// A redirect is an answer nobody asked for; following it would carry the
+		// parameters of a task to wherever it points.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	to := func(name string, p Policy) *caller {
+		return &caller{name: name, base: base, client: client, token: cfg.Token, line: newLine(name, p)}
+	}
+	patient := cfg.Policy
+	brisk := cfg.Policy
+	brisk.failFast = true // they have a fallback, or somebody who waits
+	once := brisk
+	once.Retries = -1
+	return &Neighbours{
+		Integrations:  &Integrations{to(nameIntegration, patient)},
+		Users:         newUsers(to(nameUser, brisk)),
+		Notifications: &Notifications{to(nameNotification, brisk)},
+		Resources:     &Resources{to(nameResource, brisk)},
+		Auth:          &Auth{to(nameAuth, brisk)},
+		Tracing:       &Tracing{to(nameObservability, once)},
+		transport:     transport,
+	}, nil
+}
+
+// Close drops idle connections. Calls under way go on.
+func (n *Neighbours) Close() { n.transport.CloseIdleConnections() }
+
+// fixedBase is the address that every path is appended to.
+func fixedBase(raw string) (string, error) {
+	base, err := url.Parse(raw)
+	if err != nil {
+		return "", fmt.Errorf("neighbours' address: %w", err)
+	}
+	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
+		return "", fmt.Errorf("neighbours' address %q is not an http or https URL", base.Redacted())
+	}
+	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return "", fmt.Errorf("neighbours' address %q has more than scheme, host and path", base.Redacted())
+	}
+	return strings.TrimRight(base.String(), "/"), nil
+}
+
+// newTransport takes no proxy from the environment: the neighbours are inside.
+func newTransport() *http.Transport {
+	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
+	return &http.Transport{
+		Proxy:                  nil,
+		DialContext:            dialer.DialContext,
+		TLSHandshakeTimeout:    5 * time.Second,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConns:           256,
+		MaxIdleConnsPerHost:    128, // all neighbours may be behind one gateway
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+}

@@ -1,0 +1,196 @@
+// Package peertest plays the neighbours over real HTTP: Auth, Integration,
+// Observability, User, Notification, Resource and the Orchestrator.
+//
+// Each has its usual answers, and each can be told to misbehave, from Go by
+// Steer and from outside by PUT {url}/_standin/{service}:
+//
+//	ok     answers as usual, or with the given status and body
+//	error  answers the given status (503), with body as its error document if there is one
+//	slow   waits delayMs (2000), then answers as ok
+//	hang   takes the request and never answers it
+//	gone   closes the connection without an answer
+//
+// What a neighbour was sent is listed by Requests and by GET
+// {url}/_standin/{service}/requests, without the secrets. Nothing is stored:
+// what must be the same for a repeated request is computed from its
+// Idempotency-Key.
+package peertest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// The names of the neighbours, as steering knows them.
+const (
+	Auth          = "auth"
+	Integration   = "integration"
+	Observability = "observability"
+	User          = "user"
+	Notification  = "notification"
+	Resource      = "resource"
+	Orchestrator  = "orchestrator"
+)
+
+// Services lists every neighbour that is played.
+var Services = []string{Auth, Integration, Observability, User, Notification, Resource, Orchestrator}
+
+// Config says where the stand-ins listen and whom they tell.
+type Config struct {
+	Listen string            // default 127.0.0.1:0
+	Key    *ecdsa.PrivateKey // signs service tokens; P-256; default a new one
+	Logger *slog.Logger      // default discards
+
+	// Respond publishes an asynchronous answer on the bus. Default none: what
+	// was taken with 202 is then never answered.
+	Respond func(ctx context.Context, subject string, body []byte) error
+}
+
+// Server is the neighbours, all at one address.
+type Server struct {
+	respond func(ctx context.Context, subject string, body []byte) error
+	logger  *slog.Logger
+	url     string
+	http    *http.Server
+	parts   map[string]*part // fixed by Start
+	keys    keyring
+
+	// Ends every hanging request and every answer that is still to be published.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool           // owned by mu; no handler or answer starts once it is set
+	busy   sync.WaitGroup // handlers and answers under way; added to under mu
+}
+
+// Start listens and answers until Close.
+func Start(cfg Config) (*Server, error) {
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{respond: cfg.Respond, logger: cfg.Logger, parts: map[string]*part{}}
+	for _, service := range Services {
+		s.parts[service] = newPart()
+	}
+	if err := s.keys.start(cfg.Key); err != nil {
+		return nil, fmt.Errorf("start stand-ins: %w", err)
+	}
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("start stand-ins: %w", err)
+	}
+	s.url = "http://" + listener.Addr().String()
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.http = &http.Server{
+		Handler:           s.routes(),
+		BaseContext:       func(net.Listener) context.Context { return s.ctx },
+		ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+	}
+	s.busy.Add(1)
+	go func() {
+		defer s.busy.Done()
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			cfg.Logger.Error("stand-ins stopped listening", "error", err)
+		}
+	}()
+	return s, nil
+}
+
+// URL is the base address of every neighbour, without a trailing slash.
+func (s *Server) URL() string { return s.url }
+
+// Close drops every connection, lets hanging requests go, and waits until
+// nothing of the stand-ins runs or ctx ends.
+func (s *Server) Close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	// Not Shutdown: it waits for seconds on connections that a client opened
+	// and has not used yet.
+	if err := s.http.Close(); err != nil {
+		return fmt.Errorf("close stand-ins: %w", err)
+	}
+	idle := make(chan struct{})
+	go func() {
+		s.busy.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("close stand-ins: %w", context.Cause(ctx))
+	}
+}
+
+// enter counts one more thing under way, unless the server is closing.
+func (s *Server) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.busy.Add(1)
+	return true
+}
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /_standin/{service}", s.getSteering)
+	mux.HandleFunc("PUT /_standin/{service}", s.putSteering)
+	mux.HandleFunc("GET /_standin/{service}/requests", s.getRequests)
+	mux.HandleFunc("DELETE /_standin/{service}/requests", s.deleteRequests)
+
+	play := func(service, pattern string, answer answerFunc) { mux.Handle(pattern, s.play(service, answer)) }
+	play(Auth, "GET /.well-known/jwks.json", s.jwks)
+	play(Auth, "POST /api/auth/validate-token", s.validateToken)
+	play(Auth, "/api/auth/", notFound)
+	play(Integration, "POST /api/integrations/{id}/invoke", s.invoke)
+	play(Integration, "GET /api/integrations/{id}/connection", connection)
+	play(Integration, "/api/integrations/", notFound)
+	play(Observability, "POST /api/tracing/span", accepted)
+	play(Observability, "/api/tracing/", notFound)
+	play(User, "GET /api/users", usersByRole)
+	play(User, "GET /api/users/{id}", userByID)
+	play(User, "/api/users/", notFound)
+	play(Notification, "POST /api/notifications", notify)
+	play(Notification, "/api/notifications/", notFound)
+	play(Resource, "POST /api/resources/allocations", allocate)
+	play(Resource, "/api/resources/", notFound)
+	play(Orchestrator, "POST /api/orchestrator/", callback)
+	play(Orchestrator, "POST /callbacks/", callback)
+	return mux
+}
+
+// writeJSON answers v. What it fails to write, the client has not waited for.
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// writeError answers an error document that is not worth a retry.
+func writeError(w http.ResponseWriter, status int, code, message string) {
+	writeJSON(w, status, map[string]any{
+		"error":     map[string]any{"code": code, "message": message},
+		"retryable": false,
+	})
+}
+
+func notFound(w http.ResponseWriter, r *http.Request, _ Steering) {
+	writeError(w, http.StatusNotFound, "NOT_FOUND", "the stand-ins have no "+r.Method+" "+r.URL.EscapedPath())
+}

@@ -1,0 +1,213 @@
+package peertest
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// maxBody bounds what is read of any request.
+const maxBody = 8 << 20
+
+// The modes of a neighbour.
+const (
+	ModeOK    = "ok"
+	ModeError = "error"
+	ModeSlow  = "slow"
+	ModeHang  = "hang"
+	ModeGone  = "gone"
+)
+
+// Steering says how a neighbour behaves.
+type Steering struct {
+	Mode    string          `json:"mode"`             // default ok
+	Status  int             `json:"status,omitempty"` // default 503 in mode error, 200 elsewhere
+	Body    json.RawMessage `json:"body,omitempty"`   // the document to answer with; default none in mode error, the usual one elsewhere
+	DelayMs int             `json:"delayMs"`          // default 2000 in mode slow, 0 elsewhere
+	Times   int             `json:"times"`            // requests until ok again; default 0, until changed
+}
+
+func (st *Steering) setDefaults() error {
+	switch st.Mode {
+	case "":
+		st.Mode = ModeOK
+	case ModeError:
+		if st.Status == 0 {
+			st.Status = http.StatusServiceUnavailable
+		}
+	case ModeSlow:
+		if st.DelayMs == 0 {
+			st.DelayMs = 2000
+		}
+	case ModeOK, ModeHang, ModeGone:
+	default:
+		return fmt.Errorf("mode %q is none of ok, error, slow, hang, gone", st.Mode)
+	}
+	if st.Status != 0 && (st.Status < 200 || st.Status > 599) {
+		return fmt.Errorf("status %d is not between 200 and 599", st.Status)
+	}
+	if st.DelayMs < 0 || st.Times < 0 {
+		return fmt.Errorf("delayMs and times are not negative")
+	}
+	if string(st.Body) == "null" {
+		st.Body = nil
+	}
+	return nil
+}
+
+// part is one neighbour's state.
+type part struct {
+	mu       sync.Mutex
+	steering Steering      // owned by mu
+	changed  chan struct{} // owned by mu; closed and replaced when somebody steers
+	requests []Request     // owned by mu; the last maxRequests
+	grown    chan struct{} // owned by mu; closed and replaced when a request comes
+}
+
+func newPart() *part {
+	return &part{
+		steering: Steering{Mode: ModeOK},
+		changed:  make(chan struct{}),
+		grown:    make(chan struct{}),
+	}
+}
+
+func (p *part) steer(st Steering) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.steering = st
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// take spends one of the steering's times. The request that spends the last
+// still gets the steering; that is not a change to those that hang.
+func (p *part) take() (Steering, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	st := p.steering
+	if st.Times > 0 {
+		p.steering.Times--
+		if p.steering.Times == 0 {
+			p.steering = Steering{Mode: ModeOK}
+		}
+	}
+	return st, p.changed
+}
+
+// Steer tells a neighbour how to behave from now on. Requests that hang are
+// answered as st says. It panics if there is no such neighbour or mode.
+func (s *Server) Steer(service string, st Steering) {
+	p, found := s.parts[service]
+	if !found {
+		panic("peertest: there is no neighbour " + service)
+	}
+	if err := st.setDefaults(); err != nil {
+		panic("peertest: " + err.Error())
+	}
+	p.steer(st)
+}
+
+// answerFunc is a neighbour in a good mood.
+type answerFunc func(w http.ResponseWriter, r *http.Request, st Steering)
+
+// play records the request and answers it as the service is steered.
+func (s *Server) play(service string, answer answerFunc) http.Handler {
+	p := s.parts[service]
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.enter() {
+			panic(http.ErrAbortHandler)
+		}
+		defer s.busy.Done()
+		// Read whole before anything else: the server notices that a client has
+		// gone only when the body has been read.
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			writeError(w, http.StatusRequestEntityTooLarge, "VALIDATION_ERROR", "the body could not be read")
+			return
+		}
+		p.record(newRequest(r, body))
+		r.Body = io.NopCloser(bytes.NewReader(body))
+
+		st, changed := p.take()
+		for st.Mode == ModeHang {
+			select {
+			case <-changed:
+				st, changed = p.take()
+			case <-r.Context().Done():
+				panic(http.ErrAbortHandler)
+			}
+		}
+		if st.DelayMs > 0 {
+			select {
+			case <-time.After(time.Duration(st.DelayMs) * time.Millisecond):
+			case <-r.Context().Done():
+				panic(http.ErrAbortHandler)
+			}
+		}
+		switch {
+		case st.Mode == ModeGone:
+			panic(http.ErrAbortHandler) // closes the connection, unanswered
+		case st.Mode == ModeError, st.Body != nil, st.Status >= 300:
+			steered(w, st)
+		default:
+			answer(w, r, st)
+		}
+	})
+}
+
+// steered answers what the steering says instead of the usual.
+func steered(w http.ResponseWriter, st Steering) {
+	status := st.Status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	if st.Body != nil {
+		w.Header().Set("Content-Type", "application/json")
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(st.Body)
+}
+
+func (s *Server) getSteering(w http.ResponseWriter, r *http.Request) {
+	if p := s.find(w, r); p != nil {
+		p.mu.Lock()
+		st := p.steering
+		p.mu.Unlock()
+		writeJSON(w, http.StatusOK, st)
+	}
+}
+
+func (s *Server) putSteering(w http.ResponseWriter, r *http.Request) {
+	p := s.find(w, r)
+	if p == nil {
+		return
+	}
+	var st Steering
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	decoder.DisallowUnknownFields() // a misspelt field would steer nothing and say so nowhere
+	err := decoder.Decode(&st)
+	if err == nil {
+		err = st.setDefaults()
+	}
+	if err != nil {
+		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", err.Error())
+		return
+	}
+	p.steer(st)
+	writeJSON(w, http.StatusOK, st)
+}
+
+// find is the neighbour of the path, or nil when it has answered 404.
+func (s *Server) find(w http.ResponseWriter, r *http.Request) *part {
+	service := r.PathValue("service")
+	p := s.parts[service]
+	if p == nil {
+		writeError(w, http.StatusNotFound, "NOT_FOUND", fmt.Sprintf("there is no neighbour %q", service))
+	}
+	return p
+}

@@ -1,0 +1,132 @@
+package peertest
+
+import (
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/uuid"
+)
+
+// The claims that every token of the platform carries.
+const (
+	Issuer   = "auth-service"
+	Audience = "api"
+)
+
+// callerScopes is what each caller of the interface document is allowed.
+var callerScopes = map[string][]string{
+	"workflow-orchestrator": {"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel"},
+	"ui-framework":          {"tasks:read", "tasks:reassign", "tasks:update"},
+	"monitoring-service":    {"tasks:metrics", "tasks:read"},
+	"task-worker":           {"tasks:work", "tasks:read"},
+	"error-handler":         {"tasks:deadletter", "tasks:read"},
+}
+
+// DefaultScopes is what a token for the service holds when nothing else is
+// asked; nil for a service that is no caller of ours.
+func DefaultScopes(service string) []string {
+	return append([]string(nil), callerScopes[service]...)
+}
+
+// TokenOptions says whose token to mint.
+type TokenOptions struct {
+	Service     string         // service_name and client_id; default none: a person's token
+	Subject     string         // default the service; a person's token must name one
+	Tenant      string         // default none
+	Scopes      []string       // default DefaultScopes(Service)
+	Roles       []string       // of a person; default none
+	Permissions []string       // of a person; default none
+	TTL         time.Duration  // default 1 h; negative mints an expired one
+	Claims      map[string]any // put over all others; a nil value takes the claim away
+}
+
+// Mint signs a token as the Auth Service would, under the key id kid; default
+// KeyID of the key.
+func Mint(key *ecdsa.PrivateKey, kid string, opts TokenOptions) (string, error) {
+	if key == nil {
+		return "", errors.New("mint token: no key")
+	}
+	if kid == "" {
+		kid = KeyID(&key.PublicKey)
+	}
+	if opts.Subject == "" {
+		opts.Subject = opts.Service
+	}
+	if opts.Subject == "" {
+		return "", errors.New("mint token: neither a service nor a subject")
+	}
+	if opts.Scopes == nil {
+		opts.Scopes = callerScopes[opts.Service]
+	}
+	if opts.TTL == 0 {
+		opts.TTL = time.Hour
+	}
+	token := jwt.NewWithClaims(jwt.SigningMethodES256, opts.claims(time.Now()))
+	token.Header["kid"] = kid
+	signed, err := token.SignedString(key)
+	if err != nil {
+		return "", fmt.Errorf("mint token: %w", err)
+	}
+	return signed, nil
+}
+
+func (opts TokenOptions) claims(now time.Time) jwt.MapClaims {
+	issued := now
+	if expiry := now.Add(opts.TTL); expiry.Before(issued) {
+		issued = expiry.Add(-time.Minute) // an expired token was once a good one
+	}
+	claims := jwt.MapClaims{
+		"iss":                Issuer,
+		"aud":                Audience,
+		"sub":                opts.Subject,
+		"exp":                now.Add(opts.TTL).Unix(),
+		"nbf":                issued.Unix(),
+		"iat":                issued.Unix(),
+		"jti":                uuid.NewString(),
+		"scope":              strings.Join(opts.Scopes, " "),
+		"is_service_account": opts.Service != "",
+	}
+	if opts.Service != "" {
+		claims["service_name"] = opts.Service
+		claims["client_id"] = opts.Service
+	}
+	if opts.Tenant != "" {
+		claims["tenant_id"] = opts.Tenant
+	}
+	if opts.Roles != nil {
+		claims["roles"] = opts.Roles
+	}
+	if opts.Permissions != nil {
+		claims["permissions"] = opts.Permissions
+	}
+	for name, value := range opts.Claims {
+		if value == nil {
+			delete(claims, name)
+		} else {
+			claims[name] = value
+		}
+	}
+	return claims
+}
+
+// Mint signs a token with the key that the JWKS names first.
+func (s *Server) Mint(opts TokenOptions) (string, error) {
+	return Mint(s.Key(), "", opts)
+}
+
+// Token is a good token for a caller, with its default scopes if none are
+// given.
+func (s *Server) Token(service string, scopes ...string) string {
+	if len(scopes) == 0 {
+		scopes = nil
+	}
+	token, err := s.Mint(TokenOptions{Service: service, Scopes: scopes})
+	if err != nil {
+		panic("peertest: " + err.Error()) // only an empty service name comes here
+	}
+	return token
+}

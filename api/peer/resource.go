@@ -1,0 +1,58 @@
+package peer
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+)
+
+// The resources of a task whose definition names none.
+const (
+	DefaultCPU    = "0.1"
+	DefaultMemory = "128Mi"
+	DefaultDisk   = "500Mi"
+)
+
+// Resources calls the Resource Service.
+type Resources struct{ caller *caller }
+
+// AllocateRequest asks for what a definition requires.
+type AllocateRequest struct {
+	TaskID string `json:"taskId"`
+	CPU    string `json:"cpu"`    // default DefaultCPU
+	Memory string `json:"memory"` // default DefaultMemory
+	Disk   string `json:"disk"`   // default DefaultDisk
+}
+
+// Allocation is what a task may use.
+type Allocation struct {
+	ID     string `json:"allocationId"` // empty in a fallback
+	CPU    string `json:"cpu"`
+	Memory string `json:"memory"`
+	Disk   string `json:"disk"`
+
+	Fallback bool `json:"-"` // the service was away: these are the request's own figures
+}
+
+// Allocate reserves resources for a task. It has a fallback and so reports no
+// outage: the task runs with what its definition asked for, unreserved. An
+// error is a *jobs.Failure: the service was there and refused.
+func (c *Resources) Allocate(ctx context.Context, req AllocateRequest) (Allocation, error) {
+	req.CPU = cmp.Or(req.CPU, DefaultCPU)
+	req.Memory = cmp.Or(req.Memory, DefaultMemory)
+	req.Disk = cmp.Or(req.Disk, DefaultDisk)
+	// What the answer leaves out is as it was asked.
+	granted := Allocation{CPU: req.CPU, Memory: req.Memory, Disk: req.Disk}
+	err := c.caller.call(ctx, question{
+		method: http.MethodPost,
+		path:   "/api/resources/allocations",
+		body:   req,
+	}, &granted)
+	switch {
+	case outage(err):
+		return Allocation{CPU: req.CPU, Memory: req.Memory, Disk: req.Disk, Fallback: true}, nil
+	case err != nil:
+		return Allocation{}, err
+	}
+	return granted, nil
+}

@@ -1,0 +1,72 @@
+package peer_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/seed-3f7a0631/tes/api/peer"
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testBundle is the stand-ins and the clients that call them.
+type testBundle struct {
+	ctx   context.Context
+	there *peertest.Server
+	peer  *peer.Neighbours
+}
+
+// quick is the default policy without its long waits, and with a breaker that
+// stays out of the way.
+func quick() peer.Policy {
+	return peer.Policy{Backoff: time.Millisecond, MaxBackoff: 2 * time.Millisecond, MinExecutions: 100_000}
+}
+
+// once is quick without retries.
+func once() peer.Policy {
+	p := quick()
+	p.Retries = -1
+	return p
+}
+
+func setup(t *testing.T, cfg peer.Config) *testBundle {
+	t.Helper()
+	there, err := peertest.Start(peertest.Config{})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	cfg.BaseURL = there.URL()
+	neighbours, err := peer.New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		neighbours.Close()
+		require.NoError(t, there.Close(ctx))
+		cancel()
+	})
+	return &testBundle{ctx: ctx, there: there, peer: neighbours}
+}
+
+// requireFailure is a refusal with this code, told apart from an outage.
+func requireFailure(t *testing.T, err error, code string, retryable bool) *jobs.Failure {
+	t.Helper()
+	var failure *jobs.Failure
+	require.ErrorAs(t, err, &failure)
+	require.Equal(t, code, failure.Code)
+	require.NotNil(t, failure.Retryable)
+	require.Equal(t, retryable, *failure.Retryable)
+	return failure
+}
+
+func requireOutage(t *testing.T, err error, neighbour string) {
+	t.Helper()
+	var away *jobs.Outage
+	require.ErrorAs(t, err, &away)
+	require.Equal(t, neighbour, away.Neighbour)
+	require.False(t, errors.As(err, new(*jobs.Failure)))
+}

@@ -1,0 +1,69 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// StatusUpdate is the body of PUT …/status.
+type StatusUpdate struct {
+	Status jobs.Status     `json:"status" doc:"Where the task shall go."`
+	Output json.RawMessage `json:"output,omitempty" doc:"With COMPLETED. Checked against the definition's outputSchema."`
+	Error  *TaskFailure    `json:"error,omitempty" doc:"With FAILED and TIMED_OUT."`
+	Reason string          `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail."`
+}
+
+// TaskFailure is the platform's error of a task, as somebody outside reports it.
+type TaskFailure struct {
+	Code       string          `json:"code" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$"`
+	Message    string          `json:"message" maxLength:"2000"`
+	Details    json.RawMessage `json:"details,omitempty"`
+	StackTrace string          `json:"stackTrace,omitempty" maxLength:"16384"`
+	Timestamp  *time.Time      `json:"timestamp,omitempty" doc:"Taken and not kept: the time of the move is."`
+	Retryable  *bool           `json:"retryable,omitempty"`
+}
+
+type updateTaskStatusInput struct {
+	TaskWrite
+	Body StatusUpdate
+}
+
+var updateTaskStatusDoc = doc{
+	id: "updateTaskStatus", tag: tagTasks, summary: "Set a task's status",
+	description: "Moves a task because somebody outside says so: a person's result, the orchestrator's verdict. Whoever works on it " +
+		"meanwhile loses the lease. A move that the task cannot make answers 409 with the moves that it can.",
+	errors:  []int{404, 409, 412, 413, 415},
+	request: map[string]any{"status": "COMPLETED", "output": map[string]any{"approved": true, "reviewedBy": "jane"}},
+	answer:  exampleTask,
+}
+
+func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (*taskOutput, error) {
+	id, match, err := in.target(ctx)
+	if err != nil {
+		return nil, err
+	}
+	to := jobs.Update{Status: in.Body.Status, Output: given(in.Body.Output)}
+	if f := in.Body.Error; f != nil {
+		to.Error = &jobs.Failure{Code: f.Code, Message: f.Message, Details: given(f.Details), StackTrace: f.StackTrace, Retryable: f.Retryable}
+	}
+	switch {
+	case to.Output != nil && to.Status != jobs.Completed:
+		return nil, flawed("body.output", "only a COMPLETED task has an output")
+	case to.Error != nil && to.Status != jobs.Failed && to.Status != jobs.TimedOut:
+		return nil, flawed("body.error", "only a FAILED or TIMED_OUT task has an error")
+	}
+	row, err := a.cfg.Tasks.SetStatus(ctx, id, ask(ctx, match, in.Body.Reason), to)
+	if err != nil {
+		return nil, err
+	}
+	return answer(&row), nil
+}
+
+// ask is an act on the caller's behalf.
+func ask(ctx context.Context, match ifMatch, reason string) jobs.Ask {
+	caller := callerOf(ctx)
+	return jobs.Ask{Tenant: caller.Tenant, By: caller.Name, IfMatch: match.version, Reason: reason}
+}

@@ -1,0 +1,134 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// Task is a task as we show it. The first members are always there, null where
+// nothing is known; the others only where they say something. What the request's
+// executionConfig held is not shown: its securityContext is nobody else's business.
+type Task struct {
+	TaskID           uuid.UUID       `json:"taskId" format:"uuid"`
+	WorkflowID       string          `json:"workflowId"`
+	StepID           *string         `json:"stepId"`
+	TaskDefinitionID string          `json:"taskDefinitionId"`
+	TaskType         jobs.Type       `json:"taskType"`
+	Status           jobs.Status     `json:"status"`
+	Priority         jobs.Priority   `json:"priority"`
+	Input            json.RawMessage `json:"input"`
+	Output           json.RawMessage `json:"output" nullable:"true" doc:"What it came to; null until it is COMPLETED."`
+	Error            json.RawMessage `json:"error" nullable:"true" doc:"What the last failed attempt came to: code, message, details, stackTrace, timestamp, retryable."`
+	Assignee         *string         `json:"assignee" doc:"The person who has it."`
+	CorrelationID    string          `json:"correlationId"`
+	RetryCount       int32           `json:"retryCount" doc:"Attempts that were spent and followed, or will be followed, by another."`
+	NextRetryTime    *time.Time      `json:"nextRetryTime" doc:"When the next attempt is due; null when none waits."`
+	Attempt          int32           `json:"attempt" doc:"The number of the last attempt; 0 before the first."`
+	Version          int32           `json:"version" doc:"Grows with every move; the ETag."`
+	CreatedAt        time.Time       `json:"createdAt"`
+	StartedAt        *time.Time      `json:"startedAt" doc:"When the last attempt began."`
+	EndedAt          *time.Time      `json:"endedAt"`
+	ExecutionTime    *int64          `json:"executionTime" doc:"Milliseconds that the last attempt took; null until the task ends."`
+
+	Lane               db.TaskLane     `json:"lane" doc:"The queue it waits in, or was taken from."`
+	Executor           string          `json:"executor"`
+	DefinitionRevision int32           `json:"definitionRevision,omitempty" doc:"The revision of its definition; absent without one."`
+	AssigneeName       *string         `json:"assigneeName,omitempty"`
+	GroupID            *string         `json:"groupId,omitempty"`
+	Candidates         json.RawMessage `json:"candidates,omitempty" doc:"Who may claim it: users, roles, groups."`
+	AssignedAt         *time.Time      `json:"assignedAt,omitempty"`
+	DueDate            *time.Time      `json:"dueDate,omitempty"`
+	Reference          *string         `json:"reference,omitempty"`
+	CallbackURL        *string         `json:"callbackUrl,omitempty"`
+	RequestID          *string         `json:"requestId,omitempty" doc:"The idempotency key it was created with."`
+	WorkflowContext    json.RawMessage `json:"workflowContext,omitempty"`
+}
+
+// priorities are the ranks that the table keeps.
+var priorities = [...]jobs.Priority{1: jobs.Critical, 2: jobs.High, 3: jobs.Medium, 4: jobs.Low}
+
+func taskOf(row *db.Task) *Task {
+	t := &Task{
+		TaskID: row.TaskID, WorkflowID: row.WorkflowID, StepID: row.StepID, TaskDefinitionID: row.DefinitionID,
+		TaskType: jobs.Type(row.Type), Status: jobs.Status(row.Status), Priority: priorities[row.Priority],
+		Input: row.Input, Output: row.Output, Error: row.Error, Assignee: row.AssigneeID, CorrelationID: row.CorrelationID,
+		RetryCount: retries(row), NextRetryTime: utc(row.NextRetryAt), Attempt: row.Attempt, Version: row.Version,
+		CreatedAt: row.CreatedAt.UTC(), StartedAt: utc(row.StartedAt), EndedAt: utc(row.EndedAt),
+		Lane: row.Lane, Executor: row.Executor, DefinitionRevision: row.Revision, AssigneeName: row.AssigneeName, GroupID: row.GroupID,
+		Candidates: row.Candidates, AssignedAt: utc(row.AssignedAt), DueDate: utc(row.DueAt), Reference: row.Reference,
+		CallbackURL: row.CallbackUrl, RequestID: row.RequestID, WorkflowContext: row.Context,
+	}
+	if row.StartedAt != nil && row.EndedAt != nil {
+		ms := row.EndedAt.Sub(*row.StartedAt).Milliseconds()
+		t.ExecutionTime = &ms
+	}
+	return t
+}
+
+// retries counts the attempts that another followed. The one that ended the task
+// for good had none.
+func retries(row *db.Task) int32 {
+	spent := row.Failures + row.Crashes
+	if spent > 0 && (row.Status == db.TaskStatusFAILED || row.Status == db.TaskStatusTIMEDOUT) {
+		spent--
+	}
+	return spent
+}
+
+func utc(t *time.Time) *time.Time {
+	if t == nil {
+		return nil
+	}
+	u := t.UTC()
+	return &u
+}
+
+// etag is a version as HTTP writes it.
+func etag(version int32) string { return `"` + strconv.Itoa(int(version)) + `"` }
+
+// TaskPath is a task's place. Exported, or huma would not look into it.
+type TaskPath struct {
+	TaskID string `path:"taskId" maxLength:"256" doc:"The task's id, a UUID."`
+}
+
+func (p TaskPath) id() (uuid.UUID, error) {
+	id, err := uuid.Parse(p.TaskID)
+	if err != nil || len(p.TaskID) != 36 {
+		// A string to the caller, so what is no id of ours is a task that is not there.
+		return uuid.Nil, fmt.Errorf("task %q: %w", p.TaskID, jobs.ErrNotFound)
+	}
+	return id, nil
+}
+
+// TaskWrite names the task that a write is about, and the version that the caller
+// has seen.
+type TaskWrite struct {
+	TaskPath
+	IfMatch string `header:"If-Match" maxLength:"64" doc:"The ETag that the caller has seen; another version answers 412."`
+}
+
+func (w TaskWrite) target(ctx context.Context) (uuid.UUID, ifMatch, error) {
+	id, err := w.id()
+	if err != nil {
+		return id, ifMatch{}, err
+	}
+	about(ctx, id)
+	match, err := parseIfMatch(w.IfMatch)
+	return id, match, err
+}
+
+// taskOutput is the answer of every operation on one task.
+type taskOutput struct {
+	ETag string `header:"ETag" doc:"The version, for If-Match."`
+	Body *Task
+}
+
+func answer(row *db.Task) *taskOutput { return &taskOutput{ETag: etag(row.Version), Body: taskOf(row)} }

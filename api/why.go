@@ -1,0 +1,195 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// Blocker is what keeps a task from being run.
+type Blocker string
+
+// What a task may wait for. Nothing says yet that the service is in maintenance or
+// that a breaker is open; the two are words that clients shall know already.
+const (
+	blockedPaused      Blocker = "PAUSED"
+	blockedMaintenance Blocker = "MAINTENANCE"
+	blockedNoWorker    Blocker = "NO_WORKER"
+	blockedRetry       Blocker = "WAITING_RETRY"
+	blockedAhead       Blocker = "AHEAD_IN_QUEUE"
+	blockedBreaker     Blocker = "BREAKER_OPEN"
+	blockedAssignee    Blocker = "ASSIGNEE"
+	blockedResponse    Blocker = "RESPONSE"
+)
+
+// Schema is how huma asks.
+func (Blocker) Schema(huma.Registry) *huma.Schema {
+	return orNull("", blockedPaused, blockedMaintenance, blockedNoWorker, blockedRetry, blockedAhead, blockedBreaker, blockedAssignee, blockedResponse)
+}
+
+// Why says why a task is not running.
+type Why struct {
+	TaskID    uuid.UUID   `json:"taskId" format:"uuid"`
+	State     jobs.Status `json:"state"`
+	BlockedBy *Blocker    `json:"blockedBy" doc:"What it waits for; null when nothing holds it up: it runs, it is next, or it has ended."`
+	Position  *int32      `json:"position" doc:"How many jobs of its queue and kind are taken before it, counted up to 10000; null where it stands in no queue."`
+	Since     *time.Time  `json:"since" doc:"Since when it is so."`
+	Detail    string      `json:"detail" doc:"The same for a person."`
+}
+
+type (
+	whyTaskInput  struct{ TaskPath }
+	whyTaskOutput struct{ Body *Why }
+)
+
+var whyTaskDoc = doc{
+	id: "whyTask", tag: tagTasks, summary: "Ask why a task is not running",
+	description: "Answers what a task waits for, from the same conditions by which jobs are taken, as they are at one moment: " +
+		"a lane that is paused, nobody there to do it, its next attempt not due, others before it, a person, another system's answer.",
+	errors: []int{404},
+	answer: map[string]any{
+		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "state": "PENDING", "blockedBy": "AHEAD_IN_QUEUE", "position": 12,
+		"since": "2026-11-02T09:30:00.000001Z", "detail": "12 jobs of task-execution-automated are taken before it",
+	},
+}
+
+// mostAhead bounds the count of what is ahead: beyond it, how many is no news.
+const mostAhead = 10_000
+
+func (a *API) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, error) {
+	id, err := in.id()
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, id)
+	row, err := a.q.TaskWhy(ctx, db.TaskWhyParams{
+		TaskID: id, TenantID: callerOf(ctx).Tenant, SilenceSeconds: jobs.Silence.Seconds(), Most: mostAhead,
+	})
+	if err != nil {
+		return nil, readFailed("why task "+in.TaskID+" is not running", err)
+	}
+	w := &Why{TaskID: id, State: jobs.Status(row.Status)}
+	w.explain(&row)
+	w.Detail = tame(w.Detail, 600)
+	return &whyTaskOutput{Body: w}, nil
+}
+
+// explain asks in the order in which a task gets on.
+func (w *Why) explain(row *db.TaskWhyRow) {
+	switch {
+	case w.State.Terminal():
+		w.Since, w.Detail = utc(row.EndedAt), fmt.Sprintf("it is %s since %s", w.State, clock(row.EndedAt))
+		if w.State != jobs.Completed && row.ErrorCode != "" {
+			w.Detail += ", with " + row.ErrorCode
+		}
+	case w.State == jobs.Running:
+		w.running(row)
+	case w.State == jobs.Assigned:
+		w.by(blockedAssignee, row.AssignedAt, "it waits for "+who(row)+" since "+clock(row.AssignedAt))
+		if row.DueAt != nil {
+			w.Detail += ", due " + clock(row.DueAt)
+		}
+	default:
+		w.pending(row)
+	}
+}
+
+func (w *Why) running(row *db.TaskWhyRow) {
+	w.Since = utc(row.StartedAt)
+	switch {
+	case row.LeaseKind == nil:
+		w.Detail = fmt.Sprintf("attempt %d runs since %s", row.Attempt, clock(row.StartedAt))
+	case !row.ExpiresAt.After(row.ReadAt):
+		w.Detail = fmt.Sprintf("attempt %d began at %s, and the lease of %s ran out at %s: it is about to be ended", row.Attempt, clock(row.StartedAt), *row.Owner, clock(row.ExpiresAt))
+	case *row.LeaseKind == db.LeaseKindResponse:
+		w.by(blockedResponse, row.StartedAt, fmt.Sprintf("another system has the work of attempt %d since %s; its answer is waited for until %s", row.Attempt, clock(row.StartedAt), clock(row.ExpiresAt)))
+	default:
+		w.Detail = fmt.Sprintf("%s runs attempt %d since %s; the lease lasts until %s", *row.Owner, row.Attempt, clock(row.StartedAt), clock(row.ExpiresAt))
+	}
+}
+
+// pending goes by the job, which is what is taken.
+func (w *Why) pending(row *db.TaskWhyRow) {
+	if row.JobState == nil {
+		w.Detail = fmt.Sprintf("its job %d is not in the queue any more, so nobody can take it", row.JobID)
+		return
+	}
+	switch *row.JobState {
+	case db.RiverJobStateCancelled, db.RiverJobStateCompleted, db.RiverJobStateDiscarded:
+		w.Detail = fmt.Sprintf("its job %d is %s, so nobody can take it", row.JobID, *row.JobState)
+		return
+	case db.RiverJobStateRunning:
+		taker := "a process"
+		if n := len(row.AttemptedBy); n > 0 {
+			taker = row.AttemptedBy[n-1]
+		}
+		w.Since, w.Detail = utc(row.AttemptedAt), fmt.Sprintf("%s took it at %s and begins", taker, clock(row.AttemptedAt))
+		return
+	case db.RiverJobStateAvailable:
+	default: // scheduled: it is made available soon after it is due
+		w.waits(row)
+		return
+	}
+	if row.ScheduledAt.After(row.ReadAt) {
+		w.waits(row)
+		return
+	}
+	w.Position = &row.Ahead
+	switch {
+	case row.PausedAt != nil:
+		since := row.PausedAt
+		if row.ScheduledAt.After(*since) {
+			since = row.ScheduledAt
+		}
+		w.by(blockedPaused, since, fmt.Sprintf("%s is paused since %s", *row.Queue, clock(row.PausedAt)))
+	case *row.Kind == jobs.KindWorker:
+		w.by(blockedNoWorker, row.ScheduledAt, "it waits for a remote worker that leases it, since "+clock(row.ScheduledAt))
+	case !row.Attended:
+		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no process that takes jobs was seen within %s; it waits since %s", jobs.Silence, clock(row.ScheduledAt)))
+	case row.Ahead == 0:
+		w.Since, w.Detail = utc(row.ScheduledAt), "next in line in "+*row.Queue
+	default:
+		count := fmt.Sprintf("%d jobs of %s are", row.Ahead, *row.Queue)
+		switch row.Ahead {
+		case 1:
+			count = fmt.Sprintf("1 job of %s is", *row.Queue)
+		case mostAhead:
+			count = "at least " + count
+		}
+		w.by(blockedAhead, row.ScheduledAt, count+" taken before it")
+	}
+}
+
+// waits is a job whose time has not come. What made the job also said when.
+func (w *Why) waits(row *db.TaskWhyRow) {
+	w.by(blockedRetry, row.QueuedAt, fmt.Sprintf("attempt %d is due at %s", row.Attempt+1, clock(row.ScheduledAt)))
+}
+
+func (w *Why) by(what Blocker, since *time.Time, detail string) {
+	w.BlockedBy, w.Since, w.Detail = &what, utc(since), detail
+}
+
+// who is whom a task is assigned to.
+func who(row *db.TaskWhyRow) string {
+	switch {
+	case row.AssigneeID != nil:
+		return *row.AssigneeID
+	case row.GroupID != nil:
+		return "somebody of the group " + *row.GroupID
+	}
+	return "one of its candidates"
+}
+
+// clock is a time as the rest of the answer writes it.
+func clock(t *time.Time) string {
+	if t == nil {
+		return "an unknown time"
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}

@@ -1,0 +1,233 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// LeasePath names a lease.
+type LeasePath struct {
+	LeaseToken string `path:"leaseToken" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_-]+$" doc:"As the dequeue gave it."`
+}
+
+// Heartbeat is the body of POST …/heartbeat.
+type Heartbeat struct {
+	ExtendMs   int64           `json:"extendMs,omitempty" minimum:"1000" maximum:"43200000" doc:"How long the lease lasts from now; it never adds up, and never passes the attempt's timeout. Default: the visibility timeout."`
+	Progress   json.RawMessage `json:"progress,omitempty" doc:"How far it has come, such as {percent, message}."`
+	Checkpoint json.RawMessage `json:"checkpoint,omitempty" doc:"What the next attempt is to begin with, should this one end early."`
+}
+
+// BulkHeartbeat is one of many in POST …/heartbeats.
+type BulkHeartbeat struct {
+	LeaseToken string `json:"leaseToken" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_-]+$"`
+	Heartbeat
+}
+
+// Heartbeats is the body of POST …/heartbeats.
+type Heartbeats struct {
+	Heartbeats []BulkHeartbeat `json:"heartbeats" minItems:"1" maxItems:"1000"`
+}
+
+// HeartbeatAnswer says how long the lease lasts and what to do.
+type HeartbeatAnswer struct {
+	LeaseExpiresAt time.Time      `json:"leaseExpiresAt"`
+	Directive      jobs.Directive `json:"directive" enum:"CONTINUE,CANCEL,DRAIN" doc:"CANCEL: nobody wants the result any more. DRAIN: finish, and take no more from this process."`
+	Reason         string         `json:"reason,omitempty"`
+}
+
+// HeartbeatResult is HeartbeatAnswer, or why there is none.
+type HeartbeatResult struct {
+	LeaseExpiresAt *time.Time     `json:"leaseExpiresAt,omitempty"`
+	Directive      jobs.Directive `json:"directive,omitempty" enum:"CONTINUE,CANCEL,DRAIN"`
+	Reason         string         `json:"reason,omitempty"`
+	Error          *ErrorBody     `json:"error,omitempty" doc:"LEASE_LOST, TASK_TERMINAL or NOT_FOUND."`
+}
+
+// HeartbeatResults has a result for each heartbeat, in their order.
+type HeartbeatResults struct {
+	Results []HeartbeatResult `json:"results"`
+}
+
+type heartbeatInput struct {
+	LeasePath
+	Body *Heartbeat `required:"false"`
+}
+
+type heartbeatOutput struct{ Body *HeartbeatAnswer }
+
+type heartbeatsInput struct{ Body Heartbeats }
+
+type heartbeatsOutput struct{ Body *HeartbeatResults }
+
+// LeaseCompletion is the body of POST …/complete.
+type LeaseCompletion struct {
+	Output json.RawMessage `json:"output,omitempty" doc:"Checked against the definition's outputSchema; what breaks it answers 422, and the lease is kept."`
+}
+
+// AttemptFailure is the body of POST …/fail.
+type AttemptFailure struct {
+	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Held against the retry policy's retryableErrors."`
+	ErrorMessage string          `json:"errorMessage,omitempty" maxLength:"2000"`
+	Details      json.RawMessage `json:"details,omitempty"`
+	StackTrace   string          `json:"stackTrace,omitempty" maxLength:"16384"`
+	Retryable    *bool           `json:"retryable,omitempty" doc:"false ends the task at once. Default: the policy decides."`
+	RetryAfterMs *int64          `json:"retryAfterMs,omitempty" minimum:"0" maximum:"86400000" nullable:"true" doc:"Not before; it only ever lengthens the policy's delay."`
+}
+
+// Releasing is the body of POST …/release.
+type Releasing struct {
+	DelayMs int64  `json:"delayMs,omitempty" minimum:"0" maximum:"86400000" doc:"How long the task rests before it is handed out again."`
+	Reason  string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail."`
+}
+
+// AttemptEnd is the answer to a worker's last word.
+type AttemptEnd struct {
+	TaskID        string      `json:"taskId" format:"uuid"`
+	Status        jobs.Status `json:"status" doc:"Where the task stands now: PENDING waits for its next attempt."`
+	Attempt       int32       `json:"attempt"`
+	NextRetryTime *time.Time  `json:"nextRetryTime" doc:"When the next attempt is due; null when none waits."`
+	Version       int32       `json:"version"`
+}
+
+type attemptEndOutput struct{ Body *AttemptEnd }
+
+type completeLeaseInput struct {
+	LeasePath
+	Body *LeaseCompletion `required:"false"`
+}
+
+type failLeaseInput struct {
+	LeasePath
+	Body AttemptFailure
+}
+
+type releaseLeaseInput struct {
+	LeasePath
+	Body *Releasing `required:"false"`
+}
+
+const lateText = " A lease that ran out still counts until the task is somebody else's; then it answers 409 LEASE_LOST, and 410 TASK_TERMINAL if the task has ended." +
+	" The same word again answers as the first time, another 409 CONFLICT."
+
+var lateErrors = []int{http.StatusNotFound, http.StatusConflict, http.StatusGone, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType}
+
+var exampleEnd = map[string]any{"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "status": "COMPLETED", "attempt": 1, "nextRetryTime": nil, "version": 3}
+
+var heartbeatDoc = doc{
+	id: "heartbeat", tag: tagLeases, summary: "Extend a lease",
+	description: "Answers for how long the lease lasts from now, and what to do. The worker of a cancelled task is told CANCEL for as long as its lease would have lasted.",
+	errors:      lateErrors, optional: true,
+	request: map[string]any{"extendMs": 30000, "progress": map[string]any{"percent": 40, "message": "rendering"}, "checkpoint": map[string]any{"page": 12}},
+	answer:  map[string]any{"leaseExpiresAt": "2026-01-15T10:30:30Z", "directive": "CONTINUE"},
+}
+
+var heartbeatsDoc = doc{
+	id: "heartbeats", tag: tagLeases, summary: "Extend many leases",
+	description: "A result for each, in their order; one that is lost does not stop the others.",
+	errors:      []int{413, 415},
+	request:     map[string]any{"heartbeats": []any{map[string]any{"leaseToken": madeUp, "extendMs": 30000}}},
+	answer:      map[string]any{"results": []any{map[string]any{"leaseExpiresAt": "2026-01-15T10:30:30Z", "directive": "CONTINUE"}}},
+}
+
+var completeLeaseDoc = doc{
+	id: "completeLease", tag: tagLeases, summary: "Complete the task", description: "Ends the task with its output." + lateText,
+	errors: lateErrors, optional: true,
+	request: map[string]any{"output": map[string]any{"pages": 24}}, answer: exampleEnd,
+}
+
+var failLeaseDoc = doc{
+	id: "failLease", tag: tagLeases, summary: "Fail the attempt",
+	description: "Ends the attempt. The task's retry policy decides whether another follows; if not, the task is FAILED and a dead letter." + lateText,
+	errors:      lateErrors,
+	request:     map[string]any{"errorCode": "TIMEOUT", "errorMessage": "the renderer did not answer", "retryable": true},
+	answer:      map[string]any{"taskId": exampleEnd["taskId"], "status": "PENDING", "attempt": 1, "nextRetryTime": "2026-01-15T10:30:05Z", "version": 3},
+}
+
+var releaseLeaseDoc = doc{
+	id: "releaseLease", tag: tagLeases, summary: "Give the task back",
+	description: "Returns the task to its queue. Nothing is spent: the next attempt has the same number, and another token." + lateText,
+	errors:      lateErrors, optional: true,
+	request: map[string]any{"delayMs": 0, "reason": "shutting down"},
+	answer:  map[string]any{"taskId": exampleEnd["taskId"], "status": "PENDING", "attempt": 0, "nextRetryTime": nil, "version": 3},
+}
+
+func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutput, error) {
+	beat := jobs.Beat{Token: in.LeaseToken}
+	if in.Body != nil {
+		beat.Extend, beat.Progress, beat.Checkpoint = milliseconds(in.Body.ExtendMs), given(in.Body.Progress), given(in.Body.Checkpoint)
+	}
+	out, err := a.cfg.Tasks.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
+	if err != nil {
+		return nil, err
+	}
+	if out[0].Err != nil {
+		return nil, out[0].Err
+	}
+	return &heartbeatOutput{&HeartbeatAnswer{LeaseExpiresAt: out[0].ExpiresAt, Directive: out[0].Directive, Reason: out[0].Reason}}, nil
+}
+
+func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsOutput, error) {
+	beats := make([]jobs.Beat, len(in.Body.Heartbeats))
+	for i, b := range in.Body.Heartbeats {
+		beats[i] = jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)}
+	}
+	out, err := a.cfg.Tasks.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]HeartbeatResult, len(out))
+	for i, one := range out {
+		if one.Err != nil {
+			results[i].Error = &problemOf(ctx, one.Err).Err
+			continue
+		}
+		results[i] = HeartbeatResult{LeaseExpiresAt: &one.ExpiresAt, Directive: one.Directive, Reason: one.Reason}
+	}
+	return &heartbeatsOutput{&HeartbeatResults{results}}, nil
+}
+
+func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attemptEndOutput, error) {
+	var output json.RawMessage
+	if in.Body != nil {
+		output = given(in.Body.Output)
+	}
+	row, err := a.cfg.Tasks.CompleteLease(ctx, callerOf(ctx).Tenant, in.LeaseToken, output)
+	return ended(ctx, row, err)
+}
+
+func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOutput, error) {
+	b := in.Body
+	var later time.Duration
+	if b.RetryAfterMs != nil {
+		later = milliseconds(*b.RetryAfterMs)
+	}
+	row, err := a.cfg.Tasks.FailLease(ctx, callerOf(ctx).Tenant, in.LeaseToken, &jobs.Failure{
+		Code: b.ErrorCode, Message: b.ErrorMessage, Details: given(b.Details), StackTrace: b.StackTrace, Retryable: b.Retryable,
+	}, later)
+	return ended(ctx, row, err)
+}
+
+func (a *API) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attemptEndOutput, error) {
+	var delay time.Duration
+	reason := ""
+	if in.Body != nil {
+		delay, reason = milliseconds(in.Body.DelayMs), in.Body.Reason
+	}
+	row, err := a.cfg.Tasks.ReleaseLease(ctx, callerOf(ctx).Tenant, in.LeaseToken, delay, reason)
+	return ended(ctx, row, err)
+}
+
+func ended(ctx context.Context, row db.Task, err error) (*attemptEndOutput, error) {
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, row.TaskID)
+	return &attemptEndOutput{&AttemptEnd{
+		TaskID: row.TaskID.String(), Status: jobs.Status(row.Status), Attempt: row.Attempt, NextRetryTime: utc(row.NextRetryAt), Version: row.Version,
+	}}, nil
+}
