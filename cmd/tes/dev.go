@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db/localpg"
+)
+
+// devCmd runs everything on one machine.
+type devCmd struct {
+	DataDir   string `help:"Keep the data in DIR." placeholder:"DIR"`
+	Ephemeral bool   `help:"Keep nothing: a temporary directory that is removed at the end."`
+	Reset     bool   `help:"Begin afresh: move what the data directory holds to a directory beside it."`
+	HTTP      string `name:"http" help:"Serve the API on HOST:PORT; port 0 is any free one. Default: TES_HTTP, else 127.0.0.1:8080." placeholder:"HOST:PORT"`
+	NATS      string `name:"nats" default:"127.0.0.1:4222" help:"Open the embedded bus on HOST:PORT; port 0 is any free one. Default: 127.0.0.1:4222." placeholder:"HOST:PORT"`
+	ReadyFile string `help:"When all is ready, write where everything is to FILE, as JSON." placeholder:"FILE"`
+}
+
+// ready is what --ready-file gets; scripts rely on it.
+type ready struct {
+	PID            int               `json:"pid"`
+	APIURL         string            `json:"apiUrl"`
+	NATSURL        string            `json:"natsUrl"`
+	DatabaseURL    string            `json:"databaseUrl"`
+	RiverUIURL     string            `json:"riverUiUrl"`
+	OpenAPIURL     string            `json:"openapiUrl"`
+	NeighboursURL  string            `json:"neighboursUrl"`
+	SigningKeyFile string            `json:"signingKeyFile"`
+	Tokens         map[string]string `json:"tokens"`
+}
+
+// callers are the services that tokens are made for.
+var callers = []string{"workflow-orchestrator", "ui-framework", "monitoring-service", "task-worker", "error-handler"}
+
+// Run starts everything, says where it is, and stops it in order at Ctrl-C.
+func (c *devCmd) Run(s *shell) error {
+	if c.DataDir != "" && c.Ephemeral {
+		return &usageError{"--data-dir and --ephemeral exclude each other"}
+	}
+	dir, err := c.place(s)
+	if err != nil {
+		return err
+	}
+	if c.HTTP == "" {
+		c.HTTP = s.cfg.httpAddress()
+	}
+	if c.ReadyFile != "" {
+		_ = os.Remove(c.ReadyFile) // of a run that was killed: nobody must read it
+	}
+	begun := time.Now()
+	l, err := startLocal(s, localConfig{
+		dataDir: dir, throwaway: c.Ephemeral, http: c.HTTP, nats: c.NATS, peers: "127.0.0.1:9090", owner: "tes dev",
+	})
+	if err != nil {
+		return err
+	}
+	r := l.ready(s.cfg)
+	if c.ReadyFile != "" {
+		text, err := indented(r)
+		if err == nil {
+			err = writeWhole(c.ReadyFile, text, 0o600)
+		}
+		if err != nil {
+			return join(err, l.stop(context.WithoutCancel(s.ctx)))
+		}
+	}
+	banner(s, l, r, time.Since(begun))
+	var ended error
+	if l.cluster != nil {
+		select {
+		case <-s.ctx.Done():
+		case <-l.cluster.Done():
+			ended = fmt.Errorf("PostgreSQL ended: %w", l.cluster.Err())
+		}
+	} else {
+		<-s.ctx.Done()
+	}
+	s.printf("\nStopping.\n")
+	if c.ReadyFile != "" {
+		_ = os.Remove(c.ReadyFile)
+	}
+	if err := l.stop(context.WithoutCancel(s.ctx)); err != nil {
+		return join(ended, err)
+	}
+	return ended
+}
+
+// place is the data directory; with --reset an empty one.
+func (c *devCmd) place(s *shell) (dir string, err error) {
+	if dir = c.DataDir; dir == "" {
+		dir = s.cfg.DataDir
+	}
+	if dir == "" {
+		if dir, err = localpg.DefaultBaseDir(); err != nil {
+			return "", err
+		}
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	if !c.Reset {
+		return dir, nil
+	}
+	if c.Ephemeral {
+		return "", &usageError{"--reset and --ephemeral exclude each other"}
+	}
+	aside, err := localpg.MoveAside(dir, "tes dev --reset")
+	if err == nil && aside != "" {
+		s.printf("What was in %s is now in %s.\n", dir, aside)
+	}
+	return dir, err
+}
+
+func (l *local) ready(cfg Config) ready {
+	r := ready{
+		PID: os.Getpid(), APIURL: l.service.url, NATSURL: l.bus.ClientURL(), DatabaseURL: l.databaseAt,
+		RiverUIURL: l.service.url + "/riverui/", OpenAPIURL: l.service.url + "/openapi.yaml",
+		NeighboursURL: l.standins.URL(), SigningKeyFile: l.keyFile, Tokens: map[string]string{},
+	}
+	if cfg.NATSURL != "" {
+		r.NATSURL = cfg.NATSURL
+	}
+	for _, caller := range callers {
+		r.Tokens[caller] = l.standins.Token(caller)
+	}
+	return r
+}
+
+func banner(s *shell, l *local, r ready, took time.Duration) {
+	s.printf("tes is ready after %.1f s. Ctrl-C stops it", took.Seconds())
+	if l.cluster != nil {
+		s.printf("; its data is in %s", l.dir)
+	}
+	s.printf(".\n\n")
+	for _, line := range [][2]string{
+		{"API", r.APIURL}, {"OpenAPI", r.OpenAPIURL}, {"River UI", r.RiverUIURL}, {"Bus", r.NATSURL},
+		{"Database", r.DatabaseURL}, {"Stand-ins", r.NeighboursURL + "/_standin/"}, {"Signing key", r.SigningKeyFile},
+	} {
+		s.printf("  %-12s %s\n", line[0], line[1])
+	}
+	s.printf(`
+Tokens, good for an hour (tes token --key %s makes others):
+
+`, r.SigningKeyFile)
+	for _, caller := range callers {
+		s.printf("  %-22s %s\n", caller, r.Tokens[caller])
+	}
+	s.printf(`
+Try:
+
+  export TOKEN=%[2]s
+  curl -s %[1]s/api/internal/tasks -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+    -d '{"taskDefinitionId": "hello", "workflowId": "wf-1", "taskType": "AUTOMATED", "executionConfig": {"executor": "noop"}, "input": {"name": "world"}}'
+  curl -s %[1]s/api/internal/tasks/workflow/wf-1 -H "Authorization: Bearer $TOKEN"
+  curl -s %[1]s/api/internal/tasks/metrics -H "Authorization: Bearer %[3]s"
+
+`, r.APIURL, r.Tokens["workflow-orchestrator"], r.Tokens["monitoring-service"])
+}

@@ -1,0 +1,382 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/db/localpg"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/sql/migrations"
+)
+
+var (
+	kills    = flag.Int("kills", 20, "how many processes TestKills kills")
+	stops    = flag.Int("stops", 8, "how many processes TestStops stops")
+	restarts = flag.Int("restarts", 5, "how often TestPostgresRestarts restarts PostgreSQL")
+	killSeed = flag.Uint64("kills-seed", 1, "which of them")
+)
+
+const (
+	killRate    = 200 // tasks a second
+	killEvery   = time.Second
+	killFleet   = 3
+	pickupLimit = 35 * time.Second // the default visibility timeout, and five seconds
+)
+
+// fleet is some processes of serve on one database and one bus, one of which is
+// killed now and then.
+type fleet struct {
+	t     *testing.T
+	world *served
+	token string
+	ears  *recorder
+	calls atomic.Int64 // of the web service
+
+	mu     sync.Mutex
+	alive  []*member            // guarded by mu
+	killed map[string]time.Time // by process id; guarded by mu
+}
+
+type member struct {
+	*program
+	url string
+}
+
+func (f *fleet) launch() *member {
+	p := startProcess(f.t, f.world.env, "serve", "--http", "127.0.0.1:0")
+	return &member{p, serving(f.t, p)}
+}
+
+// any is one that was alive a moment ago.
+func (f *fleet) any() *member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.alive[rand.IntN(len(f.alive))]
+}
+
+// kill ends one of them with SIGKILL, and has another take its place.
+func (f *fleet) kill(which int) {
+	f.t.Helper()
+	victim := f.signal(which, syscall.SIGKILL)
+	at := time.Now()
+	<-victim.done
+	f.mu.Lock()
+	f.killed[strconv.Itoa(victim.cmd.Process.Pid)] = at
+	f.mu.Unlock()
+	f.replace(which)
+}
+
+// stop asks one of them to stop, has another take its place, and returns how long
+// it took.
+func (f *fleet) stop(which int) time.Duration {
+	f.t.Helper()
+	begun := time.Now()
+	leaving := f.signal(which, syscall.SIGTERM)
+	require.Equal(f.t, exitOK, leaving.wait(f.t, patience), leaving.stderr)
+	took := time.Since(begun)
+	f.replace(which)
+	return took
+}
+
+func (f *fleet) signal(which int, sig syscall.Signal) *member {
+	f.t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.NoError(f.t, f.alive[which].cmd.Process.Signal(sig))
+	return f.alive[which]
+}
+
+func (f *fleet) replace(which int) {
+	f.t.Helper()
+	next := f.launch()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.alive[which] = next
+}
+
+// ask asks any of them until one answers.
+func (f *fleet) ask(method, path string, body any, headers ...string) (answer object, err error) {
+	err = poll(f.t.Context(), 2*time.Minute, func() error {
+		status, got, text, err := ask(f.t.Context(), method, f.any().url+path, f.token, body, headers...)
+		switch {
+		case err != nil:
+			return err // it was killed
+		case status == http.StatusServiceUnavailable:
+			return errRefused
+		case status >= 300:
+			f.t.Errorf("%s %s: %d %s", method, path, status, text)
+		}
+		answer = got
+		return nil
+	})
+	return answer, err
+}
+
+// startFleet starts the processes, and defines what the tasks are.
+func startFleet(t *testing.T, world *served) *fleet {
+	t.Helper()
+	f := &fleet{t: t, world: world, ears: newRecorder(), killed: map[string]time.Time{}}
+	f.token = f.world.peers.Token("workflow-orchestrator")
+	require.NoError(t, f.world.bus.Subscribe(t.Context(), "task.>", natsbus.All, f.ears.hear))
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		f.calls.Add(1)
+		select {
+		case <-time.After(200 * time.Millisecond): // long enough to be killed in
+		case <-r.Context().Done():
+			return
+		}
+		_, _ = io.WriteString(w, `{"done": true}`)
+	}))
+	t.Cleanup(web.Close)
+	for range killFleet {
+		f.alive = append(f.alive, f.launch())
+	}
+	for id, definition := range map[string]object{
+		"noop":       {"type": "AUTOMATED", "executionConfig": object{"executor": "noop"}},
+		"expression": {"type": "AUTOMATED", "executionConfig": object{"executor": "expression", "expression": []object{{"name": "twice", "value": "input.n + input.n"}}}},
+		"call":       {"type": "AUTOMATED", "executionConfig": object{"executor": "http", "http": object{"url": web.URL, "method": "POST"}}},
+		"invoice":    {"type": "INTEGRATION", "executionConfig": object{"integration": object{"type": "REST", "method": "create_invoice", "instance": "peer"}}},
+		"remote":     {"type": "AUTOMATED", "executionConfig": object{"executor": "worker"}},
+	} {
+		definition["name"], definition["version"] = id, "1.0.0"
+		_, err := f.ask("PUT", definitionsPath+"/"+id, definition)
+		require.NoError(t, err)
+	}
+
+	return f
+}
+
+// storm ends one process after the other while tasks are offered, and waits until
+// all is over.
+func (f *fleet) storm(ends int, end func(which int)) (tasks int) {
+	t := f.t
+	t.Helper()
+	tasks = ends * killRate * int(killEvery/time.Second)
+	var given sync.WaitGroup
+	lost := make(chan error, tasks)
+	given.Go(func() { f.offer(tasks, lost) })
+	stop := make(chan struct{})
+	var working sync.WaitGroup
+	for w := range 4 {
+		working.Go(func() { f.work(fmt.Sprint("remote-", w), stop) })
+	}
+	dice := rand.New(rand.NewPCG(*killSeed, 0)) //nolint:gosec // the seed is the test's
+	clock := time.NewTicker(killEvery)
+	defer clock.Stop()
+	for range ends {
+		<-clock.C
+		end(dice.IntN(killFleet))
+	}
+	given.Wait()
+	close(lost)
+	for err := range lost {
+		require.NoError(t, err)
+	}
+	settled(t, f.world.dsn)
+	close(stop)
+	working.Wait()
+	return tasks
+}
+
+// check holds the database and the bus against each other, and returns what there
+// is to say.
+func (f *fleet) check(tasks int) object {
+	t := f.t
+	t.Helper()
+	log := readLog(t, f.world.dsn)
+	eventually(t, patience, func() error {
+		if heard := f.ears.count(); heard < len(log) {
+			return fmt.Errorf("%d of %d events are on the bus", heard, len(log))
+		}
+		return nil
+	})
+	holdRules(t, f.world.dsn, f.ears)
+	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT count(*) FROM task"))
+	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT count(*) FROM task WHERE status = 'COMPLETED'"))
+	duplicates := f.ears.check(t, log, tasks)
+	return object{
+		"seed": *killSeed, "tasks": tasks, "lost": 0, "stuck": 0, "events": len(log), "eventsLost": 0, "duplicates": duplicates,
+		"webCalls": f.calls.Load(),
+	}
+}
+
+func say(t *testing.T, result object) {
+	t.Helper()
+	line, err := json.Marshal(result)
+	require.NoError(t, err)
+	fmt.Fprintf(os.Stdout, "%s\n", line)
+}
+
+// Three processes, of which one is killed each second under two hundred tasks a
+// second: nothing is lost, nothing is stuck, every event is told, and what a killed
+// process had is picked up in time.
+func TestKills(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, setupServe(t, true))
+	tasks := f.storm(*kills, f.kill)
+	result, waits := f.check(tasks), f.pickups()
+	result["kills"], result["leasesExpired"] = *kills, len(waits)
+	result["pickupP50Ms"], result["pickupP99Ms"] = quantile(waits, 0.5).Milliseconds(), quantile(waits, 0.99).Milliseconds()
+	say(t, result)
+	require.NotEmpty(t, waits, "nothing was in the middle")
+	require.LessOrEqual(t, quantile(waits, 0.99), pickupLimit)
+}
+
+// The same, but they are asked to stop: no caller sees worse than 503, no attempt
+// is spent, and each is gone in time.
+func TestStops(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, setupServe(t, true))
+	var longest time.Duration
+	tasks := f.storm(*stops, func(which int) { longest = max(longest, f.stop(which)) })
+	result := f.check(tasks)
+	result["stops"], result["longestStopMs"] = *stops, longest.Milliseconds()
+	say(t, result)
+	require.Empty(t, f.pickups(), "no lease ran out")
+	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT sum(attempt)::integer FROM task"), "no attempt was spent")
+}
+
+// PostgreSQL is restarted under load, by turns in order and in the middle of what it
+// does: callers see 503 at worst, and nothing is lost.
+func TestPostgresRestarts(t *testing.T) {
+	t.Parallel()
+	_, port, err := net.SplitHostPort(nobodysPort(t))
+	require.NoError(t, err)
+	number, err := strconv.Atoi(port)
+	require.NoError(t, err)
+	cfg := localpg.Config{
+		Port: number, DataDir: dataDir(t), Owner: "tes test", BinDir: os.Getenv("TES_PG_BIN"), Version: os.Getenv("TES_PG_VERSION"),
+		User: os.Getenv("TES_PG_USER"), NoSystem: os.Getenv("TES_PG_SYSTEM") == "off", Mirror: os.Getenv("TES_PG_MIRROR"),
+	}
+	start := func() *localpg.Cluster {
+		pg, err := localpg.Start(t.Context(), cfg)
+		require.NoError(t, err)
+		return pg
+	}
+	pg := start()
+	t.Cleanup(func() { require.NoError(t, pg.Stop(context.Background())) })
+	url := pg.URL()
+	require.NoError(t, migrations.Up(t.Context(), url))
+	f := startFleet(t, setupServeOn(t, url, true))
+	n := 0
+	tasks := f.storm(*restarts, func(int) {
+		if n++; n%2 == 0 {
+			require.NoError(t, syscall.Kill(postmaster(t, cfg.DataDir), syscall.SIGQUIT))
+			<-pg.Done()
+		}
+		_ = pg.Stop(t.Context()) // it says so if it was not asked to end
+		pg = start()
+		require.Equal(t, url, pg.URL())
+	})
+	result := f.check(tasks)
+	result["restarts"] = *restarts
+	say(t, result)
+}
+
+// offer gives tasks at a steady pace, each under its own key until it is accepted.
+func (f *fleet) offer(tasks int, lost chan<- error) {
+	pace := time.NewTicker(time.Second / killRate)
+	defer pace.Stop()
+	kinds := []string{"noop", "expression", "call", "invoice", "remote"}
+	var all sync.WaitGroup
+	defer all.Wait()
+	for i := range tasks {
+		<-pace.C
+		all.Go(func() {
+			key, input := fmt.Sprintf("key-%d", i), object{"n": i}
+			if kinds[i%len(kinds)] == "invoice" {
+				input = object{"contact_id": "CONT-1"}
+			}
+			_, err := f.ask("POST", tasksPath, object{
+				"taskDefinitionId": kinds[i%len(kinds)], "workflowId": fmt.Sprintf("kills-%d", i%7), "input": input, "correlationId": key,
+			}, "Idempotency-Key", key)
+			if err != nil {
+				lost <- fmt.Errorf("%s: %w", key, err)
+			}
+		})
+	}
+}
+
+// work is a remote worker of whichever process answers.
+func (f *fleet) work(id string, stop <-chan struct{}) {
+	token := f.world.peers.Token("task-worker")
+	post := func(path string, body object) (int, object) {
+		status, answer, _, err := ask(f.t.Context(), "POST", f.any().url+"/api/internal/leases"+path, token, body)
+		if err != nil {
+			return 0, nil
+		}
+		return status, answer
+	}
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		request := object{"workerId": id, "requestId": fmt.Sprint(n), "waitMs": 1000, "maxTasks": 10}
+		var answer object
+		for status := 0; status != http.StatusOK && f.t.Context().Err() == nil; {
+			status, answer = post("", request) // who was killed does not answer; another is asked the same
+		}
+		leases, _ := answer["leases"].([]any)
+		for _, l := range leases {
+			for status := 0; status == 0 || status == http.StatusServiceUnavailable; {
+				status, _ = post("/"+fmt.Sprint(l.(object)["leaseToken"])+"/complete", object{"output": object{"by": id}})
+			}
+		}
+	}
+}
+
+// pickups are the times from the kill of a process to the next attempt at each task
+// that it had in its hands.
+func (f *fleet) pickups() []time.Duration {
+	f.t.Helper()
+	type row struct {
+		Executor string
+		Next     time.Time
+	}
+	rows, err := collect(f.t.Context(), f.world.dsn, pgx.RowToStructByPos[row], `
+		SELECT a.executor_id, n.started_at
+		FROM task_attempt a
+		JOIN task_attempt n ON n.task_id = a.task_id AND n.attempt = a.attempt + 1
+		WHERE a.outcome = 'LEASE_EXPIRED'`)
+	require.NoError(f.t, err)
+	var waits []time.Duration
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range rows {
+		at, known := f.killed[strings.Split(r.Executor, "/")[1]]
+		require.True(f.t, known, "%s was not killed, and lost a lease", r.Executor)
+		waits = append(waits, r.Next.Sub(at))
+	}
+	slices.Sort(waits)
+	return waits
+}
+
+// quantile of what is sorted.
+func quantile(sorted []time.Duration, share float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
+}

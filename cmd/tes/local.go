@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+	"github.com/seed-3f7a0631/tes/db/localpg"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/sql/migrations"
+)
+
+// local is a whole tes on one machine, everything it needs included: what dev and
+// demo have in common.
+type local struct {
+	dir        string
+	temp       string           // to be removed; empty where the cluster sees to it
+	cluster    *localpg.Cluster // nil with TES_DATABASE_URL
+	bus        *natsbus.Bus
+	standins   *peertest.Server
+	service    *service
+	keyFile    string
+	stopped    bool
+	log        *slog.Logger
+	databaseAt string
+}
+
+// localConfig says where a local tes lives.
+type localConfig struct {
+	dataDir   string // of a durable one
+	throwaway bool   // in a temporary directory that is removed at the end
+	http      string
+	nats      string
+	peers     string // address of the stand-ins
+	owner     string // what the lock file calls us
+}
+
+// startLocal starts PostgreSQL, the bus, the stand-in neighbours and the service,
+// in this order. If it fails nothing is left behind.
+func startLocal(s *shell, lc localConfig) (*local, error) {
+	l := &local{log: logger(s, slog.LevelWarn, "text")}
+	if err := l.start(s, lc); err != nil {
+		return nil, errors.Join(err, l.stop(context.WithoutCancel(s.ctx)))
+	}
+	return l, nil
+}
+
+func (l *local) start(s *shell, lc localConfig) error {
+	cfg := s.cfg
+	if err := l.startDatabase(s, lc); err != nil {
+		return err
+	}
+	cfg.DatabaseURL = l.databaseAt
+	if err := migrations.Up(s.ctx, cfg.DatabaseURL); err != nil {
+		return err
+	}
+	key, err := l.signingKey()
+	if err != nil {
+		return err
+	}
+	l.bus, err = natsbus.Open(s.ctx, natsbus.Config{
+		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off",
+		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log,
+	})
+	if err != nil {
+		return fmt.Errorf("bus: %w", err)
+	}
+	l.standins, err = startStandins(lc.peers, key, l.bus, l.log)
+	if err != nil {
+		return err
+	}
+	cfg.HTTP = lc.http
+	cfg.grace = min(cfg.grace, 10*time.Second)
+	if cfg.NeighboursURL == "" {
+		cfg.NeighboursURL = l.standins.URL()
+	}
+	if cfg.ServiceTok == "" {
+		cfg.ServiceTok = l.standins.Token("task-execution-service")
+	}
+	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+	l.service, err = startService(s.ctx, cfg, l.bus, l.log, true)
+	return err
+}
+
+func (l *local) startDatabase(s *shell, lc localConfig) (err error) {
+	cfg := s.cfg
+	if cfg.DatabaseURL != "" {
+		l.databaseAt = cfg.DatabaseURL
+		if lc.throwaway {
+			l.temp, err = os.MkdirTemp("", "tes-")
+			l.dir = l.temp
+			return err
+		}
+		l.dir = lc.dataDir
+		return os.MkdirAll(lc.dataDir, 0o700)
+	}
+	var bar *progressbar.ProgressBar
+	l.cluster, err = localpg.Start(s.ctx, localpg.Config{
+		DataDir: lc.dataDir, BinDir: cfg.PGBin, Version: cfg.PGVersion, User: cfg.PGUser, Port: cfg.PGPort,
+		NoSystem: cfg.PGSystem == "off", NoDownload: cfg.PGDownload == "off", Mirror: cfg.PGMirror,
+		Throwaway: lc.throwaway, Owner: lc.owner,
+		Settings: map[string]string{"shared_buffers": "256MB", "max_connections": "200"},
+		Logf:     func(format string, args ...any) { l.log.Info(fmt.Sprintf(format, args...)) },
+		Progress: func(done, total int64) {
+			if bar == nil {
+				bar = progress(s, total, "downloading PostgreSQL")
+			}
+			_ = bar.Set64(done)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	l.dir, l.databaseAt = l.cluster.Dir(), l.cluster.URL()
+	return nil
+}
+
+// signingKey is the private key whose public half the stand-in Auth service
+// serves. It stays with the data, so that tokens outlive a restart.
+func (l *local) signingKey() (*ecdsa.PrivateKey, error) {
+	l.keyFile = filepath.Join(l.dir, "signing-key.pem")
+	text, err := os.ReadFile(l.keyFile)
+	if err == nil {
+		return peertest.ParseKey(text)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	return key, writeWhole(l.keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+func startStandins(address string, key *ecdsa.PrivateKey, bus *natsbus.Bus, log *slog.Logger) (*peertest.Server, error) {
+	config := peertest.Config{
+		Listen: address, Key: key, Logger: log,
+		Respond: func(ctx context.Context, subject string, body []byte) error { return bus.Send(ctx, subject, nil, body) },
+	}
+	server, err := peertest.Start(config)
+	if err != nil && address != "" {
+		// Nobody asked for this port: any other is as good.
+		config.Listen = ""
+		server, err = peertest.Start(config)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stand-in neighbours: %w", err)
+	}
+	return server, nil
+}
+
+// stop takes everything down in order and leaves nothing behind.
+func (l *local) stop(ctx context.Context) error {
+	if l.stopped {
+		return nil
+	}
+	l.stopped = true
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var errs []error
+	if l.service != nil {
+		errs = append(errs, l.service.stop(ctx))
+	}
+	if l.standins != nil {
+		errs = append(errs, l.standins.Close(ctx))
+	}
+	if l.bus != nil {
+		errs = append(errs, l.bus.Close(ctx))
+	}
+	if l.cluster != nil {
+		errs = append(errs, l.cluster.Stop(ctx))
+	}
+	if l.temp != "" {
+		errs = append(errs, os.RemoveAll(l.temp))
+	}
+	return errors.Join(errs...)
+}
+
+// writeWhole writes a file so that nobody ever sees half of it.
+func writeWhole(path string, text []byte, mode fs.FileMode) error {
+	temp, err := os.CreateTemp(filepath.Dir(path), ".tes-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() { _ = os.Remove(temp.Name()) }()
+	_, err = temp.Write(text)
+	err = errors.Join(err, temp.Chmod(mode), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// logger writes to stderr; stdout is for what a command has to say.
+func logger(s *shell, level slog.Level, format string) *slog.Logger {
+	options := &slog.HandlerOptions{Level: s.cfg.level(level), ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration {
+			return slog.String(a.Key, a.Value.Duration().String()) // not a count of nanoseconds
+		}
+		return a
+	}}
+	if s.cfg.LogFormat != "" {
+		format = s.cfg.LogFormat
+	}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(s.stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(s.stderr, options))
+}
+
+// terminal says whether a stream is one, and so may have colours and bars.
+func terminal(stream any) bool {
+	file, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+// progress is a bar on stderr, or nothing where that is not a terminal.
+func progress(s *shell, total int64, what string) *progressbar.ProgressBar {
+	if !terminal(s.stderr) {
+		return progressbar.DefaultBytesSilent(total, what)
+	}
+	return progressbar.DefaultBytes(total, what)
+}

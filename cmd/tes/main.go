@@ -1,0 +1,137 @@
+// Command tes is the Task Execution Service: the service itself, and everything a
+// newcomer or an operator needs beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() {
+	tune(os.Getenv)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-ctx.Done()
+		stop() // a second signal ends the process at once
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+}
+
+// tune trades memory for time: what lives is small, what dies is much, and a
+// quarter of the work was collecting it. GOGC and GOMEMLIMIT go before.
+func tune(env func(string) string) {
+	if env("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if env("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(2 << 30)
+	}
+}
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitError = 1 // it did not work
+	exitUsage = 2 // the command line or the environment is wrong
+)
+
+// shell is what a command has of the world.
+type shell struct {
+	ctx    context.Context
+	cfg    Config
+	stdout io.Writer
+	stderr io.Writer
+}
+
+func (s *shell) printf(format string, args ...any) { fmt.Fprintf(s.stdout, format, args...) }
+
+type cli struct {
+	Dev     devCmd     `cmd:"" help:"Run everything on this machine: database, bus, service, stand-in neighbours."`
+	Demo    demoCmd    `cmd:"" help:"Run everything in a throw-away directory, do some real tasks, and check what comes of them."`
+	Serve   serveCmd   `cmd:"" help:"Run the service against the database and the bus that the environment names."`
+	Migrate migrateCmd `cmd:"" help:"Bring the database to this program's schema."`
+	Check   checkCmd   `cmd:"" help:"Hold the database, and what a consumer heard, against the rules that always hold. Reads only."`
+	Bench   benchCmd   `cmd:"" help:"Measure, against a bare River client on the same database."`
+	Token   tokenCmd   `cmd:"" help:"Make a service token, signed with a private key file."`
+	Openapi openapiCmd `cmd:"" help:"Print the OpenAPI document."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+
+	WithPostgres withPostgresCmd `cmd:"" help:"Run a command with a throw-away PostgreSQL in TES_TEST_DATABASE_URL."`
+}
+
+const about = `The Task Execution Service: tasks for code, for other systems and for people, on PostgreSQL.
+
+New here? Run: tes demo
+
+Settings come from TES_* variables; tes serve --help lists them.`
+
+// run is the whole program; main is a shell round it.
+func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+	var c cli
+	exited := -1
+	parser, err := kong.New(&c,
+		kong.Name("tes"), kong.Description(about), kong.Writers(stdout, stderr),
+		kong.Exit(func(code int) { exited = code }), kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	if err != nil {
+		fmt.Fprintln(stderr, "tes:", err)
+		return exitError
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if exited >= 0 {
+		return exited
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "tes: %v\ntes: try: %s\n", err, hint(parser, args))
+		return exitUsage
+	}
+	cfg, err := readConfig(env)
+	if err != nil {
+		fmt.Fprintln(stderr, "tes:", err)
+		return exitUsage
+	}
+	err = parsed.Run(&shell{ctx: ctx, cfg: cfg, stdout: stdout, stderr: stderr})
+	var usage *usageError
+	var child *childError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &child):
+		if child.stopped != nil {
+			fmt.Fprintln(stderr, "tes:", child.stopped)
+		}
+		return child.code
+	case errors.As(err, &usage):
+		fmt.Fprintln(stderr, "tes:", err)
+		return exitUsage
+	default:
+		fmt.Fprintln(stderr, "tes:", err)
+		return exitError
+	}
+}
+
+// hint is the help that is nearest to a command line that went wrong.
+func hint(parser *kong.Kong, args []string) string {
+	for _, command := range parser.Model.Children {
+		if len(args) > 0 && command.Name == args[0] {
+			return "tes " + command.Name + " --help"
+		}
+	}
+	return "tes --help"
+}
+
+// usageError is a mistake of the caller's, not of the world's.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }

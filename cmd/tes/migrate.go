@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/seed-3f7a0631/tes/sql/migrations"
+)
+
+// migrateCmd moves the schema.
+type migrateCmd struct {
+	Up     migrateUpCmd     `cmd:"" help:"Apply what is missing. Safe while the service runs, and for two at once."`
+	Down   migrateDownCmd   `cmd:"" help:"Take the newest step back. Loses what it holds."`
+	Status migrateStatusCmd `cmd:"" help:"List the steps and say which are applied."`
+}
+
+type migrateUpCmd struct{}
+
+// Run applies every step and lists them.
+func (migrateUpCmd) Run(s *shell) error {
+	if err := needsDatabase(s); err != nil {
+		return err
+	}
+	if err := migrations.Up(s.ctx, s.cfg.DatabaseURL); err != nil {
+		return err
+	}
+	s.printf("The schema is up to date.\n")
+	return nil
+}
+
+type migrateDownCmd struct {
+	Yes bool `help:"Yes, take it back with all that it holds."`
+}
+
+// Run takes one step back.
+func (c migrateDownCmd) Run(s *shell) error {
+	if err := needsDatabase(s); err != nil {
+		return err
+	}
+	if !c.Yes {
+		return &usageError{"taking a step back loses what it holds: say --yes"}
+	}
+	step, err := migrations.Down(s.ctx, s.cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	if step == nil {
+		s.printf("There was nothing to take back.\n")
+		return nil
+	}
+	s.printf("Taken back: %d %s\n", step.Version, step.Name)
+	return nil
+}
+
+type migrateStatusCmd struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+// Run lists the steps.
+func (c migrateStatusCmd) Run(s *shell) error {
+	if err := needsDatabase(s); err != nil {
+		return err
+	}
+	steps, err := migrations.Status(s.ctx, s.cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(s, steps)
+	}
+	for _, step := range steps {
+		mark := "missing"
+		if step.Applied {
+			mark = "applied"
+		}
+		s.printf("%s  %5d  %s\n", mark, step.Version, step.Name)
+	}
+	return nil
+}
+
+func needsDatabase(s *shell) error {
+	if s.cfg.DatabaseURL == "" {
+		return &usageError{"TES_DATABASE_URL is not set: name the database, such as postgres://tes@db.internal/tes"}
+	}
+	return nil
+}
+
+func printJSON(s *shell, v any) error {
+	text, err := indented(v)
+	if err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	s.printf("%s", text)
+	return nil
+}
+
+// indented leaves & and < as they are: addresses are to be read.
+func indented(v any) ([]byte, error) {
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	err := encoder.Encode(v)
+	return text.Bytes(), err
+}

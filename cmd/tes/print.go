@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+)
+
+// openapiCmd prints the document that the running service serves.
+type openapiCmd struct{}
+
+// Run prints YAML.
+func (openapiCmd) Run(s *shell) error {
+	text, err := api.OpenAPI()
+	if err != nil {
+		return err
+	}
+	s.printf("%s", text)
+	return nil
+}
+
+// versionCmd prints what was built.
+type versionCmd struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+// Run prints the version.
+func (c versionCmd) Run(s *shell) error {
+	if c.JSON {
+		return printJSON(s, map[string]string{"version": version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
+	}
+	s.printf("tes %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return nil
+}
+
+// version is the module's, or the commit it was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" && info.Main.Version == "(devel)" {
+			return setting.Value[:min(12, len(setting.Value))]
+		}
+	}
+	return info.Main.Version
+}
+
+// tokenCmd makes a service token: for trying things, and for services whose key
+// the operator holds.
+type tokenCmd struct {
+	Key     string        `required:"" type:"existingfile" help:"Private key, PEM (dev prints where its own is)." placeholder:"FILE"`
+	Service string        `default:"workflow-orchestrator" help:"Caller: workflow-orchestrator, ui-framework, monitoring-service, task-worker or error-handler."`
+	Scope   []string      `help:"Scopes. Default: those of the caller." placeholder:"SCOPE"`
+	Tenant  string        `help:"Tenant. Default: none."`
+	TTL     time.Duration `name:"ttl" default:"1h" help:"How long it is good for."`
+}
+
+// Run prints the token alone, so that it can be put into a variable.
+func (c *tokenCmd) Run(s *shell) error {
+	text, err := os.ReadFile(c.Key)
+	if err != nil {
+		return fmt.Errorf("read the key: %w", err)
+	}
+	key, err := peertest.ParseKey(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Key, err)
+	}
+	token, err := peertest.Mint(key, "", peertest.TokenOptions{Service: c.Service, Scopes: c.Scope, Tenant: c.Tenant, TTL: c.TTL})
+	if err != nil {
+		return err
+	}
+	s.printf("%s\n", token)
+	return nil
+}

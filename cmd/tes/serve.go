@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+)
+
+// serveCmd runs the service for production.
+type serveCmd struct {
+	HTTP string `name:"http" help:"Serve the API on HOST:PORT. Default: TES_HTTP, else 127.0.0.1:8080." placeholder:"HOST:PORT"`
+}
+
+// Help lists the settings.
+func (serveCmd) Help() string { return "Settings:\n" + settings() }
+
+// Run serves until it is told to stop, then drains.
+func (c *serveCmd) Run(s *shell) error {
+	cfg := s.cfg
+	if c.HTTP != "" {
+		cfg.HTTP = c.HTTP
+	}
+	cfg.HTTP = cfg.httpAddress()
+	if cfg.DatabaseURL == "" {
+		return &usageError{"TES_DATABASE_URL is not set: serve uses a database that is there (tes dev brings its own)"}
+	}
+	if cfg.orElse(cfg.AuthURL) == "" || cfg.orElse(cfg.IntegrationURL) == "" || cfg.orElse(cfg.UserURL) == "" {
+		return &usageError{"the neighbours are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
+	}
+	log := logger(s, slog.LevelInfo, "json")
+	bus, err := natsbus.Open(s.ctx, natsbus.Config{
+		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off", Logger: log,
+		StoreDir: cfg.natsDir(),
+	})
+	if err != nil {
+		return fmt.Errorf("bus: %w", err)
+	}
+	service, err := startService(s.ctx, cfg, bus, log, false)
+	if err != nil {
+		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
+	}
+	log.Info("serving", "url", service.url, "process", service.tasks.ProcessID(), "version", version())
+	<-s.ctx.Done()
+	log.Info("stopping", "grace", cfg.grace)
+	ctx := context.WithoutCancel(s.ctx)
+	return join(service.stop(ctx), bus.Close(ctx))
+}
+
+func join(errs ...error) error { return errors.Join(errs...) }

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/peer"
+	"github.com/seed-3f7a0631/tes/db/pgpool"
+	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/automated"
+	"github.com/seed-3f7a0631/tes/jobs/integration"
+	"github.com/seed-3f7a0631/tes/jobs/manual"
+	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/sql/migrations"
+)
+
+// service is one running tes: what serve, dev and demo have in common.
+type service struct {
+	cfg    Config
+	log    *slog.Logger
+	bus    *natsbus.Bus
+	engine *pgxpool.Pool
+	tasks  *jobs.Tasks
+	runner *jobs.Runner
+	relay  *outbox.Relay
+	http   *http.Server
+	url    string
+
+	closers []func(context.Context) error // in the order of starting
+}
+
+// startService starts everything in the order in which one part needs the other.
+// What was started is stopped by stop, also when starting fails half-way. openUI
+// leaves River UI without a login: for a loopback address alone.
+func startService(ctx context.Context, cfg Config, bus *natsbus.Bus, log *slog.Logger, openUI bool) (*service, error) {
+	s := &service{cfg: cfg, log: log, bus: bus}
+	if err := s.start(ctx, openUI); err != nil {
+		return nil, errors.Join(err, s.stop(context.WithoutCancel(ctx)))
+	}
+	return s, nil
+}
+
+func (s *service) start(ctx context.Context, openUI bool) error {
+	cfg, log, bus := s.cfg, s.log, s.bus
+
+	// The address first: nothing else should have happened if it is taken.
+	listener, err := listen(cfg.HTTP)
+	if err != nil {
+		return err
+	}
+	s.url = "http://" + listener.Addr().String()
+	s.onStop(func(context.Context) error { return ignoreClosed(listener.Close()) })
+
+	if s.engine, err = s.open(ctx, pgpool.Config{Name: "tes engine", MaxConns: 12, Engine: true}); err != nil {
+		return err
+	}
+	reads, err := s.open(ctx, pgpool.Config{Name: "tes reads", MaxConns: 8, StatementTimeout: 5 * time.Second})
+	if err != nil {
+		return err
+	}
+	own, err := s.open(ctx, pgpool.Config{Name: "tes river", MaxConns: 4})
+	if err != nil {
+		return err
+	}
+	if err := migrated(ctx, cfg.DatabaseURL, own); err != nil {
+		return err
+	}
+
+	s.tasks = jobs.New(s.engine, jobs.Config{
+		ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
+		CheckDefinition: func(c jobs.ExecutionConfig) error {
+			if c.Executor != "expression" {
+				return nil
+			}
+			return automated.CheckExpression(c.Expression)
+		},
+	})
+	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Logger: log})
+	bus.OnReconnect(s.relay.Recheck)
+	s.background(func(ctx context.Context) { s.relay.Run(ctx) })
+
+	river, err := jobs.NewRiver(own, s.tasks.ProcessID(), log)
+	if err != nil {
+		return err
+	}
+	if err := river.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start river: %w", err)
+	}
+	s.onStop(river.Stop)
+
+	executors, err := s.executors()
+	if err != nil {
+		return err
+	}
+	s.runner = jobs.NewRunner(s.tasks, jobs.RunnerConfig{Executors: executors})
+	s.background(func(ctx context.Context) {
+		if err := s.runner.Run(ctx, cfg.grace); err != nil {
+			log.Error("the lanes stopped", "error", err)
+		}
+	})
+
+	verifier, err := api.NewVerifier(api.VerifierConfig{JWKS: strings.TrimSuffix(cfg.orElse(cfg.AuthURL), "/") + "/.well-known/jwks.json", Logger: log})
+	if err != nil {
+		return err
+	}
+	s.onStop(func(context.Context) error { verifier.Close(); return nil })
+	page, err := s.riverUI(ctx, river)
+	if err != nil {
+		return err
+	}
+	mount := api.Mount{Prefix: "/riverui", Handler: page}
+	if !openUI {
+		mount.Login = &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel"}
+	}
+	auth, err := s.neighbours(cfg.AuthURL)
+	if err != nil {
+		return err
+	}
+	door, err := api.New(api.Config{
+		Tasks: s.tasks, Reads: reads, Verifier: verifier,
+		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
+		Logger: log, Version: version(), Mounts: []api.Mount{mount},
+	})
+	if err != nil {
+		return err
+	}
+	s.serve(listener, door.Handler())
+	s.background(func(ctx context.Context) { s.hear(ctx) })
+	return nil
+}
+
+// hear acts on what the bus tells us.
+func (s *service) hear(ctx context.Context) {
+	responses := api.IntegrationResponses(s.tasks, outbox.NewInbox(s.engine))
+	if err := s.bus.Consume(ctx, "tes-integration-responses", "integration.response_received", responses); err != nil {
+		s.log.Error("integration responses are not heard", "error", err)
+	}
+}
+
+// executors makes every executor that definitions may name.
+func (s *service) executors() (map[string]jobs.Registration, error) {
+	integrations, err := s.neighbours(s.cfg.IntegrationURL)
+	if err != nil {
+		return nil, err
+	}
+	users, err := s.neighbours(s.cfg.UserURL)
+	if err != nil {
+		return nil, err
+	}
+	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow})
+	s.onStop(func(context.Context) error { web.Close(); return nil })
+	return map[string]jobs.Registration{
+		"noop":        {Executor: automated.Noop{}, Pure: true},
+		"expression":  {Executor: automated.NewExpression(), Pure: true},
+		"http":        {Executor: web},
+		"go":          {Executor: &automated.Handlers{}},
+		"integration": {Executor: integration.New(integrations.integration())},
+		"manual":      {Executor: manual.New(users.directory()), Assigns: true},
+	}, nil
+}
+
+func (s *service) neighbours(url string) (neighbours, error) {
+	n, err := peer.New(peer.Config{
+		BaseURL: s.cfg.orElse(url),
+		Token:   func(context.Context) (string, error) { return s.cfg.ServiceTok, nil },
+	})
+	if err != nil {
+		return neighbours{}, fmt.Errorf("neighbour: %w", err)
+	}
+	s.onStop(func(context.Context) error { n.Close(); return nil })
+	return neighbours{n}, nil
+}
+
+func (s *service) open(ctx context.Context, cfg pgpool.Config) (*pgxpool.Pool, error) {
+	pool, err := pgpool.Open(ctx, s.cfg.DatabaseURL, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.onStop(func(context.Context) error { pool.Close(); return nil })
+	return pool, nil
+}
+
+// migrated refuses a database that is not at this program's schema.
+func migrated(ctx context.Context, url string, pool *pgxpool.Pool) error {
+	steps, err := migrations.Status(ctx, url)
+	if err != nil {
+		return err
+	}
+	for _, step := range steps {
+		if !step.Applied {
+			return fmt.Errorf("the database lacks %s: run tes migrate up", step.Name)
+		}
+	}
+	return migrations.CheckRiver(ctx, pool)
+}
+
+func (s *service) serve(listener net.Listener, handler http.Handler) {
+	s.http = &http.Server{
+		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	s.http.RegisterOnShutdown(s.tasks.Rest) // or a parked dequeue would be waited for
+	go func() {
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("the HTTP server stopped", "error", err)
+		}
+	}()
+	s.onStop(func(ctx context.Context) error {
+		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		return s.http.Shutdown(soon)
+	})
+}
+
+func (s *service) onStop(stop func(context.Context) error) { s.closers = append(s.closers, stop) }
+
+// background runs work until the service stops, and waits for it then.
+func (s *service) background(work func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() { work(ctx) })
+	s.onStop(func(context.Context) error { cancel(); done.Wait(); return nil })
+}
+
+// stop takes everything down in the opposite order: no more requests, then no
+// more work, then the last events, then the connections.
+func (s *service) stop(ctx context.Context) error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i](ctx))
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+func listen(address string) (net.Listener, error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("cannot serve on %s: %w (choose another with --http or TES_HTTP; port 0 takes any free one)", address, err)
+	}
+	return listener, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
