@@ -1,0 +1,37 @@
+-- The roles of tes, for an empty server. The postgres image runs this once, as the
+-- superuser and in the database tes, when it makes its data directory; on a server
+-- of your own run it with psql in the same way. The passwords come from the
+-- environment of psql, so that none stands in a file.
+--
+--   tes_migrate  logs in to run "tes migrate up"; member of tes_owner
+--   tes_service  logs in to run "tes serve"; member of tes_app: rows, not tables
+--   tes_reader   logs in to read reports; member of tes_report: views, nothing else
+--
+-- "tes migrate up" makes the three group roles itself if it may. Made here, the
+-- migrations need no superuser.
+
+\set ON_ERROR_STOP on
+\getenv migrate_password TES_MIGRATE_PASSWORD
+\getenv service_password TES_SERVICE_PASSWORD
+\getenv reader_password TES_READER_PASSWORD
+
+CREATE ROLE tes_owner NOLOGIN;
+CREATE ROLE tes_app NOLOGIN;
+CREATE ROLE tes_report NOLOGIN;
+
+CREATE ROLE tes_migrate LOGIN PASSWORD :'migrate_password' IN ROLE tes_owner;
+CREATE ROLE tes_service LOGIN PASSWORD :'service_password' IN ROLE tes_app;
+CREATE ROLE tes_reader LOGIN PASSWORD :'reader_password' IN ROLE tes_report;
+
+-- Each of its sessions begins as tes_owner, so that whatever a migration makes
+-- belongs to tes_owner from the first moment.
+ALTER ROLE tes_migrate SET role = 'tes_owner';
+
+-- Settings belong to the role that logs in; a member does not inherit them.
+ALTER ROLE tes_report SET statement_timeout = '30s';
+ALTER ROLE tes_report SET default_transaction_read_only = on;
+ALTER ROLE tes_reader SET statement_timeout = '30s';
+ALTER ROLE tes_reader SET default_transaction_read_only = on;
+
+-- Whoever owns the database may make schemas in it and grant rights on public.
+ALTER DATABASE tes OWNER TO tes_owner;

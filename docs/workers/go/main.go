@@ -1,0 +1,99 @@
+// Command go is a tes worker: TES_URL=… TES_TOKEN=… go run ./docs/workers/go
+// Ctrl-C or SIGTERM gives back what is being worked on. Replace work.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+var url = cmp.Or(os.Getenv("TES_URL"), "http://127.0.0.1:8080") + "/api/internal/leases"
+var worker = cmp.Or(os.Getenv("WORKER_ID"), fmt.Sprintf("go-%d", os.Getpid()))
+
+type lease struct {
+	LeaseToken string `json:"leaseToken"`
+	Message    struct {
+		TaskID            string          `json:"taskId"`
+		Input             json.RawMessage `json:"input"`
+		VisibilityTimeout int64           `json:"visibilityTimeout"` // ms
+	} `json:"message"`
+}
+
+// work does a task. ctx ends when nobody wants its result any more.
+func work(_ context.Context, _ lease) (output any, err error) { //nolint:unparam // yours can fail
+	return map[string]any{"by": worker}, nil
+}
+
+// post asks until it is answered: every call may be repeated.
+func post(ctx context.Context, path string, body, answer any) (status int) {
+	text, _ := json.Marshal(body)
+	for ; ctx.Err() == nil; time.Sleep(time.Second) {
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, url+path, bytes.NewReader(text))
+		req.Header.Set("Authorization", "Bearer "+os.Getenv("TES_TOKEN"))
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(req)
+		if err == nil {
+			err = json.NewDecoder(resp.Body).Decode(answer)
+			_ = resp.Body.Close()
+		}
+		if err == nil && resp.StatusCode < 500 {
+			return resp.StatusCode
+		}
+	}
+	return 0
+}
+
+func run(stop context.Context, l lease) {
+	path := "/" + l.LeaseToken
+	ctx, lost := context.WithCancel(stop)
+	go func() {
+		for beat := time.Tick(time.Duration(l.Message.VisibilityTimeout) * time.Millisecond / 3); ctx.Err() == nil; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-beat:
+			}
+			var answer struct{ Directive string }
+			if status := post(ctx, path+"/heartbeat", struct{}{}, &answer); status >= 400 || answer.Directive == "CANCEL" {
+				lost()
+			}
+		}
+	}()
+	output, err := work(ctx, l)
+	over := ctx.Err() != nil && stop.Err() == nil
+	lost()
+	var answer any
+	end, body := "/complete", map[string]any{"output": output}
+	switch {
+	case over:
+		return // the task is somebody else's, or nobody's
+	case err != nil && stop.Err() != nil:
+		end, body = "/release", map[string]any{"reason": "the worker stops"}
+	case err != nil: // the task's retry policy decides what follows
+		end, body = "/fail", map[string]any{"errorCode": "WORK_FAILED", "errorMessage": err.Error()}
+	}
+	fmt.Println(worker, l.Message.TaskID, end, post(context.WithoutCancel(stop), path+end, body, &answer))
+}
+
+func main() {
+	stop, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	for stop.Err() == nil {
+		var answer struct{ Leases []lease }
+		if status := post(stop, "", map[string]any{"workerId": worker, "requestId": rand.Text(), "waitMs": 5000}, &answer); status >= 400 {
+			panic(status) // 401 or 403: look at the token
+		}
+		for _, l := range answer.Leases {
+			run(stop, l)
+		}
+	}
+}
