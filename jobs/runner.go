@@ -51,6 +51,7 @@ type Runner struct {
 
 	ctx    context.Context // of every executor
 	stop   context.CancelCauseFunc
+	claims sync.WaitGroup // claimers
 	work   sync.WaitGroup // executors
 	stales *batcher[int64]
 
@@ -106,11 +107,11 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	}
 	loops, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	var claims, loopsDone sync.WaitGroup
+	var loopsDone sync.WaitGroup
 	r.tasks.wakes.mu.Lock()
 	for _, c := range r.places {
 		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = c
-		claims.Go(func() { c.run(ctx) })
+		r.claims.Go(func() { c.run(ctx) })
 	}
 	r.tasks.wakes.mu.Unlock()
 	for _, loop := range []func(context.Context){r.live, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.age, r.fold, r.redrives, r.listen} {
@@ -119,7 +120,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 
 	<-ctx.Done()
 	r.close()
-	claims.Wait()
+	r.claims.Wait()
 	finished := make(chan struct{})
 	go func() { r.work.Wait(); close(finished) }()
 	select {

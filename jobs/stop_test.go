@@ -21,7 +21,8 @@ func TestStopLetsWhatRunsFinish(t *testing.T) {
 	receive(t, taken)
 	stopped := make(chan struct{})
 	go func() { runner.stop(); close(stopped) }()
-	waitFor(t, "it to take nothing new", func() bool { return runner.places[0].wake() == false })
+	waitFor(t, "it to stop claiming", func() bool { return !runner.places[0].wake() })
+	runner.claims.Wait() // a claim that was under way may see what comes meanwhile
 	late := b.create()
 	close(finish)
 	receive(t, stopped)
