@@ -200,6 +200,31 @@ func EventID(task uuid.UUID, seq int32) uuid.UUID {
 	return id
 }
 
+// Subjects that we hear.
+const (
+	SubjectTaskRequested       = "workflow.task_requested"
+	SubjectIntegrationResponse = "integration.response_received"
+	SubjectShutdown            = "system.shutdown_requested"
+	SubjectMaintenance         = "system.maintenance_mode"
+)
+
+// ShutdownRequested is data of system.shutdown_requested. Target is a service or
+// one process of it; empty means every process of ours.
+type ShutdownRequested struct {
+	Target       string   `json:"target,omitempty"`
+	GraceSeconds *float64 `json:"graceSeconds,omitempty"` // default the service's own patience
+	Reason       string   `json:"reason,omitempty"`
+}
+
+// MaintenanceMode is data of system.maintenance_mode. Lanes are queue names; none
+// means all five.
+type MaintenanceMode struct {
+	Enabled bool       `json:"enabled"`
+	Lanes   []string   `json:"lanes,omitempty"`
+	Reason  string     `json:"reason,omitempty"`
+	Until   *time.Time `json:"until,omitempty"`
+}
+
 // IntegrationResponse is data of integration.response_received.
 type IntegrationResponse struct {
 	TaskID        string          `json:"taskId"`

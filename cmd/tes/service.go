@@ -143,7 +143,7 @@ func (s *service) start(ctx context.Context, openUI bool) error {
 // hear acts on what the bus tells us.
 func (s *service) hear(ctx context.Context) {
 	responses := api.IntegrationResponses(s.tasks, outbox.NewInbox(s.engine))
-	if err := s.bus.Consume(ctx, "tes-integration-responses", "integration.response_received", responses); err != nil {
+	if err := s.bus.Consume(ctx, "tes-integration-responses", outbox.SubjectIntegrationResponse, responses); err != nil {
 		s.log.Error("integration responses are not heard", "error", err)
 	}
 }
