@@ -117,14 +117,14 @@ func (a *API) routes() {
 	route(a, "GET", definitions+"/{id}", anyone("tasks:read"), getTaskDefinitionDoc, a.getTaskDefinition)
 	route(a, "GET", definitions, anyone("tasks:read"), listTaskDefinitionsDoc, a.listTaskDefinitions)
 
-	route(a, "POST", leasesPath, anyone("tasks:work"), dequeueTasksDoc, a.dequeueTasks)
-	route(a, "POST", leasesPath+"/heartbeats", anyone("tasks:work"), heartbeatsDoc, a.heartbeats)
-	route(a, "POST", leasesPath+"/{leaseToken}/heartbeat", anyone("tasks:work"), heartbeatDoc, a.heartbeat)
-	route(a, "POST", leasesPath+"/{leaseToken}/complete", anyone("tasks:work"), completeLeaseDoc, a.completeLease)
-	route(a, "POST", leasesPath+"/{leaseToken}/fail", anyone("tasks:work"), failLeaseDoc, a.failLease)
-	route(a, "POST", leasesPath+"/{leaseToken}/release", anyone("tasks:work"), releaseLeaseDoc, a.releaseLease)
+	work := access{scope: "tasks:work", or: "tasks:deadletter"}
+	route(a, "POST", leasesPath, work, dequeueTasksDoc, a.dequeueTasks)
+	route(a, "POST", leasesPath+"/heartbeats", work, heartbeatsDoc, a.heartbeats)
+	route(a, "POST", leasesPath+"/{leaseToken}/heartbeat", work, heartbeatDoc, a.heartbeat)
+	route(a, "POST", leasesPath+"/{leaseToken}/complete", work, completeLeaseDoc, a.completeLease)
+	route(a, "POST", leasesPath+"/{leaseToken}/fail", work, failLeaseDoc, a.failLease)
+	route(a, "POST", leasesPath+"/{leaseToken}/release", work, releaseLeaseDoc, a.releaseLease)
 
-	desk := by("tasks:deadletter", errorHandler)
 	route(a, "GET", letters, desk, listDeadLettersDoc, a.listDeadLetters)
 	route(a, "POST", letters+"/redrive", desk, redriveDoc, a.redriveDeadLetters)
 	route(a, "GET", letters+"/operations/{operationId}", desk, getRedriveDoc, a.getRedrive)

@@ -22,17 +22,30 @@ const (
 // access says who may: the document's Callers column, and the scope.
 type access struct {
 	scope   string
+	or      string   // another scope that will do; empty for none
 	callers []string // nil: anyone who holds the scope
 }
 
+// desk is access to the dead letters, be it at their desk or by leases.
+var desk = by("tasks:deadletter", errorHandler)
+
 // by is access for these callers only.
-func by(scope string, callers ...string) access { return access{scope, callers} }
+func by(scope string, callers ...string) access { return access{scope: scope, callers: callers} }
 
 // anyone is access for whoever holds the scope.
 func anyone(scope string) access { return access{scope: scope} }
 
+// security is the same in the document: any one of the list will do.
+func (who access) security() []map[string][]string {
+	all := []map[string][]string{{security: {who.scope}}}
+	if who.or != "" {
+		all = append(all, map[string][]string{security: {who.or}})
+	}
+	return all
+}
+
 func (who access) allows(c *Caller) bool {
-	return c.Holds(who.scope) && (who.callers == nil || slices.Contains(who.callers, c.Name))
+	return (c.Holds(who.scope) || who.or != "" && c.Holds(who.or)) && (who.callers == nil || slices.Contains(who.callers, c.Name))
 }
 
 // admit lets a request go on to its operation if its token says that it may. It
@@ -80,10 +93,19 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 	c.caller = caller
 	if !who.allows(caller) {
 		c.refused = "not allowed"
-		return problem(http.StatusForbidden, codeForbidden, "this caller may not do this: it takes the scope "+who.scope+callersText(who.callers)).
-			with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
+		return who.forbidden("to do this")
 	}
 	return nil
+}
+
+// forbidden is the answer to a good token that is the wrong one.
+func (who access) forbidden(what string) *Problem {
+	takes := who.scope
+	if who.or != "" {
+		takes += " or " + who.or
+	}
+	return problem(http.StatusForbidden, codeForbidden, "this caller may not: "+what+" takes the scope "+takes+callersText(who.callers)).
+		with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
 }
 
 func callersText(callers []string) string {

@@ -23,12 +23,12 @@ type Dequeue struct {
 	RequestID string             `json:"requestId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same workerId and requestId are answered with the same leases, so a lost answer costs nothing. Take a new one for each dequeue."`
 	WaitMs    int64              `json:"waitMs,omitempty" minimum:"0" maximum:"60000" doc:"How long to wait for work when there is none: a long poll, woken by work."`
 	MaxTasks  int                `json:"maxTasks,omitempty" minimum:"1" maximum:"100" default:"1" doc:"Leases in one answer, over all selections."`
-	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"What to take, in this order. Default: both standard queues, every definition."`
+	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"What to take, in this order. Default: both standard queues, every definition; the dead-letter queue for a token that holds tasks:deadletter alone."`
 }
 
 // DequeueSelection is a part of the queues that a worker works.
 type DequeueSelection struct {
-	Queue             string   `json:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-retry" doc:"A standard queue comes with the retries of its tasks, which go first; the retry queue alone has those of both."`
+	Queue             string   `json:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-retry,task-execution-deadletter" doc:"A standard queue comes with the retries of its tasks, which go first; the retry queue alone has those of both. The dead-letter queue is the error handler's, takes the scope tasks:deadletter, and goes before all."`
 	TaskDefinitionIDs []string `json:"taskDefinitionIds,omitempty" maxItems:"100" doc:"The definitions that the worker knows. Default: all."`
 	MaxTasks          int      `json:"maxTasks,omitempty" minimum:"1" maximum:"100" doc:"Leases of this selection. Default: as many as the request."`
 	VisibilityTimeout int64    `json:"visibilityTimeout,omitempty" minimum:"1000" maximum:"43200000" doc:"Milliseconds that a lease lasts without a heartbeat. Default: the task's own, 30000 where it says nothing."`
@@ -47,6 +47,8 @@ type Lease struct {
 	LeaseExpiresAt time.Time        `json:"leaseExpiresAt" doc:"Send a heartbeat before, or another worker gets the task."`
 	Message        TaskQueueMessage `json:"message"`
 	Checkpoint     json.RawMessage  `json:"checkpoint,omitempty" doc:"What an attempt before this one noted down last."`
+	Status         jobs.Status      `json:"status" doc:"RUNNING; of a dead letter, how its task has ended."`
+	Error          json.RawMessage  `json:"error,omitempty" doc:"Of a dead letter: the error with which its task has ended."`
 	Traceparent    string           `json:"traceparent,omitempty" doc:"The span of the request that made the task."`
 }
 
@@ -83,7 +85,7 @@ type dequeueOutput struct{ Body *LeaseList }
 var madeUp = strings.Repeat("A", jobs.LeaseTokenLength)
 
 var exampleLease = map[string]any{
-	"leaseToken": madeUp, "attempt": 1, "leaseExpiresAt": "2026-01-15T10:30:30Z",
+	"leaseToken": madeUp, "attempt": 1, "leaseExpiresAt": "2026-01-15T10:30:30Z", "status": "RUNNING",
 	"message": map[string]any{
 		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "workflowId": "order-workflow-123", "taskDefinitionId": "render-report",
 		"taskType": "AUTOMATED", "priority": "MEDIUM",
@@ -96,8 +98,9 @@ var exampleLease = map[string]any{
 var dequeueTasksDoc = doc{
 	id: "dequeueTasks", tag: tagLeases, summary: "Lease tasks",
 	description: "Hands out tasks whose executor is worker, by priority, then age; retries first. Each comes with a lease: a token, and the time " +
-		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back.",
-	errors:  []int{413, 415},
+		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back. " +
+		"A dead letter's task has ended and stays so: complete lays the letter aside (output.reason says why), fail and release put it back.",
+	errors:  []int{403, 413, 415},
 	request: map[string]any{"workerId": "w-7", "requestId": "5f3c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11", "waitMs": 20000, "maxTasks": 10, "select": []any{map[string]any{"queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "maxTasks": 8, "visibilityTimeout": 30000}}},
 	answer:  map[string]any{"serverTime": "2026-01-15T10:30:00Z", "leases": []any{exampleLease}},
 }
@@ -111,8 +114,22 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 			Lane: s.Queue, Definitions: s.TaskDefinitionIDs, Most: s.MaxTasks, Visibility: milliseconds(s.VisibilityTimeout),
 		})
 	}
-	if req.Select == nil {
+	caller := callerOf(ctx)
+	switch {
+	case req.Select == nil && caller.Holds("tasks:work"):
 		req.Select = []jobs.Selection{{Lane: jobs.LaneAutomated}, {Lane: jobs.LaneIntegration}}
+	case req.Select == nil:
+		req.Select = []jobs.Selection{{Lane: jobs.LaneDeadLetter}}
+	}
+	for _, s := range req.Select {
+		who := anyone("tasks:work")
+		if s.Lane == jobs.LaneDeadLetter {
+			who = desk
+		}
+		if !who.allows(caller) {
+			callOf(ctx).refused = "not allowed"
+			return nil, who.forbidden("to lease from " + s.Lane)
+		}
 	}
 	found, err := a.cfg.Tasks.Lease(ctx, req)
 	if err != nil {
@@ -132,6 +149,7 @@ func leaseOf(l *jobs.Lease) Lease {
 	}
 	return Lease{
 		LeaseToken: l.Token, Attempt: l.Attempt, LeaseExpiresAt: l.ExpiresAt, Checkpoint: l.Checkpoint, Traceparent: l.Traceparent,
+		Status: l.Status, Error: l.Error,
 		Message: TaskQueueMessage{
 			TaskID: l.TaskID, WorkflowID: l.WorkflowID, StepID: l.StepID, TaskDefinitionID: l.DefinitionID, TaskType: l.Type,
 			Priority: l.Priority, Input: l.Input, WorkflowContext: l.Context, CorrelationID: l.CorrelationID, EnqueueTime: l.EnqueuedAt,

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
 // worker speaks the worker protocol.
@@ -97,6 +99,37 @@ func TestWorkerGivesBackAndFails(t *testing.T) {
 	w.call("/"+strings.Repeat("A", 59)+"/complete", nil).fails(t, 404, "NOT_FOUND")
 	w.call("", object{"workerId": "w-7", "select": []any{object{"queue": "task-execution-manual"}}}).fails(t, 422, "VALIDATION_ERROR")
 	w.call("", object{"workerId": "w-7", "waitMs": 60001}).fails(t, 422, "VALIDATION_ERROR")
+}
+
+// The error handler leases dead letters, and nobody else does.
+func TestDeadLettersAreTheErrorHandlers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.worker(t)
+	id := b.forWorkers(t)
+	lease := w.call("", object{"workerId": "w-7"}).is(t, 200)["leases"].([]any)[0].(object)
+	require.Equal(t, "RUNNING", lease["status"])
+	require.NotContains(t, lease, "error")
+	w.call("/"+lease["leaseToken"].(string)+"/fail", object{"errorCode": "NO_PAPER", "retryable": false}).is(t, 200)
+
+	letters := object{"workerId": "desk", "select": []any{object{"queue": "task-execution-deadletter", "taskDefinitionIds": []any{"render-report"}}}}
+	w.call("", letters).fails(t, 403, "FORBIDDEN")
+	alone, err := b.auth.Mint(peertest.TokenOptions{Service: errorHandler, Scopes: []string{"tasks:deadletter"}})
+	require.NoError(t, err)
+	h := &worker{b, t, alone}
+	h.call("", object{"workerId": "desk", "select": []any{object{"queue": "task-execution-automated"}}}).fails(t, 403, "FORBIDDEN")
+	letter := h.call("", letters).is(t, 200)["leases"].([]any)[0].(object)
+	require.Equal(t, "FAILED", letter["status"])
+	require.Equal(t, "NO_PAPER", letter["error"].(object)["code"])
+	require.Equal(t, id, letter["message"].(object)["taskId"])
+	token := "/" + letter["leaseToken"].(string)
+	require.Equal(t, "CONTINUE", h.call(token+"/heartbeat", nil).is(t, 200)["directive"])
+	require.Equal(t, "FAILED", h.call(token+"/release", nil).is(t, 200)["status"])
+	h.call(token+"/heartbeat", nil).fails(t, 409, "LEASE_LOST")
+	again := h.call("", object{"workerId": "desk"}).is(t, 200)["leases"].([]any)
+	require.Len(t, again, 1, "without a choice it is given what it may have")
+	require.Equal(t, "FAILED", h.call("/"+again[0].(object)["leaseToken"].(string)+"/complete", object{"output": object{"reason": "reported"}}).is(t, 200)["status"])
+	require.Empty(t, h.call("", object{"workerId": "desk"}).is(t, 200)["leases"])
 }
 
 // A worker that hangs up while it is parked has nothing; the next one has it all.

@@ -16,39 +16,40 @@ import (
 var callers = map[string]struct {
 	scope    string
 	services []string // nil: anyone who holds the scope
+	or       string   // another scope that will do
 }{
-	"createTask":          {"tasks:create", []string{orchestrator}},
-	"createTasks":         {"tasks:create", []string{orchestrator}},
-	"getTask":             {"tasks:read", []string{orchestrator, ui}},
-	"updateTaskStatus":    {"tasks:update", []string{orchestrator}},
-	"cancelTask":          {"tasks:cancel", []string{orchestrator}},
-	"listTasksByWorkflow": {"tasks:read", []string{orchestrator, ui}},
-	"reassignTask":        {"tasks:reassign", []string{ui}},
-	"claimTask":           {"tasks:update", []string{ui}},
-	"unclaimTask":         {"tasks:update", []string{ui}},
-	"completeTask":        {"tasks:update", []string{ui}},
-	"claimNextTask":       {"tasks:update", []string{ui}},
-	"listTasksByUser":     {"tasks:read", []string{ui}},
-	"getTaskMetrics":      {"tasks:metrics", []string{monitoring}},
-	"whyTask":             {"tasks:read", nil},
-	"listTaskEvents":      {"tasks:read", nil},
-	"listTaskAttempts":    {"tasks:read", nil},
-	"putTaskDefinition":   {"tasks:define", []string{orchestrator}},
-	"getTaskDefinition":   {"tasks:read", nil},
-	"listTaskDefinitions": {"tasks:read", nil},
-	"dequeueTasks":        {"tasks:work", nil},
-	"heartbeat":           {"tasks:work", nil},
-	"heartbeats":          {"tasks:work", nil},
-	"completeLease":       {"tasks:work", nil},
-	"failLease":           {"tasks:work", nil},
-	"releaseLease":        {"tasks:work", nil},
+	"createTask":          {"tasks:create", []string{orchestrator}, ""},
+	"createTasks":         {"tasks:create", []string{orchestrator}, ""},
+	"getTask":             {"tasks:read", []string{orchestrator, ui}, ""},
+	"updateTaskStatus":    {"tasks:update", []string{orchestrator}, ""},
+	"cancelTask":          {"tasks:cancel", []string{orchestrator}, ""},
+	"listTasksByWorkflow": {"tasks:read", []string{orchestrator, ui}, ""},
+	"reassignTask":        {"tasks:reassign", []string{ui}, ""},
+	"claimTask":           {"tasks:update", []string{ui}, ""},
+	"unclaimTask":         {"tasks:update", []string{ui}, ""},
+	"completeTask":        {"tasks:update", []string{ui}, ""},
+	"claimNextTask":       {"tasks:update", []string{ui}, ""},
+	"listTasksByUser":     {"tasks:read", []string{ui}, ""},
+	"getTaskMetrics":      {"tasks:metrics", []string{monitoring}, ""},
+	"whyTask":             {"tasks:read", nil, ""},
+	"listTaskEvents":      {"tasks:read", nil, ""},
+	"listTaskAttempts":    {"tasks:read", nil, ""},
+	"putTaskDefinition":   {"tasks:define", []string{orchestrator}, ""},
+	"getTaskDefinition":   {"tasks:read", nil, ""},
+	"listTaskDefinitions": {"tasks:read", nil, ""},
+	"dequeueTasks":        {"tasks:work", nil, "tasks:deadletter"},
+	"heartbeat":           {"tasks:work", nil, "tasks:deadletter"},
+	"heartbeats":          {"tasks:work", nil, "tasks:deadletter"},
+	"completeLease":       {"tasks:work", nil, "tasks:deadletter"},
+	"failLease":           {"tasks:work", nil, "tasks:deadletter"},
+	"releaseLease":        {"tasks:work", nil, "tasks:deadletter"},
 
-	"listDeadLetters":      {"tasks:deadletter", []string{errorHandler}},
-	"redriveDeadLetters":   {"tasks:deadletter", []string{errorHandler}},
-	"getRedriveOperation":  {"tasks:deadletter", []string{errorHandler}},
-	"stopRedriveOperation": {"tasks:deadletter", []string{errorHandler}},
-	"undoRedriveOperation": {"tasks:deadletter", []string{errorHandler}},
-	"discardDeadLetter":    {"tasks:deadletter", []string{errorHandler}},
+	"listDeadLetters":      {"tasks:deadletter", []string{errorHandler}, ""},
+	"redriveDeadLetters":   {"tasks:deadletter", []string{errorHandler}, ""},
+	"getRedriveOperation":  {"tasks:deadletter", []string{errorHandler}, ""},
+	"stopRedriveOperation": {"tasks:deadletter", []string{errorHandler}, ""},
+	"undoRedriveOperation": {"tasks:deadletter", []string{errorHandler}, ""},
+	"discardDeadLetter":    {"tasks:deadletter", []string{errorHandler}, ""},
 }
 
 var services = []string{orchestrator, ui, monitoring, "task-worker", errorHandler, "stranger", "workflow-orchestrator ", "Workflow-Orchestrator"}
@@ -78,7 +79,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 			want, ok := callers[id]
 			require.True(t, ok, "who may call %s is not settled", id)
 			seen[id] = true
-			require.Equal(t, []any{object{"serviceJWT": []any{want.scope}}}, op["security"], id)
+			security := []any{object{"serviceJWT": []any{want.scope}}}
+			if want.or != "" {
+				security = append(security, object{"serviceJWT": []any{want.or}})
+			}
+			require.Equal(t, security, op["security"], id)
 			list := []any{}
 			for _, s := range want.services {
 				list = append(list, s)
@@ -109,10 +114,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 					require.Equal(t, `Bearer realm="tes", error="insufficient_scope", scope="`+want.scope+`"`, r.header.Get("WWW-Authenticate"))
 				}
 				if allowed {
-					others := slices.DeleteFunc(slices.Clone(scopes), func(s string) bool { return s == want.scope })
+					others := slices.DeleteFunc(slices.Clone(scopes), func(s string) bool { return s == want.scope || s == want.or })
 					ask(token(service, others...)).fails(t, http.StatusForbidden, "FORBIDDEN")
 					ask(token(service, want.scope+"s", "tasks", "tasks:*", strings.ToUpper(want.scope))).fails(t, http.StatusForbidden, "FORBIDDEN")
 					require.NotContains(t, []int{401, 403}, ask(token(service, want.scope)).status)
+					if want.or != "" {
+						require.NotContains(t, []int{401, 403}, ask(token(service, want.or)).status)
+					}
 				}
 			}
 		}

@@ -88,7 +88,7 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 		OperationID: d.id, Method: method, Path: path, Tags: []string{d.tag}, Summary: d.summary, Description: d.description,
 		DefaultStatus: status,
 		Errors:        append([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}, d.errors...),
-		Security:      []map[string][]string{{security: {who.scope}}},
+		Security:      who.security(),
 		Extensions:    map[string]any{"x-callers": []string{"*"}},
 		Responses:     map[string]*huma.Response{},
 	}

@@ -19,8 +19,14 @@ WITH letter AS MATERIALIZED (
     FROM task t
     JOIN river_job j ON j.id = t.job_id
     WHERE t.task_id = $3 AND t.tenant_id = $4 AND t.status IN ('FAILED', 'TIMED_OUT')
-        AND j.kind = 'task.deadletter' AND (j.state = 'available') IS TRUE
+        AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
+        AND ($5::bigint = 0 OR t.job_id = $5::bigint)
     FOR UPDATE OF t, j
+),
+ended_lease AS (
+    DELETE FROM lease l
+    USING letter
+    WHERE l.task_id = letter.task_id
 ),
 ended_job AS (
     UPDATE river_job j
@@ -51,6 +57,7 @@ type DeadLetterDiscardParams struct {
 	Reason   string
 	TaskID   uuid.UUID
 	TenantID string
+	WantJob  int64
 }
 
 type DeadLetterDiscardRow struct {
@@ -60,8 +67,8 @@ type DeadLetterDiscardRow struct {
 	Reason string
 }
 
-// Lays a dead letter aside. Comes back with one row, or with none where there is
-// no dead letter.
+// Lays a dead letter aside, leased or not; with a job, only the one that it names.
+// Comes back with one row, or with none where there is no dead letter.
 // From FAILED to FAILED: by that the depth of the lane knows it is gone.
 func (q *Queries) DeadLetterDiscard(ctx context.Context, arg DeadLetterDiscardParams) ([]DeadLetterDiscardRow, error) {
 	rows, err := q.db.Query(ctx, deadLetterDiscard,
@@ -69,6 +76,7 @@ func (q *Queries) DeadLetterDiscard(ctx context.Context, arg DeadLetterDiscardPa
 		arg.Reason,
 		arg.TaskID,
 		arg.TenantID,
+		arg.WantJob,
 	)
 	if err != nil {
 		return nil, err
@@ -94,23 +102,17 @@ func (q *Queries) DeadLetterDiscard(ctx context.Context, arg DeadLetterDiscardPa
 }
 
 const deadLetterDiscarded = `-- name: DeadLetterDiscarded :one
-SELECT d.task_id, d.at, d.actor, d.reason
+SELECT d.task_id, d.job_id, d.at, d.actor, d.reason
 FROM dead_letter_discard d
 WHERE d.task_id = $1
 `
 
-type DeadLetterDiscardedRow struct {
-	TaskID uuid.UUID
-	At     time.Time
-	Actor  string
-	Reason string
-}
-
-func (q *Queries) DeadLetterDiscarded(ctx context.Context, taskID uuid.UUID) (DeadLetterDiscardedRow, error) {
+func (q *Queries) DeadLetterDiscarded(ctx context.Context, taskID uuid.UUID) (DeadLetterDiscard, error) {
 	row := q.db.QueryRow(ctx, deadLetterDiscarded, taskID)
-	var i DeadLetterDiscardedRow
+	var i DeadLetterDiscard
 	err := row.Scan(
 		&i.TaskID,
+		&i.JobID,
 		&i.At,
 		&i.Actor,
 		&i.Reason,
@@ -387,7 +389,7 @@ SELECT
     (CASE WHEN $1::boolean THEN t.input END)::jsonb AS input,
     (t.status IN ('FAILED', 'TIMED_OUT') AND j.id IS NOT NULL)::boolean AS dead
 FROM task t
-LEFT JOIN river_job j ON j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state = 'available') IS TRUE
+LEFT JOIN river_job j ON j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
 WHERE t.task_id = ANY ($2::uuid[])
 `
 

@@ -67,6 +67,7 @@ const (
 	LeaseKindWorker   LeaseKind = "worker"
 	LeaseKindResponse LeaseKind = "response"
 	LeaseKindPerson   LeaseKind = "person"
+	LeaseKindLetter   LeaseKind = "letter"
 )
 
 func (e *LeaseKind) Scan(src interface{}) error {

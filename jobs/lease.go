@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,7 +28,8 @@ type LeaseRequest struct {
 // Selection is a part of the queues that a worker works.
 type Selection struct {
 	// Lane is LaneAutomated or LaneIntegration, with the retries of its tasks, which
-	// come first; or LaneRetry, the retries of both.
+	// come first; or LaneRetry, the retries of both; or LaneDeadLetter, which comes
+	// before all.
 	Lane string
 	// Definitions that the worker knows; empty: all.
 	Definitions []string
@@ -37,9 +39,11 @@ type Selection struct {
 	Visibility time.Duration
 }
 
-// Lease is an attempt in the hands of a remote worker.
+// Lease is an attempt, or a dead letter, in the hands of a remote worker.
 type Lease struct {
 	Token      string
+	Status     Status          // RUNNING; a dead letter's is how its task ended
+	Error      json.RawMessage // of a dead letter: why it is one; nil otherwise
 	Attempt    int
 	ExpiresAt  time.Time
 	Visibility time.Duration
@@ -105,11 +109,22 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	// Cut short, a claim would leave its jobs to the sweep.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
+	letters := 0
 	var begun []*move
-	for _, sel := range req.Select {
-		most := req.Most - len(begun)
+	for _, sel := range deadLettersFirst(req.Select) {
+		most := req.Most - len(begun) - letters
 		if sel.Most > 0 {
 			most = min(most, sel.Most)
+		}
+		if sel.Lane == LaneDeadLetter {
+			if most > 0 {
+				taken, err := t.leaseLetters(work, req, sel, most)
+				if err != nil {
+					return nil, err
+				}
+				letters += taken
+			}
+			continue
 		}
 		lanes := []db.WorkerClaimParams{{Lane: LaneRetry, Type: string(typeOf(sel.Lane))}, {Lane: sel.Lane}}
 		if sel.Lane == LaneRetry {
@@ -134,7 +149,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			most -= len(rows)
 		}
 	}
-	if len(begun) == 0 {
+	if len(begun)+letters == 0 {
 		return nil, nil
 	}
 	if err := t.begin(work, begun); err != nil {
@@ -149,6 +164,23 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		return nil, context.Cause(ctx)
 	}
 	return found, err
+}
+
+// deadLettersFirst is the interface document's order: a free place takes them first.
+func deadLettersFirst(all []Selection) []Selection {
+	sorted := slices.Clone(all)
+	slices.SortStableFunc(sorted, func(a, b Selection) int {
+		switch {
+		case a.Lane == b.Lane:
+			return 0
+		case a.Lane == LaneDeadLetter:
+			return -1
+		case b.Lane == LaneDeadLetter:
+			return 1
+		}
+		return 0
+	})
+	return sorted
 }
 
 // typeOf is the type of a standard lane's tasks; the retry lane has all.
@@ -212,16 +244,20 @@ func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		token, err := t.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt})
+		letter := row.Kind == db.LeaseKindLetter
+		token, err := t.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter})
 		if err != nil {
 			return nil, err
 		}
 		found[i] = Lease{
 			Token: token, Attempt: int(row.Attempt), ExpiresAt: row.ExpiresAt.UTC(), Visibility: time.Duration(row.VisibilityMs) * time.Millisecond,
-			EnqueuedAt: row.EnqueuedAt.UTC(), Checkpoint: row.Checkpoint,
+			EnqueuedAt: row.EnqueuedAt.UTC(), Checkpoint: row.Checkpoint, Status: Status(row.Status),
 			TaskID: row.TaskID, WorkflowID: row.WorkflowID, DefinitionID: row.DefinitionID, Type: Type(row.Type),
 			Priority: priorityOf(row.Priority), CorrelationID: row.CorrelationID, Input: row.Input, Context: row.Context,
 			Timeout: s.timeout, Retry: s.retry, Security: s.config.SecurityContext,
+		}
+		if letter {
+			found[i].Error = row.Error
 		}
 		if row.StepID != nil {
 			found[i].StepID = *row.StepID
@@ -323,6 +359,9 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID) (Beaten, 
 	task, err := t.Get(ctx, tenant, id.task)
 	if err != nil {
 		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
+	}
+	if id.letter {
+		return Beaten{Err: ErrLeaseLost}, nil
 	}
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
 		s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)

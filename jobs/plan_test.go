@@ -27,7 +27,7 @@ var growing = []string{"task", "task_attempt", "task_event", "task_request", "ri
 // every single id once the planner believes that nothing is running.
 var byLane = map[string]bool{
 	"LaneClaim": true, "LaneAge": true, "LaneOrphans": true, "LaneWaiting": true, "WorkerClaim": true, "TaskWhy": true, "LaneStale": true,
-	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true,
+	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true, "LetterClaim": true,
 }
 
 // inOrder are the statements that read the first few rows in an index's order.
@@ -43,7 +43,7 @@ var needed = []string{
 	"WorkerClaim", "WorkerLeases", "WorkerBeat", "WorkerSaid",
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
-	"RedriveUndoable", "RedriveWaiting",
+	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn",
 }
 
 // The engine keeps generic plans, and makes them anew every second (pgpool.Replan).

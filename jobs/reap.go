@@ -102,6 +102,9 @@ func (r *Runner) reap(ctx context.Context) {
 				break
 			}
 		}
+		if err := r.tasks.returnExpired(ctx); err != nil {
+			return err
+		}
 		_, err := r.tasks.q.LeaseSweep(ctx)
 		return err
 	})

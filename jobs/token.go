@@ -15,17 +15,19 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// leaseID is what a lease token says: which attempt. The job is new in every
-// attempt, so that a number given back by a release comes with another token.
+// leaseID is what a lease token says: which attempt, or which dead letter. The job is
+// new in every attempt, so that a number given back by a release comes with another
+// token; and so it is whenever a dead letter is put back.
 type leaseID struct {
 	task    uuid.UUID
 	job     int64
 	attempt int32
+	letter  bool
 }
 
 // A token is the lease's id and the first half of its HMAC-SHA256, in base64url.
 const (
-	leaseIDBytes = 16 + 8 + 4
+	leaseIDBytes = 16 + 8 + 4 + 1
 	leaseMAC     = 16
 )
 
@@ -80,13 +82,18 @@ func (k *tokens) read(ctx context.Context, token string) (leaseID, error) {
 	}
 	return leaseID{
 		task: uuid.UUID(raw[:16]), job: int64(binary.BigEndian.Uint64(raw[16:])), attempt: int32(binary.BigEndian.Uint32(raw[24:])),
+		letter: raw[28] == 1,
 	}, nil
 }
 
 func (id leaseID) append(to []byte) []byte {
 	to = append(to, id.task[:]...)
 	to = binary.BigEndian.AppendUint64(to, uint64(id.job))
-	return binary.BigEndian.AppendUint32(to, uint32(id.attempt))
+	to = binary.BigEndian.AppendUint32(to, uint32(id.attempt))
+	if id.letter {
+		return append(to, 1)
+	}
+	return append(to, 0)
 }
 
 func mac(key, text []byte) []byte {

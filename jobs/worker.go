@@ -26,6 +26,9 @@ func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output 
 	if err != nil {
 		return db.Task{}, err
 	}
+	if w.id.letter {
+		return t.ackLetter(ctx, w, output)
+	}
 	if w.settings.def != nil {
 		if broken := w.settings.def.output.Validate(orEmpty(output)); len(broken) > 0 {
 			return db.Task{}, &Invalid{Message: "the output does not match the definition's schema", Violations: below("/output", broken)}
@@ -46,6 +49,9 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 	if err != nil {
 		return db.Task{}, err
 	}
+	if w.id.letter {
+		return t.returnLetter(ctx, w, f.Error(), max(later, letterRest))
+	}
 	if !w.holds() {
 		return t.repeated(ctx, w, nil, f)
 	}
@@ -64,6 +70,9 @@ func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay ti
 	w, err := t.word(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
+	}
+	if w.id.letter {
+		return t.returnLetter(ctx, w, "", delay)
 	}
 	if !w.holds() {
 		return t.releasedBefore(ctx, w)

@@ -16,7 +16,8 @@ CREATE TYPE public.lease_kind AS ENUM (
     'process',
     'worker',
     'response',
-    'person'
+    'person',
+    'letter'
 );
 
 CREATE TYPE public.redrive_item_state AS ENUM (

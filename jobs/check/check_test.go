@@ -244,6 +244,7 @@ var breakages = []struct {
 		WHERE id = (SELECT job_id FROM task WHERE task_id = <cancelled>)`}},
 	{"i16_dead_letter", "failed", []string{"UPDATE river_job SET kind = 'task.worker' WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
 	{"i16_dead_letter", "failed", []string{"DELETE FROM river_job WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
+	{"i16_dead_letter", "failed", []string{"UPDATE river_job SET state = 'running', attempted_at = now() WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
 	{"x_counters", "", []string{`
 		INSERT INTO tally_delta (at, type, lane, event, now, n, run_ms) VALUES (now(), 'AUTOMATED', 'task-execution-automated', 'created', 'PENDING', 1, 0)`}},
 	{"x_hours", "", []string{`

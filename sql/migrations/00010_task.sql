@@ -183,8 +183,8 @@ CREATE TABLE task_request (
 
 -- Who runs what, for as long as it runs: one row for a RUNNING task whose start
 -- was told apart from its end. An attempt that starts and ends in one flush
--- never has one.
-CREATE TYPE lease_kind AS ENUM ('process', 'worker', 'response', 'person');
+-- never has one. A dead letter has one (letter) while somebody looks at it.
+CREATE TYPE lease_kind AS ENUM ('process', 'worker', 'response', 'person', 'letter');
 CREATE TABLE lease (
     task_id uuid PRIMARY KEY,
     job_id bigint NOT NULL,

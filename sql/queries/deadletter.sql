@@ -92,15 +92,21 @@ ORDER BY alike.n DESC, alike.fingerprint DESC
 LIMIT @page::integer;
 
 -- name: DeadLetterDiscard :many
--- Lays a dead letter aside. Comes back with one row, or with none where there is
--- no dead letter.
+-- Lays a dead letter aside, leased or not; with a job, only the one that it names.
+-- Comes back with one row, or with none where there is no dead letter.
 WITH letter AS MATERIALIZED (
     SELECT t.task_id, t.job_id
     FROM task t
     JOIN river_job j ON j.id = t.job_id
     WHERE t.task_id = @task_id AND t.tenant_id = @tenant_id AND t.status IN ('FAILED', 'TIMED_OUT')
-        AND j.kind = 'task.deadletter' AND (j.state = 'available') IS TRUE
+        AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
+        AND (@want_job::bigint = 0 OR t.job_id = @want_job::bigint)
     FOR UPDATE OF t, j
+),
+ended_lease AS (
+    DELETE FROM lease l
+    USING letter
+    WHERE l.task_id = letter.task_id
 ),
 ended_job AS (
     UPDATE river_job j
@@ -127,7 +133,7 @@ FROM letter
 RETURNING task_id, at, actor, reason;
 
 -- name: DeadLetterDiscarded :one
-SELECT d.task_id, d.at, d.actor, d.reason
+SELECT d.task_id, d.job_id, d.at, d.actor, d.reason
 FROM dead_letter_discard d
 WHERE d.task_id = @task_id;
 
@@ -138,7 +144,7 @@ SELECT
     (CASE WHEN @with_input::boolean THEN t.input END)::jsonb AS input,
     (t.status IN ('FAILED', 'TIMED_OUT') AND j.id IS NOT NULL)::boolean AS dead
 FROM task t
-LEFT JOIN river_job j ON j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state = 'available') IS TRUE
+LEFT JOIN river_job j ON j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
 WHERE t.task_id = ANY (@task_ids::uuid[]);
 
 -- name: RedriveCreate :exec

@@ -34,12 +34,13 @@ LIMIT 500;
 
 -- name: LeaseSweep :execrows
 -- Expired leases of attempts that are over: their end was committed side by side
--- with their beginning, and did not see them.
+-- with their beginning, and did not see them. A dead letter's goes with its return.
 DELETE FROM lease l
 WHERE l.expires_at <= now()
     AND NOT EXISTS (
         SELECT FROM task t
-        WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
+        WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
+            AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
     );
 
 -- name: LeaseGet :one

@@ -45,9 +45,10 @@ JOIN task t ON t.task_id = claimed.task_id;
 SELECT
     l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
     t.task_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.revision, t.correlation_id, t.traceparent,
-    t.input, t.config, t.context
+    t.input, t.config, t.context, l.kind, t.status, t.error
 FROM lease l
-JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
+JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
+    AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
 JOIN river_job j ON j.id = l.job_id
 LEFT JOIN task_checkpoint c ON c.task_id = l.task_id
 WHERE l.owner = @owner AND l.request_id = @request_id::text AND t.tenant_id = @tenant_id

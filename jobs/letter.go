@@ -1,0 +1,141 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// A dead letter can be leased like a task, by whoever handles errors. Its task has
+// ended and stays as it is; what the last word means is the letter's:
+//
+//	complete   it was dealt with, and is laid aside as by Discard
+//	fail       it was not: it goes back, and rests
+//	release    it goes back
+//
+// Whoever redrives or discards it at the desk meanwhile has the last word.
+
+// letterRest is how long a dead letter rests that its handler failed at: the queue
+// operations' interval of the interface document.
+const letterRest = 5 * time.Second
+
+// leaseLetters takes dead letters and says how many there were.
+func (t *Tasks) leaseLetters(ctx context.Context, req LeaseRequest, sel Selection, most int) (int, error) {
+	visibility := sel.Visibility
+	if visibility == 0 {
+		visibility = DefaultVisibility
+	}
+	taken, err := t.q.LetterClaim(ctx, db.LetterClaimParams{
+		TenantID: req.Tenant, Worker: req.Worker, RequestID: req.ID, DefinitionIds: append([]string{}, sel.Definitions...),
+		VisibilityMs: visibility.Milliseconds(), Most: int32(most), //nolint:gosec // at most a request's hundred
+	})
+	if err != nil {
+		return 0, readError("claim of dead letters", err)
+	}
+	return len(taken), nil
+}
+
+// ackLetter lays a leased dead letter aside. What its handler said of it is kept as
+// the reason.
+func (t *Tasks) ackLetter(ctx context.Context, w *word, output json.RawMessage) (db.Task, error) {
+	reason := letterReason(output)
+	lease, err := t.q.LeaseGet(ctx, w.id.task)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return db.Task{}, readError("lease of task "+w.id.task.String(), err)
+	}
+	rows, err := t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
+		TaskID: w.id.task, TenantID: w.tenant, WantJob: w.id.job, Actor: lease.Owner, Reason: reason,
+	})
+	if err != nil {
+		return db.Task{}, readError("task "+w.id.task.String(), err)
+	}
+	if len(rows) == 0 {
+		before, err := t.q.DeadLetterDiscarded(ctx, w.id.task)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows) || (err == nil && before.JobID != w.id.job):
+			return db.Task{}, ErrLeaseLost
+		case err != nil:
+			return db.Task{}, readError("task "+w.id.task.String(), err)
+		case before.Reason != reason:
+			return db.Task{}, &Conflict{Message: fmt.Sprintf("the dead letter was laid aside already, by %s, for another reason", before.Actor)}
+		}
+	}
+	return t.Get(ctx, w.tenant, w.id.task)
+}
+
+// letterReason is output.reason where there is one, else all that was said.
+func letterReason(output json.RawMessage) string {
+	var said struct {
+		Reason string `json:"reason"`
+	}
+	switch {
+	case json.Unmarshal(output, &said) == nil && said.Reason != "":
+		return storable(said.Reason, longestMessage)
+	case len(output) > 0:
+		return storable(string(output), longestMessage)
+	}
+	return "handled"
+}
+
+// returnLetter puts a leased dead letter back. Said again, it is answered as the
+// first time.
+func (t *Tasks) returnLetter(ctx context.Context, w *word, why string, delay time.Duration) (db.Task, error) {
+	back, err := t.q.LetterReturn(ctx, db.LetterReturnParams{
+		TaskIds: []uuid.UUID{w.id.task}, JobIds: []int64{w.id.job}, Why: storable(why, longestMessage), DelayMs: delay.Milliseconds(),
+	})
+	if err != nil {
+		return db.Task{}, readError("task "+w.id.task.String(), err)
+	}
+	if len(back) == 0 {
+		before, err := t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task.String()})
+		switch {
+		case err != nil:
+			return db.Task{}, readError("job of a lease", err)
+		case !before:
+			return db.Task{}, ErrLeaseLost
+		}
+		return w.task, nil
+	}
+	if delay == 0 {
+		t.wakeLetters(ctx)
+	}
+	return t.Get(ctx, w.tenant, w.id.task)
+}
+
+// returnExpired puts back what was leased and not heard of again.
+func (t *Tasks) returnExpired(ctx context.Context) error {
+	rows, err := t.q.LetterExpired(ctx)
+	if err != nil {
+		return fmt.Errorf("find expired leases of dead letters: %w", err)
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	p := db.LetterReturnParams{Expired: true, Why: CodeLeaseExpired}
+	for _, row := range rows {
+		p.TaskIds, p.JobIds = append(p.TaskIds, row.TaskID), append(p.JobIds, row.JobID)
+	}
+	back, err := t.q.LetterReturn(ctx, p)
+	if err != nil {
+		return fmt.Errorf("put dead letters back: %w", err)
+	}
+	if len(back) > 0 {
+		t.cfg.Logger.Info("leases of dead letters ran out", "letters", len(back))
+		t.wakeLetters(ctx)
+	}
+	return nil
+}
+
+// wakeLetters tells parked dequeues that there is a dead letter.
+func (t *Tasks) wakeLetters(ctx context.Context) {
+	var kinds [len(wakeKinds)]bool
+	kinds[wakeIndex(LaneDeadLetter, KindDeadLetter)] = true
+	t.wakeAll(ctx, kinds)
+}

@@ -1,0 +1,101 @@
+-- name: LetterClaim :many
+-- Leases dead letters, the most urgent first. Their tasks have ended and stay as they
+-- are: no attempt begins, so the lease is written here, and the job is all that it
+-- holds. A lease of an earlier attempt can be there still.
+WITH free AS MATERIALIZED (
+    SELECT j.id
+    FROM river_job j
+    WHERE j.state = 'available'
+        AND j.queue = 'task-execution-deadletter'
+        AND j.kind = 'task.deadletter'
+        AND j.scheduled_at <= now()
+        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = 'task-execution-deadletter' AND q.paused_at IS NOT NULL)
+        AND EXISTS (
+            SELECT
+            FROM task t
+            WHERE t.task_id = (j.args ->> 'task_id')::uuid
+                AND t.job_id = j.id
+                AND t.status IN ('FAILED', 'TIMED_OUT')
+                AND t.tenant_id = @tenant_id::text
+                AND (cardinality(@definition_ids::text[]) = 0 OR t.definition_id = ANY (@definition_ids::text[]))
+        )
+    ORDER BY j.priority, j.scheduled_at, j.id
+    LIMIT @most::integer
+    FOR UPDATE SKIP LOCKED
+),
+claimed AS (
+    UPDATE river_job j
+    SET state = 'running', attempt = j.attempt + 1, attempted_at = now(), attempted_by = ARRAY[@worker::text]
+    FROM free
+    WHERE j.id = free.id
+    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+)
+INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, owner, request_id)
+SELECT
+    t.task_id, claimed.id, t.attempt, 'letter', @visibility_ms::bigint,
+    now() + interval '1 millisecond' * @visibility_ms::bigint, @worker::text, @request_id::text
+FROM claimed
+JOIN task t ON t.task_id = claimed.task_id
+ON CONFLICT (task_id) DO UPDATE
+SET job_id = excluded.job_id, attempt = excluded.attempt, kind = excluded.kind, visibility_ms = excluded.visibility_ms,
+    expires_at = excluded.expires_at, deadline_at = NULL, owner = excluded.owner, invocation_id = NULL,
+    request_id = excluded.request_id
+RETURNING task_id;
+
+-- name: LetterExpired :many
+SELECT l.task_id, l.job_id, l.owner
+FROM lease l
+WHERE l.kind = 'letter' AND l.expires_at <= now()
+ORDER BY l.expires_at
+LIMIT 500;
+
+-- name: LetterReturn :many
+-- Puts leased dead letters back, each under a new job: the old one's token is worth
+-- nothing then. What does not come back is nobody's lease any more.
+WITH asked AS (
+    SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id
+),
+letter AS MATERIALIZED (
+    SELECT t.task_id, t.job_id
+    FROM asked
+    JOIN task t ON t.task_id = asked.task_id AND t.job_id = asked.job_id AND t.status IN ('FAILED', 'TIMED_OUT')
+    WHERE EXISTS (
+        -- The LIMIT is a fence, or the planner would go through all leases.
+        SELECT
+        FROM (SELECT h.job_id, h.kind, h.expires_at FROM lease h WHERE h.task_id = asked.task_id LIMIT 1) l
+        WHERE l.job_id = asked.job_id AND l.kind = 'letter' AND (NOT @expired::boolean OR l.expires_at <= now())
+    )
+    ORDER BY t.job_id
+    FOR UPDATE OF t
+),
+ended_job AS (
+    UPDATE river_job j
+    SET
+        state = 'cancelled',
+        finalized_at = now(),
+        errors = CASE
+            WHEN @why::text = '' THEN j.errors
+            ELSE array_append(j.errors, jsonb_build_object('at', now(), 'attempt', greatest(j.attempt, 1), 'error', @why::text, 'trace', ''))
+        END
+    FROM letter
+    WHERE j.id = letter.job_id
+    RETURNING j.id, j.priority, j.args, j.kind, j.metadata, j.queue, j.tags
+),
+new_job AS (
+    INSERT INTO river_job (state, attempt, max_attempts, scheduled_at, priority, args, kind, metadata, queue, tags)
+    SELECT
+        'available', 0, 1, now() + interval '1 millisecond' * @delay_ms::bigint, ended_job.priority, ended_job.args,
+        ended_job.kind, ended_job.metadata, ended_job.queue, ended_job.tags
+    FROM ended_job
+    RETURNING id, args
+),
+ended_lease AS (
+    DELETE FROM lease l
+    USING letter
+    WHERE l.task_id = letter.task_id AND l.job_id = letter.job_id
+)
+UPDATE task t
+SET job_id = new_job.id
+FROM new_job
+WHERE t.task_id = (new_job.args ->> 'task_id')::uuid
+RETURNING t.task_id;
