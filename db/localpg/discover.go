@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -254,6 +255,7 @@ func ask(ctx context.Context, path string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = "/"
 	cmd.Env = childEnv(filepath.Dir(path))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // else Ctrl-C ends it first, and the binaries seem broken
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	text := strings.TrimSpace(string(out))
