@@ -63,6 +63,9 @@ type Mount struct {
 	Scope string
 	// Login lets browsers in; default none, and whoever reaches the address is in.
 	Login *Login
+	// RiverUI says that the handler is River UI: what is asked there of jobs is done to
+	// their tasks. Default false.
+	RiverUI bool
 }
 
 // API is the door.
@@ -185,6 +188,9 @@ func build(cfg Config) (*API, error) {
 
 func (a *API) mount(m Mount) {
 	h := m.Handler
+	if m.RiverUI {
+		h = a.operated(m, h)
+	}
 	if m.Login != nil {
 		h = a.withLogin(m, h)
 	}

@@ -13,6 +13,51 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+const jobTasks = `-- name: JobTasks :many
+SELECT
+    j.id AS job_id, j.kind, t.task_id, t.tenant_id, t.status, (t.job_id = j.id)::boolean AS current
+FROM river_job j
+JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid
+WHERE j.id = ANY ($1::bigint[]) AND j.kind LIKE 'task.%'
+`
+
+type JobTasksRow struct {
+	JobID    int64
+	Kind     string
+	TaskID   uuid.UUID
+	TenantID string
+	Status   TaskStatus
+	Current  bool
+}
+
+// The tasks behind these jobs. current: the task goes by the job still.
+func (q *Queries) JobTasks(ctx context.Context, jobIds []int64) ([]JobTasksRow, error) {
+	rows, err := q.db.Query(ctx, jobTasks, jobIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []JobTasksRow
+	for rows.Next() {
+		var i JobTasksRow
+		if err := rows.Scan(
+			&i.JobID,
+			&i.Kind,
+			&i.TaskID,
+			&i.TenantID,
+			&i.Status,
+			&i.Current,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const laneRequeue = `-- name: LaneRequeue :many
 WITH lost AS (
     SELECT

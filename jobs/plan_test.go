@@ -43,7 +43,7 @@ var needed = []string{
 	"WorkerClaim", "WorkerLeases", "WorkerBeat", "WorkerSaid",
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
-	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn",
+	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn", "JobTasks",
 }
 
 // The engine keeps generic plans, and makes them anew every second (pgpool.Replan).

@@ -119,7 +119,7 @@ func (s *service) start(ctx context.Context, openUI bool) error {
 	if err != nil {
 		return err
 	}
-	mount := api.Mount{Prefix: "/riverui", Handler: page}
+	mount := api.Mount{Prefix: "/riverui", Handler: page, RiverUI: true}
 	if !openUI {
 		mount.Login = &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel"}
 	}

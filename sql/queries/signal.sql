@@ -91,3 +91,11 @@ WHERE j.state = 'running'
         SELECT FROM task t
         WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
     );
+
+-- name: JobTasks :many
+-- The tasks behind these jobs. current: the task goes by the job still.
+SELECT
+    j.id AS job_id, j.kind, t.task_id, t.tenant_id, t.status, (t.job_id = j.id)::boolean AS current
+FROM river_job j
+JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid
+WHERE j.id = ANY (@job_ids::bigint[]) AND j.kind LIKE 'task.%';
