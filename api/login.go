@@ -46,7 +46,7 @@ func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
 		switch {
 		case err != nil && !isBad(err):
 			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))
-		case err != nil && r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html"):
+		case err != nil && r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, m.Prefix+"/api/"):
 			http.Redirect(w, r, login, http.StatusSeeOther)
 		case err != nil:
 			writeProblem(c, problem(http.StatusUnauthorized, codeUnauthorized, "log in at "+login).with("WWW-Authenticate", `Bearer realm="tes"`))

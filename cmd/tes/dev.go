@@ -137,7 +137,7 @@ func banner(s *shell, l *local, r ready, took time.Duration) {
 	}
 	s.printf(".\n\n")
 	for _, line := range [][2]string{
-		{"API", r.APIURL}, {"OpenAPI", r.OpenAPIURL}, {"River UI", r.RiverUIURL}, {"Bus", r.NATSURL},
+		{"API", r.APIURL}, {"OpenAPI", r.OpenAPIURL}, {"River UI", r.RiverUIURL + " (log in with a token: monitoring-service looks, workflow-orchestrator acts)"}, {"Bus", r.NATSURL},
 		{"Database", r.DatabaseURL}, {"Stand-ins", r.NeighboursURL + "/_standin/"}, {"Signing key", r.SigningKeyFile},
 	} {
 		s.printf("  %-12s %s\n", line[0], line[1])

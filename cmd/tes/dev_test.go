@@ -180,9 +180,10 @@ func testAddresses(t *testing.T, r ready) {
 	}
 	response, page := get(r.RiverUIURL)
 	require.Contains(t, response.Header.Get("Content-Type"), "text/html")
-	require.Contains(t, strings.ToLower(page), "<!doctype html>")
-	_, queues := get(r.RiverUIURL + "api/queues?limit=20")
-	require.Contains(t, queues, "task-execution-automated")
+	require.Contains(t, page, "log in")
+	must(t, http.StatusUnauthorized, "GET", r.RiverUIURL+"api/queues?limit=20", "", nil)
+	queues := must(t, http.StatusOK, "GET", r.RiverUIURL+"api/queues?limit=20", r.Tokens["monitoring-service"], nil)
+	require.Contains(t, fmt.Sprint(queues), "task-execution-automated")
 
 	_, document := get(r.OpenAPIURL)
 	code, printed, _ := tes(t, environ(), "openapi")

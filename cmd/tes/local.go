@@ -93,7 +93,7 @@ func (l *local) start(s *shell, lc localConfig) error {
 		cfg.ServiceTok = l.standins.Token("task-execution-service")
 	}
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-	l.service, err = startService(s.ctx, cfg, l.bus, l.log, true)
+	l.service, err = startService(s.ctx, cfg, l.bus, l.log)
 	return err
 }
 

@@ -38,7 +38,7 @@ func (c *serveCmd) Run(s *shell) error {
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)
 	}
-	service, err := startService(s.ctx, cfg, bus, log, false)
+	service, err := startService(s.ctx, cfg, bus, log)
 	if err != nil {
 		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
 	}

@@ -41,17 +41,16 @@ type service struct {
 }
 
 // startService starts everything in the order in which one part needs the other.
-// What was started is stopped by stop, also when starting fails half-way. openUI
-// leaves River UI without a login: for a loopback address alone.
-func startService(ctx context.Context, cfg Config, bus *natsbus.Bus, log *slog.Logger, openUI bool) (*service, error) {
+// What was started is stopped by stop, also when starting fails half-way.
+func startService(ctx context.Context, cfg Config, bus *natsbus.Bus, log *slog.Logger) (*service, error) {
 	s := &service{cfg: cfg, log: log, bus: bus}
-	if err := s.start(ctx, openUI); err != nil {
+	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.stop(context.WithoutCancel(ctx)))
 	}
 	return s, nil
 }
 
-func (s *service) start(ctx context.Context, openUI bool) error {
+func (s *service) start(ctx context.Context) error {
 	cfg, log, bus := s.cfg, s.log, s.bus
 
 	// The address first: nothing else should have happened if it is taken.
@@ -119,9 +118,8 @@ func (s *service) start(ctx context.Context, openUI bool) error {
 	if err != nil {
 		return err
 	}
-	mount := api.Mount{Prefix: "/riverui", Handler: page, RiverUI: true}
-	if !openUI {
-		mount.Login = &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel"}
+	mount := api.Mount{
+		Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel"},
 	}
 	auth, err := s.neighbours(cfg.AuthURL)
 	if err != nil {
