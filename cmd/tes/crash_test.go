@@ -104,12 +104,7 @@ func TestCrash(t *testing.T) {
 	settled := time.Since(killed)
 
 	log := c.readLog()
-	eventually(t, patience, func() error {
-		if heard := c.ears.count(); heard < len(log) {
-			return fmt.Errorf("%d of %d events are on the bus", heard, len(log))
-		}
-		return nil
-	})
+	c.ears.hearAll(t, len(log))
 	result := c.check(log)
 	c.stop()
 	result["kills"], result["openAtRestart"] = *crashes, open

@@ -32,7 +32,7 @@ var (
 	kills    = flag.Int("kills", 20, "how many processes TestKills kills")
 	stops    = flag.Int("stops", 8, "how many processes TestStops stops")
 	restarts = flag.Int("restarts", 5, "how often TestPostgresRestarts restarts PostgreSQL")
-	killSeed = flag.Uint64("kills-seed", 1, "which of them")
+	seed     = flag.Uint64("seed", 1, "what chance decides in the tests of this kind")
 )
 
 const (
@@ -47,6 +47,9 @@ const (
 type fleet struct {
 	t     *testing.T
 	world *served
+	size  int
+	exe   string          // the build that they are of; empty: this one
+	arm   func() []string // more environment of the next one; nil: none
 	token string
 	ears  *recorder
 	calls atomic.Int64 // of the web service
@@ -62,7 +65,17 @@ type member struct {
 }
 
 func (f *fleet) launch() *member {
-	p := startProcess(f.t, f.world.env, "serve", "--http", "127.0.0.1:0")
+	env := slices.Clone(f.world.env)
+	if f.arm != nil {
+		env = append(env, f.arm()...)
+	}
+	exe := f.exe
+	if exe == "" {
+		var err error
+		exe, err = os.Executable()
+		require.NoError(f.t, err)
+	}
+	p := startBuild(f.t, exe, env, "serve", "--http", "127.0.0.1:0")
 	return &member{p, serving(f.t, p)}
 }
 
@@ -132,9 +145,12 @@ func (f *fleet) ask(method, path string, body any, headers ...string) (answer ob
 }
 
 // startFleet starts the processes, and defines what the tasks are.
-func startFleet(t *testing.T, world *served) *fleet {
+func startFleet(t *testing.T, world *served, change ...func(*fleet)) *fleet {
 	t.Helper()
-	f := &fleet{t: t, world: world, ears: newRecorder(), killed: map[string]time.Time{}}
+	f := &fleet{t: t, world: world, size: killFleet, ears: newRecorder(), killed: map[string]time.Time{}}
+	for _, fn := range change {
+		fn(f)
+	}
 	f.token = f.world.peers.Token("workflow-orchestrator")
 	require.NoError(t, f.world.bus.Subscribe(t.Context(), "task.>", natsbus.All, f.ears.hear))
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -148,7 +164,7 @@ func startFleet(t *testing.T, world *served) *fleet {
 		_, _ = io.WriteString(w, `{"done": true}`)
 	}))
 	t.Cleanup(web.Close)
-	for range killFleet {
+	for range f.size {
 		f.alive = append(f.alive, f.launch())
 	}
 	for id, definition := range map[string]object{
@@ -180,12 +196,12 @@ func (f *fleet) storm(ends int, end func(which int)) (tasks int) {
 	for w := range 4 {
 		working.Go(func() { f.work(fmt.Sprint("remote-", w), stop) })
 	}
-	dice := rand.New(rand.NewPCG(*killSeed, 0)) //nolint:gosec // the seed is the test's
+	dice := rand.New(rand.NewPCG(*seed, 0)) //nolint:gosec // the seed is the test's
 	clock := time.NewTicker(killEvery)
 	defer clock.Stop()
 	for range ends {
 		<-clock.C
-		end(dice.IntN(killFleet))
+		end(dice.IntN(f.size))
 	}
 	given.Wait()
 	close(lost)
@@ -200,22 +216,17 @@ func (f *fleet) storm(ends int, end func(which int)) (tasks int) {
 
 // check holds the database and the bus against each other, and returns what there
 // is to say.
-func (f *fleet) check(tasks int) object {
+func (f *fleet) check(tasks int, status string) object {
 	t := f.t
 	t.Helper()
 	log := readLog(t, f.world.dsn)
-	eventually(t, patience, func() error {
-		if heard := f.ears.count(); heard < len(log) {
-			return fmt.Errorf("%d of %d events are on the bus", heard, len(log))
-		}
-		return nil
-	})
+	f.ears.hearAll(t, len(log))
 	holdRules(t, f.world.dsn, f.ears)
 	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT count(*) FROM task"))
-	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT count(*) FROM task WHERE status = 'COMPLETED'"))
+	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT count(*) FROM task WHERE status = $1::task_status", status))
 	duplicates := f.ears.check(t, log, tasks)
 	return object{
-		"seed": *killSeed, "tasks": tasks, "lost": 0, "stuck": 0, "events": len(log), "eventsLost": 0, "duplicates": duplicates,
+		"seed": *seed, "tasks": tasks, "lost": 0, "stuck": 0, "events": len(log), "eventsLost": 0, "duplicates": duplicates,
 		"webCalls": f.calls.Load(),
 	}
 }
@@ -234,7 +245,7 @@ func TestKills(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, setupServe(t, true))
 	tasks := f.storm(*kills, f.kill)
-	result, waits := f.check(tasks), f.pickups()
+	result, waits := f.check(tasks, "COMPLETED"), f.pickups()
 	result["kills"], result["leasesExpired"] = *kills, len(waits)
 	result["pickupP50Ms"], result["pickupP99Ms"] = quantile(waits, 0.5).Milliseconds(), quantile(waits, 0.99).Milliseconds()
 	say(t, result)
@@ -249,7 +260,7 @@ func TestStops(t *testing.T) {
 	f := startFleet(t, setupServe(t, true))
 	var longest time.Duration
 	tasks := f.storm(*stops, func(which int) { longest = max(longest, f.stop(which)) })
-	result := f.check(tasks)
+	result := f.check(tasks, "COMPLETED")
 	result["stops"], result["longestStopMs"] = *stops, longest.Milliseconds()
 	say(t, result)
 	require.Empty(t, f.pickups(), "no lease ran out")
@@ -288,7 +299,7 @@ func TestPostgresRestarts(t *testing.T) {
 		pg = start()
 		require.Equal(t, url, pg.URL())
 	})
-	result := f.check(tasks)
+	result := f.check(tasks, "COMPLETED")
 	result["restarts"] = *restarts
 	say(t, result)
 }
@@ -303,18 +314,26 @@ func (f *fleet) offer(tasks int, lost chan<- error) {
 	for i := range tasks {
 		<-pace.C
 		all.Go(func() {
-			key, input := fmt.Sprintf("key-%d", i), object{"n": i}
-			if kinds[i%len(kinds)] == "invoice" {
-				input = object{"contact_id": "CONT-1"}
-			}
-			_, err := f.ask("POST", tasksPath, object{
-				"taskDefinitionId": kinds[i%len(kinds)], "workflowId": fmt.Sprintf("kills-%d", i%7), "input": input, "correlationId": key,
-			}, "Idempotency-Key", key)
-			if err != nil {
-				lost <- fmt.Errorf("%s: %w", key, err)
+			if _, err := f.give(i, kinds[i%len(kinds)]); err != nil {
+				lost <- err
 			}
 		})
 	}
+}
+
+// give hands in one task until it is accepted.
+func (f *fleet) give(i int, kind string) (task any, err error) {
+	key, input := fmt.Sprintf("key-%d", i), object{"n": i}
+	if kind == "invoice" {
+		input = object{"contact_id": "CONT-1"}
+	}
+	created, err := f.ask("POST", tasksPath, object{
+		"taskDefinitionId": kind, "workflowId": fmt.Sprintf("kills-%d", i%7), "input": input, "correlationId": key,
+	}, "Idempotency-Key", key)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return created["taskId"], nil
 }
 
 // work is a remote worker of whichever process answers.

@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 		main()
 	}
 	dbtest.Main(m, func() error {
+		_ = os.RemoveAll(sabotagedDir) // "" is nothing
 		client.CloseIdleConnections()
 		http.DefaultClient.CloseIdleConnections()
 		return goleak.Find()
@@ -150,6 +151,12 @@ func startProcess(t *testing.T, env []string, args ...string) *program {
 	t.Helper()
 	exe, err := os.Executable()
 	require.NoError(t, err)
+	return startBuild(t, exe, env, args...)
+}
+
+// startBuild does so with another build of tes.
+func startBuild(t *testing.T, exe string, env []string, args ...string) *program {
+	t.Helper()
 	theirs, ours, err := os.Pipe()
 	require.NoError(t, err)
 	p := &program{stdout: &output{}, stderr: &output{}, done: make(chan struct{})}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs/check"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
 // logged is one row of the log, and the id it has on the bus.
@@ -89,6 +90,32 @@ func (r *recorder) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.first)
+}
+
+// hearAll waits until so many events were heard.
+func (r *recorder) hearAll(t *testing.T, events int) {
+	t.Helper()
+	eventually(t, patience, func() error {
+		if heard := r.count(); heard < events {
+			return fmt.Errorf("%d of %d events are on the bus", heard, events)
+		}
+		return nil
+	})
+}
+
+// hearTail waits until all was heard that a bus has.
+func (r *recorder) hearTail(t *testing.T, bus *natsbus.Bus) {
+	t.Helper()
+	last, _, err := bus.Tail(t.Context())
+	require.NoError(t, err)
+	eventually(t, patience, func() error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if heard := uint64(len(r.stream)); heard < last {
+			return fmt.Errorf("%d of %d events of the stream were heard", heard, last)
+		}
+		return nil
+	})
 }
 
 // write writes the ledger that tes check reads.

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/cmd/tes/testdata/sabotage"
+)
+
+// edit is a place of the sources that the sabotaged build has otherwise.
+type edit struct{ file, was, is string }
+
+// The points at which a process that relays may be killed.
+const (
+	beforePublish = "before publish"
+	afterAck      = "after the acknowledgement"
+	beforeMark    = "before the mark"
+)
+
+// The ways in which the sabotaged build may be broken.
+const (
+	noFence     = "no fence"
+	markFirst   = "mark before publish"
+	newEventID  = "new event id on republish"
+	busUnsynced = "bus without sync"
+)
+
+// edits are all in which the sabotaged build differs. The ordinary build has no hook
+// for any of it.
+var edits = []edit{
+	{"outbox/turn.go", `
+		last, err := r.bus.Publish(ctx, messages(batch))
+		if err == nil {
+`, `
+		sabotage.At("before publish", len(batch))
+		last, err := r.bus.Publish(ctx, messages(batch))
+		if err == nil {
+			sabotage.At("after the acknowledgement", len(batch))
+`},
+	{"outbox/turn.go", `
+		rows, err := t.q.OutboxAdvance(work,`, `
+		if done.n > 0 {
+			sabotage.At("before the mark", done.n)
+		}
+		rows, err := t.q.OutboxAdvance(work,`},
+	{"outbox/turn.go", `
+			rounds = t.rounds
+`, `
+			rounds = t.rounds
+			if sabotage.Is("mark before publish") {
+				if _, err = t.q.OutboxAdvance(work, db.OutboxAdvanceParams{Told: next.flushes, UnderWay: underWay}); err != nil {
+					return err
+				}
+			}
+`},
+	{"outbox/turn.go", `
+		out[i] = batch[i].Message
+`, `
+		out[i] = batch[i].Message
+		out[i].ID, out[i].Header, out[i].Body = sabotage.Named(out[i].ID, out[i].Header, out[i].Body)
+`},
+	{"outbox/natsbus/embed.go", `!cfg.NoSync,`, `!cfg.NoSync && !sabotage.Is("bus without sync"),`},
+	{"db/move.sql.go", `q.db.Query(ctx, taskComplete,`, `q.db.Query(ctx, sabotage.Fenced(taskComplete),`},
+}
+
+// sabotaged is a build of tes that dies where a test wants it to, or is broken in one
+// of four ways; see package sabotage for how it is told.
+func sabotaged(t *testing.T) (exe string) {
+	t.Helper()
+	exe, err := sabotagedBuild()
+	require.NoError(t, err)
+	return exe
+}
+
+// sabotagedDir is removed when all tests are over.
+var sabotagedDir string
+
+var sabotagedBuild = sync.OnceValues(func() (exe string, err error) {
+	if sabotagedDir, err = os.MkdirTemp("", "tes-sabotaged-"); err != nil {
+		return "", err
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return "", err
+	}
+	texts, err := sabotagedSources(root)
+	if err != nil {
+		return "", err
+	}
+	replace := map[string]string{}
+	for file, text := range texts {
+		place := filepath.Join(sabotagedDir, strings.ReplaceAll(file, "/", "-"))
+		if err := os.WriteFile(place, []byte(text), 0o600); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(root, file)] = place
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	list := filepath.Join(sabotagedDir, "overlay.json")
+	if err := os.WriteFile(list, overlay, 0o600); err != nil {
+		return "", err
+	}
+	// A test binary too, for the sake of its leash.
+	exe = filepath.Join(sabotagedDir, "tes.test")
+	said, err := exec.Command("go", "test", "-c", "-overlay", list, "-o", exe, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build the sabotaged tes: %w\n%s", err, said)
+	}
+	return exe, nil
+})
+
+// sabotagedSources are the edited files by their names.
+func sabotagedSources(root string) (map[string]string, error) {
+	texts := map[string]string{}
+	for _, e := range edits {
+		text, edited := texts[e.file]
+		if !edited {
+			raw, err := os.ReadFile(filepath.Join(root, e.file))
+			if err != nil {
+				return nil, err
+			}
+			text = strings.Replace(string(raw), "\nimport (\n", "\nimport (\n\t\""+module+"cmd/tes/testdata/sabotage\"\n", 1)
+		}
+		if strings.Count(text, e.was) != 1 {
+			return nil, fmt.Errorf("%s does not have this once, it has changed: %s", e.file, e.was)
+		}
+		texts[e.file] = strings.Replace(text, e.was, e.is, 1)
+	}
+	return texts, nil
+}
+
+// broken is the environment of a process that does something wrong.
+func broken(how string) string { return sabotage.Broken + "=" + how }
