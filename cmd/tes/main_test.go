@@ -38,6 +38,11 @@ const asTES = "RUN_AS_TES"
 // program is killed when it closes, however the test ended.
 const leash = "leash"
 
+// instead of tes, such a process may be what a test compares it with, or uses it by.
+const instead = "RUN_INSTEAD"
+
+var instances = map[string]func() error{"worker": beWorker, "river": beRiver}
+
 func TestMain(m *testing.M) {
 	if how := os.Getenv(asTES); how != "" {
 		if how == leash {
@@ -46,6 +51,13 @@ func TestMain(m *testing.M) {
 				_, _ = io.Copy(io.Discard, os.NewFile(3, "leash"))
 				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			}()
+		}
+		if other := os.Getenv(instead); other != "" {
+			if err := instances[other](); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(exitError)
+			}
+			os.Exit(exitOK)
 		}
 		main()
 	}
