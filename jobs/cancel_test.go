@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -101,14 +104,34 @@ func TestCancelOfAScheduledRetry(t *testing.T) {
 	require.Equal(t, "cancelled", ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", task.JobID))
 }
 
+var (
+	seed      = flag.Uint64("seed", 1, "what chance decides in the tests of this kind")
+	endRounds = flag.Int("end-rounds", 2000, "how many tasks TestEndsRaceToOne ends")
+)
+
+// dice are those of one of many that throw at once.
+func dice(of int) *rand.Rand {
+	return rand.New(rand.NewPCG(*seed, uint64(of))) //nolint:gosec // the seed is the test's
+}
+
+// say prints what came of a test as a line of JSON.
+func say(t *testing.T, result map[string]any) {
+	t.Helper()
+	result["test"], result["seed"] = t.Name(), *seed
+	line, err := json.Marshal(result)
+	require.NoError(t, err)
+	fmt.Fprintf(os.Stdout, "%s\n", line)
+}
+
 // Everything that can end a task happens to it at once, in two processes. Whoever
 // wins, a task has one end, and nobody is told otherwise: the books are the witness.
 func TestEndsRaceToOne(t *testing.T) {
 	t.Parallel()
-	rounds := 300
+	rounds := *endRounds
 	if testing.Short() {
 		rounds = 60
 	}
+	begun := time.Now()
 	b := setup(t)
 	other := join(t, b.pool, "p2")
 	executors := map[string]Registration{
@@ -137,6 +160,10 @@ func TestEndsRaceToOne(t *testing.T) {
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
+			_, err := p.SetStatus(p.ctx, id, Ask{By: "o"}, Update{Status: Failed, Error: &Failure{Code: "NO", Message: "no"}})
+			return err
+		},
+		func(p *testBundle, id uuid.UUID) error {
 			_, err := p.SetStatus(p.ctx, id, Ask{By: "o"}, Update{Status: TimedOut})
 			return err
 		},
@@ -154,7 +181,8 @@ func TestEndsRaceToOne(t *testing.T) {
 		},
 	}
 	round := func(n int) error {
-		change := []func(*Request){policy(RetryPolicy{MaxRetries: 1}), timeout(3 * time.Millisecond)}
+		// Some time out, some may fail once more.
+		change := []func(*Request){policy(RetryPolicy{MaxRetries: n / 2 % 2}), timeout(time.Duration(3+n/4%2*100) * time.Millisecond)}
 		if n%2 == 1 {
 			change = []func(*Request){manual}
 		}
@@ -163,10 +191,10 @@ func TestEndsRaceToOne(t *testing.T) {
 			return err
 		}
 		var all errgroup.Group
+		dice := dice(n)
 		for i := range 4 {
-			act := acts[rand.IntN(len(acts))]
+			act, wait := acts[dice.IntN(len(acts))], time.NewTimer(time.Duration(dice.IntN(5000))*time.Microsecond)
 			all.Go(func() error {
-				wait := time.NewTimer(time.Duration(rand.IntN(5000)) * time.Microsecond)
 				<-wait.C
 				return lostRace(act([]*testBundle{b, other}[i%2], task.TaskID))
 			})
@@ -190,6 +218,11 @@ func TestEndsRaceToOne(t *testing.T) {
 	})
 	waitFor(t, "the stale tokens to be ended", func() bool {
 		return ask[int](b, "SELECT count(*) FROM river_job WHERE state IN ('available', 'running') AND queue <> 'task-execution-deadletter'") == 0
+	})
+	say(t, map[string]any{
+		"rounds": rounds, "twoEnds": 0, "seconds": time.Since(begun).Seconds(),
+		"ends":  ask[map[string]int](b, "SELECT jsonb_object_agg(status, n) FROM (SELECT status::text, count(*) AS n FROM task GROUP BY status) s"),
+		"moves": ask[int](b, "SELECT count(*) FROM task_event"),
 	})
 }
 
