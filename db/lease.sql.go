@@ -8,6 +8,7 @@ package db
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -72,7 +73,7 @@ const leaseExpired = `-- name: LeaseExpired :many
 SELECT
     l.task_id, l.job_id, l.attempt, l.kind, l.owner,
     (l.deadline_at IS NOT NULL AND l.deadline_at <= now())::boolean AS timed_out,
-    t.type, t.definition_id, t.revision, t.executor, t.config, t.failures, t.crashes
+    t.type, t.lane, t.definition_id, t.revision, t.executor, t.config, t.failures, t.crashes, t.started_at, t.traceparent
 FROM lease l
 JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
 WHERE l.expires_at <= now()
@@ -88,12 +89,15 @@ type LeaseExpiredRow struct {
 	Owner        string
 	TimedOut     bool
 	Type         TaskType
+	Lane         TaskLane
 	DefinitionID string
 	Revision     int32
 	Executor     string
 	Config       json.RawMessage
 	Failures     int32
 	Crashes      int32
+	StartedAt    *time.Time
+	Traceparent  *string
 }
 
 func (q *Queries) LeaseExpired(ctx context.Context) ([]LeaseExpiredRow, error) {
@@ -113,12 +117,15 @@ func (q *Queries) LeaseExpired(ctx context.Context) ([]LeaseExpiredRow, error) {
 			&i.Owner,
 			&i.TimedOut,
 			&i.Type,
+			&i.Lane,
 			&i.DefinitionID,
 			&i.Revision,
 			&i.Executor,
 			&i.Config,
 			&i.Failures,
 			&i.Crashes,
+			&i.StartedAt,
+			&i.Traceparent,
 		); err != nil {
 			return nil, err
 		}

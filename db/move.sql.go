@@ -259,7 +259,7 @@ moved AS (
     WHERE t.task_id = locked.task_id AND locked.ok
     RETURNING
         t.task_id, t.version, t.attempt, t.job_id, t.type, t.priority, t.lane, t.started_at, t.workflow_id,
-        t.correlation_id, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
+        t.correlation_id, t.traceparent, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
         locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
         locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline
@@ -288,7 +288,8 @@ new_job AS (
         CASE WHEN moved.next_at <= now() + interval '5 seconds' THEN 'available'::river_job_state ELSE 'scheduled' END,
         0, 1, moved.at, moved.next_at, moved.priority,
         jsonb_build_object('task_id', moved.task_id, 'attempt', moved.attempt + 1, 'timeout_ms', moved.timeout_ms),
-        moved.next_kind, jsonb_build_object('correlationId', moved.correlation_id), moved.lane::text,
+        moved.next_kind,
+        jsonb_strip_nulls(jsonb_build_object('correlationId', moved.correlation_id, 'traceparent', moved.traceparent)), moved.lane::text,
         ARRAY['task-' || moved.task_id::text]
     FROM moved
     WHERE moved.next_job > 0

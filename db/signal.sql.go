@@ -8,6 +8,7 @@ package db
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -67,7 +68,7 @@ WITH lost AS (
         unnest($4::bigint[]) AS timeout_ms
 ),
 held AS MATERIALIZED (
-    SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, lost.kind, lost.timeout_ms
+    SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, t.traceparent, lost.kind, lost.timeout_ms
     FROM lost
     JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status = 'PENDING'
     WHERE NOT EXISTS (
@@ -83,7 +84,8 @@ fresh AS (
         CASE WHEN held.next_retry_at > now() + interval '5 seconds' THEN 'scheduled'::river_job_state ELSE 'available' END,
         0, 1, coalesce(held.next_retry_at, now()), held.priority,
         jsonb_build_object('task_id', held.task_id, 'attempt', held.attempt + 1, 'timeout_ms', held.timeout_ms),
-        held.kind, jsonb_build_object('correlationId', held.correlation_id), held.lane::text,
+        held.kind, jsonb_strip_nulls(jsonb_build_object('correlationId', held.correlation_id, 'traceparent', held.traceparent)),
+        held.lane::text,
         ARRAY['task-' || held.task_id::text]
     FROM held
     RETURNING id, args, queue
@@ -175,7 +177,7 @@ func (q *Queries) SignalDone(ctx context.Context, ids []int64) error {
 const signalList = `-- name: SignalList :many
 SELECT
     s.id, s.what, s.by_role, s.job_id, t.task_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
-    t.config, t.failures, t.crashes
+    t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
 FROM (SELECT id, at, job_id, task_id, what, by_role FROM job_signal ORDER BY job_signal.id LIMIT 500) s
 LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
 ORDER BY s.id
@@ -196,6 +198,9 @@ type SignalListRow struct {
 	Config       json.RawMessage
 	Failures     *int32
 	Crashes      *int32
+	Lane         *TaskLane
+	StartedAt    *time.Time
+	Traceparent  *string
 }
 
 // What was done to jobs behind our back, each with its task if that still goes by
@@ -224,6 +229,9 @@ func (q *Queries) SignalList(ctx context.Context) ([]SignalListRow, error) {
 			&i.Config,
 			&i.Failures,
 			&i.Crashes,
+			&i.Lane,
+			&i.StartedAt,
+			&i.Traceparent,
 		); err != nil {
 			return nil, err
 		}

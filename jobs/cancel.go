@@ -36,7 +36,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 		task: id, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{Pending, Assigned, Running},
 		to: Cancelled, event: db.TaskEventTypeCanceled, actor: ask.By, executor: ask.By,
 		payload: outbox.CanceledNote{Reason: ask.Reason},
-		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true,
+		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, ends: tracedOf(task),
 	}
 	out := t.make(ctx, m)
 	if !out.made && out.was == Cancelled && ask.IfMatch == 0 {

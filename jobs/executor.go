@@ -12,6 +12,9 @@ import (
 // ctx ends at the attempt's deadline, when the task is cancelled, and when the
 // lease is lost. What it returns then is ignored.
 //
+// ctx holds the attempt's span, where there is tracing: a Go handler makes children
+// by trace.SpanFromContext(ctx).TracerProvider().
+//
 // A nil error completes the task with Result.Output. A *Failure fails the
 // attempt and the task's retry policy decides; an *Outage gives the task back
 // to its lane and spends no attempt; any other error is a retryable failure

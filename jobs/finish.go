@@ -137,7 +137,7 @@ func completed(h held, output json.RawMessage) *move {
 	return &move{
 		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
 		to: Completed, event: db.TaskEventTypeCompleted, actor: h.by, executor: h.by, at: now(), payload: summaryOf(output),
-		output: output, outcome: db.AttemptOutcomeCOMPLETED, endJob: db.RiverJobStateCompleted, timeout: h.settings.timeout,
+		output: output, outcome: db.AttemptOutcomeCOMPLETED, endJob: db.RiverJobStateCompleted, timeout: h.settings.timeout, ends: h.ends,
 	}
 }
 

@@ -263,7 +263,7 @@ func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			found[i].StepID = *row.StepID
 		}
 		if row.Traceparent != nil {
-			found[i].Traceparent = *row.Traceparent
+			found[i].Traceparent = t.leaseTraceparent(*row.Traceparent, row.TaskID, row.Attempt)
 		}
 	}
 	return found, nil

@@ -48,6 +48,8 @@ type move struct {
 	visibility  time.Duration // of the lease
 	toDeadline  bool          // the lease lasts until the timeout, without heartbeats
 	callerWaits bool          // an outage is told to the caller instead of being sat out
+	code        string        // of the failure that it tells of
+	ends        *traced       // the attempt that it ends, if it is to tell of it; see tellAttempt
 
 	at      time.Time
 	eventID int64
@@ -242,6 +244,7 @@ func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
 		if o.made && m.endJob == db.RiverJobStateCancelled && o.was == Running {
 			ended = append(ended, cancelled{m.task, o.job})
 		}
+		t.tellAttempt(m, o)
 		m.answer <- o
 	}
 	t.cfg.Told()

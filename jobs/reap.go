@@ -128,7 +128,8 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 	for i, out := range r.tasks.makeAll(ends) {
 		if m := ends[i]; out.made {
 			made++
-			r.tasks.cfg.Logger.Info("a lease ran out", "task", m.task, "attempt", m.wantAttempt, "owner", m.executor, "now", m.to)
+			said := ContextWithTraceparent(ctx, text(m.ends.traceparent))
+			r.tasks.cfg.Logger.InfoContext(said, "a lease ran out", "task", m.task, "attempt", m.wantAttempt, "owner", m.executor, "now", m.to)
 			r.tasks.cancelRun(cancelled{m.task, m.wantJob}, ErrLeaseLost)
 		}
 	}
@@ -140,6 +141,10 @@ func expired(row db.LeaseExpiredRow, s *settings) *move {
 	h := held{
 		task: row.TaskID, job: row.JobID, attempt: row.Attempt, kind: Type(row.Type), executor: row.Executor,
 		failures: row.Failures, crashes: row.Crashes, settings: s, by: row.Owner,
+		ends: &traced{
+			task: row.TaskID, attempt: row.Attempt, kind: Type(row.Type), lane: string(row.Lane), definition: row.DefinitionID,
+			traceparent: row.Traceparent, begun: at(row.StartedAt),
+		},
 	}
 	f := &Failure{Code: CodeLeaseExpired, Message: "no heartbeat from " + row.Owner + " within the visibility timeout"}
 	if row.TimedOut {

@@ -41,7 +41,7 @@ func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassign
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
 	m.wantVersion, m.wantAttempt, m.callerWaits = ask.IfMatch, -1, true
 	m.want = []Status{Pending, Assigned, Running}
-	m.outcome = db.AttemptOutcomeRELEASED // of the attempt that somebody had begun
+	m.outcome, m.ends = db.AttemptOutcomeRELEASED, tracedOf(task) // the attempt that somebody had begun
 	return t.after(ctx, ask.Tenant, m, t.make(ctx, m))
 }
 

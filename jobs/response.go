@@ -74,6 +74,7 @@ func responded(task db.Task, s *settings, in outbox.IntegrationResponse) *move {
 	h := held{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
 		failures: task.Failures, crashes: task.Crashes, settings: s, by: "integration:" + storable(in.IntegrationID, 64),
+		ends: tracedOf(task),
 	}
 	no := false
 	if in.Status != "SUCCESS" {

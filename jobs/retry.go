@@ -40,7 +40,8 @@ type held struct {
 	failures int32
 	crashes  int32
 	settings *settings
-	by       string // who ran it: a process, a worker, a person
+	by       string  // who ran it: a process, a worker, a person
+	ends     *traced // for its span; nil where the run has it
 }
 
 // failed is the move after an attempt that did not succeed: another attempt, if
@@ -48,7 +49,7 @@ type held struct {
 func failed(h held, f *Failure, at time.Time) *move {
 	m := &move{
 		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
-		actor: h.by, executor: h.by, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout,
+		actor: h.by, executor: h.by, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout, ends: h.ends,
 	}
 	policy := h.settings.retry
 	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
@@ -63,6 +64,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 	default:
 		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
 	}
+	m.code = f.Code
 	m.problem = problem(f, policy.Retryable(f), at)
 	if retry {
 		count := int(h.failures) + 1

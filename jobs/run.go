@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -34,6 +36,7 @@ type run struct {
 	exec     Registration
 	place    *claimer
 	cancel   context.CancelCauseFunc
+	span     trace.Span // nil without tracing; never ended where another tells of the attempt
 
 	// ended is set by whoever has the last word: the executor's return, or the
 	// timeout that did not wait for it.
@@ -43,6 +46,7 @@ type run struct {
 	mu      sync.Mutex
 	phase   phase     // guarded by mu
 	started time.Time // guarded by mu
+	over    time.Time // of a success; written before it is handed in
 	beat    time.Time // when the lease was last extended; guarded by mu
 	grace   *time.Timer
 }
@@ -73,6 +77,7 @@ func (r *run) do() {
 	ctx, cancel := context.WithCancelCause(r.r.ctx)
 	r.cancel = cancel
 	r.started = now()
+	ctx = r.traced(ctx)
 	r.enter()
 	deadline := time.AfterFunc(r.settings.timeout, r.timeOut)
 	defer func() {
@@ -182,12 +187,12 @@ func (r *run) finish(result Result, err error) {
 		r.release()
 		return
 	}
-	ended := now()
-	if ended.Before(r.started) {
-		ended = r.started
+	r.over = now()
+	if r.over.Before(r.started) {
+		r.over = r.started
 	}
 	r.r.tasks.complete(&completion{
-		task: r.id(), job: r.claim.JobID, attempt: r.attempt(), fused: fused, started: r.started, ended: ended,
+		task: r.id(), job: r.claim.JobID, attempt: r.attempt(), fused: fused, started: r.started, ended: r.over,
 		output: result.Output, settled: r.settled,
 	})
 }
@@ -206,8 +211,10 @@ func (r *run) settled(ok bool, err error) {
 		go r.fail(&Failure{Code: CodeOutput, Message: "the database cannot store the output", Retryable: &no})
 		return
 	}
-	if !ok && err == nil {
-		r.r.tasks.cfg.Logger.Info("a late result changed nothing", "task", r.id(), "attempt", r.attempt())
+	if ok {
+		r.tell(string(db.AttemptOutcomeCOMPLETED), "", r.over)
+	} else if err == nil {
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt())
 		r.r.stale(r.claim.JobID)
 	}
 	r.release()
@@ -253,9 +260,13 @@ func (r *run) fail(err error) {
 
 // settle makes a last move of this attempt and waits until it is written.
 func (r *run) settle(m *move) {
-	if out := r.r.tasks.make(r.r.ctx, m); !out.made {
-		r.r.tasks.cfg.Logger.Info("a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.refused(out))
+	out := r.r.tasks.make(r.r.ctx, m)
+	switch {
+	case !out.made:
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.refused(out))
 		r.stale(out)
+	case !m.unspent: // given back, it has not been
+		r.tell(cmp.Or(string(m.outcome), string(m.to)), m.code, m.at)
 	}
 }
 
@@ -269,7 +280,7 @@ func (r *run) stale(out moved) {
 
 // giveBack returns the task to its lane; no attempt is spent.
 func (r *run) giveBack(why error, delay time.Duration) {
-	r.r.tasks.cfg.Logger.Warn("a task goes back to its lane", "task", r.id(), "why", why, "again_in", delay)
+	r.r.tasks.cfg.Logger.WarnContext(r.logged(), "a task goes back to its lane", "task", r.id(), "why", why, "again_in", delay)
 	if !r.start() {
 		return
 	}
@@ -305,7 +316,7 @@ func (r *run) await(a Await) {
 	})
 	if err != nil {
 		// The lease runs out, and the attempt is made again under the same key.
-		r.r.tasks.cfg.Logger.Error("the wait for a response was not written", "task", r.id(), "error", err)
+		r.r.tasks.cfg.Logger.ErrorContext(r.logged(), "the wait for a response was not written", "task", r.id(), "error", err)
 	}
 }
 

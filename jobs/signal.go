@@ -57,18 +57,22 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 			return err
 		}
 		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
+		ends := &traced{
+			task: id, attempt: *row.Attempt, kind: Type(*row.Type), lane: string(*row.Lane), definition: *row.DefinitionID,
+			traceparent: row.Traceparent, begun: at(row.StartedAt),
+		}
 		switch {
 		case row.What != "discarded":
 			moves = append(moves, &move{
 				task: id, wantJob: row.JobID, wantAttempt: -1, want: []Status{Pending, Running},
 				to: Cancelled, event: db.TaskEventTypeCanceled, actor: who, executor: who,
 				payload: outbox.CanceledNote{Reason: "the job was " + row.What + " in the queue"},
-				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled,
+				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, ends: ends,
 			})
 		case *row.Status == db.TaskStatusRUNNING:
 			moves = append(moves, failed(held{
 				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
-				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who,
+				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, ends: ends,
 			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, now()))
 		case *row.Status == db.TaskStatusPENDING:
 			lost.add(id, row.JobID, kindOf(Type(*row.Type), *row.Executor), s.timeout)

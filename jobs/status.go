@@ -66,7 +66,10 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 	m := &move{
 		task: task.TaskID, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{from},
 		to: to.Status, actor: ask.By, executor: who, at: now(), timeout: s.timeout, visibility: s.visibility,
-		endJob: db.RiverJobStateCancelled,
+		endJob: db.RiverJobStateCancelled, ends: tracedOf(task),
+	}
+	if from == Assigned { // begun and ended in one word
+		m.ends = tracedTurn(task, m.at)
 	}
 	switch to.Status {
 	case Completed:
@@ -88,7 +91,7 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 			f = &Failure{Code: CodeTimeout, Message: f.Message, Details: f.Details}
 			m.outcome = db.AttemptOutcomeTIMEDOUT
 		}
-		m.problem, m.failures = problem(f, false, m.at), 1
+		m.problem, m.failures, m.code = problem(f, false, m.at), 1, f.Code
 		m.begins = from != Running
 		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: m.at}
 	case Running:

@@ -29,13 +29,14 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
 
 // Config says how tasks are kept. The zero value is right for production.
 type Config struct {
-	// ProcessID names this process in leases and events; default host/pid/random.
+	// ProcessID names this process in leases and events; default NewProcessID.
 	ProcessID string
 	// ManualDue is the due date of a manual task without one; default 24 h.
 	ManualDue time.Duration
@@ -44,6 +45,9 @@ type Config struct {
 	// CheckDefinition refuses what an executor could never run (a broken
 	// expression), when a definition is registered; default accepts.
 	CheckDefinition func(ExecutionConfig) error
+	// Tracer tells of attempts; default nil, and nothing is told. Its ids must be made
+	// with the help of WishedIDs.
+	Tracer trace.Tracer
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
@@ -77,8 +81,7 @@ type Tasks struct {
 // New makes the engine's hands. pool must have been opened with Engine set.
 func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	if cfg.ProcessID == "" {
-		host, _ := os.Hostname()
-		cfg.ProcessID = fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
+		cfg.ProcessID = NewProcessID()
 	}
 	if cfg.ManualDue == 0 {
 		cfg.ManualDue = 24 * time.Hour
@@ -97,6 +100,12 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	t.completes = newBatcher(500, 2, 300, t.flushCompletes)
 	t.moves = newBatcher(500, 2, 300, t.flushMoves)
 	return t
+}
+
+// NewProcessID makes a name for this process.
+func NewProcessID() string {
+	host, _ := os.Hostname()
+	return fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
 }
 
 // ProcessID names this process.

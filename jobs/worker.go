@@ -135,7 +135,7 @@ func (w *word) holds() bool {
 func (w *word) held() held {
 	return held{
 		task: w.id.task, job: w.id.job, attempt: w.id.attempt, kind: Type(w.task.Type), executor: w.task.Executor,
-		failures: w.task.Failures, crashes: w.task.Crashes, settings: w.settings, by: w.by,
+		failures: w.task.Failures, crashes: w.task.Crashes, settings: w.settings, by: w.by, ends: tracedOf(w.task),
 	}
 }
 

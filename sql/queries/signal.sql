@@ -3,7 +3,7 @@
 -- the job.
 SELECT
     s.id, s.what, s.by_role, s.job_id, t.task_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
-    t.config, t.failures, t.crashes
+    t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
 FROM (SELECT * FROM job_signal ORDER BY job_signal.id LIMIT 500) s
 LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
 ORDER BY s.id;
@@ -51,7 +51,7 @@ WITH lost AS (
         unnest(@timeouts::bigint[]) AS timeout_ms
 ),
 held AS MATERIALIZED (
-    SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, lost.kind, lost.timeout_ms
+    SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, t.traceparent, lost.kind, lost.timeout_ms
     FROM lost
     JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status = 'PENDING'
     WHERE NOT EXISTS (
@@ -67,7 +67,8 @@ fresh AS (
         CASE WHEN held.next_retry_at > now() + interval '5 seconds' THEN 'scheduled'::river_job_state ELSE 'available' END,
         0, 1, coalesce(held.next_retry_at, now()), held.priority,
         jsonb_build_object('task_id', held.task_id, 'attempt', held.attempt + 1, 'timeout_ms', held.timeout_ms),
-        held.kind, jsonb_build_object('correlationId', held.correlation_id), held.lane::text,
+        held.kind, jsonb_strip_nulls(jsonb_build_object('correlationId', held.correlation_id, 'traceparent', held.traceparent)),
+        held.lane::text,
         ARRAY['task-' || held.task_id::text]
     FROM held
     RETURNING id, args, queue
