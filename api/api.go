@@ -16,6 +16,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -48,6 +49,8 @@ type Config struct {
 	Mounts []Mount
 	// Version of the program, for the Server header; default none.
 	Version string
+	// Tracer makes a span of each request; default nil, and none is made.
+	Tracer trace.Tracer
 	// Logger takes one line a request; default slog.Default.
 	Logger *slog.Logger
 }

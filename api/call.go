@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // call is what we know of one request. It is written by whoever learns something,
@@ -25,12 +27,13 @@ type call struct {
 	start       time.Time
 	route       string
 	caller      *Caller
-	traceparent string
-	body        []byte // as it was sent; guarded, and not to be changed
-	task        string // the id of the task it was about
-	refused     string // why a token was not good enough
-	err         error  // what we do not tell the client
-	status      int    // 0: nothing is written yet
+	traceparent string     // what a task that it makes remembers of it
+	span        trace.Span // nil without tracing
+	body        []byte     // as it was sent; guarded, and not to be changed
+	task        string     // the id of the task it was about
+	refused     string     // why a token was not good enough
+	err         error      // what we do not tell the client
+	status      int        // 0: nothing is written yet
 }
 
 type callKey struct{}
@@ -80,10 +83,9 @@ func (a *API) observe(next http.Handler) http.Handler {
 		if a.server != nil {
 			header["Server"] = a.server
 		}
-		ctx := context.WithValue(r.Context(), callKey{}, c)
+		ctx := a.trace(context.WithValue(r.Context(), callKey{}, c), c, r)
 		if !a.mounted(c.path) {
 			header["Cache-Control"] = noStore
-			c.traceparent = traceparent(r)
 			var cancel context.CancelFunc
 			limit := a.cfg.RequestTimeout
 			if c.path == leasesPath {
@@ -114,6 +116,7 @@ func (a *API) finish(c *call, r *http.Request) {
 		}
 	}
 	a.logCall(c, r)
+	c.endSpan(r)
 	if cut {
 		panic(http.ErrAbortHandler) // or half an answer would look like a whole one
 	}
@@ -195,16 +198,6 @@ func requestID(r *http.Request) string {
 }
 
 const idBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:"
-
-// traceparent is the caller's span, if it is written as W3C asks; what is not is
-// dropped, as W3C asks.
-func traceparent(r *http.Request) string {
-	tp := r.Header.Get("Traceparent")
-	if len(tp) != 55 || tp[2] != '-' || tp[35] != '-' || tp[52] != '-' || strings.Trim(tp, "0123456789abcdef-") != "" || tp[:2] == "ff" {
-		return ""
-	}
-	return tp
-}
 
 // plainPath refuses what the database would: an id in a path has no other guard.
 func plainPath(path string) bool {

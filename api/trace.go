@@ -1,0 +1,73 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// trace puts the request's span into its context: ours, a child of the caller's. A
+// task that the request makes remembers it, and with it whether it is sampled.
+// Without tracing the caller's own span goes on as it came. Probes are nobody's
+// trace.
+func (a *API) trace(ctx context.Context, c *call, r *http.Request) context.Context {
+	if sent := r.Header["Traceparent"]; len(sent) == 1 {
+		ctx = jobs.ContextWithTraceparent(ctx, sent[0])
+	}
+	if a.cfg.Tracer != nil && c.path != "/livez" && c.path != "/readyz" {
+		ctx, c.span = a.cfg.Tracer.Start(ctx, "HTTP", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.start))
+	}
+	c.traceparent = jobs.Traceparent(ctx)
+	return ctx
+}
+
+// endSpan says what became of the request. The path is left out, for it may hold a
+// lease token; so is the text of an error, which may hold anything.
+func (c *call) endSpan(r *http.Request) {
+	if c.span == nil {
+		return
+	}
+	defer c.span.End()
+	if !c.span.IsRecording() {
+		return
+	}
+	attrs := make([]attribute.KeyValue, 0, 8)
+	name, method := methodOf(r)
+	attrs = append(attrs, semconv.HTTPRequestMethodKey.String(method), semconv.URLScheme("http"), attribute.String("tes.request.id", c.id))
+	if c.route != "" {
+		name += " " + c.route
+		attrs = append(attrs, semconv.HTTPRoute(c.route))
+	}
+	if c.status != 0 {
+		attrs = append(attrs, semconv.HTTPResponseStatusCode(c.status))
+	}
+	if c.caller != nil {
+		attrs = append(attrs, attribute.String("tes.caller", c.caller.Name))
+	}
+	if c.task != "" {
+		attrs = append(attrs, attribute.String("tes.task.id", c.task))
+	}
+	if c.status >= http.StatusInternalServerError {
+		attrs = append(attrs, semconv.ErrorTypeKey.String(strconv.Itoa(c.status)))
+		c.span.SetStatus(codes.Error, "")
+	}
+	c.span.SetName(name)
+	c.span.SetAttributes(attrs...)
+}
+
+// methodOf is the method as a span's name and as its attribute: a client may send
+// any word.
+func methodOf(r *http.Request) (name, method string) {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return r.Method, r.Method
+	}
+	return "HTTP", "_OTHER"
+}
