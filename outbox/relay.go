@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -40,6 +41,8 @@ type RelayConfig struct {
 	// Backoff and BackoffMax space the tries while the bus is away; the interface
 	// document says 100 ms to 30 s, the defaults.
 	Backoff, BackoffMax time.Duration
+	// Tracer makes a span of each round; default nil, and none is made.
+	Tracer trace.Tracer
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }

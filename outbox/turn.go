@@ -207,9 +207,11 @@ func (t *turn) publish() {
 }
 
 // tell publishes a batch and returns the sequence of its last message.
-func (r *Relay) tell(batch []told) (uint64, error) {
+func (r *Relay) tell(batch []told) (last uint64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), publishTime)
 	defer cancel()
+	ctx, span := r.span(ctx, batch)
+	defer func() { endSpan(span, err) }()
 	for len(batch) > 0 {
 		last, err := r.bus.Publish(ctx, messages(batch))
 		if err == nil {
@@ -227,7 +229,7 @@ func (r *Relay) tell(batch []told) (uint64, error) {
 			return 0, err
 		}
 	}
-	last, _, err := r.bus.Tail(ctx)
+	last, _, err = r.bus.Tail(ctx)
 	if err != nil {
 		return 0, &busError{fmt.Errorf("read the stream's tail: %w", err)}
 	}
