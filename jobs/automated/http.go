@@ -28,6 +28,9 @@ type HTTPConfig struct {
 	Allow   []netip.Prefix // networks that may be called, on any port; default none but the public internet, on 80 and 443
 	Timeout time.Duration  // of one call, within the attempt's own deadline; default 30 s
 	MaxBody int64          // bytes read of a response; default 1 MiB
+
+	// Wrap goes round the transport, for tracing. Default nothing does.
+	Wrap func(http.RoundTripper) http.RoundTripper
 }
 
 // HTTP is the executor "http": it sends a task's input to the URL that its
@@ -38,6 +41,7 @@ type HTTPConfig struct {
 // between check and use gains nothing. There is no proxy and no redirect.
 type HTTP struct {
 	client  *http.Client
+	idle    func() // drops idle connections
 	timeout time.Duration
 	maxBody int64
 }
@@ -49,26 +53,32 @@ func NewHTTP(cfg HTTPConfig) *HTTP { return newHTTP(cfg, nil) }
 // newHTTP takes the resolver that a test plays; nil is the system's.
 func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: guardDial(cfg.Allow), Resolver: resolver}
+	transport := &http.Transport{
+		Proxy:                  nil, // a proxy would make the connection that the guard never sees
+		DialContext:            dialer.DialContext,
+		ForceAttemptHTTP2:      true,
+		TLSHandshakeTimeout:    10 * time.Second,
+		MaxIdleConnsPerHost:    16,
+		IdleConnTimeout:        30 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	var tripper http.RoundTripper = transport
+	if cfg.Wrap != nil {
+		tripper = cfg.Wrap(transport)
+	}
 	return &HTTP{
+		idle:    transport.CloseIdleConnections,
 		timeout: cmp.Or(cfg.Timeout, 30*time.Second),
 		maxBody: cmp.Or(cfg.MaxBody, 1<<20),
 		client: &http.Client{
-			Transport: &http.Transport{
-				Proxy:                  nil, // a proxy would make the connection that the guard never sees
-				DialContext:            dialer.DialContext,
-				ForceAttemptHTTP2:      true,
-				TLSHandshakeTimeout:    10 * time.Second,
-				MaxIdleConnsPerHost:    16,
-				IdleConnTimeout:        30 * time.Second,
-				MaxResponseHeaderBytes: 64 << 10,
-			},
+			Transport:     tripper,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
 }
 
 // Close drops idle connections. Calls that run go on.
-func (h *HTTP) Close() { h.client.CloseIdleConnections() }
+func (h *HTTP) Close() { h.idle() }
 
 // guardDial refuses every address that is not public, but for the allowed
 // networks, and says so before a packet leaves.

@@ -10,8 +10,12 @@ import (
 	"time"
 )
 
-// maxRequests is how many requests of a neighbour are remembered.
-const maxRequests = 1000
+// How many requests of a neighbour are remembered. Batches of spans are long, and
+// come all the time.
+const (
+	maxRequests = 1000
+	maxBatches  = 100
+)
 
 // redacted stands where a secret stood.
 const redacted = "[redacted]"
@@ -76,7 +80,7 @@ func redactBody(body []byte) json.RawMessage {
 func (p *part) record(r Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.requests) == maxRequests {
+	if len(p.requests) == p.most {
 		p.requests = slices.Delete(p.requests, 0, 1)
 	}
 	p.requests = append(p.requests, r)
@@ -91,7 +95,7 @@ func (p *part) recorded() ([]Request, <-chan struct{}) {
 }
 
 // Requests lists what a neighbour was sent, oldest first: the last thousand
-// since they were last cleared.
+// (Observability: hundred) since they were last cleared.
 func (s *Server) Requests(service string) []Request {
 	p, found := s.parts[service]
 	if !found {

@@ -82,8 +82,9 @@ func Start(cfg Config) (*Server, error) {
 	}
 	s := &Server{respond: cfg.Respond, logger: cfg.Logger, parts: map[string]*part{}}
 	for _, service := range Services {
-		s.parts[service] = newPart()
+		s.parts[service] = newPart(maxRequests)
 	}
+	s.parts[Observability].most = maxBatches
 	if err := s.keys.start(cfg.Key); err != nil {
 		return nil, fmt.Errorf("start stand-ins: %w", err)
 	}

@@ -61,15 +61,17 @@ func (st *Steering) setDefaults() error {
 
 // part is one neighbour's state.
 type part struct {
+	most     int // requests that are remembered
 	mu       sync.Mutex
 	steering Steering      // owned by mu
 	changed  chan struct{} // owned by mu; closed and replaced when somebody steers
-	requests []Request     // owned by mu; the last maxRequests
+	requests []Request     // owned by mu; the last of them
 	grown    chan struct{} // owned by mu; closed and replaced when a request comes
 }
 
-func newPart() *part {
+func newPart(most int) *part {
 	return &part{
+		most:     most,
 		steering: Steering{Mode: ModeOK},
 		changed:  make(chan struct{}),
 		grown:    make(chan struct{}),

@@ -1,0 +1,47 @@
+package spans
+
+import (
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// ids are drawn, but for the spans of attempts, whose ids are known beforehand.
+type ids struct{}
+
+// NewIDs is for a span that begins a trace.
+func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
+	if id, span, ok := jobs.WishedIDs(ctx); ok {
+		return id, span
+	}
+	var id trace.TraceID
+	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
+	binary.NativeEndian.PutUint64(id[8:], some())
+	return id, drawn()
+}
+
+// NewSpanID is for a span within a trace.
+func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) trace.SpanID {
+	if _, span, ok := jobs.WishedIDs(ctx); ok {
+		return span
+	}
+	return drawn()
+}
+
+func drawn() (span trace.SpanID) {
+	binary.NativeEndian.PutUint64(span[:], some())
+	return span
+}
+
+// some is any number but zero, which is no id.
+func some() uint64 {
+	for {
+		if n := rand.Uint64(); n != 0 {
+			return n
+		}
+	}
+}
