@@ -25,7 +25,7 @@ func recording(sampler sdktrace.Sampler) (*tracetest.SpanRecorder, func(*api.Con
 func attr(s sdktrace.ReadOnlySpan, name string) string {
 	for _, a := range s.Attributes() {
 		if a.Key == attribute.Key(name) {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""

@@ -70,7 +70,7 @@ func attempts(t *testing.T, told *tracetest.SpanRecorder, n int) []sdktrace.Read
 func attr(s sdktrace.ReadOnlySpan, name string) string {
 	for _, a := range s.Attributes() {
 		if a.Key == attribute.Key(name) {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""

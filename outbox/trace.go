@@ -12,43 +12,45 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// mostLinks bounds the tasks that the span of one round is linked to.
-const mostLinks = 32
+// mostTold bounds the tasks that the span of one round knows of.
+const mostTold = 32
 
 // span is of one round on its way to the bus. It is no part of a message: a
-// redelivery must be equal to the byte, so a message knows its task's span alone. A
-// round that tells of no sampled task has none.
+// redelivery must be equal to the byte, so a message knows its task's span alone. It
+// is in the trace of the first task that is sampled, and linked to the others; a round
+// that tells of none has no span.
 func (r *Relay) span(ctx context.Context, batch []told) (context.Context, trace.Span) {
-	var links []trace.Link
+	var tasks []trace.Link
 	if r.cfg.Tracer != nil {
-		links = linksOf(batch)
+		tasks = sampled(batch)
 	}
-	if links == nil {
+	if tasks == nil {
 		return ctx, noop.Span{}
 	}
-	return r.cfg.Tracer.Start(ctx, "publish task events",
-		trace.WithSpanKind(trace.SpanKindProducer), trace.WithLinks(links...),
+	return r.cfg.Tracer.Start(trace.ContextWithRemoteSpanContext(ctx, tasks[0].SpanContext), "publish task events",
+		trace.WithSpanKind(trace.SpanKindProducer), trace.WithLinks(tasks[1:]...),
 		trace.WithAttributes(
 			semconv.MessagingSystemKey.String("nats"), semconv.MessagingOperationName("publish"), semconv.MessagingOperationTypeSend,
 			attribute.Int("messaging.batch.message_count", len(batch))))
 }
 
-func linksOf(batch []told) (links []trace.Link) {
+// sampled are the tasks of a batch whose traces are taken.
+func sampled(batch []told) (tasks []trace.Link) {
 	for i := range batch {
 		header := batch[i].Header["traceparent"]
 		if len(header) != 55 || header[54]&1 == 0 { // the sampled flag, without parsing what has none
 			continue
 		}
 		task := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{"traceparent": header}))
-		known := slices.ContainsFunc(links, func(l trace.Link) bool { return l.SpanContext.Equal(task) })
+		known := slices.ContainsFunc(tasks, func(l trace.Link) bool { return l.SpanContext.Equal(task) })
 		if !task.IsSampled() || known {
 			continue
 		}
-		if links = append(links, trace.Link{SpanContext: task}); len(links) == mostLinks {
+		if tasks = append(tasks, trace.Link{SpanContext: task}); len(tasks) == mostTold {
 			break
 		}
 	}
-	return links
+	return tasks
 }
 
 // endSpan says whether the bus took the round.

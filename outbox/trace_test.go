@@ -15,8 +15,8 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// A round is a span, linked to the tasks it tells of, as far as somebody looks at
-// them; and the messages know nothing of it.
+// A round is a span in the trace of a task that it tells of, linked to the others, as
+// far as somebody looks at them; and the messages know nothing of it.
 func TestRoundIsASpan(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -50,9 +50,11 @@ func TestRoundIsASpan(t *testing.T) {
 	require.Equal(t, codes.Error, failed.Status().Code)
 	require.Equal(t, codes.Unset, done.Status().Code)
 	require.Equal(t, trace.SpanKindProducer, done.SpanKind())
-	require.Len(t, done.Links(), 32)
-	require.Equal(t, "4bf92f3577b34da6a3ce929d0e0e0020", done.Links()[0].SpanContext.TraceID().String())
+	require.Equal(t, "4bf92f3577b34da6a3ce929d0e0e0020", done.SpanContext().TraceID().String())
+	require.Equal(t, "00f067aa0ba902b7", done.Parent().SpanID().String())
+	require.Len(t, done.Links(), 31)
+	require.Equal(t, "4bf92f3577b34da6a3ce929d0e0e0021", done.Links()[0].SpanContext.TraceID().String())
 	for _, m := range b.bus.list(true) {
-		require.NotContains(t, m.Header["traceparent"], done.SpanContext().TraceID().String())
+		require.NotContains(t, m.Header["traceparent"], done.SpanContext().SpanID().String())
 	}
 }
