@@ -49,7 +49,7 @@ type Lease struct {
 	Checkpoint     json.RawMessage  `json:"checkpoint,omitempty" doc:"What an attempt before this one noted down last."`
 	Status         jobs.Status      `json:"status" doc:"RUNNING; of a dead letter, how its task has ended."`
 	Error          json.RawMessage  `json:"error,omitempty" doc:"Of a dead letter: the error with which its task has ended."`
-	Traceparent    string           `json:"traceparent,omitempty" doc:"The span of the request that made the task."`
+	Traceparent    string           `json:"traceparent,omitempty" doc:"The attempt's span, to be the parent of the worker's own. Where the attempt is not sampled, or there is no tracing, the span of the request that made the task."`
 }
 
 // TaskQueueMessage is the interface document's, with the definition's id, by which

@@ -46,9 +46,11 @@ type Config struct {
 	AuthURL        string `env:"TES_AUTH_URL" help:"Auth Service; its keys are read at /.well-known/jwks.json."`
 	IntegrationURL string `env:"TES_INTEGRATION_URL" help:"Integration Service."`
 	UserURL        string `env:"TES_USER_URL" help:"User Service."`
+	Observability  string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
 
 	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
 
+	otel  map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
 	allow []netip.Prefix
 	grace time.Duration
 	due   time.Duration
@@ -71,6 +73,9 @@ func readConfig(env []string) (Config, error) {
 	var wrong []error
 	for _, entry := range env {
 		name, text, _ := strings.Cut(entry, "=")
+		if strings.HasPrefix(name, "OTEL_") {
+			c.setOTel(name, text)
+		}
 		if !strings.HasPrefix(name, "TES_") || slices.Contains(elsewhere, name) {
 			continue
 		}
@@ -147,7 +152,7 @@ func (c *Config) parse() (wrong []error) {
 	}
 	c.grace = duration("TES_SHUTDOWN_GRACE", c.GraceTime, 20*time.Second)
 	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
-	return wrong
+	return append(wrong, c.parseOTel()...)
 }
 
 // similar proposes the variable that was probably meant.

@@ -18,7 +18,7 @@ const module = "github.com/seed-3f7a0631/tes/"
 var floors = []string{"cmd", "api", "jobs", "outbox", "db", "sql"}
 
 // edges are the rooms at the outside: only cmd joins them to the rest.
-var edges = []string{"outbox/natsbus", "api/peer", "api/peer/peertest", "jobs/automated", "jobs/integration", "jobs/manual"}
+var edges = []string{"outbox/natsbus", "api/peer", "api/peer/peertest", "api/peer/spans", "jobs/automated", "jobs/integration", "jobs/manual"}
 
 // doors are the packages through which alone each thing outside is reached; a
 // room may also use a door's own test helpers.
@@ -39,6 +39,13 @@ var doors = map[string][]string{
 	"github.com/golang-jwt/":         {"api", "api/peer/peertest"},
 	"github.com/MicahParks/":         {"api"},
 	"github.com/schollz/progressbar": {"cmd/tes"},
+
+	// Any room may speak of spans; one makes them and takes them away.
+	"go.opentelemetry.io/otel":           {"api", "jobs", "outbox", "api/peer/spans"},
+	"go.opentelemetry.io/otel/sdk":       {"api/peer/spans"},
+	"go.opentelemetry.io/otel/exporters": {"api/peer/spans"},
+	"go.opentelemetry.io/proto":          {"api/peer/spans"},
+	"google.golang.org/protobuf":         {"api/peer/spans"},
 }
 
 type listed struct {

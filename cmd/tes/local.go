@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+	"github.com/seed-3f7a0631/tes/api/peer/spans"
 	"github.com/seed-3f7a0631/tes/db/localpg"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 	"github.com/seed-3f7a0631/tes/sql/migrations"
@@ -226,9 +227,9 @@ func logger(s *shell, level slog.Level, format string) *slog.Logger {
 		format = s.cfg.LogFormat
 	}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(s.stderr, options))
+		return slog.New(spans.Log(slog.NewJSONHandler(s.stderr, options)))
 	}
-	return slog.New(slog.NewTextHandler(s.stderr, options))
+	return slog.New(spans.Log(slog.NewTextHandler(s.stderr, options)))
 }
 
 // terminal says whether a stream is one, and so may have colours and bars.

@@ -15,7 +15,9 @@ type serveCmd struct {
 }
 
 // Help lists the settings.
-func (serveCmd) Help() string { return "Settings:\n" + settings() }
+func (serveCmd) Help() string {
+	return "Settings:\n" + settings() + "\nOpenTelemetry's own OTEL_* variables are obeyed too.\n"
+}
 
 // Run serves until it is told to stop, then drains.
 func (c *serveCmd) Run(s *shell) error {

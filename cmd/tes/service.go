@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/api"
 	"github.com/seed-3f7a0631/tes/api/peer"
+	"github.com/seed-3f7a0631/tes/api/peer/spans"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/automated"
@@ -34,6 +35,7 @@ type service struct {
 	tasks  *jobs.Tasks
 	runner *jobs.Runner
 	relay  *outbox.Relay
+	spans  *spans.Spans // nil without tracing
 	http   *http.Server
 	url    string
 
@@ -76,8 +78,12 @@ func (s *service) start(ctx context.Context) error {
 		return err
 	}
 
+	process := jobs.NewProcessID()
+	if err := s.startTracing(ctx, process); err != nil {
+		return err
+	}
 	s.tasks = jobs.New(s.engine, jobs.Config{
-		ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
+		ProcessID: process, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
 		CheckDefinition: func(c jobs.ExecutionConfig) error {
 			if c.Executor != "expression" {
 				return nil
@@ -85,7 +91,7 @@ func (s *service) start(ctx context.Context) error {
 			return automated.CheckExpression(c.Expression)
 		},
 	})
-	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Logger: log})
+	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log})
 	bus.OnReconnect(s.relay.Recheck)
 	s.background(func(ctx context.Context) { s.relay.Run(ctx) })
 
@@ -121,14 +127,14 @@ func (s *service) start(ctx context.Context) error {
 	mount := api.Mount{
 		Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel"},
 	}
-	auth, err := s.neighbours(cfg.AuthURL)
+	auth, err := s.neighbours("auth", cfg.AuthURL)
 	if err != nil {
 		return err
 	}
 	door, err := api.New(api.Config{
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
-		Logger: log, Version: version(), Mounts: []api.Mount{mount},
+		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount},
 	})
 	if err != nil {
 		return err
@@ -148,15 +154,15 @@ func (s *service) hear(ctx context.Context) {
 
 // executors makes every executor that definitions may name.
 func (s *service) executors() (map[string]jobs.Registration, error) {
-	integrations, err := s.neighbours(s.cfg.IntegrationURL)
+	integrations, err := s.neighbours("integration", s.cfg.IntegrationURL)
 	if err != nil {
 		return nil, err
 	}
-	users, err := s.neighbours(s.cfg.UserURL)
+	users, err := s.neighbours("user", s.cfg.UserURL)
 	if err != nil {
 		return nil, err
 	}
-	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow})
+	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow, Wrap: s.spans.Transport("task")})
 	s.onStop(func(context.Context) error { web.Close(); return nil })
 	return map[string]jobs.Registration{
 		"noop":        {Executor: automated.Noop{}, Pure: true},
@@ -168,10 +174,10 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 	}, nil
 }
 
-func (s *service) neighbours(url string) (neighbours, error) {
+func (s *service) neighbours(name, url string) (neighbours, error) {
 	n, err := peer.New(peer.Config{
-		BaseURL: s.cfg.orElse(url),
-		Token:   func(context.Context) (string, error) { return s.cfg.ServiceTok, nil },
+		BaseURL: s.cfg.orElse(url), Wrap: s.spans.Transport(name),
+		Token: func(context.Context) (string, error) { return s.cfg.ServiceTok, nil },
 	})
 	if err != nil {
 		return neighbours{}, fmt.Errorf("neighbour: %w", err)
