@@ -89,6 +89,26 @@ func TestRefusedBatchIsTriedAgainInOrder(t *testing.T) {
 	require.EqualValues(t, 4, r.Failures())
 }
 
+// A round can fail before the acknowledgement of the one before it is read.
+func TestBusThatTakesEveryOtherRound(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var rounds atomic.Int64
+	b.bus.before = func([]outbox.Message) error {
+		if n := rounds.Add(1); n%2 == 0 && n < 40 {
+			return errors.New("away")
+		}
+		return nil
+	}
+	task := b.task()
+	for range 40 {
+		b.flush(task)
+	}
+	b.relay(b.bus, func(cfg *outbox.RelayConfig) { cfg.Flushes = 1 })
+	b.told()
+	require.Equal(t, eventIDs(task, 40), b.bus.deliveredIDs())
+}
+
 // Pauses grow while the bus is away, and are short again after it was back.
 func TestPausesGrowAndAreForgotten(t *testing.T) {
 	t.Parallel()

@@ -36,6 +36,7 @@ type turn struct {
 	over   chan struct{} // closed when the reader has gone: nobody wants acks any more
 
 	highest uint64 // sequence that was ever logged; owned by the reader
+	failed  error  // of the publisher, which has gone; owned by the reader
 }
 
 // round is what some flushes left to tell.
@@ -120,6 +121,9 @@ func (t *turn) gather(ctx context.Context) {
 // or for something to do.
 func (t *turn) await(ctx context.Context, rounds chan round, next round, underWay *[]int64) (ack, error) {
 	none := ack{flushes: []int64{}}
+	if t.failed != nil {
+		return none, t.failed
+	}
 	idle := rounds == nil && len(*underWay) == 0
 	var wake chan struct{}
 	var poll <-chan time.Time
@@ -140,16 +144,33 @@ func (t *turn) await(ctx context.Context, rounds chan round, next round, underWa
 			if rounds == nil {
 				return a, nil
 			}
-			// Keep the publisher busy first: it takes the next round at once.
-			rounds <- next
-			*underWay = append(*underWay, next.flushes...)
-			return a, nil
+			return t.handOver(a, rounds, next, underWay), nil
 		case <-wake:
 			return none, nil
 		case <-poll:
 			return none, nil
 		case <-stop:
 			return none, nil
+		}
+	}
+}
+
+// handOver keeps the publisher busy before its acknowledgement is noted: it takes the
+// next round at once. Unless it has gone: it may have taken another round meanwhile,
+// and failed with it, for the acknowledgement waited to be read.
+func (t *turn) handOver(a ack, rounds chan round, next round, underWay *[]int64) ack {
+	for {
+		select {
+		case rounds <- next:
+			*underWay = append(*underWay, next.flushes...)
+			return a
+		case b := <-t.acks:
+			if b.err != nil {
+				t.failed = b.err // told once the first acknowledgement is noted
+				return a
+			}
+			*underWay = slices.DeleteFunc(*underWay, func(id int64) bool { return slices.Contains(b.flushes, id) })
+			a = ack{flushes: append(a.flushes, b.flushes...), n: a.n + b.n, last: b.last}
 		}
 	}
 }
