@@ -13,6 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 	"github.com/seed-3f7a0631/tes/jobs"
 	manually "github.com/seed-3f7a0631/tes/jobs/manual"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // nobody is a directory without people: rules that name somebody still do.
@@ -232,7 +233,7 @@ func (v verdicts) Subject(ctx context.Context, token string) (string, error) {
 func TestUserTokens(t *testing.T) {
 	t.Parallel()
 	people := startAuth(t)
-	neighbours, err := peer.New(peer.Config{BaseURL: people.URL(), Policy: peer.Policy{Retries: -1}})
+	neighbours, err := peer.New(peer.Config{BaseURL: people.URL(), Policy: retry.Policy{Retries: -1}})
 	require.NoError(t, err)
 	t.Cleanup(neighbours.Close)
 	b := setup(t, func(c *api.Config) { c.UserTokens = verdicts{neighbours.Auth} })

@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // Publisher is the bus, as the relay needs it.
@@ -38,9 +39,11 @@ type RelayConfig struct {
 	Poll time.Duration
 	// Stand is how often a process without the lead asks for it; default 1 s.
 	Stand time.Duration
-	// Backoff and BackoffMax space the tries while the bus is away; the interface
-	// document says 100 ms to 30 s, the defaults.
-	Backoff, BackoffMax time.Duration
+	// Retry is how the bus is asked again while it is away; what it leaves open is as
+	// in retry.EventPublishing.
+	Retry retry.Policy
+	// OnBreaker is told each change of the breaker. Default nobody. It must not block.
+	OnBreaker func(retry.Status)
 	// Tracer makes a span of each round; default nil, and none is made.
 	Tracer trace.Tracer
 	// Logger; default slog.Default.
@@ -54,6 +57,7 @@ type Relay struct {
 	bus  Publisher
 	cfg  RelayConfig
 
+	breaker   *retry.Breaker
 	wake      chan struct{}
 	back      chan struct{}
 	check     atomic.Bool // the bus was reconnected: look at its tail before the next round
@@ -73,16 +77,14 @@ func NewRelay(pool *pgxpool.Pool, bus Publisher, cfg RelayConfig) *Relay {
 	if cfg.Stand == 0 {
 		cfg.Stand = time.Second
 	}
-	if cfg.Backoff == 0 {
-		cfg.Backoff = 100 * time.Millisecond
-	}
-	if cfg.BackoffMax == 0 {
-		cfg.BackoffMax = 30 * time.Second
-	}
+	cfg.Retry = cfg.Retry.Or(retry.EventPublishing)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Relay{pool: pool, bus: bus, cfg: cfg, wake: make(chan struct{}, 1), back: make(chan struct{}, 1)}
+	return &Relay{
+		pool: pool, bus: bus, cfg: cfg, wake: make(chan struct{}, 1), back: make(chan struct{}, 1),
+		breaker: retry.NewBreaker("bus", cfg.Retry, cfg.OnBreaker),
+	}
 }
 
 // Wake says that something was committed to the outbox.
@@ -113,36 +115,53 @@ func (r *Relay) Published() int64 { return r.published.Load() }
 // Failures counts the rounds that did not succeed.
 func (r *Relay) Failures() int64 { return r.failures.Load() }
 
+// Breaker is the bus's. While it is open nothing is published here, and what there is
+// to tell waits in the outbox.
+func (r *Relay) Breaker() *retry.Breaker { return r.breaker }
+
 // Run relays until ctx ends, then publishes what is committed already, for a
 // short while, and returns.
 func (r *Relay) Run(ctx context.Context) {
-	wait := r.cfg.Backoff
+	failed := 0 // times in a row
 	for {
 		before := r.published.Load()
 		err := r.lead(ctx)
 		if r.published.Load() > before {
-			wait = r.cfg.Backoff // it had gone well meanwhile
+			failed = 0 // it had gone well meanwhile
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		pause := r.cfg.Stand
 		if err != nil {
-			r.failures.Add(1)
-			var bus *busError
-			if pause = wait; !errors.As(err, &bus) {
-				pause = min(wait, r.cfg.Stand) // the database is tried as often as by everybody
-			}
-			r.cfg.Logger.Warn("relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause)
-			wait = min(2*wait, r.cfg.BackoffMax)
+			failed++
+			pause = r.fail(err, failed)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.back: // the bus is: no need to wait
+			r.breaker.Probe()
 		case <-time.After(pause):
 		}
 	}
+}
+
+// fail counts a lead that ended badly and says how long to wait before the next. An
+// open breaker is waited for, whatever it was that failed last.
+func (r *Relay) fail(err error, failed int) time.Duration {
+	r.failures.Add(1)
+	pause := r.cfg.Retry.Pause(failed)
+	var bus *busError
+	switch {
+	case !errors.As(err, &bus):
+		pause = min(pause, r.cfg.Stand) // the database is tried as often as by everybody
+	case failed > r.cfg.Retry.Retries:
+		r.breaker.Trip()
+	}
+	pause = max(pause, r.breaker.Rest())
+	r.cfg.Logger.Warn("relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause, "breaker", r.breaker.Status().State)
+	return pause
 }
 
 // lead publishes for as long as this session holds the lead. It returns nil if

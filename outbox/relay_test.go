@@ -17,6 +17,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 func TestRelayTellsEveryFlushInOrder(t *testing.T) {
@@ -133,7 +134,7 @@ func TestPausesGrowAndAreForgotten(t *testing.T) {
 	task := b.task()
 	b.flush(task)
 	b.relay(b.bus, func(cfg *outbox.RelayConfig) {
-		cfg.BackoffMax, cfg.Logger = 4*time.Millisecond, slog.New(handler)
+		cfg.Retry.MaxBackoff, cfg.Logger = 4*time.Millisecond, slog.New(handler)
 	})
 	b.told()
 	away.Store(2)
@@ -143,6 +144,86 @@ func TestPausesGrowAndAreForgotten(t *testing.T) {
 	defer mu.Unlock()
 	ms := time.Millisecond
 	require.Equal(t, []time.Duration{ms, 2 * ms, 4 * ms, 4 * ms, 4 * ms, ms, 2 * ms}, pauses)
+}
+
+// Max retries 10 means that the breaker opens and the row waits. It never means that a
+// row is dropped: this bus is away five times as long.
+func TestEventPublishingOpensTheBreakerAndDropsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	states := make(chan retry.State, 1000)
+	var rounds atomic.Int64
+	b.bus.before = func([]outbox.Message) error {
+		if rounds.Add(1) <= 50 {
+			return errors.New("away")
+		}
+		return nil
+	}
+	task := b.task()
+	b.flush(task, task)
+	b.flush(task)
+	r := b.relay(b.bus, func(cfg *outbox.RelayConfig) {
+		cfg.Retry.MinExecutions = 1000 // so that it is the retries that are used up, not the rate
+		cfg.OnBreaker = func(s retry.Status) { states <- s.State }
+	})
+	for range 11 {
+		require.Equal(t, retry.Open, receive(t, states))
+		require.Equal(t, retry.HalfOpen, receive(t, states))
+	}
+	b.told()
+	require.Equal(t, eventIDs(task, 3), b.bus.deliveredIDs())
+	require.EqualValues(t, 50, r.Failures())
+	require.Equal(t, retry.Closed, r.Breaker().Status().State)
+}
+
+// A bus that takes every other round is left alone for a while too.
+func TestEventPublishingOpensTheBreakerAtHalf(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	opened := make(chan struct{}, 1000)
+	var rounds atomic.Int64
+	b.bus.before = func([]outbox.Message) error {
+		if n := rounds.Add(1); n%2 == 0 && n < 20 {
+			return errors.New("away")
+		}
+		return nil
+	}
+	task := b.task()
+	b.relay(b.bus, func(cfg *outbox.RelayConfig) {
+		cfg.Flushes = 1
+		cfg.OnBreaker = func(s retry.Status) {
+			if s.State == retry.Open {
+				opened <- struct{}{}
+			}
+		}
+	})
+	for range 20 {
+		b.flush(task)
+	}
+	receive(t, opened)
+	b.told()
+	require.Equal(t, eventIDs(task, 20), b.bus.deliveredIDs())
+}
+
+// A bus that says it is back is not kept waiting for.
+func TestReconnectedBusIsTriedThroughTheOpenBreaker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var back atomic.Bool
+	b.bus.before = func([]outbox.Message) error {
+		if !back.Load() {
+			return errors.New("away")
+		}
+		return nil
+	}
+	task := b.task()
+	b.flush(task)
+	r := b.relay(b.bus, func(cfg *outbox.RelayConfig) { cfg.Retry.Retries, cfg.Retry.OpenFor = 1, time.Hour })
+	waitFor(t, "the breaker to open", func() bool { return r.Breaker().Status().State == retry.Open })
+	back.Store(true)
+	r.Recheck()
+	b.told()
+	require.Equal(t, retry.Closed, r.Breaker().Status().State)
 }
 
 // attrs is a log handler that hears attributes.
@@ -242,7 +323,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	first := b.relay(b.bus, func(cfg *outbox.RelayConfig) {
-		cfg.Backoff, cfg.BackoffMax, cfg.Stand = time.Hour, time.Hour, time.Hour
+		cfg.Retry, cfg.Stand = retry.Policy{Backoff: time.Hour, MaxBackoff: time.Hour}, time.Hour
 	})
 	waitFor(t, "the first to lead", first.Leads)
 	second := b.relay(b.bus)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // patience bounds every wait of a test; none is expected to last.
@@ -46,7 +47,8 @@ func setup(t *testing.T) *testBundle {
 func (b *testBundle) relay(bus outbox.Publisher, change ...func(*outbox.RelayConfig)) *running {
 	b.t.Helper()
 	cfg := outbox.RelayConfig{
-		Poll: 5 * time.Millisecond, Stand: 20 * time.Millisecond, Backoff: time.Millisecond, BackoffMax: 20 * time.Millisecond,
+		Poll: 5 * time.Millisecond, Stand: 20 * time.Millisecond,
+		Retry:  retry.Policy{Backoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, OpenFor: 20 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(b.log, nil)),
 	}
 	for _, fn := range change {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // lastWords bounds how long a relay that is asked to stop goes on publishing what
@@ -227,8 +228,23 @@ func (t *turn) publish() {
 	}
 }
 
-// tell publishes a batch and returns the sequence of its last message.
-func (r *Relay) tell(batch []told) (last uint64, err error) {
+// tell publishes a batch and returns the sequence of its last message. The breaker
+// counts it by what the bus said.
+func (r *Relay) tell(batch []told) (uint64, error) {
+	if !r.breaker.Allow() {
+		return 0, &busError{fmt.Errorf("publish: %w", retry.ErrOpen)}
+	}
+	last, err := r.tellAll(batch)
+	var bus *busError
+	if errors.As(err, &bus) {
+		r.breaker.Done(bus)
+	} else {
+		r.breaker.Done(nil)
+	}
+	return last, err
+}
+
+func (r *Relay) tellAll(batch []told) (last uint64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), publishTime)
 	defer cancel()
 	ctx, span := r.span(ctx, batch)

@@ -9,24 +9,24 @@ import (
 
 	"github.com/seed-3f7a0631/tes/api/peer"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // The breaker over real HTTP; policy_test.go has its exact times.
 func TestBreaker(t *testing.T) {
 	t.Parallel()
 
-	breaker := func(p peer.Policy) (peer.Policy, <-chan string) {
+	breaker := func(p retry.Policy) (peer.Config, <-chan string) {
 		states := make(chan string, 16)
 		p.MinExecutions = 10
-		p.OnBreaker = func(neighbour, state string) { states <- neighbour + " " + state }
-		return p, states
+		return peer.Config{Policy: p, OnBreaker: func(s retry.Status) { states <- s.Name + " " + string(s.State) }}, states
 	}
 
 	t.Run("OpensAtThirtyInAHundred", func(t *testing.T) {
 		t.Parallel()
-		p, states := breaker(once())
-		p.OpenFor = time.Hour
-		b := setup(t, peer.Config{Policy: p})
+		cfg, states := breaker(once())
+		cfg.Policy.OpenFor = time.Hour
+		b := setup(t, cfg)
 		for range 7 {
 			_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
 			require.NoError(t, err)
@@ -57,9 +57,9 @@ func TestBreaker(t *testing.T) {
 	// and closes it.
 	t.Run("HalfOpensAndCloses", func(t *testing.T) {
 		t.Parallel()
-		p, states := breaker(peer.Policy{Retries: 30, Backoff: 10 * time.Millisecond, MaxBackoff: 20 * time.Millisecond})
-		p.OpenFor = 50 * time.Millisecond
-		b := setup(t, peer.Config{Policy: p})
+		cfg, states := breaker(retry.Policy{Retries: 30, Backoff: 10 * time.Millisecond, MaxBackoff: 20 * time.Millisecond})
+		cfg.Policy.OpenFor = 50 * time.Millisecond
+		b := setup(t, cfg)
 		b.there.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeGone, Times: 10})
 		_, err := b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
 		require.NoError(t, err)
@@ -72,8 +72,8 @@ func TestBreaker(t *testing.T) {
 	// A neighbour that says no all day long is not away.
 	t.Run("IgnoresRefusals", func(t *testing.T) {
 		t.Parallel()
-		p, states := breaker(once())
-		b := setup(t, peer.Config{Policy: p})
+		cfg, states := breaker(once())
+		b := setup(t, cfg)
 		b.there.Steer(peertest.Integration, peertest.Steering{
 			Mode: peertest.ModeError, Status: 503, Body: json.RawMessage(`{"error":{"code":"SERVICE_UNAVAILABLE"}}`),
 		})

@@ -22,6 +22,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // The names of the neighbours, as outages and breakers carry them.
@@ -38,7 +40,11 @@ const (
 type Config struct {
 	BaseURL string        // http or https, without query or user; required
 	Timeout time.Duration // of one request, its answer's body included; default 10 s
-	Policy  Policy        // default the interface document's, for service calls
+	Policy  retry.Policy  // what it leaves open is as in retry.ServiceCalls
+
+	// OnBreaker is told each change of a neighbour's breaker. Default nobody. It must
+	// not block.
+	OnBreaker func(retry.Status)
 
 	// Token is our own service token, sent as a bearer. Default none is sent.
 	// It is asked for each request, so it may expire and be renewed.
@@ -82,24 +88,40 @@ func New(cfg Config) (*Neighbours, error) {
 		// parameters of a task to wherever it points.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	to := func(name string, p Policy) *caller {
-		return &caller{name: name, base: base, client: client, token: cfg.Token, line: newLine(name, p)}
+	to := func(name string, p retry.Policy, failFast bool) *caller {
+		return &caller{name: name, base: base, client: client, token: cfg.Token, line: newLine(name, p, failFast, cfg.OnBreaker)}
 	}
-	patient := cfg.Policy
-	brisk := cfg.Policy
-	brisk.failFast = true // they have a fallback, or somebody who waits
-	once := brisk
+	const brisk = true // they have a fallback, or somebody who waits
+	once := cfg.Policy
 	once.Retries = -1
 	return &Neighbours{
-		Integrations:  &Integrations{to(nameIntegration, patient)},
-		Users:         newUsers(to(nameUser, brisk)),
-		Notifications: &Notifications{to(nameNotification, brisk)},
-		Resources:     &Resources{to(nameResource, brisk)},
-		Auth:          &Auth{to(nameAuth, brisk)},
-		Tracing:       &Tracing{to(nameObservability, once)},
+		Integrations:  &Integrations{to(nameIntegration, cfg.Policy, !brisk)},
+		Users:         newUsers(to(nameUser, cfg.Policy, brisk)),
+		Notifications: &Notifications{to(nameNotification, cfg.Policy, brisk)},
+		Resources:     &Resources{to(nameResource, cfg.Policy, brisk)},
+		Auth:          &Auth{to(nameAuth, cfg.Policy, brisk)},
+		Tracing:       &Tracing{to(nameObservability, once, brisk)},
 		transport:     transport,
 	}, nil
 }
+
+// Breaker of the Integration Service.
+func (c *Integrations) Breaker() *retry.Breaker { return c.caller.line.breaker }
+
+// Breaker of the User Service.
+func (c *Users) Breaker() *retry.Breaker { return c.caller.line.breaker }
+
+// Breaker of the Notification Service.
+func (c *Notifications) Breaker() *retry.Breaker { return c.caller.line.breaker }
+
+// Breaker of the Resource Service.
+func (c *Resources) Breaker() *retry.Breaker { return c.caller.line.breaker }
+
+// Breaker of the Auth Service.
+func (c *Auth) Breaker() *retry.Breaker { return c.caller.line.breaker }
+
+// Breaker of the Observability Service.
+func (c *Tracing) Breaker() *retry.Breaker { return c.caller.line.breaker }
 
 // Close drops idle connections. Calls under way go on.
 func (n *Neighbours) Close() { n.transport.CloseIdleConnections() }

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,12 +26,12 @@ type testBundle struct {
 
 // quick is the default policy without its long waits, and with a breaker that
 // stays out of the way.
-func quick() peer.Policy {
-	return peer.Policy{Backoff: time.Millisecond, MaxBackoff: 2 * time.Millisecond, MinExecutions: 100_000}
+func quick() retry.Policy {
+	return retry.Policy{Backoff: time.Millisecond, MaxBackoff: 2 * time.Millisecond, MinExecutions: 100_000}
 }
 
 // once is quick without retries.
-func once() peer.Policy {
+func once() retry.Policy {
 	p := quick()
 	p.Retries = -1
 	return p

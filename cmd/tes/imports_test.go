@@ -31,7 +31,7 @@ var doors = map[string][]string{
 	"github.com/riverqueue/river":    {"jobs", "cmd/tes", "sql/migrations"},
 	"riverqueue.com/riverui":         {"cmd/tes"},
 	"github.com/alecthomas/kong":     {"cmd/tes"},
-	"github.com/failsafe-go/":        {"api/peer", "outbox/retry"},
+	"github.com/failsafe-go/":        {"outbox/retry"},
 	"cel.dev/":                       {"jobs/automated"},
 	"github.com/santhosh-tekuri/":    {"jobs"},
 	"github.com/evanphx/":            {"jobs"},
