@@ -73,7 +73,13 @@ func (c *claimer) run(ctx context.Context) {
 	defer poll.Stop()
 	woken := false
 	for ctx.Err() == nil { // a select among several that are ready may choose another
-		found, more := c.claim(ctx)
+		found, more, err := c.claim(ctx)
+		if err != nil {
+			_ = c.r.tasks.insist(ctx, c.r.complain("claim"), err, func() error {
+				found, more, err = c.claim(ctx)
+				return err
+			})
+		}
 		cooldown := claimCooldown
 		if found >= claimSeveral && !more {
 			cooldown = claimGather
@@ -127,11 +133,12 @@ func (c *claimer) room(ctx context.Context) bool {
 }
 
 // claim takes what there is. It reports how many it found and whether there may
-// be more.
-func (c *claimer) claim(ctx context.Context) (found int, more bool) {
+// be more. After an error, whether it committed is unknown; what it took is found by
+// the sweep.
+func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	n := min(c.free(), claimMost)
 	if n <= 0 {
-		return 0, true
+		return 0, true, nil
 	}
 	c.mu.Lock()
 	c.busy += n
@@ -142,10 +149,9 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool) {
 	})
 	cancel()
 	if err != nil {
-		// Whether it committed is unknown; what it took is found by the sweep.
 		c.done(n)
 		c.r.trouble("claim", err)
-		return 0, false
+		return 0, false, err
 	}
 	if len(rows) < n {
 		c.done(n - len(rows))
@@ -153,7 +159,7 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool) {
 	for _, row := range rows {
 		c.r.dispatch(c, row)
 	}
-	return len(rows), len(rows) == n
+	return len(rows), len(rows) == n, nil
 }
 
 // pause waits, and reports whether ctx is still alive.

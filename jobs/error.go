@@ -84,6 +84,9 @@ func (e *Conflict) Error() string { return e.Message }
 // the statement committed is unknown; pgconn.SafeToRetry is not asked, for it can
 // say yes to a commit that happened.
 func away(err error) bool {
+	if err == nil {
+		return false
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return unreachable(err)

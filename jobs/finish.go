@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,36 +35,32 @@ func (t *Tasks) complete(c *completion) { t.completes.add(c) }
 // flushCompletes writes a batch and settles each. The work is done, so a database
 // that is away is sat out.
 func (t *Tasks) flushCompletes(batch []*completion) {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-		err := t.writeCompletes(ctx, batch)
-		cancel()
-		switch {
-		case err == nil:
-			t.cfg.Told()
-			return
-		case again(err):
-		case away(err):
+	write := func() error {
+		err := t.write(func(ctx context.Context) error { return t.writeCompletes(ctx, batch) })
+		if away(err) {
 			for _, c := range batch {
 				c.tried = true
 			}
-			t.cfg.Logger.Warn("results wait for the database", "results", len(batch), "error", err, "again_in", pause)
-			if !t.sitOut(pause) {
-				for _, c := range batch {
-					c.settled(false, err)
-				}
-				return
-			}
-		case len(batch) > 1:
-			for _, c := range batch {
-				t.flushCompletes([]*completion{c})
-			}
-			return
-		default:
-			t.cfg.Logger.Error("a result was refused by the database", "task", batch[0].task, "error", err)
-			batch[0].settled(false, err)
-			return
 		}
+		return err
+	}
+	err := t.insist(t.givenUp, func(level slog.Level, err error, pause time.Duration) {
+		t.cfg.Logger.Log(t.givenUp, level, "results wait for the database", "results", len(batch), "error", err, "again_in", pause)
+	}, write(), write)
+	switch {
+	case err == nil:
+		t.cfg.Told()
+	case away(err): // given up
+		for _, c := range batch {
+			c.settled(false, err)
+		}
+	case len(batch) > 1:
+		for _, c := range batch {
+			t.flushCompletes([]*completion{c})
+		}
+	default:
+		t.cfg.Logger.Error("a result was refused by the database", "task", batch[0].task, "error", err)
+		batch[0].settled(false, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -162,46 +163,48 @@ func (t *Tasks) flushMoves(batch []*move) {
 // settleMoves writes and answers a round. While the database is away, a move that
 // nobody waits for is sat out: the work behind it is done, and must be written.
 func (t *Tasks) settleMoves(round []*move) {
-	for pause := 50 * time.Millisecond; len(round) > 0; pause = min(2*pause, 5*time.Second) {
-		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-		err := t.writeMoves(ctx, round)
-		cancel()
-		switch {
-		case err == nil:
-			return
-		case again(err):
-			continue
-		case away(err):
-			var patient []*move
-			for _, m := range round {
-				m.tried = true
-				if m.callerWaits {
-					m.answer <- moved{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
-				} else {
-					patient = append(patient, m)
-				}
-			}
-			if round = patient; len(round) > 0 {
-				t.cfg.Logger.Warn("moves wait for the database", "moves", len(round), "error", err, "again_in", pause)
-				if !t.sitOut(pause) {
-					for _, m := range round {
-						m.answer <- moved{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
-					}
-					return
-				}
-			}
-		case len(round) > 1:
-			// One of them is at fault; find it alone.
-			for _, m := range round {
-				t.settleMoves([]*move{m})
-			}
-			return
-		default:
-			t.cfg.Logger.Error("a move was refused by the database", "task", round[0].task, "to", round[0].to, "error", err)
-			round[0].answer <- moved{err: fmt.Errorf("move task %s to %s: %w", round[0].task, round[0].to, err)}
-			return
+	write := func() error {
+		err := t.write(func(ctx context.Context) error { return t.writeMoves(ctx, round) })
+		if !away(err) {
+			return err
+		}
+		if round = excused(round, err); len(round) == 0 {
+			return nil
+		}
+		return err
+	}
+	err := t.insist(t.givenUp, func(level slog.Level, err error, pause time.Duration) {
+		t.cfg.Logger.Log(t.givenUp, level, "moves wait for the database", "moves", len(round), "error", err, "again_in", pause)
+	}, write(), write)
+	switch {
+	case err == nil:
+	case away(err): // given up
+		for _, m := range round {
+			m.answer <- moved{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
+		}
+	case len(round) > 1:
+		// One of them is at fault; find it alone.
+		for _, m := range round {
+			t.settleMoves([]*move{m})
+		}
+	default:
+		t.cfg.Logger.Error("a move was refused by the database", "task", round[0].task, "to", round[0].to, "error", err)
+		round[0].answer <- moved{err: fmt.Errorf("move task %s to %s: %w", round[0].task, round[0].to, err)}
+	}
+}
+
+// excused tells those whose callers wait that the database is away, and returns the
+// others.
+func excused(round []*move, err error) (patient []*move) {
+	for _, m := range round {
+		m.tried = true
+		if m.callerWaits {
+			m.answer <- moved{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
+		} else {
+			patient = append(patient, m)
 		}
 	}
+	return patient
 }
 
 // writeMoves writes a round in one statement and answers it.

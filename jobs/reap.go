@@ -20,34 +20,42 @@ func (r *Runner) live(ctx context.Context) {
 }
 
 // beats extends the leases of what runs here, all of them in one statement. What
-// does not come back is lost, and its executor's context ends.
+// does not come back is lost, and its executor's context ends. A beat that fails is
+// followed by the next one, at its own rhythm: the pauses of other queue operations are
+// longer than a lease may be.
 func (r *Runner) beats(ctx context.Context) {
-	r.every(ctx, min(r.cfg.Tick, beatRhythm), "heartbeat", func(ctx context.Context) error {
-		at := time.Now()
-		due := r.due(at)
-		if len(due) == 0 {
-			return nil
+	for pause(ctx, min(r.cfg.Tick, beatRhythm)) {
+		if err := r.beatAll(ctx); err != nil && ctx.Err() == nil {
+			r.trouble("heartbeat", err)
 		}
-		p := db.LeaseExtendParams{Owner: r.tasks.cfg.ProcessID}
-		for job, one := range due {
-			p.JobIds = append(p.JobIds, job)
-			p.TaskIds = append(p.TaskIds, one.id())
-		}
-		kept, err := r.tasks.q.LeaseExtend(ctx, p)
-		if err != nil {
-			return fmt.Errorf("extend leases: %w", err)
-		}
-		for _, job := range kept {
-			if one := due[job]; one != nil {
-				one.beaten(at)
-			}
-			delete(due, job)
-		}
-		for _, one := range due {
-			one.lose()
-		}
+	}
+}
+
+func (r *Runner) beatAll(ctx context.Context) error {
+	at := time.Now()
+	due := r.due(at)
+	if len(due) == 0 {
 		return nil
-	})
+	}
+	p := db.LeaseExtendParams{Owner: r.tasks.cfg.ProcessID}
+	for job, one := range due {
+		p.JobIds = append(p.JobIds, job)
+		p.TaskIds = append(p.TaskIds, one.id())
+	}
+	kept, err := r.tasks.q.LeaseExtend(ctx, p)
+	if err != nil {
+		return fmt.Errorf("extend leases: %w", err)
+	}
+	for _, job := range kept {
+		if one := due[job]; one != nil {
+			one.beaten(at)
+		}
+		delete(due, job)
+	}
+	for _, one := range due {
+		one.lose()
+	}
+	return nil
 }
 
 // due lists the leases whose last extension is a third of their time ago.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -306,17 +307,24 @@ func (r *run) timeOut() {
 }
 
 // await leaves the task RUNNING until the other system answers, or until the
-// deadline.
+// deadline. The other system has the work, so a database that is away is sat out.
 func (r *run) await(a Await) {
 	defer r.release()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.r.ctx), flushTime)
-	defer cancel()
-	_, err := r.r.tasks.q.LeaseAwait(ctx, db.LeaseAwaitParams{
-		TaskID: r.id(), JobID: r.claim.JobID, Attempt: r.attempt(), InvocationID: &a.InvocationID,
-	})
+	t := r.r.tasks
+	note := func() error {
+		return t.write(func(ctx context.Context) error {
+			_, err := t.q.LeaseAwait(ctx, db.LeaseAwaitParams{
+				TaskID: r.id(), JobID: r.claim.JobID, Attempt: r.attempt(), InvocationID: &a.InvocationID,
+			})
+			return err
+		})
+	}
+	err := t.insist(r.r.ctx, func(level slog.Level, err error, pause time.Duration) {
+		t.cfg.Logger.Log(r.logged(), level, "the wait for a response waits for the database", "task", r.id(), "error", err, "again_in", pause)
+	}, note(), note)
 	if err != nil {
-		// The lease runs out, and the attempt is made again under the same key.
-		r.r.tasks.cfg.Logger.ErrorContext(r.logged(), "the wait for a response was not written", "task", r.id(), "error", err)
+		// The lease runs out, and the attempt is made again under the next key.
+		t.cfg.Logger.ErrorContext(r.logged(), "the wait for a response was not written", "task", r.id(), "error", err)
 	}
 }
 

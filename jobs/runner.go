@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -56,7 +57,7 @@ type Runner struct {
 	stales *batcher[int64]
 
 	troubleMu   sync.Mutex
-	troubleSaid time.Time // guarded by troubleMu
+	troubleSaid map[slog.Level]time.Time // guarded by troubleMu
 }
 
 // Silence is RunnerConfig.Silence by default.
@@ -78,7 +79,7 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg}
+	r := &Runner{tasks: tasks, cfg: cfg, troubleSaid: map[slog.Level]time.Time{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.stales = newBatcher(500, 1, 0, r.flushStale)
 	for _, l := range lanesOf {
@@ -215,18 +216,25 @@ func (r *Runner) flushStale(batch []int64) {
 // say it many times a second.
 const troubleEvery = 5 * time.Second
 
-func (r *Runner) trouble(what string, err error) {
+func (r *Runner) trouble(what string, err error) { r.report(slog.LevelWarn, what, err) }
+
+// complain is trouble for insist: what has been tried as often as it should is louder.
+func (r *Runner) complain(what string) func(slog.Level, error, time.Duration) {
+	return func(level slog.Level, err error, _ time.Duration) { r.report(level, what, err) }
+}
+
+func (r *Runner) report(level slog.Level, what string, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
 	r.troubleMu.Lock()
-	quiet := time.Since(r.troubleSaid) < troubleEvery
+	quiet := time.Since(r.troubleSaid[level]) < troubleEvery
 	if !quiet {
-		r.troubleSaid = time.Now()
+		r.troubleSaid[level] = time.Now()
 	}
 	r.troubleMu.Unlock()
 	if !quiet {
-		r.tasks.cfg.Logger.Warn("the engine goes on when the database answers", "doing", what, "error", err)
+		r.tasks.cfg.Logger.Log(r.ctx, level, "the engine goes on when the database answers", "doing", what, "error", err)
 	}
 }
 
@@ -235,6 +243,7 @@ func (r *Runner) every(ctx context.Context, tick time.Duration, what string, do 
 	for pause(ctx, tick) {
 		if err := do(ctx); err != nil && ctx.Err() == nil {
 			r.trouble(what, err)
+			_ = r.tasks.insist(ctx, r.complain(what), err, func() error { return do(ctx) })
 		}
 	}
 }

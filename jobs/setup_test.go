@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/db/dbtest"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // patience bounds every wait of a test; none is expected to last.
@@ -49,7 +50,7 @@ func join(t *testing.T, pool *pgxpool.Pool, name string, change ...func(*Config)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	log := &logBook{}
-	cfg := Config{ProcessID: name, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	cfg := Config{ProcessID: name, Queue: retry.Policy{Backoff: 20 * time.Millisecond, MaxBackoff: 20 * time.Millisecond}, Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, fn := range change {
 		fn(&cfg)
 	}

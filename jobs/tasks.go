@@ -32,6 +32,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // Config says how tasks are kept. The zero value is right for production.
@@ -48,6 +49,9 @@ type Config struct {
 	// Tracer tells of attempts; default nil, and nothing is told. Its ids must be made
 	// with the help of WishedIDs.
 	Tracer trace.Tracer
+	// Queue is how a queue operation is repeated while the database is away; what it
+	// leaves open is as in retry.QueueOperations.
+	Queue retry.Policy
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
@@ -120,18 +124,6 @@ func (t *Tasks) Drain(ctx context.Context) {
 	t.creates.drain()
 	t.completes.drain()
 	t.moves.drain()
-}
-
-// sitOut waits for a database that is away. It reports whether to try again.
-func (t *Tasks) sitOut(pause time.Duration) bool {
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-t.givenUp.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // Get reads one task of a tenant.
