@@ -20,6 +20,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // Config says what the door opens to. Tasks, Reads and Verifier must be set; the
@@ -40,6 +41,9 @@ type Config struct {
 	// Ready says whether requests should be sent here; default: when the database
 	// answers.
 	Ready func(context.Context) error
+	// Breakers are this process's, for the metrics and for why a task waits; default
+	// none.
+	Breakers func() []retry.Status
 	// MaxBody is the largest request body, and an eighth of the largest batch;
 	// default 1 MiB.
 	MaxBody int64
@@ -162,6 +166,9 @@ func build(cfg Config) (*API, error) {
 	}
 	if cfg.UserTokens == nil {
 		cfg.UserTokens = noUserTokens{}
+	}
+	if cfg.Breakers == nil {
+		cfg.Breakers = func() []retry.Status { return nil }
 	}
 	for _, m := range cfg.Mounts {
 		if !strings.HasPrefix(m.Prefix, "/") || strings.HasSuffix(m.Prefix, "/") || strings.HasPrefix(m.Prefix, "/api") || m.Handler == nil {

@@ -17,6 +17,7 @@ type Metrics struct {
 	ExecutionTime ExecutionTimes  `json:"executionTime"`
 	Throughput    Throughput      `json:"throughput"`
 	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that the bus has not taken yet."`
+	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each neighbour that it calls, and one for the bus."`
 }
 
 // TaskCounts are the tasks that there are now.
@@ -98,6 +99,13 @@ type OutboxWaitCount struct {
 	OldestMs int64 `json:"oldestMs" doc:"How long the oldest has waited; 0 for none."`
 }
 
+// Breaker is what keeps a process from a neighbour that fails too often.
+type Breaker struct {
+	Name  string    `json:"name" doc:"The neighbour, or bus."`
+	State string    `json:"state" enum:"closed,half-open,open" doc:"closed: calls go through. open: none does. half-open: one does, and decides."`
+	Since time.Time `json:"since" doc:"Since when it is so."`
+}
+
 type metricsOutput struct{ Body *Metrics }
 
 var getTaskMetricsDoc = doc{
@@ -128,7 +136,11 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 	}
 	m := &Metrics{
 		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
-		Outbox: OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
+		Outbox:   OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
+		Breakers: []Breaker{},
+	}
+	for _, b := range a.cfg.Breakers() {
+		m.Breakers = append(m.Breakers, Breaker{Name: b.Name, State: string(b.State), Since: b.Since.UTC().Truncate(time.Millisecond)})
 	}
 	m.count(tally, waiting)
 	return &metricsOutput{m}, nil

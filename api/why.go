@@ -10,13 +10,14 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // Blocker is what keeps a task from being run.
 type Blocker string
 
-// What a task may wait for. Nothing says yet that the service is in maintenance or
-// that a breaker is open; the two are words that clients shall know already.
+// What a task may wait for. Nothing says yet that the service is in maintenance: it is
+// a word that clients shall know already.
 const (
 	blockedPaused      Blocker = "PAUSED"
 	blockedMaintenance Blocker = "MAINTENANCE"
@@ -75,13 +76,13 @@ func (a *API) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, er
 		return nil, readFailed("why task "+in.TaskID+" is not running", err)
 	}
 	w := &Why{TaskID: id, State: jobs.Status(row.Status)}
-	w.explain(&row)
+	w.explain(&row, a.cfg.Breakers())
 	w.Detail = tame(w.Detail, 600)
 	return &whyTaskOutput{Body: w}, nil
 }
 
 // explain asks in the order in which a task gets on.
-func (w *Why) explain(row *db.TaskWhyRow) {
+func (w *Why) explain(row *db.TaskWhyRow, breakers []retry.Status) {
 	switch {
 	case w.State.Terminal():
 		w.Since, w.Detail = utc(row.EndedAt), fmt.Sprintf("it is %s since %s", w.State, clock(row.EndedAt))
@@ -96,7 +97,7 @@ func (w *Why) explain(row *db.TaskWhyRow) {
 			w.Detail += ", due " + clock(row.DueAt)
 		}
 	default:
-		w.pending(row)
+		w.pending(row, breakers)
 	}
 }
 
@@ -115,7 +116,7 @@ func (w *Why) running(row *db.TaskWhyRow) {
 }
 
 // pending goes by the job, which is what is taken.
-func (w *Why) pending(row *db.TaskWhyRow) {
+func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 	if row.JobState == nil {
 		w.Detail = fmt.Sprintf("its job %d is not in the queue any more, so nobody can take it", row.JobID)
 		return
@@ -152,6 +153,7 @@ func (w *Why) pending(row *db.TaskWhyRow) {
 		w.by(blockedNoWorker, row.ScheduledAt, "it waits for a remote worker that leases it, since "+clock(row.ScheduledAt))
 	case !row.Attended:
 		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no process that takes jobs was seen within %s; it waits since %s", jobs.Silence, clock(row.ScheduledAt)))
+	case w.broken(row, breakers):
 	case row.Ahead == 0:
 		w.Since, w.Detail = utc(row.ScheduledAt), "next in line in "+*row.Queue
 	default:
@@ -164,6 +166,29 @@ func (w *Why) pending(row *db.TaskWhyRow) {
 		}
 		w.by(blockedAhead, row.ScheduledAt, count+" taken before it")
 	}
+}
+
+// integrationBreaker is the breaker of what every integration task needs.
+const integrationBreaker = "integration"
+
+// broken says whether the job is left in its lane because the service that it needs is
+// away, as this process sees it.
+func (w *Why) broken(row *db.TaskWhyRow, breakers []retry.Status) bool {
+	if *row.Kind != jobs.KindIntegration {
+		return false
+	}
+	for _, b := range breakers {
+		if b.Name != integrationBreaker || b.State == retry.Closed {
+			continue
+		}
+		detail := "the integration service does not answer: its breaker is open since " + clock(&b.Since)
+		if b.State == retry.HalfOpen {
+			detail = "the integration service did not answer: one request at a time is tried since " + clock(&b.Since)
+		}
+		w.by(blockedBreaker, &b.Since, detail)
+		return true
+	}
+	return false
 }
 
 // waits is a job whose time has not come. What made the job also said when.

@@ -13,6 +13,7 @@ type claimer struct {
 	r          *Runner
 	lane, kind string
 	slots      int
+	ready      func() int // see Registration; nil: always
 
 	woken chan struct{} // holds one
 	freed chan struct{} // holds one
@@ -47,7 +48,7 @@ func (c *claimer) wake() bool {
 	case c.woken <- struct{}{}:
 	default:
 	}
-	return room
+	return room && (c.ready == nil || c.ready() > 0)
 }
 
 // done frees places.
@@ -132,13 +133,18 @@ func (c *claimer) room(ctx context.Context) bool {
 	}
 }
 
-// claim takes what there is. It reports how many it found and whether there may
-// be more. After an error, whether it committed is unknown; what it took is found by
-// the sweep.
+// claim takes what there is, as far as the executor is ready for it. It reports how
+// many it found and whether there may be more. After an error, whether it committed is
+// unknown; what it took is found by the sweep.
 func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	n := min(c.free(), claimMost)
 	if n <= 0 {
 		return 0, true, nil
+	}
+	if c.ready != nil {
+		if n = min(n, c.ready()-c.slots+c.free()); n <= 0 {
+			return 0, false, nil // what waits is looked at with the next poll
+		}
 	}
 	c.mu.Lock()
 	c.busy += n

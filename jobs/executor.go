@@ -46,7 +46,8 @@ type Job struct {
 	Config        ExecutionConfig // the definition's, with what the request overrode
 	CreatedAt     time.Time
 	DueDate       *time.Time
-	Deadline      time.Time // when the attempt times out; zero if never
+	Deadline      time.Time   // when the attempt times out; zero if never
+	Allocation    *Allocation // nil where the definition requires no resources
 }
 
 // Result is what an attempt came to. At most one field is set.

@@ -54,6 +54,9 @@ func kindOf(t Type, executor string) string {
 	}
 }
 
+// executorOf is the executor of every job of a kind, where there is but one.
+var executorOf = map[string]string{KindIntegration: executors[Integration][0], KindManual: executors[Manual][0]}
+
 // ExecutorWorker leaves a task to remote workers.
 const ExecutorWorker = "worker"
 

@@ -64,7 +64,9 @@ const (
 
 func (r *run) id() uuid.UUID  { return r.claim.TaskID }
 func (r *run) attempt() int32 { return *r.claim.Attempt + 1 }
-func (r *run) pure() bool     { return r.exec.Pure && r.settings.config.Executor != "" }
+func (r *run) pure() bool {
+	return r.exec.Pure && r.settings.config.Executor != "" && !r.allocates()
+}
 
 func (r *run) held() held {
 	return held{
@@ -118,7 +120,11 @@ func (r *run) execute(ctx context.Context) (result Result, err error) {
 			err = &Failure{Code: "PANIC", Message: fmt.Sprint(p), StackTrace: string(debug.Stack()), Retryable: &no}
 		}
 	}()
-	return r.exec.Executor.Execute(ctx, r.job())
+	job := r.job()
+	if err := r.allocate(ctx, &job); err != nil {
+		return Result{}, err
+	}
+	return r.exec.Executor.Execute(ctx, job)
 }
 
 func (r *run) job() Job {

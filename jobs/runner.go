@@ -23,12 +23,20 @@ type Registration struct {
 	// Assigns: it hands the task to a person instead of doing it, and no attempt
 	// begins.
 	Assigns bool
+	// Ready says how many attempts may be under way at once in this process, just now:
+	// none while what the executor needs is known to be away, a few while that is
+	// being tried. It is asked before each claim of the tasks whose type has this
+	// executor by default, so it must be quick. Default: as many as there are places.
+	Ready func() int
 }
 
 // RunnerConfig says what a process works. The zero value is right for production.
 type RunnerConfig struct {
 	// Executors by the name that definitions use: expression, http, integration …
 	Executors map[string]Registration
+	// Allocate asks for the resources that a definition requires, before each attempt.
+	// A *Failure fails the attempt. Default: nobody is asked, and Job.Allocation is nil.
+	Allocate func(context.Context, Job) (Allocation, error)
 	// Slots bounds how many tasks of a lane run at once in this process. A place
 	// is held until the end of its task is written, so a lane needs hundreds.
 	// Default 1000 for automated, 500 for integration and retry, 100 for manual.
@@ -89,7 +97,7 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 		}
 		for _, kind := range l.kinds {
 			r.places = append(r.places, &claimer{
-				r: r, lane: string(l.lane), kind: kind, slots: slots,
+				r: r, lane: string(l.lane), kind: kind, slots: slots, ready: cfg.Executors[executorOf[kind]].Ready,
 				woken: make(chan struct{}, 1), freed: make(chan struct{}, 1),
 			})
 		}

@@ -34,13 +34,20 @@ type Allocation struct {
 	Fallback bool `json:"-"` // the service was away: these are the request's own figures
 }
 
+// Defaults is what a task gets where nobody can be asked: what its definition requires,
+// and for what that leaves open the defaults. Nothing is reserved.
+func (req AllocateRequest) Defaults() Allocation {
+	return Allocation{
+		CPU: cmp.Or(req.CPU, DefaultCPU), Memory: cmp.Or(req.Memory, DefaultMemory), Disk: cmp.Or(req.Disk, DefaultDisk), Fallback: true,
+	}
+}
+
 // Allocate reserves resources for a task. It has a fallback and so reports no
 // outage: the task runs with what its definition asked for, unreserved. An
 // error is a *jobs.Failure: the service was there and refused.
 func (c *Resources) Allocate(ctx context.Context, req AllocateRequest) (Allocation, error) {
-	req.CPU = cmp.Or(req.CPU, DefaultCPU)
-	req.Memory = cmp.Or(req.Memory, DefaultMemory)
-	req.Disk = cmp.Or(req.Disk, DefaultDisk)
+	fallback := req.Defaults()
+	req.CPU, req.Memory, req.Disk = fallback.CPU, fallback.Memory, fallback.Disk
 	// What the answer leaves out is as it was asked.
 	granted := Allocation{CPU: req.CPU, Memory: req.Memory, Disk: req.Disk}
 	err := c.caller.call(ctx, question{
@@ -50,7 +57,7 @@ func (c *Resources) Allocate(ctx context.Context, req AllocateRequest) (Allocati
 	}, &granted)
 	switch {
 	case outage(err):
-		return Allocation{CPU: req.CPU, Memory: req.Memory, Disk: req.Disk, Fallback: true}, nil
+		return fallback, nil
 	case err != nil:
 		return Allocation{}, err
 	}

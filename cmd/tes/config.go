@@ -47,6 +47,7 @@ type Config struct {
 	IntegrationURL string `env:"TES_INTEGRATION_URL" help:"Integration Service."`
 	UserURL        string `env:"TES_USER_URL" help:"User Service."`
 	Observability  string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
+	ResourceURL    string `env:"TES_RESOURCE_URL" help:"Resource Service. With neither this nor TES_NEIGHBOURS_URL, tasks run with what their definitions require, unreserved."`
 
 	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
 

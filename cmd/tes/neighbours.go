@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"math"
 
 	"github.com/seed-3f7a0631/tes/api"
 	"github.com/seed-3f7a0631/tes/api/peer"
+	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/integration"
 	"github.com/seed-3f7a0631/tes/jobs/manual"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // neighbours fits the clients of package peer to the interfaces that the
@@ -16,6 +19,37 @@ type neighbours struct{ *peer.Neighbours }
 func (n neighbours) integration() integration.Service { return invoker{n.Integrations} }
 func (n neighbours) directory() manual.Directory      { return directory{n.Users} }
 func (n neighbours) userTokens() api.UserTokens       { return userTokens{n.Auth} }
+
+// allocator asks the Resource Service; nil where there is none.
+type allocator struct{ resources *peer.Resources }
+
+func (a allocator) allocate(ctx context.Context, job jobs.Job) (jobs.Allocation, error) {
+	want := job.Config.ResourceRequirements
+	req := peer.AllocateRequest{TaskID: job.TaskID.String(), CPU: want.CPU, Memory: want.Memory, Disk: want.Disk}
+	got := req.Defaults()
+	if a.resources != nil {
+		var err error
+		if got, err = a.resources.Allocate(ctx, req); err != nil {
+			return jobs.Allocation{}, err
+		}
+	}
+	return jobs.Allocation{ID: got.ID, CPU: got.CPU, Memory: got.Memory, Disk: got.Disk}, nil
+}
+
+// readiness lets the tasks of an executor wait in their lane while what it needs is
+// away, and one at a time try whether it is back.
+func readiness(b *retry.Breaker) func() int {
+	return func() int {
+		switch b.Status().State {
+		case retry.Open:
+			return 0
+		case retry.HalfOpen:
+			return 1
+		default:
+			return math.MaxInt
+		}
+	}
+}
 
 type userTokens struct{ auth *peer.Auth }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/manual"
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
@@ -39,7 +41,8 @@ type service struct {
 	http   *http.Server
 	url    string
 
-	closers []func(context.Context) error // in the order of starting
+	breakers []*retry.Breaker
+	closers  []func(context.Context) error // in the order of starting
 }
 
 // startService starts everything in the order in which one part needs the other.
@@ -91,7 +94,8 @@ func (s *service) start(ctx context.Context) error {
 			return automated.CheckExpression(c.Expression)
 		},
 	})
-	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log})
+	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed})
+	s.breakers = append(s.breakers, s.relay.Breaker())
 	bus.OnReconnect(s.relay.Recheck)
 	s.background(func(ctx context.Context) { s.relay.Run(ctx) })
 
@@ -108,7 +112,11 @@ func (s *service) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.runner = jobs.NewRunner(s.tasks, jobs.RunnerConfig{Executors: executors})
+	resources, err := s.resources()
+	if err != nil {
+		return err
+	}
+	s.runner = jobs.NewRunner(s.tasks, jobs.RunnerConfig{Executors: executors, Allocate: resources.allocate})
 	s.background(func(ctx context.Context) {
 		if err := s.runner.Run(ctx, cfg.grace); err != nil {
 			log.Error("the lanes stopped", "error", err)
@@ -131,10 +139,11 @@ func (s *service) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.breakers = append(s.breakers, auth.Auth.Breaker())
 	door, err := api.New(api.Config{
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
-		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount},
+		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
 	})
 	if err != nil {
 		return err
@@ -162,6 +171,7 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
 	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow, Wrap: s.spans.Transport("task")})
 	s.onStop(func(context.Context) error { web.Close(); return nil })
 	return map[string]jobs.Registration{
@@ -169,15 +179,48 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		"expression":  {Executor: automated.NewExpression(), Pure: true},
 		"http":        {Executor: web},
 		"go":          {Executor: &automated.Handlers{}},
-		"integration": {Executor: integration.New(integrations.integration())},
+		"integration": {Executor: integration.New(integrations.integration()), Ready: readiness(integrations.Integrations.Breaker())},
 		"manual":      {Executor: manual.New(users.directory()), Assigns: true},
 	}, nil
+}
+
+// resources asks nobody where no Resource Service is named.
+func (s *service) resources() (allocator, error) {
+	if s.cfg.orElse(s.cfg.ResourceURL) == "" {
+		return allocator{}, nil
+	}
+	n, err := s.neighbours("resource", s.cfg.ResourceURL)
+	if err != nil {
+		return allocator{}, err
+	}
+	s.breakers = append(s.breakers, n.Resources.Breaker())
+	return allocator{n.Resources}, nil
+}
+
+// states are the breakers of this process, by name.
+func (s *service) states() []retry.Status {
+	all := make([]retry.Status, len(s.breakers))
+	for i, b := range s.breakers {
+		all[i] = b.Status()
+	}
+	slices.SortFunc(all, func(a, b retry.Status) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// changed says what became of a breaker.
+func (s *service) changed(b retry.Status) {
+	if b.State == retry.Open {
+		s.log.Warn("a breaker is open: what needs it waits, or goes on with its fallback", "breaker", b.Name)
+		return
+	}
+	s.log.Info("a breaker changed", "breaker", b.Name, "state", b.State)
 }
 
 func (s *service) neighbours(name, url string) (neighbours, error) {
 	n, err := peer.New(peer.Config{
 		BaseURL: s.cfg.orElse(url), Wrap: s.spans.Transport(name),
-		Token: func(context.Context) (string, error) { return s.cfg.ServiceTok, nil },
+		Token:     func(context.Context) (string, error) { return s.cfg.ServiceTok, nil },
+		OnBreaker: s.changed,
 	})
 	if err != nil {
 		return neighbours{}, fmt.Errorf("neighbour: %w", err)

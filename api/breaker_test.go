@@ -1,0 +1,54 @@
+package api_test
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
+)
+
+func integrationTask() object {
+	return noop(object{"taskType": "INTEGRATION", "executionConfig": object{"executor": "integration", "integration": object{"method": "m", "instance": "books"}}})
+}
+
+func TestBreakersAreAMetricAndAReason(t *testing.T) {
+	t.Parallel()
+	since := time.Date(2026, 11, 2, 9, 30, 0, 5_000_000, time.UTC)
+	var state atomic.Value
+	state.Store(retry.Open)
+	b := setup(t, func(c *api.Config) {
+		c.Breakers = func() []retry.Status {
+			return []retry.Status{{Name: "bus", State: retry.Closed, Since: since}, {Name: "integration", State: state.Load().(retry.State), Since: since}}
+		}
+	})
+	b.attend(t)
+	m := b.ask(t, monitoring, "GET", tasksPath+"/metrics", nil).is(t, 200)
+	require.Equal(t, []any{
+		object{"name": "bus", "state": "closed", "since": "2026-11-02T09:30:00.005Z"},
+		object{"name": "integration", "state": "open", "since": "2026-11-02T09:30:00.005Z"},
+	}, m["breakers"])
+
+	path, _ := b.create(t, integrationTask())
+	w := b.why(t, path, "BREAKER_OPEN", "^the integration service does not answer: its breaker is open since 2026-11-02T09:30:00.005Z$")
+	require.Equal(t, "2026-11-02T09:30:00.005Z", w["since"])
+	require.EqualValues(t, 0, w["position"])
+
+	// Other tasks do not need it, nor do those that a remote worker takes.
+	other, _ := b.create(t, noop())
+	b.why(t, other, nil, "^next in line in task-execution-automated$")
+	remote, _ := b.create(t, noop(object{"taskType": "INTEGRATION", "executionConfig": object{"executor": "worker"}}))
+	b.why(t, remote, "NO_WORKER", "remote worker")
+
+	state.Store(retry.HalfOpen)
+	b.why(t, path, "BREAKER_OPEN", "^the integration service did not answer: one request at a time is tried since")
+	b.exec(t, "UPDATE river_queue SET paused_at = now() WHERE name = $1", jobs.LaneIntegration)
+	b.why(t, path, "PAUSED", "")
+	b.exec(t, "UPDATE river_queue SET paused_at = NULL WHERE name = $1", jobs.LaneIntegration)
+	state.Store(retry.Closed)
+	b.why(t, path, nil, "^next in line in task-execution-integration$")
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+)
+
+// breaker is how the process sees one of its neighbours.
+func breaker(t *testing.T, b *served, api, name string) object {
+	t.Helper()
+	metrics := must(t, http.StatusOK, "GET", api+tasksPath+"/metrics", b.peers.Token("monitoring-service"), nil)
+	for _, each := range metrics["breakers"].([]any) {
+		if each.(object)["name"] == name {
+			return each.(object)
+		}
+	}
+	require.FailNow(t, "there is no such breaker", "%s in %v", name, metrics["breakers"])
+	return nil
+}
+
+// "Integration Service: queue integration requests locally; delayed integration
+// execution." The requests wait in their lane, and nothing else waits with them.
+func TestFallbackIntegrationServiceAway(t *testing.T) {
+	t.Parallel()
+	b := setupServe(t, true)
+	p := start(t, b.env, "serve", "--http", "127.0.0.1:0")
+	api := serving(t, p)
+	orchestrator := b.peers.Token("workflow-orchestrator")
+	must(t, http.StatusCreated, "PUT", api+definitionsPath+"/bill", orchestrator, object{
+		"type": "INTEGRATION", "version": "1.0.0", "executionConfig": object{"integration": object{"method": "bill", "instance": "books"}},
+	})
+	bill := func() string {
+		made := must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, object{"taskDefinitionId": "bill", "workflowId": "w", "input": object{"n": 1}})
+		return fmt.Sprint(made["taskId"])
+	}
+	require.Equal(t, "closed", breaker(t, b, api, "integration")["state"])
+	require.Equal(t, "closed", breaker(t, b, api, "bus")["state"])
+
+	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeGone})
+	var bills []string
+	for range 12 {
+		bills = append(bills, bill())
+	}
+	eventually(t, patience, func() error {
+		if state := breaker(t, b, api, "integration")["state"]; state != "open" {
+			return fmt.Errorf("the breaker is %v", state)
+		}
+		return nil
+	})
+	eventually(t, patience, func() error {
+		why := must(t, http.StatusOK, "GET", api+tasksPath+"/"+bills[0]+"/why", orchestrator, nil)
+		if why["blockedBy"] != "BREAKER_OPEN" {
+			return fmt.Errorf("%v", why)
+		}
+		return nil
+	})
+	// Neither the other lanes nor their breakers notice.
+	for range 5 {
+		made := must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, noop("w"))
+		reaches(t, api, orchestrator, made["taskId"], "COMPLETED")
+	}
+	require.Equal(t, "closed", breaker(t, b, api, "auth")["state"])
+	for _, id := range bills {
+		task := must(t, http.StatusOK, "GET", api+tasksPath+"/"+id, orchestrator, nil)
+		require.Contains(t, []any{"PENDING", "RUNNING"}, task["status"])
+		require.Zero(t, task["retryCount"])
+	}
+
+	b.peers.Steer(peertest.Integration, peertest.Steering{})
+	for _, id := range bills {
+		task := reaches(t, api, orchestrator, id, "COMPLETED")
+		require.EqualValues(t, 1, task["attempt"], "no attempt is spent on an outage")
+	}
+	require.Equal(t, "closed", breaker(t, b, api, "integration")["state"])
+	require.Contains(t, p.stderr.String(), "a breaker is open")
+}
+
+// "Resource Service: use default resource allocations."
+func TestFallbackResourceServiceAway(t *testing.T) {
+	t.Parallel()
+	b := setupServe(t, true)
+	p := start(t, b.env, "serve", "--http", "127.0.0.1:0")
+	api := serving(t, p)
+	orchestrator := b.peers.Token("workflow-orchestrator")
+	must(t, http.StatusCreated, "PUT", api+definitionsPath+"/heavy", orchestrator, object{
+		"type": "AUTOMATED", "version": "1.0.0",
+		"executionConfig": object{"executor": "noop", "resourceRequirements": object{"cpu": "2"}},
+	})
+	run := func() {
+		made := must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, object{"taskDefinitionId": "heavy", "workflowId": "w", "input": object{}})
+		reaches(t, api, orchestrator, made["taskId"], "COMPLETED")
+	}
+	run()
+	asked := b.peers.Requests(peertest.Resource)
+	require.Len(t, asked, 1)
+	require.Contains(t, string(asked[0].Body), `"cpu":"2","memory":"128Mi","disk":"500Mi"`)
+
+	b.peers.Steer(peertest.Resource, peertest.Steering{Mode: peertest.ModeGone})
+	run()
+	require.Greater(t, len(b.peers.Requests(peertest.Resource)), 1)
+	eventually(t, patience, func() error {
+		if !strings.Contains(p.stderr.String(), `"cpu":"2","memory":"128Mi","disk":"500Mi","allocation":""`) {
+			return errors.New("the defaults are not in the log")
+		}
+		return nil
+	})
+}

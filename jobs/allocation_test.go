@@ -1,0 +1,43 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestAttemptGetsItsResources(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	seen := make(chan Job, 9)
+	asked := make(chan Job, 9)
+	allocate := func(_ context.Context, job Job) (Allocation, error) {
+		asked <- job
+		if job.StepID == "greedy" {
+			no := false
+			return Allocation{}, &Failure{Code: "RESOURCES_EXHAUSTED", Message: "there is no more", Retryable: &no}
+		}
+		require.Equal(t, "RUNNING", ask[string](b, "SELECT status FROM task WHERE task_id = $1", job.TaskID), "the lease is there first")
+		return Allocation{ID: "a-1", CPU: job.Config.ResourceRequirements.CPU, Memory: "128Mi", Disk: "500Mi"}, nil
+	}
+	b.work(map[string]Registration{"noop": {Pure: true, Executor: ExecutorFunc(func(_ context.Context, job Job) (Result, error) {
+		seen <- job
+		return Result{Output: json.RawMessage(`{}`)}, nil
+	})}}, func(cfg *RunnerConfig) { cfg.Allocate = allocate })
+	needs := func(req *Request) { req.Config.ResourceRequirements = &ResourceRequirements{CPU: "2"} }
+
+	b.becomes(b.create(needs).TaskID, Completed)
+	require.Equal(t, &Allocation{"a-1", "2", "128Mi", "500Mi"}, receive(t, seen).Allocation)
+	require.Equal(t, 1, receive(t, asked).Attempt)
+	require.True(t, b.log.says("cpu=2 memory=128Mi disk=500Mi allocation=a-1"))
+
+	b.becomes(b.create().TaskID, Completed)
+	require.Nil(t, receive(t, seen).Allocation)
+	require.Empty(t, asked, "who requires nothing is not asked about")
+
+	task := b.becomes(b.create(needs, func(req *Request) { req.StepID = "greedy" }).TaskID, Failed)
+	require.Equal(t, "RESOURCES_EXHAUSTED", codeOf(t, task))
+	require.Empty(t, seen)
+}
