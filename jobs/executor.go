@@ -133,7 +133,18 @@ type IntegrationCall struct {
 	Instance      string `json:"instance" pattern:"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"`
 	Async         bool   `json:"async,omitempty"`
 	Connection    string `json:"connection,omitempty" maxLength:"128"`
-	CredentialRef string `json:"credentialRef,omitempty" maxLength:"256"`
+	CredentialRef string `json:"credentialRef,omitempty" maxLength:"256" pattern:"^[A-Za-z0-9][A-Za-z0-9._:/#-]*$" doc:"A reference that the Integration Service resolves, such as vault:books/main; never the secret itself."`
+
+	SOAP *SOAPCall `json:"soap,omitempty"` // for type SOAP, which needs it
+}
+
+// SOAPCall says how the envelope of a SOAP integration is written. The body's element
+// has the method's name.
+type SOAPCall struct {
+	Namespace string   `json:"namespace" minLength:"1" maxLength:"512"`
+	Action    string   `json:"action,omitempty" maxLength:"512"`
+	Version   string   `json:"version,omitempty" enum:"1.1,1.2" default:"1.1"`
+	Order     []string `json:"order,omitempty" maxItems:"256" doc:"Members that come first, in this order; the rest follow by name."`
 }
 
 // AssignmentRules say who may do a manual task. Assignee may be ${input.path}.

@@ -18,6 +18,21 @@ import (
 // to be heard again a little later.
 var ErrNotYet = errors.New("the task does not wait for this response yet")
 
+// Answers reads what another system answered.
+type Answers interface {
+	// Output is a success's data as an output; an error is a *Failure.
+	Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error)
+	// Failure is a failure as it may be kept and told.
+	Failure(f *Failure) *Failure
+}
+
+type plainAnswers struct{}
+
+func (plainAnswers) Output(_ IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
+	return OutputOf(data), nil
+}
+func (plainAnswers) Failure(f *Failure) *Failure { return f }
+
 // Respond ends the attempt that waits for a response. It says in a word what
 // became of it: completed, failed, late (the task has ended or runs again),
 // unknown. Only completed and failed changed anything.
@@ -56,7 +71,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	if err != nil {
 		return "", err
 	}
-	m := responded(task, s, in)
+	m := t.responded(task, s, in)
 	if out := t.make(ctx, m); !out.made {
 		if out.err != nil {
 			return "", fmt.Errorf("task %s: %w", id, out.err)
@@ -70,7 +85,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 }
 
 // responded is the move that a response asks for.
-func responded(task db.Task, s *settings, in outbox.IntegrationResponse) *move {
+func (t *Tasks) responded(task db.Task, s *settings, in outbox.IntegrationResponse) *move {
 	h := held{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
 		failures: task.Failures, crashes: task.Crashes, settings: s, by: "integration:" + storable(in.IntegrationID, 64),
@@ -88,9 +103,16 @@ func responded(task db.Task, s *settings, in outbox.IntegrationResponse) *move {
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
-		return failed(h, f, now())
+		return failed(h, t.cfg.Answers.Failure(f), now())
 	}
-	output := OutputOf(in.Data)
+	var call IntegrationCall
+	if s.config.Integration != nil {
+		call = *s.config.Integration
+	}
+	output, err := t.cfg.Answers.Output(call, in.Data)
+	if err != nil {
+		return failed(h, failureOf(err), now())
+	}
 	if s.def != nil {
 		if broken := s.def.output.Validate(orEmpty(output)); len(broken) > 0 {
 			details, _ := json.Marshal(broken)

@@ -225,3 +225,44 @@ func TestWaitOutlivesTheVisibilityTimeoutAndTheProcess(t *testing.T) {
 	require.Equal(t, "completed", said)
 	require.EqualValues(t, 1, b.get(task.TaskID).Attempt)
 }
+
+// upperAnswers reads answers in a way of its own.
+type upperAnswers struct{}
+
+func (upperAnswers) Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
+	if string(data) == `"broken"` {
+		no := false
+		return nil, &Failure{Code: "VALIDATION_ERROR", Message: "it is broken", Retryable: &no}
+	}
+	return json.RawMessage(`{"read": "` + call.Method + `"}`), nil
+}
+
+func (upperAnswers) Failure(f *Failure) *Failure {
+	return &Failure{Code: f.Code, Message: "kept", Retryable: f.Retryable}
+}
+
+// What an answer means is not the engine's to know: it comes by the same reading as an
+// answer at once.
+func TestResponseIsReadAsAnAnswer(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(cfg *Config) { cfg.Answers = upperAnswers{} })
+	for name, tc := range map[string]struct {
+		change func(*outbox.IntegrationResponse)
+		status Status
+		has    string
+	}{
+		"a success":                     {func(*outbox.IntegrationResponse) {}, Completed, `{"read": "create_invoice"}`},
+		"a success that cannot be read": {func(in *outbox.IntegrationResponse) { in.Data = json.RawMessage(`"broken"`) }, Failed, "VALIDATION_ERROR"},
+		"a failure": {func(in *outbox.IntegrationResponse) {
+			in.Status, in.Error = "FAILED", &outbox.Problem{Code: "VALIDATION_ERROR", Message: "Bearer canary"}
+		}, Failed, "kept"},
+	} {
+		task := b.awaits()
+		_, err := b.Respond(b.ctx, answer(task, tc.change))
+		require.NoError(t, err, name)
+		task = b.get(task.TaskID)
+		require.Equal(t, tc.status, Status(task.Status), name)
+		require.Contains(t, string(task.Output)+string(task.Error), tc.has)
+		require.NotContains(t, string(task.Error), "canary")
+	}
+}

@@ -46,6 +46,9 @@ type Config struct {
 	// CheckDefinition refuses what an executor could never run (a broken
 	// expression), when a definition is registered; default accepts.
 	CheckDefinition func(ExecutionConfig) error
+	// Answers reads what another system answered by event, as the executor that asked
+	// would have read it at once; default takes it as it is.
+	Answers Answers
 	// Tracer tells of attempts; default nil, and nothing is told. Its ids must be made
 	// with the help of WishedIDs.
 	Tracer trace.Tracer
@@ -89,6 +92,9 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	}
 	if cfg.ManualDue == 0 {
 		cfg.ManualDue = 24 * time.Hour
+	}
+	if cfg.Answers == nil {
+		cfg.Answers = plainAnswers{}
 	}
 	if cfg.Told == nil {
 		cfg.Told = func() {}

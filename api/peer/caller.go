@@ -33,6 +33,7 @@ type question struct {
 	body           any // marshalled to JSON; nil for none
 	idempotencyKey string
 	correlationID  string
+	async          bool // prefer an acceptance to an answer
 }
 
 // ask answers what the neighbour answered, refusals included: see answer. The
@@ -101,6 +102,9 @@ func (c *caller) request(ctx context.Context, q question, body []byte) (*http.Re
 	}
 	if q.correlationID != "" {
 		request.Header.Set("X-Correlation-Id", q.correlationID)
+	}
+	if q.async {
+		request.Header.Set("Prefer", "respond-async") // RFC 7240
 	}
 	if c.token != nil {
 		token, err := c.token(ctx)

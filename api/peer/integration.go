@@ -4,11 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"regexp"
 )
 
 // Integrations calls the Integration Service.
-type Integrations struct{ caller *caller }
+type Integrations struct {
+	caller *caller
+	once   *caller // the same, for a question that is not worth a retry
+}
 
 // InvokeRequest is what an integration is to do. CredentialRef is a reference:
 // the secret itself is resolved over there and never comes here.
@@ -18,6 +22,7 @@ type InvokeRequest struct {
 	Connection    string          `json:"connection,omitempty"`
 	CredentialRef string          `json:"credentialRef,omitempty"`
 
+	Async          bool   `json:"-"` // an acceptance (202) is preferred; the service decides
 	IdempotencyKey string `json:"-"` // <taskId>:<attempt>; every repetition carries the same
 	CorrelationID  string `json:"-"`
 }
@@ -49,6 +54,7 @@ func (c *Integrations) Invoke(ctx context.Context, id string, req InvokeRequest)
 		body:           req,
 		idempotencyKey: req.IdempotencyKey,
 		correlationID:  req.CorrelationID,
+		async:          req.Async,
 	})
 	if err != nil {
 		return InvokeAnswer{}, err
@@ -81,4 +87,22 @@ func invoked(got *answer) (InvokeAnswer, error) {
 	default:
 		return InvokeAnswer{}, got.unusable("it is neither a success nor an acceptance")
 	}
+}
+
+// Connection says how a connection of an integration stands, such as CONNECTED; an
+// empty name is the integration's own. It is asked once: who wants to know goes on
+// without the answer. One that is not known is a *jobs.Failure of the service's words.
+func (c *Integrations) Connection(ctx context.Context, id, connection string) (string, error) {
+	if !integrationID.MatchString(id) {
+		return "", refusal("VALIDATION_ERROR", "there can be no integration of that id")
+	}
+	q := question{method: http.MethodGet, path: "/api/integrations/" + id + "/connection"}
+	if connection != "" {
+		q.query = url.Values{"connection": {connection}}
+	}
+	var body struct {
+		Status string `json:"status"`
+	}
+	err := c.once.call(ctx, q, &body)
+	return body.Status, err
 }

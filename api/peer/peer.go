@@ -94,8 +94,11 @@ func New(cfg Config) (*Neighbours, error) {
 	const brisk = true // they have a fallback, or somebody who waits
 	once := cfg.Policy
 	once.Retries = -1
+	integration := to(nameIntegration, cfg.Policy, !brisk)
+	asking := *integration
+	asking.line = integration.line.once()
 	return &Neighbours{
-		Integrations:  &Integrations{to(nameIntegration, cfg.Policy, !brisk)},
+		Integrations:  &Integrations{integration, &asking},
 		Users:         newUsers(to(nameUser, cfg.Policy, brisk)),
 		Notifications: &Notifications{to(nameNotification, cfg.Policy, brisk)},
 		Resources:     &Resources{to(nameResource, cfg.Policy, brisk)},

@@ -63,7 +63,7 @@ type invoker struct{ *peer.Integrations }
 func (i invoker) Invoke(ctx context.Context, id string, call integration.Call) (integration.Answer, error) {
 	answer, err := i.Integrations.Invoke(ctx, id, peer.InvokeRequest{
 		Method: call.Method, Parameters: call.Parameters, Connection: call.Connection, CredentialRef: call.CredentialRef,
-		IdempotencyKey: call.IdempotencyKey, CorrelationID: call.CorrelationID,
+		Async: call.Async, IdempotencyKey: call.IdempotencyKey, CorrelationID: call.CorrelationID,
 	})
 	return integration.Answer{Data: answer.Data, InvocationID: answer.InvocationID}, err
 }

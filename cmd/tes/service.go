@@ -87,12 +87,7 @@ func (s *service) start(ctx context.Context) error {
 	}
 	s.tasks = jobs.New(s.engine, jobs.Config{
 		ProcessID: process, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
-		CheckDefinition: func(c jobs.ExecutionConfig) error {
-			if c.Executor != "expression" {
-				return nil
-			}
-			return automated.CheckExpression(c.Expression)
-		},
+		CheckDefinition: checkDefinition, Answers: integration.Answers{},
 	})
 	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed})
 	s.breakers = append(s.breakers, s.relay.Breaker())
@@ -150,6 +145,19 @@ func (s *service) start(ctx context.Context) error {
 	}
 	s.serve(listener, door.Handler())
 	s.background(func(ctx context.Context) { s.hear(ctx) })
+	return nil
+}
+
+// checkDefinition asks the executors what they think of a definition.
+func checkDefinition(c jobs.ExecutionConfig) error {
+	if c.Integration != nil {
+		if err := integration.Check(*c.Integration); err != nil {
+			return err
+		}
+	}
+	if c.Executor == "expression" {
+		return automated.CheckExpression(c.Expression)
+	}
 	return nil
 }
 

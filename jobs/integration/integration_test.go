@@ -31,6 +31,11 @@ func setup(t *testing.T) *testBundle {
 	}}
 }
 
+// asks has the job ask like this.
+func (b *testBundle) asks(call jobs.IntegrationCall, input string) {
+	b.job.Config.Integration, b.job.Input = &call, json.RawMessage(input)
+}
+
 // service stands where the Integration Service is called; package peer has the real
 // one.
 type service struct {
@@ -38,6 +43,15 @@ type service struct {
 	call   integration.Call
 	answer integration.Answer
 	err    error
+
+	questions  int // about connections
+	connection string
+	unknown    error
+}
+
+func (s *service) Connection(_ context.Context, _, _ string) (string, error) {
+	s.questions++
+	return s.connection, s.unknown
 }
 
 func (s *service) Invoke(_ context.Context, name string, call integration.Call) (integration.Answer, error) {

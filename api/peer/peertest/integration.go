@@ -50,14 +50,13 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request, st Steering) {
 	case asked.Method == "create_invoice":
 		createInvoice(w, id, asked.Parameters)
 	case asked.Method == "send_email":
-		s.answerLater(r, integration, id)
+		s.answerLater(r, integration, id, map[string]any{"message_id": id, "status": "SENT"})
+		writeJSON(w, http.StatusAccepted, map[string]any{"invocationId": id})
+	case r.Header.Get("Prefer") == "respond-async" && s.respond != nil:
+		s.answerLater(r, integration, id, echo(asked.Parameters, id))
 		writeJSON(w, http.StatusAccepted, map[string]any{"invocationId": id})
 	default:
-		parameters := asked.Parameters
-		if parameters == nil {
-			parameters = json.RawMessage("{}")
-		}
-		succeed(w, map[string]any{"echo": parameters})
+		succeed(w, echo(asked.Parameters, id))
 	}
 }
 
@@ -103,7 +102,7 @@ func createInvoice(w http.ResponseWriter, id uuid.UUID, parameters json.RawMessa
 
 // answerLater publishes the invocation's success, unless nobody listens or it
 // is not known whose task it was.
-func (s *Server) answerLater(r *http.Request, integration string, id uuid.UUID) {
+func (s *Server) answerLater(r *http.Request, integration string, id uuid.UUID, data any) {
 	if s.respond == nil {
 		return
 	}
@@ -122,7 +121,7 @@ func (s *Server) answerLater(r *http.Request, integration string, id uuid.UUID) 
 			"invocationId":  id,
 			"integrationId": integration,
 			"status":        "SUCCESS",
-			"data":          map[string]any{"message_id": id, "status": "SENT"},
+			"data":          data,
 		},
 		"metadata": map[string]any{
 			"correlationId": r.Header.Get("X-Correlation-Id"),
@@ -156,11 +155,22 @@ func (s *Server) publish(body []byte) {
 	}
 }
 
-func connection(w http.ResponseWriter, r *http.Request, _ Steering) {
+// UnknownConnection is a connection that nobody has set up.
+const UnknownConnection = "NO-SUCH"
+
+func connection(w http.ResponseWriter, r *http.Request, st Steering) {
 	integration := r.PathValue("id")
 	if !integrationID.MatchString(integration) {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", "there can be no such integration")
 		return
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"integrationId": integration, "type": "REST", "status": "CONNECTED"})
+	if r.URL.Query().Get("connection") == UnknownConnection {
+		writeError(w, http.StatusNotFound, "NOT_FOUND", "there is no such connection")
+		return
+	}
+	status := st.Connection
+	if status == "" {
+		status = "CONNECTED"
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"integrationId": integration, "type": "REST", "status": status})
 }

@@ -161,7 +161,7 @@ func (s *Server) routes() http.Handler {
 	play(Auth, "POST /api/auth/validate-token", s.validateToken)
 	play(Auth, "/api/auth/", notFound)
 	play(Integration, "POST /api/integrations/{id}/invoke", s.invoke)
-	play(Integration, "GET /api/integrations/{id}/connection", connection)
+	mux.Handle("GET /api/integrations/{id}/connection", s.playAside(Integration, connection))
 	play(Integration, "/api/integrations/", notFound)
 	play(Observability, "POST /api/tracing/span", accepted)
 	play(Observability, "/api/tracing/", notFound)

@@ -1,0 +1,124 @@
+package integration
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// REST "sends request parameters, receives response data". An input that has path,
+// query or headers, and beside them at most body, is a request spelled out. Any other
+// input is the parameters as it is.
+type restInput struct {
+	Path    string                     `json:"path,omitempty"`
+	Query   map[string]json.RawMessage `json:"query,omitempty"` // a scalar or a list of scalars each
+	Headers map[string]string          `json:"headers,omitempty"`
+	Body    json.RawMessage            `json:"body,omitempty"`
+}
+
+func restRequest(_ jobs.IntegrationCall, input json.RawMessage) (json.RawMessage, error) {
+	if !spelledOut(input) {
+		return input, nil
+	}
+	var in restInput
+	if err := strictly("the request", input, &in); err != nil {
+		return nil, err
+	}
+	if in.Path != "" && (!strings.HasPrefix(in.Path, "/") || strings.HasPrefix(in.Path, "//") || strings.ContainsAny(in.Path, "?#\\\r\n") || climbs(in.Path)) {
+		return nil, refuse("path is not a path within the connection, such as /invoices/7")
+	}
+	for name, value := range in.Query {
+		values, err := texts(value)
+		if err != nil {
+			return nil, refuse("query.%s is neither a scalar nor a list of scalars", name)
+		}
+		in.Query[name] = values
+	}
+	if err := headers(in.Headers); err != nil {
+		return nil, err
+	}
+	return parameters(in)
+}
+
+// spelledOut looks at the names alone.
+func spelledOut(input json.RawMessage) bool {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(input, &members) != nil {
+		return false
+	}
+	special := false
+	for name := range members {
+		switch name {
+		case "path", "query", "headers":
+			special = true
+		case "body":
+		default:
+			return false
+		}
+	}
+	return special
+}
+
+func climbs(path string) bool {
+	for segment := range strings.SplitSeq(strings.ToLower(strings.ReplaceAll(strings.ToLower(path), "%2e", ".")), "/") {
+		if segment == "." || segment == ".." {
+			return true
+		}
+	}
+	return false
+}
+
+// texts makes query parameters of a scalar, or of a list of them: "7", or ["7", "8"].
+func texts(value json.RawMessage) (json.RawMessage, error) {
+	var list []json.RawMessage
+	if json.Unmarshal(value, &list) == nil && list != nil {
+		out := make([]string, len(list))
+		for i, each := range list {
+			one, err := scalar(each)
+			if err != nil {
+				return nil, err
+			}
+			out[i] = one
+		}
+		return parameters(out)
+	}
+	one, err := scalar(value)
+	if err != nil {
+		return nil, err
+	}
+	return parameters(one)
+}
+
+// scalar is a string, a number or a boolean as text.
+func scalar(value json.RawMessage) (string, error) {
+	var text string
+	if json.Unmarshal(value, &text) == nil && given(value) {
+		return text, nil
+	}
+	if !given(value) || value[0] == '{' || value[0] == '[' {
+		return "", refuse("not a scalar")
+	}
+	return string(value), nil
+}
+
+// headers may not smuggle another line in, nor carry a credential, which goes by
+// credentialRef.
+func headers(all map[string]string) error {
+	for name, value := range all {
+		switch {
+		case name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`()<>@,;:\"/[]?={}`, r) }):
+			return refuse("headers has a name that is none")
+		case strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }):
+			return refuse("headers.%s has a control character", name)
+		case secretName(http.CanonicalHeaderKey(name)):
+			return refuse("headers.%s is a credential: name it by credentialRef", name)
+		}
+	}
+	return nil
+}
+
+func restAnswer(_ jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
+	return jobs.OutputOf(data), nil
+}
