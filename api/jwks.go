@@ -48,6 +48,7 @@ type keySet struct {
 	log     *slog.Logger
 	unknown *rate.Limiter
 	known   atomic.Bool // a good set was fetched at least once
+	ailing  atomic.Bool // the last fetch did not succeed in time
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -132,13 +133,21 @@ func (k *keySet) refreshFor(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		done, wait = k.fetchOnce(), ownerWait
+		done = k.fetchOnce()
+		// Once Auth is known not to answer, nobody is kept for it: a token of a key that
+		// nobody knows is refused at once.
+		if !k.ailing.Load() {
+			wait = ownerWait
+		}
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-done:
 	case <-timer.C:
+		if wait == ownerWait {
+			k.ailing.Store(true)
+		}
 	case <-ctx.Done():
 	}
 }
@@ -159,7 +168,9 @@ func (k *keySet) fetchOnce() <-chan struct{} {
 	k.busy.Add(1)
 	go func() {
 		defer k.busy.Done()
-		if err := k.fetch(); err != nil && k.ctx.Err() == nil {
+		err := k.fetch()
+		k.ailing.Store(err != nil)
+		if err != nil && k.ctx.Err() == nil {
 			k.log.LogAttrs(k.ctx, slog.LevelWarn, "the auth service's keys could not be fetched", slog.Bool("have_keys", k.known.Load()), slog.String("error", err.Error()))
 		}
 		k.mu.Lock()

@@ -433,6 +433,68 @@ func TestAuthAway(t *testing.T) {
 	b.askWith(t, signed(t, jwt.SigningMethodES256, a.ec, "unknown", good()), "GET", definitionsPath, nil).fails(t, 401, "UNAUTHORIZED")
 }
 
+// TestAuthHangs: one request is kept for as long as an answer may take, and nobody
+// after it. Tokens of known keys do not notice.
+func TestAuthHangs(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	v := a.verifier(t)
+	known := func() {
+		_, err := v.Verify(t.Context(), signed(t, jwt.SigningMethodES256, a.ec, "ec", good()))
+		require.NoError(t, err)
+	}
+	unknown := func() time.Duration {
+		began := time.Now()
+		_, err := v.Verify(t.Context(), signed(t, jwt.SigningMethodES256, a.ec, "unknown", good()))
+		require.Error(t, err)
+		return time.Since(began)
+	}
+	known()
+	fail, asked, left := make(chan struct{}), make(chan struct{}, 100), make(chan struct{}, 100)
+	a.say(func(w http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		select {
+		case <-fail:
+		case <-r.Context().Done():
+		}
+		w.WriteHeader(http.StatusBadGateway)
+		left <- struct{}{}
+	})
+	require.GreaterOrEqual(t, unknown(), ownerWait)
+	<-asked
+	known()
+	require.Less(t, unknown(), ownerWait, "a fetch is under way")
+	select {
+	case fail <- struct{}{}:
+	case <-left: // given up already
+	}
+	// The next fetch hangs too, and who begins it is not kept.
+	for began := false; !began; {
+		require.Less(t, unknown(), ownerWait)
+		known()
+		select {
+		case <-asked:
+			began = true
+		default:
+		}
+	}
+	require.Less(t, unknown(), ownerWait)
+
+	// Auth is back, with another key beside the old ones.
+	fresh, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	a.publish(t, append(a.keys(t), jwk(t, fresh.Public(), "fresh", jwkset.AlgES256)))
+	close(fail)
+	eventually(t, func() bool {
+		_, err := v.Verify(t.Context(), signed(t, jwt.SigningMethodES256, fresh, "fresh", good()))
+		return err == nil
+	})
+	known()
+}
+
+// ownerWait is how long the request that begins a fetch waits for it.
+const ownerWait = 2 * time.Second
+
 // TestTokensAreForgotten: what is remembered of a token ends with it.
 func TestTokensAreForgotten(t *testing.T) {
 	t.Parallel()

@@ -163,11 +163,13 @@ func TestValidateToken(t *testing.T) {
 
 	b.there.Steer(peertest.Auth, peertest.Steering{Mode: peertest.ModeError})
 	_, err = b.peer.Auth.ValidateToken(b.ctx, token)
+	require.NoError(t, err, "it was asked about a moment ago")
+	_, err = b.peer.Auth.ValidateToken(b.ctx, token+"y")
 	requireOutage(t, err, "auth")
 	require.NotContains(t, err.Error(), token)
 
 	b.there.Steer(peertest.Auth, peertest.Steering{Body: json.RawMessage(`{"valid":true}`)})
-	_, err = b.peer.Auth.ValidateToken(b.ctx, token)
+	_, err = b.peer.Auth.ValidateToken(b.ctx, token+"y")
 	requireFailure(t, err, "INTEGRATION_ERROR", false)
 }
 

@@ -102,7 +102,7 @@ func New(cfg Config) (*Neighbours, error) {
 		Users:         newUsers(to(nameUser, cfg.Policy, brisk)),
 		Notifications: &Notifications{to(nameNotification, cfg.Policy, brisk)},
 		Resources:     &Resources{to(nameResource, cfg.Policy, brisk)},
-		Auth:          &Auth{to(nameAuth, cfg.Policy, brisk)},
+		Auth:          newAuth(to(nameAuth, cfg.Policy, brisk)),
 		Tracing:       &Tracing{to(nameObservability, once, brisk)},
 		transport:     transport,
 	}, nil
