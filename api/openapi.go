@@ -246,6 +246,7 @@ func limit(r huma.Registry) {
 	for _, member := range []string{"skills", "candidateUsers", "candidateRoles", "candidateGroups"} {
 		at("AssignmentRules", member).Items.MaxLength = new(256)
 	}
+	at("SOAPCall", "order").Items.MaxLength = new(128)
 	at("DequeueSelection", "taskDefinitionIds").Items.MaxLength = new(128)
 	for _, s := range r.Map() {
 		s.PrecomputeMessages()

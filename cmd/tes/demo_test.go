@@ -99,6 +99,8 @@ func TestDemoFailsWhenAnExpectationDoes(t *testing.T) {
 		_ = json.NewDecoder(r.Body).Decode(&asked)
 		w.Header().Set("Content-Type", "application/json")
 		switch {
+		case r.Method == http.MethodGet: // how its connection stands; the invocation will tell
+			w.WriteHeader(http.StatusNotFound)
 		case asked.Method == "send_email":
 			fmt.Fprint(w, `{"status": "SUCCESS", "data": {"status": "SENT"}}`)
 		case asked.Parameters.ContactID == "CONT-REJECTED":

@@ -60,11 +60,13 @@ func TestIntegrationTypes(t *testing.T) {
 				require.Contains(t, string(text), row.output)
 
 				var invoked, asked int
-				for _, r := range b.peers.Requests(peertest.Integration) {
-					switch {
-					case r.Method == http.MethodGet && r.Query == "connection="+id:
+				for _, r := range b.peers.Requests(peertest.Connection) {
+					if r.Query == "connection="+id {
 						asked++
-					case strings.Contains(string(r.Body), `"connection":"`+id+`"`):
+					}
+				}
+				for _, r := range b.peers.Requests(peertest.Integration) {
+					if strings.Contains(string(r.Body), `"connection":"`+id+`"`) {
 						invoked++
 						require.Equal(t, fmt.Sprintf("%v:1", made["taskId"]), r.Headers["Idempotency-Key"])
 						require.Contains(t, string(r.Body), `"credentialRef":"vault:shop/main"`)
@@ -112,7 +114,7 @@ func TestConnectionsOfIntegrations(t *testing.T) {
 	require.Equal(t, "VALIDATION_ERROR", failed["error"].(object)["code"])
 	require.EqualValues(t, 1, failed["attempt"])
 
-	b.peers.Steer(peertest.Integration, peertest.Steering{Connection: "DISCONNECTED"})
+	b.peers.Steer(peertest.Connection, peertest.Steering{Body: json.RawMessage(`{"status": "DISCONNECTED"}`)})
 	waits := task("main")
 	eventually(t, patience, func() error {
 		if !strings.Contains(p.stderr.String(), "its connection is") {
@@ -120,7 +122,7 @@ func TestConnectionsOfIntegrations(t *testing.T) {
 		}
 		return nil
 	})
-	b.peers.Steer(peertest.Integration, peertest.Steering{})
+	b.peers.Steer(peertest.Connection, peertest.Steering{})
 	done := reaches(t, api, orchestrator, waits, "COMPLETED")
 	require.EqualValues(t, 1, done["attempt"])
 	for _, r := range b.peers.Requests(peertest.Integration) {
@@ -151,7 +153,7 @@ func TestResolvedSecretAppearsNowhere(t *testing.T) {
 		require.NoError(t, err)
 		return text
 	}
-	make := func() any {
+	create := func() any {
 		return must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, object{
 			"taskDefinitionId": "adhoc", "workflowId": "secret", "taskType": "INTEGRATION", "input": object{},
 			"executionConfig": object{"executor": "integration", "integration": object{"method": "m", "instance": "shop", "credentialRef": "vault:shop/main"}},
@@ -188,14 +190,14 @@ func TestResolvedSecretAppearsNowhere(t *testing.T) {
 	}
 
 	b.peers.Steer(peertest.Integration, peertest.Steering{Body: answer(object{"status": "SUCCESS", "data": data})})
-	sees(make(), "COMPLETED")
+	sees(create(), "COMPLETED")
 	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeError, Status: 401, Body: answer(object{"error": problem})})
-	sees(make(), "FAILED")
+	sees(create(), "FAILED")
 	b.peers.Steer(peertest.Integration, peertest.Steering{Status: http.StatusAccepted})
-	id := make()
+	id := create()
 	respond(id, object{"status": "SUCCESS", "data": data})
 	sees(id, "COMPLETED")
-	id = make()
+	id = create()
 	respond(id, object{"status": "FAILED", "error": problem, "retryable": false})
 	sees(id, "FAILED")
 	eventually(t, patience, func() error {

@@ -158,7 +158,7 @@ func (s *Server) publish(body []byte) {
 // UnknownConnection is a connection that nobody has set up.
 const UnknownConnection = "NO-SUCH"
 
-func connection(w http.ResponseWriter, r *http.Request, st Steering) {
+func connection(w http.ResponseWriter, r *http.Request, _ Steering) {
 	integration := r.PathValue("id")
 	if !integrationID.MatchString(integration) {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", "there can be no such integration")
@@ -168,9 +168,5 @@ func connection(w http.ResponseWriter, r *http.Request, st Steering) {
 		writeError(w, http.StatusNotFound, "NOT_FOUND", "there is no such connection")
 		return
 	}
-	status := st.Connection
-	if status == "" {
-		status = "CONNECTED"
-	}
-	writeJSON(w, http.StatusOK, map[string]any{"integrationId": integration, "type": "REST", "status": status})
+	writeJSON(w, http.StatusOK, map[string]any{"integrationId": integration, "type": "REST", "status": "CONNECTED"})
 }

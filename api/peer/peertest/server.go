@@ -33,6 +33,7 @@ import (
 const (
 	Auth          = "auth"
 	Integration   = "integration"
+	Connection    = "connection" // the Integration Service, asked how its connections stand
 	Observability = "observability"
 	User          = "user"
 	Notification  = "notification"
@@ -41,7 +42,7 @@ const (
 )
 
 // Services lists every neighbour that is played.
-var Services = []string{Auth, Integration, Observability, User, Notification, Resource, Orchestrator}
+var Services = []string{Auth, Integration, Connection, Observability, User, Notification, Resource, Orchestrator}
 
 // Config says where the stand-ins listen and whom they tell.
 type Config struct {
@@ -161,7 +162,7 @@ func (s *Server) routes() http.Handler {
 	play(Auth, "POST /api/auth/validate-token", s.validateToken)
 	play(Auth, "/api/auth/", notFound)
 	play(Integration, "POST /api/integrations/{id}/invoke", s.invoke)
-	mux.Handle("GET /api/integrations/{id}/connection", s.playAside(Integration, connection))
+	mux.Handle("GET /api/integrations/{id}/connection", s.with(Integration, s.play(Connection, connection)))
 	play(Integration, "/api/integrations/", notFound)
 	play(Observability, "POST /api/tracing/span", accepted)
 	play(Observability, "/api/tracing/", notFound)

@@ -250,6 +250,7 @@ func TestOtherNeighbours(t *testing.T) {
 		{"POST", "/callbacks/wf-1", `{"taskId":"t1"}`, 200, `{"received":true}`},
 		{"GET", "/api/integrations/xero_main/connection", "", 200, `{"integrationId":"xero_main","type":"REST","status":"CONNECTED"}`},
 		{"GET", "/api/integrations/_x/connection", "", 400, ""},
+		{"GET", "/api/integrations/x/connection?connection=" + peertest.UnknownConnection, "", 404, ""},
 		{"GET", "/api/integrations/a/b/c", "", 404, ""},
 	} {
 		status, body := b.call(t, c.method, c.path, c.body)
@@ -260,7 +261,7 @@ func TestOtherNeighbours(t *testing.T) {
 	}
 	for service, n := range map[string]int{
 		peertest.User: 3, peertest.Notification: 2, peertest.Resource: 2,
-		peertest.Observability: 1, peertest.Orchestrator: 2, peertest.Integration: 3,
+		peertest.Observability: 1, peertest.Orchestrator: 2, peertest.Integration: 1, peertest.Connection: 3,
 	} {
 		require.Len(t, b.there.Requests(service), n, service)
 	}

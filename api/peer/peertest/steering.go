@@ -29,10 +29,6 @@ type Steering struct {
 	Body    json.RawMessage `json:"body,omitempty"`   // the document to answer with; default none in mode error, the usual one elsewhere
 	DelayMs int             `json:"delayMs"`          // default 2000 in mode slow, 0 elsewhere
 	Times   int             `json:"times"`            // requests until ok again; default 0, until changed
-
-	// Connection is how integrations' connections stand; default CONNECTED. Questions
-	// about them notice the modes hang and gone, and are not counted by times.
-	Connection string `json:"connection,omitempty"`
 }
 
 func (st *Steering) setDefaults() error {
@@ -166,33 +162,28 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 	})
 }
 
-// playAside is play for a question beside a neighbour's work, which steering is not
-// about: it notices only that the neighbour does not answer at all.
-func (s *Server) playAside(service string, answer answerFunc) http.Handler {
-	p := s.parts[service]
+// with lets another neighbour, on the same machine so to speak, be gone or hang for both.
+// It is not one of the other's requests.
+func (s *Server) with(other string, then http.Handler) http.Handler {
+	p := s.parts[other]
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !s.enter() {
-			panic(http.ErrAbortHandler)
-		}
-		defer s.busy.Done()
-		p.record(newRequest(r, nil))
 		for {
 			p.mu.Lock()
-			st, changed := p.steering, p.changed
+			mode, changed := p.steering.Mode, p.changed
 			p.mu.Unlock()
-			switch st.Mode {
+			switch mode {
 			case ModeGone:
 				panic(http.ErrAbortHandler)
 			case ModeHang:
 				select {
 				case <-changed:
-					continue
 				case <-r.Context().Done():
 					panic(http.ErrAbortHandler)
 				}
+			default:
+				then.ServeHTTP(w, r)
+				return
 			}
-			answer(w, r, st)
-			return
 		}
 	})
 }
