@@ -38,6 +38,15 @@ func TestBreakersAreAMetricAndAReason(t *testing.T) {
 	require.Equal(t, "2026-11-02T09:30:00.005Z", w["since"])
 	require.EqualValues(t, 0, w["position"])
 
+	// Given back by an outage, its time has not come, and that is not why it waits. A
+	// retry's time is its policy's.
+	later := "UPDATE river_job SET scheduled_at = now() + $2::interval, queue = $1"
+	b.exec(t, later, jobs.LaneIntegration, "1 hour")
+	require.Nil(t, b.why(t, path, "BREAKER_OPEN", "^the integration service does not answer")["position"])
+	b.exec(t, later, jobs.LaneRetry, "1 hour")
+	b.why(t, path, "WAITING_RETRY", "^attempt 1 is due at")
+	b.exec(t, later, jobs.LaneIntegration, "0")
+
 	// Other tasks do not need it, nor do those that a remote worker takes.
 	other, _ := b.create(t, noop())
 	b.why(t, other, nil, "^next in line in task-execution-automated$")

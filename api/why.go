@@ -134,11 +134,11 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		return
 	case db.RiverJobStateAvailable:
 	default: // scheduled: it is made available soon after it is due
-		w.waits(row)
+		w.waits(row, breakers)
 		return
 	}
 	if row.ScheduledAt.After(row.ReadAt) {
-		w.waits(row)
+		w.waits(row, breakers)
 		return
 	}
 	w.Position = &row.Ahead
@@ -191,8 +191,12 @@ func (w *Why) broken(row *db.TaskWhyRow, breakers []retry.Status) bool {
 	return false
 }
 
-// waits is a job whose time has not come. What made the job also said when.
-func (w *Why) waits(row *db.TaskWhyRow) {
+// waits is a job whose time has not come. What made the job also said when. One that an
+// outage gave back to its lane waits for the breaker first.
+func (w *Why) waits(row *db.TaskWhyRow, breakers []retry.Status) {
+	if *row.Queue == jobs.LaneIntegration && w.broken(row, breakers) {
+		return
+	}
 	w.by(blockedRetry, row.QueuedAt, fmt.Sprintf("attempt %d is due at %s", row.Attempt+1, clock(row.ScheduledAt)))
 }
 
