@@ -68,8 +68,8 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 		to: to.Status, actor: ask.By, executor: who, at: now(), timeout: s.timeout, visibility: s.visibility,
 		endJob: db.RiverJobStateCancelled, ends: tracedOf(task),
 	}
-	if from == Assigned { // begun and ended in one word
-		m.ends = tracedTurn(task, m.at)
+	if from != Running { // it may begin and end in one word
+		m.ends = tracedWord(task, m.at)
 	}
 	switch to.Status {
 	case Completed:

@@ -56,10 +56,10 @@ func tracedOf(task db.Task) *traced {
 	}
 }
 
-// tracedTurn is the attempt that a person is about to begin and end in one word: it
-// took as long as it was their turn.
-func tracedTurn(task db.Task, at time.Time) *traced {
-	if task.AssignedAt != nil {
+// tracedWord is the attempt that somebody is about to begin and end in one word; a
+// person's took as long as it was their turn.
+func tracedWord(task db.Task, at time.Time) *traced {
+	if task.Status == db.TaskStatusASSIGNED && task.AssignedAt != nil {
 		at = *task.AssignedAt
 	}
 	task.Status, task.Attempt, task.StartedAt = db.TaskStatusRUNNING, task.Attempt+1, &at

@@ -212,6 +212,12 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			require.NoError(t, err)
 			return task
 		}, []string{"1 FAILED"}},
+		"it is ended by hand before it begins": {func(t *testing.T, b *testBundle) db.Task {
+			task := b.create(remote, asked(traceparent))
+			_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Failed})
+			require.NoError(t, err)
+			return task
+		}, []string{"1 FAILED"}},
 		"its timeout passes": {func(t *testing.T, b *testBundle) db.Task {
 			free := make(chan struct{})
 			b.work(noop(func(context.Context, Job) (Result, error) {
