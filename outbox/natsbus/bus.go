@@ -40,7 +40,8 @@ type Bus struct {
 	mu     sync.Mutex
 	closed bool
 	hooks  []func()
-	events jetstream.Stream // as it was last made sure of
+	buried func(ctx context.Context, id, subject, reason string) error // told of dead letters; may be nil
+	events jetstream.Stream                                            // as it was last made sure of
 	// link ends when the connection does; a new one stands after a reconnect.
 	link   context.Context
 	unlink context.CancelCauseFunc
@@ -100,6 +101,9 @@ func (b *Bus) OnReconnect(fn func()) {
 	defer b.mu.Unlock()
 	b.hooks = append(b.hooks, fn)
 }
+
+// Connected says whether the server can be spoken to at this moment.
+func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 
 // Close ends consuming, waits for the handlers at work until ctx ends, and
 // then stops the connection and the embedded server whether or not they are

@@ -15,21 +15,22 @@ import (
 )
 
 const (
-	// handlers is how many messages of one consumer are acted on at once.
-	handlers = 16
+	// places is how many messages of one consumer are acted on at once: many, for
+	// a handler mostly waits for a commit that it shares with the others.
+	places = 128
 	// ackWait is how long the server waits for a word about a delivery. A
 	// handler may take longer: we say that it is at work every third of it.
 	ackWait = 30 * time.Second
 	// handBack is how long a message rests that was given back because we stop.
-	// At once would be too soon: the server would hand it to our own requests
-	// that are just being withdrawn, and nobody would see it for ackWait.
+	// At once would be too soon: the server would hand it to our own request
+	// that is just being withdrawn, and nobody would see it for ackWait.
 	handBack = 250 * time.Millisecond
 )
 
 // Consume gives every message on subject to h until ctx ends or the bus is
 // closed, and then returns nil. Processes that name the same durable share its
-// messages; a new durable starts with the oldest message kept. Up to sixteen
-// calls of h run at once, in no particular order.
+// messages; a new durable starts with the oldest message kept. Many calls of h
+// run at once, in no particular order.
 //
 // A message is acknowledged after h returns nil, and the server has to confirm
 // it; still h may see one twice, and must know it by its id. After an error or
@@ -48,15 +49,11 @@ func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Han
 	c := &consumer{bus: b, durable: durable, subject: subject, handle: h}
 	// A server that is away is waited for; one that says no is an error,
 	// unless we were stopped while we asked.
-	err = c.make(ctx, nil)
+	err = c.make(ctx)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrDisconnected) && !errors.Is(err, errNoAnswer) {
 		return fmt.Errorf("consume %s: %w", subject, err)
 	}
-	var workers sync.WaitGroup
-	for range handlers {
-		workers.Go(func() { c.work(ctx) })
-	}
-	workers.Wait()
+	c.run(ctx)
 	return nil
 }
 
@@ -67,18 +64,12 @@ type consumer struct {
 	subject string
 	handle  outbox.Handler
 
-	mu   sync.Mutex
-	pull jetstream.Consumer
+	pull jetstream.Consumer // nil until there is one
 }
 
-// make finds the stream and makes the durable on it. It is called again when
-// stale has failed, by every worker at once; the first does it for all.
-func (c *consumer) make(ctx context.Context, stale jetstream.Consumer) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.pull != stale {
-		return nil
-	}
+// make finds the stream and makes the durable on it. It is called again when that
+// turns out to be gone.
+func (c *consumer) make(ctx context.Context) error {
 	stream, err := c.bus.streamOf(ctx, c.subject)
 	if err != nil {
 		return err
@@ -99,19 +90,35 @@ func (c *consumer) make(ctx context.Context, stale jetstream.Consumer) error {
 	return nil
 }
 
-// work asks for one message at a time, so that none waits behind a slow
-// handler while a free one is there, and none is counted as delivered that
-// nobody has looked at.
-func (c *consumer) work(ctx context.Context) {
-	for ctx.Err() == nil {
-		c.mu.Lock()
-		pull := c.pull
-		c.mu.Unlock()
-		msg, err := c.next(ctx, pull)
-		if msg != nil {
+// run hands out messages for as long as there are places. It asks for none that has
+// no place: none waits behind a slow handler, and none is counted as delivered that
+// nobody looks at.
+func (c *consumer) run(ctx context.Context) {
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	taken := make(chan struct{}, places)
+	act := func(msg jetstream.Msg) {
+		busy.Go(func() {
+			defer func() { <-taken }()
 			c.act(ctx, msg)
+		})
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case taken <- struct{}{}:
+		}
+		msg, err := c.next(ctx)
+		if msg != nil {
+			act(msg)
+			c.backlog(msg, places-len(taken), func(more jetstream.Msg) {
+				taken <- struct{}{} // there is room: nobody else takes any
+				act(more)
+			})
 			continue
 		}
+		<-taken
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
@@ -119,24 +126,40 @@ func (c *consumer) work(ctx context.Context) {
 		if !wait(ctx, time.Second) {
 			return
 		}
-		if err := c.make(ctx, pull); err != nil && ctx.Err() == nil && !errors.Is(err, ErrDisconnected) {
+		if err := c.make(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrDisconnected) {
 			c.bus.cfg.Logger.Warn("consuming is interrupted", "subject", c.subject, "error", err)
 		}
 	}
 }
 
+// backlog gives act what waits behind a message, at most so many: one request for
+// many is what makes a backlog quick.
+func (c *consumer) backlog(msg jetstream.Msg, most int, act func(jetstream.Msg)) {
+	meta, err := msg.Metadata()
+	if err != nil || meta.NumPending == 0 || most <= 0 {
+		return
+	}
+	batch, err := c.pull.FetchNoWait(min(most, int(min(meta.NumPending, places))))
+	if err != nil {
+		return // the next request says why
+	}
+	for more := range batch.Messages() {
+		act(more)
+	}
+}
+
 // next returns neither message nor error when nothing came for a while.
-func (c *consumer) next(ctx context.Context, pull jetstream.Consumer) (jetstream.Msg, error) {
+func (c *consumer) next(ctx context.Context) (jetstream.Msg, error) {
 	c.bus.mu.Lock()
 	link := c.bus.link
 	c.bus.mu.Unlock()
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	defer context.AfterFunc(link, end)()
-	if pull == nil || link.Err() != nil {
+	if c.pull == nil || link.Err() != nil {
 		return nil, ErrDisconnected
 	}
-	msg, err := pull.Next(jetstream.FetchContext(ctx))
+	msg, err := c.pull.Next(jetstream.FetchContext(ctx))
 	if errors.Is(err, nats.ErrTimeout) || errors.Is(err, jetstream.ErrNoMessages) {
 		return nil, nil
 	}

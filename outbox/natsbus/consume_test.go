@@ -330,3 +330,53 @@ func TestSendNeedsAStream(t *testing.T) {
 	require.ErrorIs(t, err, jetstream.ErrNoStreamResponse)
 	require.NotErrorIs(t, err, nats.ErrTimeout)
 }
+
+// Who counts dead letters is told of each, again if that failed, and under the same
+// id, before the message is gone.
+func TestConsumeTellsOfDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	letters := b.letters(t)
+	told := make(chan [3]string, 8)
+	var calls atomic.Int32
+	b.OnDeadLetter(func(_ context.Context, id, subject, reason string) error {
+		told <- [3]string{id, subject, reason}
+		if calls.Add(1) == 1 {
+			return errors.New("the database is away")
+		}
+		return nil
+	})
+	b.consume(t, requested, func(context.Context, outbox.Delivery) error { return &outbox.Poison{Reason: "bad"} })
+	require.NoError(t, b.Send(b.ctx, requested, nil, []byte("x")))
+	want := [3]string{"dead-" + b.cfg.Inbound + "-1", requested, "bad"}
+	require.Equal(t, want, receive(t, told))
+	require.Equal(t, want, receive(t, told))
+	b.settled(t, "test")
+	receive(t, letters)
+	require.Empty(t, letters, "the letter is one, however often it is told of")
+}
+
+// A backlog is handed out many at a time, and never more than there are places.
+func TestConsumeTakesABacklogAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for range places + 10 {
+		require.NoError(t, b.Send(b.ctx, requested, nil, nil))
+	}
+	var at atomic.Int32
+	full, release := make(chan struct{}), make(chan struct{})
+	b.consume(t, requested, func(context.Context, outbox.Delivery) error {
+		if at.Add(1) == places {
+			close(full)
+		}
+		<-release
+		return nil
+	})
+	receive(t, full)
+	c, err := b.js.Consumer(b.ctx, b.cfg.Inbound, "test")
+	require.NoError(t, err)
+	require.Equal(t, places, c.CachedInfo().NumAckPending, "what has no place is not asked for")
+	close(release)
+	b.settled(t, "test")
+	require.EqualValues(t, places+10, at.Load())
+}

@@ -19,21 +19,34 @@ const (
 	maxReason = 1024
 )
 
-// bury stores the message on its dead-letter subject and only then ends its
-// deliveries. If the dead letter cannot be stored the message comes again, and
+// OnDeadLetter has fn told of each dead letter, once it is stored: under an id of
+// its own, the subject that it was heard on and the reason. After an error it is
+// told again. Call it before Consume.
+func (b *Bus) OnDeadLetter(fn func(ctx context.Context, id, subject, reason string) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buried = fn
+}
+
+// bury stores the message on its dead-letter subject, tells of it, and only then
+// ends its deliveries. If one of these cannot be done the message comes again, and
 // with it the attempt to bury it.
 func (c *consumer) bury(ctx context.Context, msg jetstream.Msg, meta *jetstream.MsgMetadata, reason string) {
 	ctx, done := c.bus.goodbye(ctx)
 	defer done()
 	reason = oneLine(reason)
-	err := c.bus.deadLetter(ctx, msg, meta, reason)
+	id := "dead-" + meta.Stream + "-" + strconv.FormatUint(meta.Sequence.Stream, 10)
+	err := c.bus.deadLetter(ctx, id, msg, reason)
+	if err == nil {
+		err = c.bus.tellBuried(ctx, id, msg.Subject(), reason)
+	}
 	if err == nil {
 		err = msg.TermWithReason(reason)
 	}
 	if err == nil {
 		return
 	}
-	c.bus.cfg.Logger.Error("a dead letter could not be stored and will be tried again",
+	c.bus.cfg.Logger.Error("a dead letter could not be stored or counted and will be tried again",
 		"subject", msg.Subject(), "stream_seq", meta.Sequence.Stream, "error", why(ctx, err))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		_, _ = c.bus.ensureStreams(ctx)
@@ -41,7 +54,17 @@ func (c *consumer) bury(ctx context.Context, msg jetstream.Msg, meta *jetstream.
 	_ = msg.NakWithDelay(c.bus.pause(int(meta.NumDelivered)))
 }
 
-func (b *Bus) deadLetter(ctx context.Context, msg jetstream.Msg, meta *jetstream.MsgMetadata, reason string) error {
+func (b *Bus) tellBuried(ctx context.Context, id, subject, reason string) error {
+	b.mu.Lock()
+	tell := b.buried
+	b.mu.Unlock()
+	if tell == nil {
+		return nil
+	}
+	return tell(ctx, id, subject, reason)
+}
+
+func (b *Bus) deadLetter(ctx context.Context, id string, msg jetstream.Msg, reason string) error {
 	letter := &nats.Msg{Subject: deadLetterPrefix + msg.Subject(), Header: nats.Header{}, Data: msg.Data()}
 	for k, v := range msg.Headers() {
 		// The sender's orders to the server were for the other stream.
@@ -52,7 +75,7 @@ func (b *Bus) deadLetter(ctx context.Context, msg jetstream.Msg, meta *jetstream
 	letter.Header.Set(ReasonHeader, reason)
 	// The same letter however often it is tried, and whether or not its sender
 	// gave the message an id.
-	letter.Header.Set(jetstream.MsgIDHeader, "dead-"+meta.Stream+"-"+strconv.FormatUint(meta.Sequence.Stream, 10))
+	letter.Header.Set(jetstream.MsgIDHeader, id)
 	_, err := b.js.PublishMsg(ctx, letter)
 	if !errors.Is(err, nats.ErrMaxPayload) {
 		return err
