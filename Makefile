@@ -10,6 +10,7 @@ generate: ## everything that is generated and checked in
 	go run $(SQLC) generate
 	.ci/schema > sql/schema.sql
 	go run ./cmd/tes openapi > api/openapi.yaml
+	go run ./cmd/tes asyncapi > api/asyncapi.yaml
 
 lint:
 	go run $(LINT) run ./...

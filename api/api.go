@@ -44,6 +44,11 @@ type Config struct {
 	// Breakers are this process's, for the metrics and for why a task waits; default
 	// none.
 	Breakers func() []retry.Status
+	// Draining says that the process is about to stop, and no longer ready; default
+	// never.
+	Draining func() bool
+	// BusConnected says whether the bus answers; default nobody asks.
+	BusConnected func() bool
 	// MaxBody is the largest request body, and an eighth of the largest batch;
 	// default 1 MiB.
 	MaxBody int64
@@ -82,9 +87,10 @@ type API struct {
 	q          *db.Queries
 	router     *chi.Mux
 	huma       huma.API
-	taskSchema *huma.Schema
-	yaml, json []byte   // the OpenAPI document
-	server     []string // the Server header; nil for none
+	reader     reader
+	yaml, json []byte                      // the OpenAPI document
+	events     struct{ yaml, json []byte } // the AsyncAPI document
+	server     []string                    // the Server header; nil for none
 }
 
 // New opens the door.
@@ -147,6 +153,8 @@ func (a *API) routes() {
 	a.router.Get("/readyz", a.readyz)
 	a.router.Get("/openapi.yaml", a.openapiYAML)
 	a.router.Get("/openapi.json", a.openapiJSON)
+	a.router.Get("/asyncapi.yaml", a.asyncapiYAML)
+	a.router.Get("/asyncapi.json", a.asyncapiJSON)
 	for _, m := range a.cfg.Mounts {
 		a.mount(m)
 	}
@@ -185,13 +193,19 @@ func build(cfg Config) (*API, error) {
 	a.huma = humachi.New(a.router, describe())
 	limit(a.huma.OpenAPI().Components.Schemas)
 	a.routes()
-	a.taskSchema = a.huma.OpenAPI().Components.Schemas.Map()["TaskRequest"]
+	a.reader = reader{a.huma.OpenAPI().Components.Schemas}
 	var err error
 	if a.yaml, err = a.huma.OpenAPI().YAML(); err != nil {
 		return nil, fmt.Errorf("print openapi.yaml: %w", err)
 	}
 	if a.json, err = a.huma.OpenAPI().MarshalJSON(); err != nil {
 		return nil, fmt.Errorf("print openapi.json: %w", err)
+	}
+	if a.events.json, err = asyncJSON(); err != nil {
+		return nil, err
+	}
+	if a.events.yaml, err = AsyncAPI(); err != nil {
+		return nil, err
 	}
 	return a, nil
 }

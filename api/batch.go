@@ -84,11 +84,11 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 	reqs, places := make([]jobs.Request, 0, len(list)), make([]int, 0, len(list))
 	for i, text := range list {
 		var body TaskRequest
-		if p := a.read(text, &body); p != nil {
+		if p := a.reader.task("body", text, &body); p != nil {
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
-		reqs, places = append(reqs, body.request(c, body.RequestID, []byte(text.Raw))), append(places, i)
+		reqs, places = append(reqs, body.request(c.asker(), body.RequestID, []byte(text.Raw))), append(places, i)
 	}
 	var away error
 	lost := 0
@@ -113,7 +113,7 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 // batch is the list in the body, its items not yet looked into.
 func (a *API) batch(doc gjson.Result) ([]gjson.Result, error) {
 	seen := outlineFlat(doc)
-	if err := a.holds(batchSchema, seen); err != nil {
+	if err := a.reader.holds("body", batchSchema, seen); err != nil {
 		return nil, err
 	}
 	return doc.Get("tasks").Array(), nil
@@ -139,13 +139,21 @@ func outlineFlat(doc gjson.Result) any {
 	return members
 }
 
-// read is what huma does with the body of createTask, for one item.
-func (a *API) read(text gjson.Result, into *TaskRequest) *Problem {
-	if p := a.holds(a.taskSchema, outline(text)); p != nil {
+// reader holds documents against schemas, as huma does with bodies.
+type reader struct{ schemas huma.Registry }
+
+// task is what huma does with the body of createTask.
+func (r reader) task(place string, text gjson.Result, into *TaskRequest) *Problem {
+	if p := r.holds(place, r.schemas.Map()["TaskRequest"], outline(text)); p != nil {
 		return p
 	}
+	return fillTask(place, text, into)
+}
+
+// fillTask reads a request that its schema takes.
+func fillTask(place string, text gjson.Result, into *TaskRequest) *Problem {
 	if err := into.fill(text); err != nil {
-		return newProblem(nil, http.StatusUnprocessableEntity, invalidText, &huma.ErrorDetail{Location: "body", Message: err.Error()})
+		return newProblem(nil, http.StatusUnprocessableEntity, invalidText, &huma.ErrorDetail{Location: place, Message: err.Error()})
 	}
 	if cfg := into.ExecutionConfig; cfg != nil { // the defaults of their schemas
 		if cfg.HTTP != nil && cfg.HTTP.Method == "" {
@@ -159,11 +167,13 @@ func (a *API) read(text gjson.Result, into *TaskRequest) *Problem {
 }
 
 // holds is nil for a document that its schema takes.
-func (a *API) holds(s *huma.Schema, doc any) *Problem {
+func (r reader) holds(place string, s *huma.Schema, doc any) *Problem {
 	path := huma.NewPathBuffer(nil, 0)
-	path.Push("body")
+	if place != "" {
+		path.Push(place)
+	}
 	var found huma.ValidateResult
-	huma.Validate(a.huma.OpenAPI().Components.Schemas, s, path, huma.ModeWriteToServer, doc, &found)
+	huma.Validate(r.schemas, s, path, huma.ModeWriteToServer, doc, &found)
 	if len(found.Errors) == 0 {
 		return nil
 	}

@@ -56,7 +56,7 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 	if key == "" {
 		key = body.RequestID
 	}
-	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c, key, c.body))
+	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c.asker(), key, c.body))
 	if err != nil {
 		return nil, err
 	}
@@ -69,14 +69,19 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 	return out, nil
 }
 
+// asker is on whose behalf a task is made.
+type asker struct{ name, tenant, traceparent string }
+
+func (c *call) asker() asker { return asker{c.caller.Name, c.caller.Tenant, c.traceparent} }
+
 // request is what jobs is asked for: by whom, under which key, and what it is known
 // again by.
-func (b *TaskRequest) request(c *call, key string, text []byte) jobs.Request {
+func (b *TaskRequest) request(by asker, key string, text []byte) jobs.Request {
 	return jobs.Request{
 		TaskDefinitionID: b.TaskDefinitionID, WorkflowID: b.WorkflowID, StepID: b.StepID, TaskType: b.TaskType,
 		Priority: b.Priority, Input: b.Input, Config: b.ExecutionConfig, Context: given(b.WorkflowContext),
 		CorrelationID: b.CorrelationID, DueDate: b.DueDate, CallbackURL: b.CallbackURL, Reference: b.Reference,
-		Key: key, Body: text, Tenant: c.caller.Tenant, By: c.caller.Name, Traceparent: c.traceparent,
+		Key: key, Body: text, Tenant: by.tenant, By: by.name, Traceparent: by.traceparent,
 	}
 }
 

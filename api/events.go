@@ -4,39 +4,318 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/tidwall/gjson"
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// IntegrationResponses hears integration.response_received and ends the attempt
-// that waits for it. A late, repeated or unknown response is recorded and changes
-// nothing; one that comes before its task waits for it is asked for again.
-func IntegrationResponses(tasks *jobs.Tasks, inbox *outbox.Inbox) outbox.Handler {
-	return func(ctx context.Context, d outbox.Delivery) error {
-		var event outbox.Envelope[outbox.IntegrationResponse]
-		if err := jobs.GuardJSON(d.Body); err != nil {
-			return &outbox.Poison{Reason: "not acceptable JSON: " + err.Error()}
-		}
-		if err := json.Unmarshal(d.Body, &event); err != nil {
-			return &outbox.Poison{Reason: "not an integration response: " + err.Error()}
-		}
-		if event.Data.TaskID == "" {
-			event.Data.TaskID = event.Metadata.TaskID
-		}
-		if event.ID == "" || event.Data.TaskID == "" || event.Data.Status == "" {
-			return &outbox.Poison{Reason: "an integration response needs id, data.taskId and data.status"}
-		}
-		return inbox.Once(ctx, d.Subject, event.ID, func(ctx context.Context) (string, error) {
-			outcome, err := tasks.Respond(ctx, event.Data)
-			if errors.Is(err, jobs.ErrNotYet) && d.Redelivered > earlyTries {
-				return "late", nil
-			}
-			return outcome, err
-		})
+// EventsConfig says who acts on what is heard. Tasks and Inbox must be set.
+type EventsConfig struct {
+	// Tasks makes the moves.
+	Tasks *jobs.Tasks
+	// Inbox remembers what was acted upon.
+	Inbox *outbox.Inbox
+	// Logger takes one line a message; default slog.Default.
+	Logger *slog.Logger
+}
+
+// Subscription is a subject that we hear, under a name that our processes share.
+type Subscription struct {
+	Durable, Subject string
+	Handle           outbox.Handler
+}
+
+// Subscriptions are the interface document's subscribed events, each with the
+// handler that it names.
+func Subscriptions(cfg EventsConfig) []Subscription {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	l := &listener{cfg: cfg, book: newEventBook()}
+	system := SystemEventHandler{l}
+	return []Subscription{
+		{"tes-task-requests", outbox.SubjectTaskRequested, l.door(TaskRequestHandler{l}.Handle)},
+		{"tes-integration-responses", outbox.SubjectIntegrationResponse, l.door(IntegrationResponseHandler{l}.Handle)},
+		{"tes-shutdown", outbox.SubjectShutdown, l.door(system.Handle)},
+		{"tes-maintenance", outbox.SubjectMaintenance, l.door(system.Handle)},
 	}
 }
 
-// earlyTries is how often a response may come before its task waits for it; with
-// the bus's growing pauses, some minutes.
-const earlyTries = 12
+// listener is the other door: what we are told on the bus comes in here, is held
+// against its schema, and handed to package jobs.
+type listener struct {
+	cfg  EventsConfig
+	book *eventBook
+}
+
+// heard is one message whose envelope is as it must be.
+type heard struct {
+	outbox.Delivery
+	id       string
+	data     gjson.Result
+	metadata outbox.Metadata
+}
+
+// by is who speaks.
+func (h *heard) by(otherwise string) string {
+	if h.metadata.Source == "" {
+		return otherwise
+	}
+	return tame(h.metadata.Source, 128)
+}
+
+// door reads the envelope, acts once on each event, and waits where the database is
+// away: deliveries are counted, and the message is not to blame.
+func (l *listener) door(act func(context.Context, *heard) (outbox.Outcome, error)) outbox.Handler {
+	return func(ctx context.Context, d outbox.Delivery) error {
+		h, err := l.read(d)
+		if err != nil {
+			return err
+		}
+		for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+			err = l.once(ctx, h, act)
+			if !errors.Is(err, jobs.ErrUnavailable) || !waited(ctx, pause) {
+				return err
+			}
+		}
+	}
+}
+
+func (l *listener) once(ctx context.Context, h *heard, act func(context.Context, *heard) (outbox.Outcome, error)) error {
+	begun := time.Now()
+	said := outbox.Outcome{Word: outbox.Repeated}
+	var acted error
+	err := l.cfg.Inbox.Once(ctx, h.Subject, h.id, func(ctx context.Context) (outbox.Outcome, error) {
+		said, acted = act(ctx, h)
+		return said, acted
+	})
+	switch {
+	case acted != nil:
+		return acted
+	case err != nil:
+		return readFailed("inbox", err)
+	}
+	l.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "heard",
+		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", said.Word), slog.String("detail", said.Detail),
+		slog.Float64("ms", float64(time.Since(begun).Microseconds())/1000))
+	return nil
+}
+
+// waited is false if ctx ended first.
+func waited(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// read is the envelope of a message, and its data held against its schema.
+func (l *listener) read(d outbox.Delivery) (*heard, error) {
+	if err := jobs.GuardJSON(d.Body); err != nil {
+		return nil, &outbox.Poison{Reason: "not acceptable JSON: " + err.Error()}
+	}
+	doc := gjson.ParseBytes(d.Body)
+	if p := l.book.holds(d.Subject, doc); p != nil {
+		return nil, poison("not a "+d.Subject, p)
+	}
+	h := &heard{Delivery: d, id: doc.Get("id").Str, data: doc.Get("data")}
+	if m := doc.Get("metadata"); m.IsObject() {
+		if err := json.Unmarshal([]byte(m.Raw), &h.metadata); err != nil {
+			return nil, &outbox.Poison{Reason: "not a " + d.Subject + ": metadata cannot be read"}
+		}
+	}
+	return h, nil
+}
+
+// into reads data whose schema has taken it.
+func (h *heard) into(data any) error {
+	if err := json.Unmarshal([]byte(h.data.Raw), data); err != nil {
+		return &outbox.Poison{Reason: "not a " + h.Subject + ": data cannot be read"}
+	}
+	return nil
+}
+
+// poison says what is wrong with a message by its places: a reason is read by
+// others than the message is, so it repeats nothing of what stands there.
+func poison(what string, p *Problem) *outbox.Poison {
+	places := make([]string, len(p.Errors))
+	for i, flaw := range p.Errors {
+		places[i] = flaw.Location + ": " + flaw.Message
+	}
+	return &outbox.Poison{Reason: what + ": " + strings.Join(places, "; ")}
+}
+
+// TaskRequestHandler hears workflow.task_requested: the same validation and the same
+// operation as POST /api/internal/tasks.
+type TaskRequestHandler struct{ *listener }
+
+// Handle makes the task, and answers when it is committed.
+func (t TaskRequestHandler) Handle(ctx context.Context, h *heard) (outbox.Outcome, error) {
+	var body TaskRequest
+	if p := fillTask("data", h.data, &body); p != nil {
+		return outbox.Outcome{}, poison("not a "+h.Subject, p)
+	}
+	if body.CorrelationID == "" {
+		body.CorrelationID = h.metadata.CorrelationID
+	}
+	key := body.RequestID
+	if key == "" {
+		key = h.id
+	}
+	span := h.Header["traceparent"]
+	if span == "" {
+		span = h.Header["ce-traceparent"]
+	}
+	row, created, err := t.cfg.Tasks.Create(ctx, body.request(asker{h.by(orchestrator), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
+	var invalid *jobs.Invalid
+	switch {
+	case errors.As(err, &invalid):
+		return outbox.Outcome{}, unfit(invalid)
+	case errors.Is(err, jobs.ErrKeyReused):
+		return outbox.Outcome{}, &outbox.Poison{Reason: "data.requestId, or else id, was used before with another request"}
+	case err != nil:
+		return outbox.Outcome{}, err
+	case !created:
+		return outbox.Outcome{Word: outbox.Repeated, Detail: row.TaskID.String()}, nil
+	}
+	return outbox.Outcome{Word: "created", Detail: row.TaskID.String()}, nil
+}
+
+// tenantOf is whose the task shall be: on the bus there is no token that says it.
+func tenantOf(b *TaskRequest) string {
+	if b.ExecutionConfig == nil {
+		return ""
+	}
+	return gjson.GetBytes(b.ExecutionConfig.SecurityContext, "tenantId").Str
+}
+
+// withoutValues are the refusals that over HTTP name what was sent.
+var withoutValues = map[string]string{
+	"/taskDefinitionId":         "there is no such task definition, and taskType and executionConfig.executor do not both say what to do",
+	"/taskType":                 "is another than the definition's",
+	"/executionConfig":          "asks for what the definition alone may say, or for what no executor can do",
+	"/executionConfig/executor": "is none that tasks of this type have",
+}
+
+// unfit is a request that package jobs refuses.
+func unfit(invalid *jobs.Invalid) *outbox.Poison {
+	p := &Problem{}
+	for _, v := range invalid.Violations {
+		text, known := withoutValues[v.Path]
+		if !known {
+			text = v.Message
+		}
+		if !p.flaw("data"+dotted(v.Path), text) {
+			break
+		}
+	}
+	return poison("no task can be made of it", p)
+}
+
+// IntegrationResponseHandler hears integration.response_received and ends the attempt
+// that waits for it. A late, repeated or unknown response is recorded and changes
+// nothing.
+type IntegrationResponseHandler struct{ *listener }
+
+const (
+	// earlyTries is how often a response may come before its task waits for it; with
+	// the bus's growing pauses, some minutes.
+	earlyTries = 12
+	// earlyFor is how long a response waits for its task to be there at all.
+	earlyFor = time.Minute
+)
+
+// Handle ends the attempt. A response that comes before its task waits for it is
+// asked for again.
+func (i IntegrationResponseHandler) Handle(ctx context.Context, h *heard) (outbox.Outcome, error) {
+	var response outbox.IntegrationResponse
+	if err := h.into(&response); err != nil {
+		return outbox.Outcome{}, err
+	}
+	if response.TaskID == "" {
+		response.TaskID = h.metadata.TaskID
+	}
+	if response.TaskID == "" {
+		return outbox.Outcome{}, &outbox.Poison{Reason: "not a " + h.Subject + ": data.taskId or metadata.taskId must name the task"}
+	}
+	word, err := i.cfg.Tasks.Respond(ctx, response)
+	_, malformed := uuid.Parse(response.TaskID)
+	switch {
+	case errors.Is(err, jobs.ErrNotYet) && h.Redelivered > earlyTries:
+		word, err = outbox.Late, nil
+	case word == outbox.Unknown && malformed == nil && time.Since(h.At) < earlyFor:
+		return outbox.Outcome{}, fmt.Errorf("there is no such task: %w", jobs.ErrNotYet)
+	}
+	if malformed != nil {
+		return outbox.Outcome{Word: word}, err
+	}
+	return outbox.Outcome{Word: word, Detail: response.TaskID}, err
+}
+
+// SystemEventHandler hears system.shutdown_requested and system.maintenance_mode.
+type SystemEventHandler struct{ *listener }
+
+// Handle passes an order to stop on to every process that it is for, and notes which
+// lanes rest.
+func (s SystemEventHandler) Handle(ctx context.Context, h *heard) (outbox.Outcome, error) {
+	if h.Subject == outbox.SubjectShutdown {
+		return s.shutdown(ctx, h)
+	}
+	return s.maintenance(ctx, h)
+}
+
+func (s SystemEventHandler) shutdown(ctx context.Context, h *heard) (outbox.Outcome, error) {
+	var data outbox.ShutdownRequested
+	if err := h.into(&data); err != nil {
+		return outbox.Outcome{}, err
+	}
+	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: tame(data.Reason, 1024), By: h.by("")}
+	if data.GraceSeconds != nil {
+		grace := time.Duration(*data.GraceSeconds * float64(time.Second))
+		order.Grace = &grace
+	}
+	ours, err := s.cfg.Tasks.OrderShutdown(ctx, order)
+	switch {
+	case err != nil:
+		return outbox.Outcome{}, err
+	case !ours:
+		return outbox.Outcome{Word: outbox.Elsewhere}, nil
+	}
+	return outbox.Outcome{Word: "ordered"}, nil
+}
+
+func (s SystemEventHandler) maintenance(ctx context.Context, h *heard) (outbox.Outcome, error) {
+	var data outbox.MaintenanceMode
+	if err := h.into(&data); err != nil {
+		return outbox.Outcome{}, err
+	}
+	lanes := data.Lanes
+	if len(lanes) == 0 {
+		lanes = jobs.Lanes
+	}
+	lanes = slices.Compact(slices.Sorted(slices.Values(lanes)))
+	changed, err := s.cfg.Tasks.SetMaintenance(ctx, jobs.Maintenance{
+		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: tame(data.Reason, 1024), By: h.by(""),
+	})
+	switch {
+	case err != nil:
+		return outbox.Outcome{}, err
+	case changed == 0: // a newer word was heard
+		return outbox.Outcome{Word: outbox.Late}, nil
+	case data.Enabled:
+		return outbox.Outcome{Word: "begun", Detail: strings.Join(lanes, " ")}, nil
+	}
+	return outbox.Outcome{Word: "ended", Detail: strings.Join(lanes, " ")}, nil
+}

@@ -2,8 +2,11 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
 )
 
 // readyTime is how long the answer to "are you ready" may take.
@@ -22,11 +25,61 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	c.route = "/readyz"
 	ctx, cancel := context.WithTimeout(r.Context(), readyTime)
 	defer cancel()
-	if err := a.cfg.Ready(ctx); err != nil {
-		writeProblem(c, unavailable("not ready").because(err))
+	if a.cfg.Draining != nil && a.cfg.Draining() {
+		writeProblem(c, unavailable("the process is stopping"))
 		return
 	}
-	writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
+	err := a.cfg.Ready(ctx)
+	var resting []db.MaintenanceInForceRow
+	if err == nil {
+		resting, err = a.q.MaintenanceInForce(ctx)
+	}
+	if err != nil {
+		writeProblem(c, unavailable("the database does not answer").because(err))
+		return
+	}
+	answer := readiness{Status: "ok", Database: "ok", Maintenance: make([]restingLane, len(resting))}
+	for i, m := range resting {
+		answer.Maintenance[i] = restingLane{Lane: string(m.Lane), Since: m.Since.UTC(), Until: utc(m.Until), Reason: m.Reason}
+	}
+	if a.cfg.BusConnected != nil {
+		if answer.Bus = "ok"; !a.cfg.BusConnected() {
+			answer.Bus = "away"
+		}
+	}
+	text, err := json.Marshal(answer)
+	if err != nil {
+		writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText).because(err))
+		return
+	}
+	writeText(w, "application/json", append(text, '\n'))
+}
+
+// readiness is the answer of a process to which requests should be sent. A bus that
+// is away is no reason not to: the outbox keeps what it would be told.
+type readiness struct {
+	Status      string        `json:"status"`
+	Database    string        `json:"database"`
+	Bus         string        `json:"bus,omitempty"` // ok or away
+	Maintenance []restingLane `json:"maintenance"`
+}
+
+type restingLane struct {
+	Lane   string     `json:"lane"`
+	Since  time.Time  `json:"since"`
+	Until  *time.Time `json:"until,omitempty"`
+	Reason string     `json:"reason,omitempty"`
+}
+
+// Starting answers while there is no API yet: the process runs, and is not ready.
+func Starting() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/livez" {
+			writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
+			return
+		}
+		writeProblem(&call{ResponseWriter: w, id: requestID(r), path: r.URL.Path}, unavailable("the process is starting"))
+	})
 }
 
 func (a *API) openapiYAML(w http.ResponseWriter, r *http.Request) {
@@ -37,6 +90,16 @@ func (a *API) openapiYAML(w http.ResponseWriter, r *http.Request) {
 func (a *API) openapiJSON(w http.ResponseWriter, r *http.Request) {
 	callOf(r.Context()).route = "/openapi.json"
 	writeText(w, "application/openapi+json", a.json)
+}
+
+func (a *API) asyncapiYAML(w http.ResponseWriter, r *http.Request) {
+	callOf(r.Context()).route = "/asyncapi.yaml"
+	writeText(w, "application/vnd.aai.asyncapi+yaml;version=3.0.0", a.events.yaml)
+}
+
+func (a *API) asyncapiJSON(w http.ResponseWriter, r *http.Request) {
+	callOf(r.Context()).route = "/asyncapi.json"
+	writeText(w, "application/vnd.aai.asyncapi+json;version=3.0.0", a.events.json)
 }
 
 func writeText(w http.ResponseWriter, contentType string, body []byte) {

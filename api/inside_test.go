@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -12,6 +13,8 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/outbox"
 )
 
 // FuzzCursor: what is read back is what was written, and nothing else is taken.
@@ -108,4 +111,39 @@ func TestDotted(t *testing.T) {
 	for pointer, want := range map[string]string{"": "", "/a": ".a", "/items/0/price": ".items[0].price", "/a~1b/~01": ".a/b.~1", "/": "."} {
 		require.Equal(t, want, dotted(pointer))
 	}
+}
+
+// FuzzHeard: whatever the bus brings is read or is poison, in words that repeat
+// nothing of it; and what is read has an id that the inbox can keep.
+func FuzzHeard(f *testing.F) {
+	l := &listener{book: newEventBook()}
+	for _, s := range subjects {
+		if text, err := json.Marshal(s.payload("x")); err == nil && s.handler != "" {
+			f.Add(text)
+		}
+	}
+	f.Add([]byte(`{"id":"1","data":null,"metadata":[]}`))
+	f.Add([]byte(`[]`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, s := range subjects {
+			if s.handler == "" {
+				continue
+			}
+			h, err := l.read(outbox.Delivery{Subject: s.address, Body: body})
+			if err != nil {
+				var poison *outbox.Poison
+				require.ErrorAs(t, err, &poison)
+				require.True(t, utf8.ValidString(poison.Reason))
+				continue
+			}
+			require.NotEmpty(t, h.id)
+			require.LessOrEqual(t, len(h.id), 255)
+			var request TaskRequest
+			if s.address == outbox.SubjectTaskRequested {
+				_ = fillTask("data", h.data, &request)
+			} else {
+				require.NoError(t, h.into(reflect.New(s.data).Interface()), "%s", body)
+			}
+		}
+	})
 }

@@ -18,6 +18,7 @@ type Metrics struct {
 	Throughput    Throughput      `json:"throughput"`
 	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that the bus has not taken yet."`
 	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each neighbour that it calls, and one for the bus."`
+	Inbound       []InboundCount  `json:"inbound" doc:"What came of the messages that were heard on the bus, since the beginning; subjects never heard are missing."`
 }
 
 // TaskCounts are the tasks that there are now.
@@ -106,6 +107,15 @@ type Breaker struct {
 	Since time.Time `json:"since" doc:"Since when it is so."`
 }
 
+// InboundCount is what came of the messages of a subject.
+type InboundCount struct {
+	Subject  string `json:"subject"`
+	Acted    int64  `json:"acted" doc:"Acted upon."`
+	Ignored  int64  `json:"ignored" doc:"Late, for others, or about what is not here: noted, and nothing was changed."`
+	Repeated int64  `json:"repeated" doc:"Had been acted upon before."`
+	Dead     int64  `json:"dead" doc:"Ended on the dead-letter subject."`
+}
+
 type metricsOutput struct{ Body *Metrics }
 
 var getTaskMetricsDoc = doc{
@@ -134,6 +144,10 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 	if err != nil {
 		return nil, readFailed("read the outbox's backlog", err)
 	}
+	inbound, err := a.q.InboundRead(ctx)
+	if err != nil {
+		return nil, readFailed("read the counts of what was heard", err)
+	}
 	m := &Metrics{
 		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
 		Outbox:   OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
@@ -143,6 +157,10 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 		m.Breakers = append(m.Breakers, Breaker{Name: b.Name, State: string(b.State), Since: b.Since.UTC().Truncate(time.Millisecond)})
 	}
 	m.count(tally, waiting)
+	m.Inbound = make([]InboundCount, len(inbound))
+	for i, row := range inbound {
+		m.Inbound[i] = InboundCount(row)
+	}
 	return &metricsOutput{m}, nil
 }
 

@@ -16,8 +16,7 @@ import (
 // Blocker is what keeps a task from being run.
 type Blocker string
 
-// What a task may wait for. Nothing says yet that the service is in maintenance: it is
-// a word that clients shall know already.
+// What a task may wait for.
 const (
 	blockedPaused      Blocker = "PAUSED"
 	blockedMaintenance Blocker = "MAINTENANCE"
@@ -52,7 +51,7 @@ type (
 var whyTaskDoc = doc{
 	id: "whyTask", tag: tagTasks, summary: "Ask why a task is not running",
 	description: "Answers what a task waits for, from the same conditions by which jobs are taken, as they are at one moment: " +
-		"a lane that is paused, nobody there to do it, its next attempt not due, others before it, a person, another system's answer.",
+		"a lane that is paused or in maintenance, nobody there to do it, its next attempt not due, others before it, a person, another system's answer.",
 	errors: []int{404},
 	answer: map[string]any{
 		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "state": "PENDING", "blockedBy": "AHEAD_IN_QUEUE", "position": 12,
@@ -143,12 +142,17 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 	}
 	w.Position = &row.Ahead
 	switch {
-	case row.PausedAt != nil:
-		since := row.PausedAt
-		if row.ScheduledAt.After(*since) {
-			since = row.ScheduledAt
+	case row.MaintenanceSince != nil:
+		detail := fmt.Sprintf("%s is in maintenance since %s", *row.Queue, clock(row.MaintenanceSince))
+		if row.MaintenanceUntil != nil {
+			detail += ", until " + clock(row.MaintenanceUntil)
 		}
-		w.by(blockedPaused, since, fmt.Sprintf("%s is paused since %s", *row.Queue, clock(row.PausedAt)))
+		if row.MaintenanceReason != "" {
+			detail += ": " + row.MaintenanceReason
+		}
+		w.by(blockedMaintenance, later(row.MaintenanceSince, row.ScheduledAt), detail)
+	case row.PausedAt != nil:
+		w.by(blockedPaused, later(row.PausedAt, row.ScheduledAt), fmt.Sprintf("%s is paused since %s", *row.Queue, clock(row.PausedAt)))
 	case *row.Kind == jobs.KindWorker:
 		w.by(blockedNoWorker, row.ScheduledAt, "it waits for a remote worker that leases it, since "+clock(row.ScheduledAt))
 	case !row.Attended:
@@ -202,6 +206,13 @@ func (w *Why) waits(row *db.TaskWhyRow, breakers []retry.Status) {
 
 func (w *Why) by(what Blocker, since *time.Time, detail string) {
 	w.BlockedBy, w.Since, w.Detail = &what, utc(since), detail
+}
+
+func later(a, b *time.Time) *time.Time {
+	if b.After(*a) {
+		return b
+	}
+	return a
 }
 
 // who is whom a task is assigned to.

@@ -9,36 +9,115 @@ import (
 	"context"
 )
 
+const inboundRead = `-- name: InboundRead :many
+SELECT i.subject, i.acted, i.ignored, i.repeated, i.dead
+FROM inbound i
+ORDER BY i.subject
+`
+
+func (q *Queries) InboundRead(ctx context.Context) ([]Inbound, error) {
+	rows, err := q.db.Query(ctx, inboundRead)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Inbound
+	for rows.Next() {
+		var i Inbound
+		if err := rows.Scan(
+			&i.Subject,
+			&i.Acted,
+			&i.Ignored,
+			&i.Repeated,
+			&i.Dead,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const inboxPut = `-- name: InboxPut :exec
-INSERT INTO inbox (event_id, subject, outcome, detail)
-VALUES ($1, $2, $3, $4)
-ON CONFLICT (event_id) DO NOTHING
+WITH heard AS (
+    SELECT
+        unnest($2::text[]) AS event_id,
+        unnest($3::text[]) AS subject,
+        unnest($4::text[]) AS outcome,
+        unnest($5::text[]) AS detail
+),
+noted AS (
+    INSERT INTO inbox (event_id, subject, outcome, detail)
+    SELECT heard.event_id, heard.subject, heard.outcome, nullif(heard.detail, '')
+    FROM heard
+    ORDER BY heard.event_id
+    ON CONFLICT (event_id) DO NOTHING
+    RETURNING event_id, outcome
+)
+INSERT INTO inbound (subject, acted, ignored, repeated, dead)
+SELECT
+    heard.subject,
+    count(*) FILTER (WHERE noted.outcome NOT IN ('repeated', 'dead') AND noted.outcome <> ALL ($1::text[])),
+    count(*) FILTER (WHERE noted.outcome = ANY ($1::text[])),
+    count(*) FILTER (WHERE coalesce(noted.outcome, 'repeated') = 'repeated' AND heard.outcome <> 'dead'),
+    count(DISTINCT noted.event_id) FILTER (WHERE noted.outcome = 'dead')
+FROM heard
+LEFT JOIN noted ON noted.event_id = heard.event_id AND noted.outcome = heard.outcome
+GROUP BY heard.subject
+ORDER BY heard.subject
+ON CONFLICT (subject) DO UPDATE
+SET
+    acted = inbound.acted + excluded.acted,
+    ignored = inbound.ignored + excluded.ignored,
+    repeated = inbound.repeated + excluded.repeated,
+    dead = inbound.dead + excluded.dead
 `
 
 type InboxPutParams struct {
-	EventID string
-	Subject string
-	Outcome string
-	Detail  *string
+	ChangedNothing []string
+	EventIds       []string
+	Subjects       []string
+	Outcomes       []string
+	Details        []string
 }
 
+// Notes what became of messages, many at a time, and counts them. A message whose
+// event was noted before, or is noted twice in one batch, is a repetition; a dead
+// letter that was noted before has been counted.
 func (q *Queries) InboxPut(ctx context.Context, arg InboxPutParams) error {
 	_, err := q.db.Exec(ctx, inboxPut,
-		arg.EventID,
-		arg.Subject,
-		arg.Outcome,
-		arg.Detail,
+		arg.ChangedNothing,
+		arg.EventIds,
+		arg.Subjects,
+		arg.Outcomes,
+		arg.Details,
 	)
 	return err
 }
 
-const inboxSeen = `-- name: InboxSeen :one
-SELECT EXISTS (SELECT FROM inbox WHERE event_id = $1)::boolean AS seen
+const inboxSeen = `-- name: InboxSeen :many
+SELECT i.event_id FROM inbox i WHERE i.event_id = ANY ($1::text[])
 `
 
-func (q *Queries) InboxSeen(ctx context.Context, eventID string) (bool, error) {
-	row := q.db.QueryRow(ctx, inboxSeen, eventID)
-	var seen bool
-	err := row.Scan(&seen)
-	return seen, err
+func (q *Queries) InboxSeen(ctx context.Context, eventIds []string) ([]string, error) {
+	rows, err := q.db.Query(ctx, inboxSeen, eventIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var event_id string
+		if err := rows.Scan(&event_id); err != nil {
+			return nil, err
+		}
+		items = append(items, event_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

@@ -91,6 +91,7 @@ WITH free AS MATERIALIZED (
         AND j.kind = $2::text
         AND j.scheduled_at <= now()
         AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = $1::text AND q.paused_at IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = CAST($1::text AS task_lane) AND (m.until IS NULL OR m.until > now()))
     ORDER BY j.priority, j.scheduled_at, j.id
     LIMIT $3::integer
     FOR UPDATE SKIP LOCKED

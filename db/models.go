@@ -440,6 +440,14 @@ type Executor struct {
 	SeenAt     time.Time
 }
 
+type Inbound struct {
+	Subject  string
+	Acted    int64
+	Ignored  int64
+	Repeated int64
+	Dead     int64
+}
+
 type Inbox struct {
 	EventID    string
 	ReceivedAt time.Time
@@ -468,6 +476,25 @@ type Lease struct {
 	Owner        string
 	InvocationID *string
 	RequestID    *string
+}
+
+type Maintenance struct {
+	Lane   TaskLane
+	Since  time.Time
+	Until  *time.Time
+	Reason string
+	Actor  string
+	SaidAt time.Time
+}
+
+type MaintenanceChange struct {
+	EventID string
+	Lane    TaskLane
+	At      time.Time
+	Enabled bool
+	Until   *time.Time
+	Reason  string
+	Actor   string
 }
 
 type Outbox struct {
@@ -579,6 +606,40 @@ type ReportEvent struct {
 	SurelyPublished bool
 }
 
+// The newest word on the maintenance of each lane; lanes never heard of are missing.
+type ReportMaintenance struct {
+	// the queue that gives nothing out while it is in force
+	Lane TaskLane
+	// when it began
+	Since time.Time
+	// when it ends or ended; null while nobody knows
+	Until *time.Time
+	// whether it holds at this moment
+	InForce *bool
+	// why, in the words of who asked
+	Reason string
+	// who asked last
+	Actor string
+}
+
+// Who put lanes into maintenance and took them out, and when.
+type ReportMaintenanceChange struct {
+	// when the bus had the message
+	At time.Time
+	// the queue
+	Lane TaskLane
+	// true: into maintenance; false: out of it
+	Enabled bool
+	// when it was to end by itself; null for never
+	Until *time.Time
+	// why, in the words of who asked
+	Reason string
+	// who asked
+	Actor string
+	// the id of the message
+	EventID string
+}
+
 // Depth and age of each lane by priority. Counts every waiting job: seconds at millions.
 type ReportQueue struct {
 	Lane          string
@@ -658,6 +719,15 @@ type Secret struct {
 	Name   string
 	Key    []byte
 	MadeAt time.Time
+}
+
+type ShutdownOrder struct {
+	EventID      string
+	SaidAt       time.Time
+	Target       string
+	GraceSeconds *float64
+	Reason       string
+	Actor        string
 }
 
 type Tally struct {

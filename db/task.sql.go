@@ -697,6 +697,7 @@ SELECT
     now()::timestamptz AS read_at,
     j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
     q.paused_at,
+    m.since AS maintenance_since, m.until AS maintenance_until, coalesce(m.reason, '')::text AS maintenance_reason,
     l.kind AS lease_kind, l.owner, l.expires_at,
     EXISTS (
         SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => $1::float8)
@@ -705,6 +706,7 @@ SELECT
 FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 LEFT JOIN river_queue q ON q.name = j.queue
+LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.until > now())
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
 CROSS JOIN LATERAL (
     SELECT count(*)::integer AS n
@@ -733,30 +735,33 @@ type TaskWhyParams struct {
 }
 
 type TaskWhyRow struct {
-	Status      TaskStatus
-	Attempt     int32
-	JobID       int64
-	StartedAt   *time.Time
-	EndedAt     *time.Time
-	AssignedAt  *time.Time
-	DueAt       *time.Time
-	AssigneeID  *string
-	GroupID     *string
-	ErrorCode   string
-	ReadAt      time.Time
-	JobState    *RiverJobState
-	Queue       *string
-	Kind        *string
-	QueuedAt    *time.Time
-	ScheduledAt *time.Time
-	AttemptedAt *time.Time
-	AttemptedBy []string
-	PausedAt    *time.Time
-	LeaseKind   *LeaseKind
-	Owner       *string
-	ExpiresAt   *time.Time
-	Attended    bool
-	Ahead       int32
+	Status            TaskStatus
+	Attempt           int32
+	JobID             int64
+	StartedAt         *time.Time
+	EndedAt           *time.Time
+	AssignedAt        *time.Time
+	DueAt             *time.Time
+	AssigneeID        *string
+	GroupID           *string
+	ErrorCode         string
+	ReadAt            time.Time
+	JobState          *RiverJobState
+	Queue             *string
+	Kind              *string
+	QueuedAt          *time.Time
+	ScheduledAt       *time.Time
+	AttemptedAt       *time.Time
+	AttemptedBy       []string
+	PausedAt          *time.Time
+	MaintenanceSince  *time.Time
+	MaintenanceUntil  *time.Time
+	MaintenanceReason string
+	LeaseKind         *LeaseKind
+	Owner             *string
+	ExpiresAt         *time.Time
+	Attended          bool
+	Ahead             int32
 }
 
 // All that says why a task does not run, in one snapshot, by the predicates that
@@ -790,6 +795,9 @@ func (q *Queries) TaskWhy(ctx context.Context, arg TaskWhyParams) (TaskWhyRow, e
 		&i.AttemptedAt,
 		&i.AttemptedBy,
 		&i.PausedAt,
+		&i.MaintenanceSince,
+		&i.MaintenanceUntil,
+		&i.MaintenanceReason,
 		&i.LeaseKind,
 		&i.Owner,
 		&i.ExpiresAt,

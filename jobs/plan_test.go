@@ -40,7 +40,7 @@ var needed = []string{
 	"TaskListForUser", "TaskOpenFor", "TaskHeld", "TaskLastAssigned",
 	"TaskRequestGet", "EventsFound", "JobsEnd", "TaskGet", "InboxSeen",
 	"LaneStale", "LaneRequeue", "TaskAdrift", "SignalList",
-	"WorkerClaim", "WorkerLeases", "WorkerBeat", "WorkerSaid",
+	"WorkerClaim", "WorkerLeases", "WorkerBeat", "WorkerSaid", "InboxPut", "MaintenanceSet",
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
 	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn", "JobTasks",

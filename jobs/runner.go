@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -64,6 +65,9 @@ type Runner struct {
 	work   sync.WaitGroup // executors
 	stales *batcher[int64]
 
+	grace  atomic.Pointer[time.Duration] // what an order to stop says of it; nil: nothing
+	obeyed map[string]bool               // orders, by their events; the listener alone reads and writes it
+
 	troubleMu   sync.Mutex
 	troubleSaid map[slog.Level]time.Time // guarded by troubleMu
 }
@@ -87,7 +91,7 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg, troubleSaid: map[slog.Level]time.Time{}}
+	r := &Runner{tasks: tasks, cfg: cfg, troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.stales = newBatcher(500, 1, 0, r.flushStale)
 	for _, l := range lanesOf {
@@ -108,8 +112,9 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 // obeyTime is how long an executor may take to return once its context ended.
 const obeyTime = 5 * time.Second
 
-// Run works until ctx ends, then lets what runs finish for up to grace, gives the
-// rest back, and returns when nothing runs any more.
+// Run works until ctx ends, then lets what runs finish for up to grace (or what an
+// order to stop says instead), gives the rest back, and returns when nothing runs any
+// more.
 func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	if err := r.tasks.q.ExecutorSeen(ctx, r.tasks.cfg.ProcessID); err != nil {
 		return fmt.Errorf("announce the process: %w", err)
@@ -128,6 +133,9 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	}
 
 	<-ctx.Done()
+	if ordered := r.grace.Load(); ordered != nil {
+		grace = *ordered
+	}
 	r.close()
 	r.claims.Wait()
 	finished := make(chan struct{})
@@ -278,15 +286,24 @@ func (r *Runner) hear(ctx context.Context) error {
 		defer cancel()
 		_ = own.Close(bye)
 	}()
-	for _, channel := range []string{channelLane, channelCancel, channelDefinition} {
+	for _, channel := range []string{channelLane, channelCancel, channelDefinition, channelShutdown} {
 		if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
 			return fmt.Errorf("listen to %s: %w", channel, err)
 		}
+	}
+	if err := r.orders(ctx); err != nil { // what was told while nobody listened
+		return err
 	}
 	for {
 		n, err := own.WaitForNotification(ctx)
 		if err != nil {
 			return fmt.Errorf("wait for a notification: %w", err)
+		}
+		if n.Channel == channelShutdown {
+			err = r.orders(ctx)
+		}
+		if err != nil {
+			return err
 		}
 		r.heard(n)
 	}

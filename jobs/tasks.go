@@ -55,6 +55,8 @@ type Config struct {
 	// Queue is how a queue operation is repeated while the database is away; what it
 	// leaves open is as in retry.QueueOperations.
 	Queue retry.Policy
+	// Shutdown is called when the process was ordered to stop; default nothing.
+	Shutdown func(ShutdownOrder)
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
@@ -98,6 +100,9 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	}
 	if cfg.Told == nil {
 		cfg.Told = func() {}
+	}
+	if cfg.Shutdown == nil {
+		cfg.Shutdown = func(ShutdownOrder) {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

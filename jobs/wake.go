@@ -17,6 +17,7 @@ const (
 	channelLane       = "tes_lane"
 	channelCancel     = "tes_cancel"
 	channelDefinition = "tes_definition"
+	channelShutdown   = "tes_shutdown"
 )
 
 // wakeKinds are the places work can be waiting: a lane and a kind.

@@ -41,54 +41,54 @@ type Envelope[D any] struct {
 
 // Metadata goes with every event.
 type Metadata struct {
-	CorrelationID string `json:"correlationId"`
-	TaskID        string `json:"taskId,omitempty"` // heard only
-	Source        string `json:"source"`
+	CorrelationID string `json:"correlationId" maxLength:"128" doc:"Links the event to its workflow."`
+	TaskID        string `json:"taskId,omitempty" doc:"The task, where data does not name it."` // heard only
+	Source        string `json:"source" maxLength:"256" doc:"Who speaks."`
 }
 
 // TaskCreated is told when a task is accepted.
 type TaskCreated struct {
-	TaskID           string    `json:"taskId"`
+	TaskID           string    `json:"taskId" format:"uuid"`
 	WorkflowID       string    `json:"workflowId"`
-	TaskType         string    `json:"taskType"`
+	TaskType         string    `json:"taskType" enum:"AUTOMATED,INTEGRATION,MANUAL"`
 	TaskDefinitionID string    `json:"taskDefinitionId"`
-	Status           string    `json:"status"` // always PENDING
-	Priority         string    `json:"priority"`
+	Status           string    `json:"status" enum:"PENDING"` // always PENDING
+	Priority         string    `json:"priority" enum:"LOW,MEDIUM,HIGH,CRITICAL"`
 	CreatedAt        time.Time `json:"createdAt"`
 }
 
 // TaskStarted is told at the beginning of every attempt.
 type TaskStarted struct {
-	TaskID     string    `json:"taskId"`
+	TaskID     string    `json:"taskId" format:"uuid"`
 	WorkflowID string    `json:"workflowId"`
-	TaskType   string    `json:"taskType"`
-	ExecutorID string    `json:"executorId"`
+	TaskType   string    `json:"taskType" enum:"AUTOMATED,INTEGRATION,MANUAL"`
+	ExecutorID string    `json:"executorId" doc:"The process, the integration, or the person."`
 	StartTime  time.Time `json:"startTime"`
 }
 
 // TaskCompleted is told once, at success. ExecutionTime is in milliseconds.
 // OutputSummary holds the output's short scalar members; GET has the whole.
 type TaskCompleted struct {
-	TaskID        string          `json:"taskId"`
+	TaskID        string          `json:"taskId" format:"uuid"`
 	WorkflowID    string          `json:"workflowId"`
-	TaskType      string          `json:"taskType"`
-	ExecutorID    string          `json:"executorId"`
+	TaskType      string          `json:"taskType" enum:"AUTOMATED,INTEGRATION,MANUAL"`
+	ExecutorID    string          `json:"executorId" doc:"The process, the integration, or the person."`
 	StartTime     time.Time       `json:"startTime"`
 	EndTime       time.Time       `json:"endTime"`
-	ExecutionTime int64           `json:"executionTime"`
-	OutputSummary json.RawMessage `json:"outputSummary"`
+	ExecutionTime int64           `json:"executionTime" minimum:"0" doc:"Milliseconds."`
+	OutputSummary json.RawMessage `json:"outputSummary" doc:"The output's short scalar members."`
 }
 
 // TaskFailed is told once, when no retry is left. A task that timed out says
 // TIMEOUT.
 type TaskFailed struct {
-	TaskID       string    `json:"taskId"`
+	TaskID       string    `json:"taskId" format:"uuid"`
 	WorkflowID   string    `json:"workflowId"`
-	TaskType     string    `json:"taskType"`
-	ExecutorID   string    `json:"executorId"`
+	TaskType     string    `json:"taskType" enum:"AUTOMATED,INTEGRATION,MANUAL"`
+	ExecutorID   string    `json:"executorId" doc:"The process, the integration, or the person."`
 	StartTime    time.Time `json:"startTime"`
 	EndTime      time.Time `json:"endTime"`
-	ErrorCode    string    `json:"errorCode"`
+	ErrorCode    string    `json:"errorCode" doc:"TIMEOUT where it timed out."`
 	ErrorMessage string    `json:"errorMessage"`
 	StackTrace   string    `json:"stackTrace"`
 	Retryable    bool      `json:"retryable"`
@@ -96,24 +96,24 @@ type TaskFailed struct {
 
 // TaskCanceled is told once, when a task is cancelled.
 type TaskCanceled struct {
-	TaskID         string    `json:"taskId"`
+	TaskID         string    `json:"taskId" format:"uuid"`
 	WorkflowID     string    `json:"workflowId"`
-	TaskType       string    `json:"taskType"`
+	TaskType       string    `json:"taskType" enum:"AUTOMATED,INTEGRATION,MANUAL"`
 	CanceledBy     string    `json:"canceledBy"`
 	Reason         string    `json:"reason"`
-	PreviousStatus string    `json:"previousStatus"`
+	PreviousStatus string    `json:"previousStatus" enum:"PENDING,ASSIGNED,RUNNING"`
 	CanceledAt     time.Time `json:"canceledAt"`
 }
 
 // TaskRetry is told when an attempt failed and another is due. RetryDelay is in
 // milliseconds.
 type TaskRetry struct {
-	TaskID           string    `json:"taskId"`
+	TaskID           string    `json:"taskId" format:"uuid"`
 	WorkflowID       string    `json:"workflowId"`
-	TaskType         string    `json:"taskType"`
-	RetryCount       int       `json:"retryCount"`
-	MaxRetries       int       `json:"maxRetries"`
-	RetryDelay       int64     `json:"retryDelay"`
+	TaskType         string    `json:"taskType" enum:"AUTOMATED,INTEGRATION,MANUAL"`
+	RetryCount       int       `json:"retryCount" minimum:"1"`
+	MaxRetries       int       `json:"maxRetries" minimum:"0"`
+	RetryDelay       int64     `json:"retryDelay" minimum:"0" doc:"Milliseconds."`
 	NextRetryTime    time.Time `json:"nextRetryTime"`
 	LastErrorCode    string    `json:"lastErrorCode"`
 	LastErrorMessage string    `json:"lastErrorMessage"`
@@ -121,13 +121,13 @@ type TaskRetry struct {
 
 // TaskAssigned is told when a manual task gets, or changes, its person or group.
 type TaskAssigned struct {
-	TaskID          string    `json:"taskId"`
+	TaskID          string    `json:"taskId" format:"uuid"`
 	WorkflowID      string    `json:"workflowId"`
-	AssigneeID      string    `json:"assigneeId"`
+	AssigneeID      string    `json:"assigneeId" doc:"Empty where a group has it."`
 	AssigneeName    string    `json:"assigneeName"`
 	TaskName        string    `json:"taskName"`
 	TaskDescription string    `json:"taskDescription"`
-	Priority        string    `json:"priority"`
+	Priority        string    `json:"priority" enum:"LOW,MEDIUM,HIGH,CRITICAL"`
 	DueDate         time.Time `json:"dueDate"`
 	GroupID         string    `json:"groupId,omitempty"` // where a group, not a person, is to do it
 }
@@ -211,27 +211,27 @@ const (
 // ShutdownRequested is data of system.shutdown_requested. Target is a service or
 // one process of it; empty means every process of ours.
 type ShutdownRequested struct {
-	Target       string   `json:"target,omitempty"`
-	GraceSeconds *float64 `json:"graceSeconds,omitempty"` // default the service's own patience
-	Reason       string   `json:"reason,omitempty"`
+	Target       string   `json:"target,omitempty" maxLength:"256" doc:"A service, a process of it or its host; empty or absent: every process."`
+	GraceSeconds *float64 `json:"graceSeconds,omitempty" minimum:"0" maximum:"86400" doc:"How long running work may go on; default the service's own patience."` // default the service's own patience
+	Reason       string   `json:"reason,omitempty" maxLength:"1024"`
 }
 
 // MaintenanceMode is data of system.maintenance_mode. Lanes are queue names; none
 // means all five.
 type MaintenanceMode struct {
-	Enabled bool       `json:"enabled"`
-	Lanes   []string   `json:"lanes,omitempty"`
-	Reason  string     `json:"reason,omitempty"`
-	Until   *time.Time `json:"until,omitempty"`
+	Enabled bool       `json:"enabled" doc:"true: give nothing out; false: go on."`
+	Lanes   []string   `json:"lanes,omitempty" maxItems:"64" enum:"task-execution-automated,task-execution-integration,task-execution-manual,task-execution-retry,task-execution-deadletter" doc:"None named: all five."`
+	Reason  string     `json:"reason,omitempty" maxLength:"1024"`
+	Until   *time.Time `json:"until,omitempty" doc:"When it ends by itself; absent: when somebody says so."`
 }
 
 // IntegrationResponse is data of integration.response_received.
 type IntegrationResponse struct {
-	TaskID        string          `json:"taskId"`
-	InvocationID  string          `json:"invocationId,omitempty"`
-	IntegrationID string          `json:"integrationId"`
-	Status        string          `json:"status"` // SUCCESS or FAILED
-	Data          json.RawMessage `json:"data,omitempty"`
-	Error         *Problem        `json:"error,omitempty"`
-	Retryable     *bool           `json:"retryable,omitempty"`
+	TaskID        string          `json:"taskId" maxLength:"128" doc:"May be in metadata instead."`
+	InvocationID  string          `json:"invocationId,omitempty" maxLength:"256" doc:"As the 202 named it."`
+	IntegrationID string          `json:"integrationId" maxLength:"256"`
+	Status        string          `json:"status" enum:"SUCCESS,FAILED"` // SUCCESS or FAILED
+	Data          json.RawMessage `json:"data,omitempty" doc:"The task's output, of SUCCESS."`
+	Error         *Problem        `json:"error,omitempty" doc:"Why, of FAILED."`
+	Retryable     *bool           `json:"retryable,omitempty" doc:"Whether another attempt may help; default by the error's code."`
 }

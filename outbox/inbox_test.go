@@ -3,8 +3,11 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/outbox"
@@ -14,7 +17,7 @@ func TestOnceIsOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	acts := 0
-	act := func(context.Context) (string, error) { acts++; return "completed", nil }
+	act := func(context.Context) (outbox.Outcome, error) { acts++; return outbox.Outcome{Word: "completed"}, nil }
 	for range 3 {
 		// Another process each time, as it were: nothing is kept in memory.
 		require.NoError(t, outbox.NewInbox(b.pool).Once(b.ctx, "integration.response_received", "event-1", act))
@@ -29,11 +32,11 @@ func TestActThatFailsIsTriedAgain(t *testing.T) {
 	b := setup(t)
 	inbox := outbox.NewInbox(b.pool)
 	refused := errors.New("not yet")
-	err := inbox.Once(b.ctx, "s", "event-1", func(context.Context) (string, error) { return "", refused })
+	err := inbox.Once(b.ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) { return outbox.Outcome{}, refused })
 	require.ErrorIs(t, err, refused)
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM inbox"))
 	acted := false
-	require.NoError(t, inbox.Once(b.ctx, "s", "event-1", func(context.Context) (string, error) { acted = true; return "done", nil }))
+	require.NoError(t, inbox.Once(b.ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) { acted = true; return outbox.Outcome{Word: "done"}, nil }))
 	require.True(t, acted)
 }
 
@@ -42,8 +45,40 @@ func TestOnceWithoutADatabaseDoesNotAct(t *testing.T) {
 	b := setup(t)
 	gone, cancel := context.WithCancel(b.ctx)
 	cancel()
-	require.Error(t, outbox.NewInbox(b.pool).Once(gone, "s", "e", func(context.Context) (string, error) {
+	require.Error(t, outbox.NewInbox(b.pool).Once(gone, "s", "e", func(context.Context) (outbox.Outcome, error) {
 		t.Error("acted without knowing whether it had")
-		return "", nil
+		return outbox.Outcome{}, nil
 	}))
+}
+
+// Many at once share their statements; each is one act, one note and one count.
+func TestInboxCountsWhatBecameOfMessages(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	inbox := outbox.NewInbox(b.pool)
+	words := []string{"done", outbox.Late, outbox.Unknown, outbox.Elsewhere, outbox.Repeated}
+	var all sync.WaitGroup
+	for i := range 200 {
+		all.Go(func() {
+			subject := fmt.Sprintf("subject-%d", i%2)
+			assert.NoError(t, inbox.Once(b.ctx, subject, fmt.Sprintf("event-%d", i), func(context.Context) (outbox.Outcome, error) {
+				return outbox.Outcome{Word: words[i/2%5], Detail: "d"}, nil
+			}))
+		})
+		all.Go(func() { assert.NoError(t, inbox.Dead(b.ctx, fmt.Sprintf("dead-%d", i%10), "subject-1", "bad")) })
+	}
+	all.Wait()
+	read := "SELECT concat_ws(' ', acted, ignored, repeated, dead) FROM inbound WHERE subject = $1"
+	require.Equal(t, "20 60 20 0", ask[string](b, read, "subject-0"))
+	require.Equal(t, "20 60 20 10", ask[string](b, read, "subject-1"))
+	require.Equal(t, 210, ask[int](b, "SELECT count(*) FROM inbox"))
+
+	// The same event from two sides at once is noted once, whoever acts.
+	for range 8 {
+		all.Go(func() {
+			assert.NoError(t, inbox.Once(b.ctx, "twice", "event-twice", func(context.Context) (outbox.Outcome, error) { return outbox.Outcome{Word: "done"}, nil }))
+		})
+	}
+	all.Wait()
+	require.Equal(t, "1 0 7 0", ask[string](b, read, "twice"))
 }

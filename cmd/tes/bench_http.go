@@ -87,7 +87,7 @@ func (b *bench) httpService() (h *httpService, token string, err error) {
 	cfg.AuthURL, cfg.IntegrationURL, cfg.UserURL = "", "", ""
 	// serve writes a line a request; so does this, to nowhere.
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
-	if h.service, err = startService(b.ctx, cfg, bus, log); err != nil {
+	if h.service, err = startService(b.ctx, cfg, surroundings{bus: bus, sharedBus: true, log: log}); err != nil {
 		return h, "", err
 	}
 	_, _, err = h.tasks.PutDefinition(b.ctx, "bench", 0, jobs.Definition{

@@ -37,6 +37,7 @@ type Config struct {
 	HTTP       string `env:"TES_HTTP" help:"Address to serve on. Default: 127.0.0.1:8080."`
 	HTTPAllow  string `env:"TES_HTTP_ALLOW" help:"Networks that http tasks may reach although they are private, such as 10.1.0.0/16,127.0.0.1/32."`
 	GraceTime  string `env:"TES_SHUTDOWN_GRACE" help:"How long running tasks may finish at shutdown. Default: 20s."`
+	DrainDelay string `env:"TES_DRAIN_DELAY" help:"How long /readyz says 503 at shutdown before the door closes, for load balancers that look now and then. Default: 0s."`
 	ManualDue  string `env:"TES_MANUAL_DUE" help:"Due time of a manual task without a due date or an SLA. Default: 24h."`
 	LogLevel   string `env:"TES_LOG_LEVEL" oneof:"debug info warn error" help:"Default: info for serve, warn for dev and demo."`
 	LogFormat  string `env:"TES_LOG_FORMAT" oneof:"json text" help:"Default: json for serve, text for dev and demo."`
@@ -55,6 +56,8 @@ type Config struct {
 	allow []netip.Prefix
 	grace time.Duration
 	due   time.Duration
+
+	drainDelay time.Duration
 }
 
 // elsewhere are the TES_ variables that are read by the tests, not by us.
@@ -146,12 +149,13 @@ func (c *Config) parse() (wrong []error) {
 			return def
 		}
 		d, err := time.ParseDuration(text)
-		if err != nil || d <= 0 {
+		if err != nil || d < 0 || d == 0 && def != 0 {
 			wrong = append(wrong, fmt.Errorf("%s: %q is not a duration such as 20s", name, text))
 		}
 		return d
 	}
 	c.grace = duration("TES_SHUTDOWN_GRACE", c.GraceTime, 20*time.Second)
+	c.drainDelay = duration("TES_DRAIN_DELAY", c.DrainDelay, 0)
 	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
 	return append(wrong, c.parseOTel()...)
 }

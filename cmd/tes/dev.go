@@ -70,14 +70,15 @@ func (c *devCmd) Run(s *shell) error {
 	}
 	banner(s, l, r, time.Since(begun))
 	var ended error
+	var died <-chan struct{} // never, where the database is not ours
 	if l.cluster != nil {
-		select {
-		case <-s.ctx.Done():
-		case <-l.cluster.Done():
-			ended = fmt.Errorf("PostgreSQL ended: %w", l.cluster.Err())
-		}
-	} else {
-		<-s.ctx.Done()
+		died = l.cluster.Done()
+	}
+	select {
+	case <-s.ctx.Done():
+	case <-l.service.ordered:
+	case <-died:
+		ended = fmt.Errorf("PostgreSQL ended: %w", l.cluster.Err())
 	}
 	s.printf("\nStopping.\n")
 	if c.ReadyFile != "" {

@@ -94,7 +94,7 @@ func (l *local) start(s *shell, lc localConfig) error {
 		cfg.ServiceTok = l.standins.Token("task-execution-service")
 	}
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-	l.service, err = startService(s.ctx, cfg, l.bus, l.log)
+	l.service, err = startService(s.ctx, cfg, surroundings{bus: l.bus, sharedBus: true, log: l.log})
 	return err
 }
 

@@ -24,6 +24,19 @@ func (openapiCmd) Run(s *shell) error {
 	return nil
 }
 
+// asyncapiCmd prints the document of what is said on the bus.
+type asyncapiCmd struct{}
+
+// Run prints YAML.
+func (asyncapiCmd) Run(s *shell) error {
+	text, err := api.AsyncAPI()
+	if err != nil {
+		return err
+	}
+	s.printf("%s", text)
+	return nil
+}
+
 // versionCmd prints what was built.
 type versionCmd struct {
 	JSON bool `name:"json" help:"Print JSON."`

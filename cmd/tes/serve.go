@@ -40,15 +40,17 @@ func (c *serveCmd) Run(s *shell) error {
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)
 	}
-	service, err := startService(s.ctx, cfg, bus, log)
+	service, err := startService(s.ctx, cfg, surroundings{bus: bus, log: log})
 	if err != nil {
 		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
 	}
 	log.Info("serving", "url", service.url, "process", service.tasks.ProcessID(), "version", version())
-	<-s.ctx.Done()
+	select {
+	case <-s.ctx.Done():
+	case <-service.ordered:
+	}
 	log.Info("stopping", "grace", cfg.grace)
-	ctx := context.WithoutCancel(s.ctx)
-	return join(service.stop(ctx), bus.Close(ctx))
+	return service.stop(context.WithoutCancel(s.ctx))
 }
 
 func join(errs ...error) error { return errors.Join(errs...) }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -39,23 +40,35 @@ type service struct {
 	relay  *outbox.Relay
 	spans  *spans.Spans // nil without tracing
 	http   *http.Server
+	door   atomic.Pointer[http.Handler] // what answers at the moment
 	url    string
+
+	draining atomic.Bool
+	ordered  chan jobs.ShutdownOrder // holds one: the process was told to stop
 
 	breakers []*retry.Breaker
 	closers  []func(context.Context) error // in the order of starting
 }
 
+// surroundings are what a service runs in.
+type surroundings struct {
+	bus *natsbus.Bus
+	// sharedBus is closed by whoever shares it; else it goes down with the service.
+	sharedBus bool
+	log       *slog.Logger
+}
+
 // startService starts everything in the order in which one part needs the other.
 // What was started is stopped by stop, also when starting fails half-way.
-func startService(ctx context.Context, cfg Config, bus *natsbus.Bus, log *slog.Logger) (*service, error) {
-	s := &service{cfg: cfg, log: log, bus: bus}
-	if err := s.start(ctx); err != nil {
+func startService(ctx context.Context, cfg Config, in surroundings) (*service, error) {
+	s := &service{cfg: cfg, log: in.log, bus: in.bus, ordered: make(chan jobs.ShutdownOrder, 1)}
+	if err := s.start(ctx, in); err != nil {
 		return nil, errors.Join(err, s.stop(context.WithoutCancel(ctx)))
 	}
 	return s, nil
 }
 
-func (s *service) start(ctx context.Context) error {
+func (s *service) start(ctx context.Context, in surroundings) error {
 	cfg, log, bus := s.cfg, s.log, s.bus
 
 	// The address first: nothing else should have happened if it is taken.
@@ -64,7 +77,7 @@ func (s *service) start(ctx context.Context) error {
 		return err
 	}
 	s.url = "http://" + listener.Addr().String()
-	s.onStop(func(context.Context) error { return ignoreClosed(listener.Close()) })
+	s.listen(listener)
 
 	if s.engine, err = s.open(ctx, pgpool.Config{Name: "tes engine", MaxConns: 12, Engine: true}); err != nil {
 		return err
@@ -80,6 +93,9 @@ func (s *service) start(ctx context.Context) error {
 	if err := migrated(ctx, cfg.DatabaseURL, own); err != nil {
 		return err
 	}
+	if !in.sharedBus {
+		s.onStop(bus.Close)
+	}
 
 	process := jobs.NewProcessID()
 	if err := s.startTracing(ctx, process); err != nil {
@@ -87,7 +103,7 @@ func (s *service) start(ctx context.Context) error {
 	}
 	s.tasks = jobs.New(s.engine, jobs.Config{
 		ProcessID: process, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
-		CheckDefinition: checkDefinition, Answers: integration.Answers{},
+		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
 	})
 	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed})
 	s.breakers = append(s.breakers, s.relay.Breaker())
@@ -139,12 +155,16 @@ func (s *service) start(ctx context.Context) error {
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
+		Draining: s.draining.Load, BusConnected: bus.Connected,
 	})
 	if err != nil {
 		return err
 	}
-	s.serve(listener, door.Handler())
-	s.background(func(ctx context.Context) { s.hear(ctx) })
+	s.serve(door.Handler())
+	inbox := outbox.NewInbox(s.engine)
+	bus.OnDeadLetter(inbox.Dead)
+	s.background(func(ctx context.Context) { s.hear(ctx, inbox) })
+	s.onStop(s.drain)
 	return nil
 }
 
@@ -162,11 +182,38 @@ func checkDefinition(c jobs.ExecutionConfig) error {
 }
 
 // hear acts on what the bus tells us.
-func (s *service) hear(ctx context.Context) {
-	responses := api.IntegrationResponses(s.tasks, outbox.NewInbox(s.engine))
-	if err := s.bus.Consume(ctx, "tes-integration-responses", outbox.SubjectIntegrationResponse, responses); err != nil {
-		s.log.Error("integration responses are not heard", "error", err)
+func (s *service) hear(ctx context.Context, inbox *outbox.Inbox) {
+	var all sync.WaitGroup
+	for _, sub := range api.Subscriptions(api.EventsConfig{Tasks: s.tasks, Inbox: inbox, Logger: s.log}) {
+		all.Go(func() {
+			if err := s.bus.Consume(ctx, sub.Durable, sub.Subject, sub.Handle); err != nil {
+				s.log.Error("a subject is not heard", "subject", sub.Subject, "error", err)
+			}
+		})
 	}
+	all.Wait()
+}
+
+// order is called when the process was told to stop by the bus.
+func (s *service) order(o jobs.ShutdownOrder) {
+	select {
+	case s.ordered <- o:
+		s.log.Info("ordered to stop", "event", o.EventID, "by", o.By, "target", o.Target, "reason", o.Reason)
+	default: // it is known
+	}
+}
+
+// drain comes first of all that stop does: whoever asks whether we are ready hears
+// that we are not, for as long as the setting gives them to ask.
+func (s *service) drain(ctx context.Context) error {
+	s.draining.Store(true)
+	timer := time.NewTimer(s.cfg.drainDelay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return nil
 }
 
 // executors makes every executor that definitions may name.
@@ -260,17 +307,26 @@ func migrated(ctx context.Context, url string, pool *pgxpool.Pool) error {
 	return migrations.CheckRiver(ctx, pool)
 }
 
-func (s *service) serve(listener net.Listener, handler http.Handler) {
+// listen answers that we are starting, until serve has something better to say.
+func (s *service) listen(listener net.Listener) {
+	starting := api.Starting()
+	s.door.Store(&starting)
 	s.http = &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*s.door.Load()).ServeHTTP(w, r) }),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
-	s.http.RegisterOnShutdown(s.tasks.Rest) // or a parked dequeue would be waited for
+	s.onStop(func(context.Context) error { return s.http.Close() })
 	go func() {
 		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			s.log.Error("the HTTP server stopped", "error", err)
 		}
 	}()
+}
+
+func (s *service) serve(handler http.Handler) {
+	s.door.Store(&handler)
+	s.http.RegisterOnShutdown(s.tasks.Rest) // or a parked dequeue would be waited for
 	s.onStop(func(ctx context.Context) error {
 		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -288,8 +344,9 @@ func (s *service) background(work func(context.Context)) {
 	s.onStop(func(context.Context) error { cancel(); done.Wait(); return nil })
 }
 
-// stop takes everything down in the opposite order: no more requests, then no
-// more work, then the last events, then the connections.
+// stop takes everything down in the opposite order: we are not ready any more; no
+// more messages and no more requests, then no more work, then the last events, then
+// the bus, then the connections.
 func (s *service) stop(ctx context.Context) error {
 	var errs []error
 	for i := len(s.closers) - 1; i >= 0; i-- {
@@ -305,11 +362,4 @@ func listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot serve on %s: %w (choose another with --http or TES_HTTP; port 0 takes any free one)", address, err)
 	}
 	return listener, nil
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
 }

@@ -11,6 +11,7 @@ WITH free AS MATERIALIZED (
         AND j.kind = @kind::text
         AND j.scheduled_at <= now()
         AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = @lane::text AND q.paused_at IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = CAST(@lane::text AS task_lane) AND (m.until IS NULL OR m.until > now()))
     ORDER BY j.priority, j.scheduled_at, j.id
     LIMIT @slots::integer
     FOR UPDATE SKIP LOCKED

@@ -60,6 +60,7 @@ SELECT
     now()::timestamptz AS read_at,
     j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
     q.paused_at,
+    m.since AS maintenance_since, m.until AS maintenance_until, coalesce(m.reason, '')::text AS maintenance_reason,
     l.kind AS lease_kind, l.owner, l.expires_at,
     EXISTS (
         SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
@@ -68,6 +69,7 @@ SELECT
 FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 LEFT JOIN river_queue q ON q.name = j.queue
+LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.until > now())
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
 CROSS JOIN LATERAL (
     SELECT count(*)::integer AS n

@@ -1,0 +1,329 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+	"sync"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/yaml"
+	"github.com/tidwall/gjson"
+
+	"github.com/seed-3f7a0631/tes/outbox"
+)
+
+// subject is a subject of the bus as the document has it: what is said there, and
+// whether we say it or hear it. Its schemas come from the Go types.
+type subject struct {
+	id, address, kind, summary string
+	data                       reflect.Type
+	handler                    string // of what we hear; empty: we speak
+	example                    any    // of data
+}
+
+// subjects are all there are; a test says when one is forgotten.
+var subjects = []subject{
+	{
+		id: "taskCreated", address: outbox.SubjectCreated, kind: "task.instance.created", summary: "A task was accepted.", data: reflect.TypeFor[outbox.TaskCreated](),
+		example: told("AUTOMATED", map[string]any{"taskDefinitionId": "calculate-order-total", "status": "PENDING", "priority": "HIGH", "createdAt": exampleTime}),
+	},
+	{
+		id: "taskStarted", address: outbox.SubjectStarted, kind: "task.instance.started", summary: "An attempt began, or a person began.", data: reflect.TypeFor[outbox.TaskStarted](),
+		example: told("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime}),
+	},
+	{
+		id: "taskCompleted", address: outbox.SubjectCompleted, kind: "task.instance.completed", summary: "A task ended well.", data: reflect.TypeFor[outbox.TaskCompleted](),
+		example: told("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "executionTime": 2, "outputSummary": map[string]any{"total": 23.74}}),
+	},
+	{
+		id: "taskFailed", address: outbox.SubjectFailed, kind: "task.instance.failed", summary: "A task failed or timed out for good.", data: reflect.TypeFor[outbox.TaskFailed](),
+		example: told("INTEGRATION", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "errorCode": "VALIDATION_ERROR", "errorMessage": "no such account", "stackTrace": "", "retryable": false}),
+	},
+	{
+		id: "taskCanceled", address: outbox.SubjectCanceled, kind: "task.instance.canceled", summary: "A task was cancelled.", data: reflect.TypeFor[outbox.TaskCanceled](),
+		example: told("MANUAL", map[string]any{"canceledBy": "workflow-orchestrator", "reason": "the order was withdrawn", "previousStatus": "ASSIGNED", "canceledAt": exampleTime}),
+	},
+	{
+		id: "taskRetry", address: outbox.SubjectRetry, kind: "task.instance.retry", summary: "An attempt failed, and another is scheduled.", data: reflect.TypeFor[outbox.TaskRetry](),
+		example: told("INTEGRATION", map[string]any{"retryCount": 1, "maxRetries": 2, "retryDelay": 457, "nextRetryTime": exampleTime, "lastErrorCode": "RATE_LIMIT_ERROR", "lastErrorMessage": "slow down"}),
+	},
+	{
+		id: "taskManualAssigned", address: outbox.SubjectAssigned, kind: outbox.SubjectAssigned, summary: "A manual task was given to a person or a group.", data: reflect.TypeFor[outbox.TaskAssigned](),
+		example: map[string]any{"taskId": exampleTask["taskId"], "workflowId": "order-workflow-123", "assigneeId": "jane", "assigneeName": "jane", "taskName": "Approve an order", "taskDescription": "", "priority": "MEDIUM", "dueDate": exampleTime},
+	},
+	{
+		id: "taskRequested", address: outbox.SubjectTaskRequested, kind: outbox.SubjectTaskRequested, handler: "TaskRequestHandler", data: reflect.TypeFor[TaskRequest](),
+		summary: "Asks for a task, as POST /api/internal/tasks does. requestId, or else the event's id, makes it idempotent; the task belongs to executionConfig.securityContext.tenantId, or to no tenant.",
+		example: map[string]any{"requestId": "order-123-total", "workflowId": "order-workflow-123", "taskDefinitionId": "calculate-order-total", "input": map[string]any{"orderId": "ORD-123"}},
+	},
+	{
+		id: "integrationResponseReceived", address: outbox.SubjectIntegrationResponse, kind: outbox.SubjectIntegrationResponse, handler: "IntegrationResponseHandler", data: reflect.TypeFor[outbox.IntegrationResponse](),
+		summary: "Ends the attempt that the Integration Service took with a 202.",
+		example: map[string]any{"taskId": exampleTask["taskId"], "invocationId": "8ebf407d-40bf-5791-8792-991a6496c332", "integrationId": "mail", "status": "SUCCESS", "data": map[string]any{"message_id": "m-1"}},
+	},
+	{
+		id: "shutdownRequested", address: outbox.SubjectShutdown, kind: outbox.SubjectShutdown, handler: "SystemEventHandler", data: reflect.TypeFor[outbox.ShutdownRequested](),
+		summary: "Stops the processes that it is for and that were there when it was said.",
+		example: map[string]any{"target": "task-execution-service", "graceSeconds": 30, "reason": "the rack is moved"},
+	},
+	{
+		id: "maintenanceMode", address: outbox.SubjectMaintenance, kind: outbox.SubjectMaintenance, handler: "SystemEventHandler", data: reflect.TypeFor[outbox.MaintenanceMode](),
+		summary: "Makes lanes give nothing out, in every process, or go on. Accepting and reading go on all the time.",
+		example: map[string]any{"enabled": true, "lanes": []any{"task-execution-integration"}, "reason": "the accounting system is upgraded", "until": exampleTime},
+	},
+}
+
+const (
+	exampleTime = "2026-11-23T01:42:11.527549Z"
+	exampleID   = "6b2fc1ad-6d51-4a1a-8f0c-2f6b1a4f3b0e"
+)
+
+// told is an example of what we say, with what all of it has.
+func told(kind string, members map[string]any) map[string]any {
+	members["taskId"], members["workflowId"], members["taskType"] = exampleTask["taskId"], "order-workflow-123", kind
+	return members
+}
+
+// eventBook holds the schemas of all that is said on the bus.
+type eventBook struct {
+	reader
+	envelopes map[string]*huma.Schema // by subject
+}
+
+func newEventBook() *eventBook {
+	cfg := describe()
+	b := &eventBook{reader{cfg.Components.Schemas}, map[string]*huma.Schema{}}
+	for _, s := range subjects {
+		b.schemas.Schema(s.data, true, "")
+	}
+	limit(b.schemas)
+	all := b.schemas.Map()
+	for _, s := range subjects {
+		if s.data != reflect.TypeFor[TaskRequest]() {
+			all[s.data.Name()].AdditionalProperties = nil // whoever hears must bear new members
+		}
+	}
+	// A neighbour's error says as much as it knows.
+	all["Problem"].AdditionalProperties, all["Problem"].Required = nil, nil
+	all["Problem"].Properties["details"] = &huma.Schema{}
+	all["IntegrationResponse"].Properties["data"] = &huma.Schema{Description: all["IntegrationResponse"].Properties["data"].Description}
+	all["IntegrationResponse"].Required = []string{"status"}
+	for _, s := range subjects {
+		b.envelopes[s.address] = b.envelope(s)
+	}
+	for _, s := range all {
+		s.PrecomputeMessages()
+	}
+	return b
+}
+
+// envelope is the schema of a whole message. What we hear need not have more than
+// an id and what it is about.
+func (b *eventBook) envelope(s subject) *huma.Schema {
+	text := func(doc string, most int) *huma.Schema {
+		return &huma.Schema{Type: huma.TypeString, Description: doc, MaxLength: &most}
+	}
+	correlation, source := text("Links the event to its workflow.", 128), text("Who speaks.", 256)
+	metadata := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"correlationId": correlation, "source": source}}
+	id := text("The event's id: the same at every repetition.", 255)
+	e := &huma.Schema{
+		Type: huma.TypeObject, Description: s.summary, Required: []string{"id", "data"},
+		Properties: map[string]*huma.Schema{
+			"type":      {Type: huma.TypeString, Enum: []any{s.kind}},
+			"id":        id,
+			"timestamp": {Type: huma.TypeString, Format: "date-time"},
+			"data":      b.schemas.Schema(s.data, true, ""),
+			"metadata":  metadata,
+		},
+	}
+	if s.handler == "" {
+		e.Required = []string{"type", "id", "timestamp", "data", "metadata"}
+		metadata.Required, id.Format, source.Enum = []string{"correlationId", "source"}, "uuid", []any{outbox.Source}
+	} else {
+		one := 1
+		id.MinLength, id.Pattern = &one, "^[ -~]+$"
+		correlation.Pattern = "^[!-~]*$"
+		metadata.Properties["taskId"] = text("The task, where data does not name it.", 128)
+	}
+	for _, of := range []*huma.Schema{metadata, e} {
+		for _, p := range of.Properties {
+			p.PrecomputeMessages()
+		}
+		of.PrecomputeMessages()
+	}
+	return e
+}
+
+// holds is nil for an envelope that its subject's schema takes. Null is as good as
+// absent, except in a task request, which is held to what POST is held to.
+func (b *eventBook) holds(address string, doc gjson.Result) *Problem {
+	if !doc.IsObject() {
+		return b.reader.holds("", b.envelopes[address], outline(doc))
+	}
+	members := map[string]any{}
+	doc.ForEach(func(name, member gjson.Result) bool {
+		seen := outline(member)
+		if seen == nil {
+			return true
+		}
+		members[name.Str] = seen
+		if of, ok := seen.(map[string]any); ok && address != outbox.SubjectTaskRequested {
+			maps.DeleteFunc(of, func(_ string, value any) bool { return value == nil })
+		}
+		return true
+	})
+	return b.reader.holds("", b.envelopes[address], members)
+}
+
+// AsyncAPI is the document (3.0, YAML) that is checked in as asyncapi.yaml.
+func AsyncAPI() ([]byte, error) {
+	text, err := asyncJSON()
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := yaml.Convert(&out, bytes.NewReader(text)); err != nil {
+		return nil, fmt.Errorf("print asyncapi.yaml: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// asyncDocument is the document, its parts in the order in which they are read.
+type asyncDocument struct {
+	AsyncAPI    string         `json:"asyncapi"`
+	Info        map[string]any `json:"info"`
+	ContentType string         `json:"defaultContentType"`
+	Channels    map[string]any `json:"channels"`
+	Operations  map[string]any `json:"operations"`
+	Components  struct {
+		Messages map[string]any `json:"messages"`
+		Schemas  map[string]any `json:"schemas"`
+	} `json:"components"`
+}
+
+var asyncJSON = sync.OnceValues(func() ([]byte, error) {
+	book := newEventBook()
+	doc := asyncDocument{AsyncAPI: "3.0.0", ContentType: "application/json", Channels: map[string]any{}, Operations: map[string]any{}}
+	doc.Info = map[string]any{
+		"title": "Task Execution Service", "version": documentVersion,
+		"description": "What the Task Execution Service says and hears on the event bus (NATS JetStream). A subject is a channel's address; the body is an envelope, whose type is the message's name. " +
+			"Events come at least once, in order for each task, with the same id and the same bytes each time.",
+	}
+	doc.Components.Messages, doc.Components.Schemas = map[string]any{}, map[string]any{}
+	for name, s := range book.schemas.Map() {
+		doc.Components.Schemas[name] = s
+	}
+	doc.Components.Schemas["SpokenHeaders"] = spokenHeaders()
+	doc.Components.Schemas["HeardHeaders"] = heardHeaders()
+	doc.Components.Schemas["DeadLetterHeaders"] = deadLetterHeaders()
+	for _, s := range subjects {
+		envelope := s.id + "Envelope"
+		doc.Components.Schemas[envelope] = book.envelopes[s.address]
+		headers, payload := "HeardHeaders", s.payload("workflow-orchestrator")
+		if s.handler == "" {
+			headers, payload = "SpokenHeaders", s.payload(outbox.Source)
+		}
+		doc.add(s.id, s.address, s.handler, map[string]any{
+			"name": s.kind, "title": s.kind, "summary": s.summary, "contentType": "application/json",
+			"headers": ref("schemas/" + headers), "payload": ref("schemas/" + envelope),
+			"correlationId": map[string]any{"location": "$message.payload#/metadata/correlationId"},
+			"examples":      []any{map[string]any{"payload": payload}},
+		})
+	}
+	heard := []any{}
+	for _, s := range subjects {
+		if s.handler != "" {
+			heard = append(heard, s.address)
+		}
+	}
+	doc.add("deadLetter", "deadletter.{subject}", "", map[string]any{
+		"name": "deadletter", "title": "deadletter", "summary": "A message that could not be acted upon, as it was heard, with the reason.",
+		"headers": ref("schemas/DeadLetterHeaders"), "payload": map[string]any{"description": "As it was heard."},
+	})
+	doc.Channels["deadLetter"].(map[string]any)["parameters"] = map[string]any{
+		"subject": map[string]any{"description": "The subject on which it was heard.", "enum": heard},
+	}
+	text, err := json.Marshal(&doc)
+	if err != nil {
+		return nil, fmt.Errorf("print asyncapi.json: %w", err)
+	}
+	return text, nil
+})
+
+// add is a channel, its one message, and what we do there.
+func (d *asyncDocument) add(id, address, handler string, message map[string]any) {
+	d.Components.Messages[id] = message
+	d.Channels[id] = map[string]any{"address": address, "messages": map[string]any{id: ref("messages/" + id)}}
+	operation := map[string]any{
+		"action": "send", "summary": message["summary"], "channel": map[string]any{"$ref": "#/channels/" + id},
+		"messages": []any{map[string]any{"$ref": "#/channels/" + id + "/messages/" + id}},
+	}
+	name := strings.ToUpper(id[:1]) + id[1:]
+	if handler == "" {
+		d.Operations["send"+name] = operation
+		return
+	}
+	operation["action"], operation["x-handler"] = "receive", handler
+	d.Operations["hear"+name] = operation
+}
+
+func (s subject) payload(source string) map[string]any {
+	return map[string]any{
+		"type": s.kind, "id": exampleID, "timestamp": exampleTime, "data": s.example,
+		"metadata": map[string]any{"correlationId": exampleTask["correlationId"], "source": source},
+	}
+}
+
+func ref(component string) map[string]any { return map[string]any{"$ref": "#/components/" + component} }
+
+// attributes are those of CloudEvents that travel as headers.
+func attributes() map[string]any {
+	return map[string]any{
+		"ce-specversion":     header("The version of CloudEvents.", "enum", []any{"1.0"}),
+		"ce-id":              header("The envelope's id."),
+		"ce-type":            header("The envelope's type."),
+		"ce-source":          header("The envelope's metadata.source."),
+		"ce-time":            header("The envelope's timestamp.", "format", "date-time"),
+		"ce-datacontenttype": header("Of the body.", "enum", []any{"application/json"}),
+		"ce-subject":         header("The task's id.", "format", "uuid"),
+		"ce-correlationid":   header("The task's correlation id."),
+		"ce-sequence":        header("The number of the move within the task; compares as text.", "pattern", "^[0-9]{10}$"),
+		"ce-traceparent":     header("The span that asked for the task, if there was one."),
+		"traceparent":        header("The same, for those who look there."),
+		"Nats-Msg-Id":        header("By which the stream knows a repetition."),
+	}
+}
+
+func header(description string, more ...any) map[string]any {
+	h := map[string]any{"type": "string", "description": description}
+	for i := 0; i < len(more); i += 2 {
+		h[more[i].(string)] = more[i+1]
+	}
+	return h
+}
+
+func spokenHeaders() any {
+	return map[string]any{
+		"type": "object", "properties": attributes(),
+		"required": []any{"ce-specversion", "ce-id", "ce-type", "ce-source", "ce-time", "ce-datacontenttype", "ce-subject", "ce-correlationid", "ce-sequence"},
+	}
+}
+
+func heardHeaders() any {
+	return map[string]any{"type": "object", "properties": map[string]any{
+		"traceparent":    header("The asking span, which the task's events name again."),
+		"ce-traceparent": header("The same, where traceparent is absent."),
+		"Nats-Msg-Id":    header("By which the stream knows a repetition."),
+	}}
+}
+
+func deadLetterHeaders() any {
+	return map[string]any{"type": "object", "required": []any{"Tes-Reason"}, "properties": map[string]any{
+		"Tes-Reason":   header("Why; it names places of the message and not what stands there."),
+		"Tes-Cut-From": header("How many bytes the body had, where it had to be cut."),
+	}}
+}

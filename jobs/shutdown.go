@@ -1,0 +1,80 @@
+package jobs
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// ShutdownOrder asks processes to stop.
+type ShutdownOrder struct {
+	EventID string
+	At      time.Time // who started later does not obey
+	Target  string    // a service, a process, or where it runs; empty: all
+	Grace   *time.Duration
+	Reason  string
+	By      string
+}
+
+// serviceNames are what others call all of us.
+var serviceNames = []string{"", "task-execution-service", "task-execution-layer", "tes"}
+
+// concerns says whether an order is for a process: by the service's name, by the
+// process's, or by its beginning (its host, its host and pid).
+func (o *ShutdownOrder) concerns(process string) bool {
+	for _, name := range serviceNames {
+		if o.Target == name {
+			return true
+		}
+	}
+	return process == o.Target || strings.HasPrefix(process, o.Target+"/")
+}
+
+// OrderShutdown passes an order on to every process; those that it concerns and that
+// were there when it was given call their Config.Shutdown. It says whether there is
+// any. A process that misses the notification reads the order when it listens again.
+func (t *Tasks) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours bool, err error) {
+	live, err := t.q.ExecutorsLive(ctx, Silence.Seconds())
+	if err != nil {
+		return false, readError("processes", err)
+	}
+	for _, process := range live {
+		ours = ours || o.concerns(process)
+	}
+	if !ours {
+		return false, nil
+	}
+	p := db.ShutdownPutParams{EventID: o.EventID, SaidAt: o.At, Target: o.Target, Reason: o.Reason, Actor: o.By}
+	if o.Grace != nil {
+		seconds := o.Grace.Seconds()
+		p.GraceSeconds = &seconds
+	}
+	if err := t.q.ShutdownPut(ctx, p); err != nil {
+		return false, readError("shutdown order", err)
+	}
+	return true, nil
+}
+
+// orders obeys what was ordered since this process has started.
+func (r *Runner) orders(ctx context.Context) error {
+	rows, err := r.tasks.q.ShutdownOrders(ctx, r.tasks.cfg.ProcessID)
+	if err != nil {
+		return readError("shutdown orders", err)
+	}
+	for _, row := range rows {
+		o := ShutdownOrder{EventID: row.EventID, At: row.SaidAt, Target: row.Target, Reason: row.Reason, By: row.Actor}
+		if r.obeyed[o.EventID] || !o.concerns(r.tasks.cfg.ProcessID) {
+			continue
+		}
+		r.obeyed[o.EventID] = true
+		if row.GraceSeconds != nil {
+			grace := time.Duration(*row.GraceSeconds * float64(time.Second))
+			o.Grace = &grace
+			r.grace.Store(&grace)
+		}
+		r.tasks.cfg.Shutdown(o)
+	}
+	return nil
+}
