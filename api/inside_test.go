@@ -88,7 +88,7 @@ func TestEveryRouteIsDocumented(t *testing.T) {
 	t.Parallel()
 	a, err := build(Config{Mounts: []Mount{{Prefix: "/mounted", Handler: http.NotFoundHandler()}}})
 	require.NoError(t, err)
-	open := map[string]bool{"GET /livez": true, "GET /readyz": true, "GET /openapi.yaml": true, "GET /openapi.json": true}
+	open := map[string]bool{"GET /livez": true, "GET /readyz": true, "GET /openapi.yaml": true, "GET /openapi.json": true, "GET /asyncapi.yaml": true, "GET /asyncapi.json": true}
 	paths := a.huma.OpenAPI().Paths
 	require.NoError(t, chi.Walk(a.router, func(method, path string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		if open[method+" "+path] || strings.HasPrefix(path, "/mounted") {

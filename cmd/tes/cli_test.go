@@ -29,7 +29,7 @@ import (
 
 // commands are all there are.
 var commands = []string{
-	"dev", "demo", "serve", "migrate", "migrate up", "migrate down", "migrate status", "check", "bench", "token", "openapi", "version", "with-postgres",
+	"dev", "demo", "serve", "migrate", "migrate up", "migrate down", "migrate status", "check", "bench", "token", "openapi", "asyncapi", "version", "with-postgres",
 }
 
 // flagLine is a flag in a help text, and what is said of it on the same line.
