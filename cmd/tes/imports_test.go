@@ -18,7 +18,9 @@ const module = "github.com/seed-3f7a0631/tes/"
 var floors = []string{"cmd", "api", "jobs", "outbox", "db", "sql"}
 
 // edges are the rooms at the outside: only cmd joins them to the rest.
-var edges = []string{"outbox/natsbus", "api/peer", "api/peer/peertest", "api/peer/spans", "jobs/automated", "jobs/integration", "jobs/manual"}
+var edges = []string{
+	"outbox/natsbus", "outbox/webhook", "api/peer", "api/peer/peertest", "api/peer/spans", "jobs/automated", "jobs/integration", "jobs/manual",
+}
 
 // doors are the packages through which alone each thing outside is reached; a
 // room may also use a door's own test helpers.
@@ -31,11 +33,12 @@ var doors = map[string][]string{
 	"github.com/riverqueue/river":    {"jobs", "cmd/tes", "sql/migrations"},
 	"riverqueue.com/riverui":         {"cmd/tes"},
 	"github.com/alecthomas/kong":     {"cmd/tes"},
-	"github.com/failsafe-go/":        {"outbox/retry"},
+	"github.com/failsafe-go/":        {"outbox/retry", "outbox"},
 	"cel.dev/":                       {"jobs/automated"},
 	"github.com/santhosh-tekuri/":    {"jobs"},
 	"github.com/evanphx/":            {"jobs"},
-	"code.dny.dev/ssrf":              {"jobs/automated", "api/peer"},
+	"github.com/standard-webhooks/":  {"outbox/webhook"},
+	"code.dny.dev/ssrf":              {"outbox/outside"},
 	"github.com/golang-jwt/":         {"api", "api/peer/peertest"},
 	"github.com/MicahParks/":         {"api"},
 	"github.com/schollz/progressbar": {"cmd/tes"},

@@ -14,12 +14,10 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"code.dny.dev/ssrf"
-
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/outside"
 )
 
 // HTTPConfig is where HTTP tasks may go and how long they may take. The zero
@@ -36,12 +34,9 @@ type HTTPConfig struct {
 // HTTP is the executor "http": it sends a task's input to the URL that its
 // definition names. What answers 2xx completes the task. Safe for concurrent use.
 //
-// The URL is another's word, so each connection is judged by the address it is
-// about to be made to, after name resolution: a name that changes its address
-// between check and use gains nothing. There is no proxy and no redirect.
+// The URL is another's word: package outside judges where it leads.
 type HTTP struct {
 	client  *http.Client
-	idle    func() // drops idle connections
 	timeout time.Duration
 	maxBody int64
 }
@@ -52,53 +47,15 @@ func NewHTTP(cfg HTTPConfig) *HTTP { return newHTTP(cfg, nil) }
 
 // newHTTP takes the resolver that a test plays; nil is the system's.
 func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
-	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: guardDial(cfg.Allow), Resolver: resolver}
-	transport := &http.Transport{
-		Proxy:                  nil, // a proxy would make the connection that the guard never sees
-		DialContext:            dialer.DialContext,
-		ForceAttemptHTTP2:      true,
-		TLSHandshakeTimeout:    10 * time.Second,
-		MaxIdleConnsPerHost:    16,
-		IdleConnTimeout:        30 * time.Second,
-		MaxResponseHeaderBytes: 64 << 10,
-	}
-	var tripper http.RoundTripper = transport
-	if cfg.Wrap != nil {
-		tripper = cfg.Wrap(transport)
-	}
 	return &HTTP{
-		idle:    transport.CloseIdleConnections,
 		timeout: cmp.Or(cfg.Timeout, 30*time.Second),
 		maxBody: cmp.Or(cfg.MaxBody, 1<<20),
-		client: &http.Client{
-			Transport:     tripper,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+		client:  outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver, Wrap: cfg.Wrap}),
 	}
 }
 
 // Close drops idle connections. Calls that run go on.
-func (h *HTTP) Close() { h.idle() }
-
-// guardDial refuses every address that is not public, but for the allowed
-// networks, and says so before a packet leaves.
-func guardDial(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
-	public := ssrf.New()
-	return func(network, address string, c syscall.RawConn) error {
-		if to, err := netip.ParseAddrPort(address); err == nil && strings.HasPrefix(network, "tcp") {
-			ip := to.Addr().Unmap()
-			if slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
-				return nil
-			}
-		}
-		if err := public.Safe(network, address, c); err != nil {
-			return fmt.Errorf("%w: %w", errBlocked, err)
-		}
-		return nil
-	}
-}
-
-var errBlocked = errors.New("blocked")
+func (h *HTTP) Close() { h.client.CloseIdleConnections() }
 
 // Execute makes one call. It retries nothing: that is the task's policy.
 func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
@@ -205,7 +162,7 @@ func callError(ctx, callCtx context.Context, err error) error {
 		err = wrapped.Err
 	}
 	switch {
-	case errors.Is(err, errBlocked):
+	case errors.Is(err, outside.ErrBlocked):
 		return final("SSRF_BLOCKED", "the address is not one that may be called") // which one it was would map our network
 	case callCtx.Err() != nil:
 		return again("TIMEOUT_ERROR", "no answer in time")

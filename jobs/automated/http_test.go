@@ -246,11 +246,8 @@ func TestHTTPSSRF(t *testing.T) {
 				require.ErrorAs(t, err, &f)
 				// Names that are no names, and IPv6 where there is none, end before the guard.
 				require.Contains(t, []string{"SSRF_BLOCKED", "CONNECTION_ERROR"}, f.Code)
-				if ip, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
-					require.ErrorIs(t, guardDial(nil)("tcp4", netip.AddrPortFrom(ip, 80).String(), nil), errBlocked)
-					if ip.Is4() {
-						require.Equal(t, "SSRF_BLOCKED", f.Code)
-					}
+				if ip, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil && ip.Is4() {
+					require.Equal(t, "SSRF_BLOCKED", f.Code)
 				}
 			}
 		})
@@ -267,24 +264,6 @@ func TestHTTPSSRF(t *testing.T) {
 		})
 	}
 	t.Cleanup(func() { require.Zero(t, b.visits.Load()) })
-}
-
-func TestHTTPAllow(t *testing.T) {
-	t.Parallel()
-
-	guard := guardDial([]netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/32")})
-	for address, ok := range map[string]bool{
-		"93.184.216.34:443": true, "93.184.216.34:80": true, "93.184.216.34:8080": false, "10.1.2.3:5432": true, "[::ffff:10.1.2.3]:5432": true, "10.2.0.1:443": false,
-		"[fd00:1::5]:8080": true, "[fd00:2::5]:443": false, "127.0.0.1:80": false, "nonsense": false, "[2606:2800:220:1::1]:443": true,
-	} {
-		network := "tcp4"
-		if strings.HasPrefix(address, "[") {
-			network = "tcp6"
-		}
-		require.Equal(t, ok, guard(network, address, nil) == nil, address)
-	}
-	require.ErrorIs(t, guard("udp4", "10.1.2.3:53", nil), errBlocked)
-	require.Nil(t, NewHTTP(HTTPConfig{}).client.Transport.(*http.Transport).Proxy, "no proxy, whatever the environment says")
 }
 
 // A name that belongs to somebody else and points at us, at first or at the
