@@ -426,6 +426,27 @@ func (ns NullTaskType) Value() (driver.Value, error) {
 	return string(ns.TaskType), nil
 }
 
+type Callback struct {
+	TaskID  uuid.UUID
+	Told    int32
+	Upto    int32
+	Tries   int32
+	Claim   int32
+	Since   time.Time
+	DueAt   time.Time
+	Host    string
+	Problem *string
+}
+
+type CallbackGivenUp struct {
+	TaskID  uuid.UUID
+	Seq     int32
+	At      time.Time
+	Tries   int32
+	Host    string
+	Problem string
+}
+
 type DeadLetterDiscard struct {
 	TaskID uuid.UUID
 	JobID  int64
@@ -569,6 +590,32 @@ type ReportAttempt struct {
 	StartedAt    time.Time
 	EndedAt      *time.Time
 	RunSeconds   pgtype.Numeric
+}
+
+// Status updates that a callback address has not taken: one row a task that waits, one row an update that was given up.
+type ReportCallback struct {
+	// the task
+	TaskID uuid.UUID
+	// the workflow it belongs to
+	WorkflowID string
+	// the task definition
+	DefinitionID string
+	// host and port of its callback address
+	Host string
+	// WAITING or GIVEN_UP
+	State string
+	// number of the move: the first that may wait, or the one that was given up
+	Seq int32
+	// how often it was posted in vain
+	Tries int32
+	// when it happened
+	Since time.Time
+	// when it is due; while it is on its way, when it would be tried anew
+	NextTryAt time.Time
+	// when it was given up
+	GivenUpAt *time.Time
+	// why the last try was in vain
+	Problem *string
 }
 
 type ReportDeadLetter struct {

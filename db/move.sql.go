@@ -44,8 +44,8 @@ done AS (
             ELSE t.status = 'RUNNING' AND t.attempt = result.attempt
         END
     RETURNING
-        t.task_id, t.job_id, t.attempt, t.version, t.type, t.lane, t.started_at, t.ended_at, result.fused,
-        result.event_id, result.payload
+        t.task_id, t.job_id, t.attempt, t.version, t.type, t.lane, t.started_at, t.ended_at, t.callback_url,
+        result.fused, result.event_id, result.payload
 ),
 ended_job AS (
     UPDATE river_job j
@@ -93,6 +93,16 @@ new_outbox AS (
     FROM new_event
     HAVING count(*) > 0
 ),
+new_callback AS (
+    INSERT INTO callback (task_id, told, upto, since, host)
+    SELECT
+        done.task_id, done.version - CASE WHEN done.fused THEN 2 ELSE 1 END, done.version,
+        CASE WHEN done.fused THEN done.started_at ELSE done.ended_at END, callback_host(done.callback_url)
+    FROM done
+    WHERE done.callback_url IS NOT NULL
+    ORDER BY done.task_id
+    ON CONFLICT (task_id) DO UPDATE SET upto = excluded.upto
+),
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
     SELECT
@@ -102,7 +112,7 @@ new_tally AS (
     FROM done
     GROUP BY done.type, done.lane, done.fused
 )
-SELECT done.job_id
+SELECT done.job_id, (done.callback_url IS NOT NULL)::boolean AS calls_back
 FROM done
 `
 
@@ -119,6 +129,11 @@ type TaskCompleteParams struct {
 	ExecutorID string
 }
 
+type TaskCompleteRow struct {
+	JobID     int64
+	CallsBack bool
+}
+
 // A batch of successes, the hot path. A fused one starts and ends in one step:
 // its task is still PENDING, it never had a lease, and it leaves both events
 // (event_id and event_id + 1). What does not come back has lost its lease.
@@ -126,7 +141,9 @@ type TaskCompleteParams struct {
 // (state = 'running') IS TRUE: an index on state could serve the plain form, and
 // the planner, told once that nothing runs, would walk it for every single id.
 // Which rows are new is known: a speculative insert costs half as much again.
-func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]int64, error) {
+// The address of most tasks is nowhere, and then this is nothing. In order, as
+// CallbackSettle takes the same rows.
+func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]TaskCompleteRow, error) {
 	rows, err := q.db.Query(ctx, taskComplete,
 		arg.TaskIds,
 		arg.JobIds,
@@ -143,13 +160,13 @@ func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]i
 		return nil, err
 	}
 	defer rows.Close()
-	var items []int64
+	var items []TaskCompleteRow
 	for rows.Next() {
-		var job_id int64
-		if err := rows.Scan(&job_id); err != nil {
+		var i TaskCompleteRow
+		if err := rows.Scan(&i.JobID, &i.CallsBack); err != nil {
 			return nil, err
 		}
-		items = append(items, job_id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -199,6 +216,7 @@ locked AS MATERIALIZED (
         -- Clocks differ and locks are waited for: a task's times run forward all the same.
         greatest(move.asked_at, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
+        (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
             (move.want_job = 0 OR move.want_job = t.job_id)
             AND (move.want_attempt < 0 OR move.want_attempt = t.attempt)
@@ -259,7 +277,7 @@ moved AS (
     WHERE t.task_id = locked.task_id AND locked.ok
     RETURNING
         t.task_id, t.version, t.attempt, t.job_id, t.type, t.priority, t.lane, t.started_at, t.workflow_id,
-        t.correlation_id, t.traceparent, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
+        t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
         locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
         locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline
@@ -348,6 +366,14 @@ new_outbox AS (
     FROM new_event
     HAVING count(*) > 0
 ),
+new_callback AS (
+    INSERT INTO callback (task_id, told, upto, since, host)
+    SELECT moved.task_id, moved.version - 1, moved.version, moved.at, callback_host(moved.callback_url)
+    FROM moved
+    WHERE moved.callback_url IS NOT NULL AND callback_tells(moved.event)
+    ORDER BY moved.task_id
+    ON CONFLICT (task_id) DO UPDATE SET upto = excluded.upto
+),
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
     SELECT
@@ -356,7 +382,7 @@ new_tally AS (
     FROM moved
     GROUP BY moved.type, moved.old_lane, moved.event, moved.was, moved.status
 )
-SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version
+SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back
 FROM locked
 `
 
@@ -402,6 +428,7 @@ type TaskMoveRow struct {
 	OldJob     int64
 	OldAttempt int32
 	OldVersion int32
+	CallsBack  bool
 }
 
 // A batch of moves of every other kind, at most one a task. A move names what it
@@ -460,6 +487,7 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 			&i.OldJob,
 			&i.OldAttempt,
 			&i.OldVersion,
+			&i.CallsBack,
 		); err != nil {
 			return nil, err
 		}

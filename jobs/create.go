@@ -200,6 +200,9 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	if err := defaults(&req, def); err != nil {
 		return nil, err
 	}
+	if err := t.checkCallback(req.CallbackURL); err != nil {
+		return nil, err
+	}
 	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), at: now(), answer: make(chan error, 1)}
 	if c.executor, err = executorFor(req.TaskType, c.settings.config.Executor); err != nil {
 		return nil, err

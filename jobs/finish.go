@@ -86,15 +86,20 @@ func (t *Tasks) writeCompletes(ctx context.Context, batch []*completion) error {
 		p.Fused[i], p.StartedAts[i], p.EndedAts[i] = c.fused, c.started, c.ended
 		p.Outputs[i], p.Payloads[i] = string(c.output), summaryNote(c.output)
 	}
-	jobs, err := t.q.TaskComplete(ctx, p)
+	rows, err := t.q.TaskComplete(ctx, p)
 	if err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
-	done := make(map[int64]bool, len(jobs))
-	for _, id := range jobs {
-		done[id] = true
+	done := make(map[int64]bool, len(rows))
+	callsBack := false
+	for _, row := range rows {
+		done[row.JobID] = true
+		callsBack = callsBack || row.CallsBack
 	}
-	if len(jobs) < n && batch[0].tried {
+	if callsBack {
+		t.cfg.CalledBack()
+	}
+	if len(rows) < n && batch[0].tried {
 		if err := t.doneBefore(ctx, batch, done); err != nil {
 			return err
 		}

@@ -222,7 +222,9 @@ func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
 		return fmt.Errorf("write moves: %w", err)
 	}
 	out := make(map[uuid.UUID]moved, len(rows))
+	callsBack := false
 	for _, row := range rows {
+		callsBack = callsBack || row.CallsBack && row.Ok
 		out[row.TaskID] = moved{
 			made: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion,
 		}
@@ -251,6 +253,9 @@ func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
 		m.answer <- o
 	}
 	t.cfg.Told()
+	if callsBack {
+		t.cfg.CalledBack()
+	}
 	t.wakeAll(ctx, kinds)
 	if len(ended) > 0 {
 		t.tellCancelled(ctx, ended)

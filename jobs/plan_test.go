@@ -20,7 +20,7 @@ import (
 )
 
 // growing are the tables that grow with every task, and must never be read whole.
-var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox"}
+var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback"}
 
 // byLane are the statements that look for jobs by where they wait; every other one
 // must come to a job by its id. An index that holds the state would be walked for
@@ -31,7 +31,7 @@ var byLane = map[string]bool{
 }
 
 // inOrder are the statements that read the first few rows in an index's order.
-var inOrder = map[string]bool{"OutboxAdvance": true, "OutboxBacklog": true, "OutboxRounds": true, "OutboxForget": true}
+var inOrder = map[string]bool{"CallbackClaim": true, "CallbackBacklog": true, "OutboxAdvance": true, "OutboxBacklog": true, "OutboxRounds": true, "OutboxForget": true}
 
 // needed are the statements without which the test would prove nothing.
 var needed = []string{
@@ -44,6 +44,7 @@ var needed = []string{
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
 	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn", "JobTasks",
+	"CallbackClaim", "CallbackSettle", "CallbackExpire", "CallbackBacklog",
 }
 
 // The engine keeps generic plans, and makes them anew every second (pgpool.Replan).
@@ -221,6 +222,8 @@ func fill(t *testing.T, pool *pgxpool.Pool, from, to int, analyze bool) {
 		`INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, owner)
 			SELECT md5(n::text)::uuid, n, 1, 'process', 30000, now() + interval '30 s', 'p' FROM generate_series($1::bigint + 1, $2) n WHERE n % 50 = 0`,
 		`INSERT INTO outbox (lo, hi) SELECT n, n + 1 FROM generate_series($1::bigint + 1, $2) n WHERE n % 50 = 0`,
+		`INSERT INTO callback (task_id, told, upto, since, due_at, host)
+			SELECT md5(n::text)::uuid, 0, 1, now(), now(), 'host-' || n % 3 FROM generate_series($1::bigint + 1, $2) n WHERE n % 2 = 0`,
 		`INSERT INTO inbox (event_id, subject, outcome) SELECT 'event-' || n, 's', 'o' FROM generate_series($1::bigint + 1, $2) n`,
 	} {
 		_, err := pool.Exec(t.Context(), sql, from, to)

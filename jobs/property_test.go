@@ -123,7 +123,7 @@ func (m *machine) add(r *rapid.T) {
 		p.RetryInterval = 3_600_000
 	}
 	shape := map[string]func(*Request){"noop": func(*Request) {}, "integration": elsewhere, "manual": manual, "worker": remote}[task.kind]
-	task.id = m.create(shape, policy(p)).TaskID
+	task.id = m.create(shape, callsBack, policy(p)).TaskID
 	m.tasks = append(m.tasks, task)
 	m.lane(task)
 }
@@ -307,6 +307,9 @@ func (m *machine) agree(r *rapid.T, want *believed) {
 	require.Equal(r, want.status, Status(task.Status), "status of %s task %s", want.kind, want.id)
 	require.Equal(r, []int32{want.version, want.attempt, want.failures, want.crashes}, []int32{task.Version, task.Attempt, task.Failures, task.Crashes},
 		"version, attempts, failures, crashes of %s task %s: %s", want.kind, want.id, m.story(want.id))
+	require.Equal(r, ask[string](m.testBundle, `
+		SELECT coalesce(string_agg(type::text, ' ' ORDER BY seq) FILTER (WHERE type NOT IN ('created', 'released', 'redriven')), '')
+		FROM task_event WHERE task_id = $1`, want.id), m.owed(want.id), "nobody has told the callback anything yet")
 	require.Equal(r, task.Status == db.TaskStatusPENDING && want.later && want.failures > 0 && want.kind != "worker" && want.kind != "manual", task.NextRetryAt != nil)
 }
 

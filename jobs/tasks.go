@@ -43,6 +43,12 @@ type Config struct {
 	ManualDue time.Duration
 	// Told is called after a commit that left events; default nothing.
 	Told func()
+	// CalledBack is called after a commit that left something to tell a callbackUrl;
+	// default nothing.
+	CalledBack func()
+	// CheckCallback refuses a callbackUrl that nobody would post to; default accepts
+	// what is well formed.
+	CheckCallback func(address string) error
 	// CheckDefinition refuses what an executor could never run (a broken
 	// expression), when a definition is registered; default accepts.
 	CheckDefinition func(ExecutionConfig) error
@@ -103,6 +109,9 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	}
 	if cfg.Shutdown == nil {
 		cfg.Shutdown = func(ShutdownOrder) {}
+	}
+	if cfg.CalledBack == nil {
+		cfg.CalledBack = func() {}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

@@ -82,6 +82,21 @@ CREATE TYPE public.task_type AS ENUM (
     'MANUAL'
 );
 
+CREATE FUNCTION public.callback_host(url text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    -- Whoever waits in one row behind the others of its host. Never the user info,
+    -- which could be a secret; never NULL.
+    SELECT coalesce(lower(regexp_replace(substring(url FROM '^https?://([^/?#]*)'), '^.*@', '')), '')
+$$;
+
+CREATE FUNCTION public.callback_tells(event public.task_event_type) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    -- Creation is told by the answer to it; the others are for the audit trail alone.
+    SELECT event NOT IN ('created', 'released', 'redriven')
+$$;
+
 CREATE FUNCTION public.job_signal_note() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -195,6 +210,29 @@ CREATE FUNCTION report.message_pattern(message text) RETURNS text
 $$;
 
 COMMENT ON FUNCTION report.message_pattern(message text) IS 'An error message without what differs from one failure to the next of the same cause.';
+
+CREATE TABLE public.callback (
+    task_id uuid NOT NULL,
+    told integer NOT NULL,
+    upto integer NOT NULL,
+    tries integer DEFAULT 0 NOT NULL,
+    claim integer DEFAULT 0 NOT NULL,
+    since timestamp with time zone NOT NULL,
+    due_at timestamp with time zone DEFAULT now() NOT NULL,
+    host text NOT NULL COLLATE pg_catalog."C",
+    problem text,
+    CONSTRAINT something_to_tell CHECK ((told < upto))
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.0', autovacuum_vacuum_threshold='2000');
+
+CREATE TABLE public.callback_given_up (
+    task_id uuid NOT NULL,
+    seq integer NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    tries integer NOT NULL,
+    host text NOT NULL,
+    problem text NOT NULL
+);
 
 CREATE TABLE public.dead_letter_discard (
     task_id uuid NOT NULL,
@@ -671,6 +709,60 @@ COMMENT ON COLUMN report.attempt.ended_at IS 'when it ended';
 
 COMMENT ON COLUMN report.attempt.run_seconds IS 'how long the attempt took';
 
+CREATE VIEW report.callback AS
+ SELECT c.task_id,
+    t.workflow_id,
+    t.definition_id,
+    c.host,
+    'WAITING'::text AS state,
+    (c.told + 1) AS seq,
+    c.tries,
+    c.since,
+    c.due_at AS next_try_at,
+    NULL::timestamp with time zone AS given_up_at,
+    c.problem
+   FROM (public.callback c
+     JOIN public.task t ON ((t.task_id = c.task_id)))
+UNION ALL
+ SELECT g.task_id,
+    t.workflow_id,
+    t.definition_id,
+    g.host,
+    'GIVEN_UP'::text AS state,
+    g.seq,
+    g.tries,
+    e.at AS since,
+    NULL::timestamp with time zone AS next_try_at,
+    g.at AS given_up_at,
+    g.problem
+   FROM ((public.callback_given_up g
+     JOIN public.task t ON ((t.task_id = g.task_id)))
+     JOIN public.task_event e ON (((e.task_id = g.task_id) AND (e.seq = g.seq))));
+
+COMMENT ON VIEW report.callback IS 'Status updates that a callback address has not taken: one row a task that waits, one row an update that was given up.';
+
+COMMENT ON COLUMN report.callback.task_id IS 'the task';
+
+COMMENT ON COLUMN report.callback.workflow_id IS 'the workflow it belongs to';
+
+COMMENT ON COLUMN report.callback.definition_id IS 'the task definition';
+
+COMMENT ON COLUMN report.callback.host IS 'host and port of its callback address';
+
+COMMENT ON COLUMN report.callback.state IS 'WAITING or GIVEN_UP';
+
+COMMENT ON COLUMN report.callback.seq IS 'number of the move: the first that may wait, or the one that was given up';
+
+COMMENT ON COLUMN report.callback.tries IS 'how often it was posted in vain';
+
+COMMENT ON COLUMN report.callback.since IS 'when it happened';
+
+COMMENT ON COLUMN report.callback.next_try_at IS 'when it is due; while it is on its way, when it would be tried anew';
+
+COMMENT ON COLUMN report.callback.given_up_at IS 'when it was given up';
+
+COMMENT ON COLUMN report.callback.problem IS 'why the last try was in vain';
+
 CREATE VIEW report.dead_letter AS
  SELECT t.task_id,
     t.workflow_id,
@@ -965,6 +1057,12 @@ ALTER TABLE ONLY public.river_job ALTER COLUMN id SET DEFAULT nextval('public.ri
 
 ALTER TABLE ONLY public.river_notification ALTER COLUMN id SET DEFAULT nextval('public.river_notification_id_seq'::regclass);
 
+ALTER TABLE ONLY public.callback_given_up
+    ADD CONSTRAINT callback_given_up_pkey PRIMARY KEY (task_id, seq);
+
+ALTER TABLE ONLY public.callback
+    ADD CONSTRAINT callback_pkey PRIMARY KEY (task_id);
+
 ALTER TABLE ONLY public.dead_letter_discard
     ADD CONSTRAINT dead_letter_discard_pkey PRIMARY KEY (task_id);
 
@@ -1063,6 +1161,10 @@ ALTER TABLE ONLY public.task
 
 ALTER TABLE ONLY public.task_request
     ADD CONSTRAINT task_request_pkey PRIMARY KEY (tenant_id, request_key);
+
+CREATE INDEX callback_due ON public.callback USING btree (host, due_at);
+
+CREATE INDEX callback_since ON public.callback USING btree (since);
 
 CREATE INDEX lease_expires_at ON public.lease USING btree (expires_at);
 

@@ -33,7 +33,7 @@ const patience = 30 * time.Second
 type testBundle struct {
 	t    *testing.T
 	pool *pgxpool.Pool
-	ids  map[string]uuid.UUID // done, failed, cancelled, assigned, running, pending
+	ids  map[string]uuid.UUID // done, called, failed, cancelled, assigned, running, pending
 }
 
 func setup(t *testing.T) *testBundle {
@@ -55,8 +55,12 @@ func setup(t *testing.T) *testBundle {
 	}})
 	create := func(name, executor string, kind jobs.Type) {
 		t.Helper()
+		callback := ""
+		if name == "called" {
+			callback = "https://orchestrator.example.org/callbacks"
+		}
 		task, _, err := tasks.Create(ctx, jobs.Request{
-			TaskDefinitionID: "adhoc", WorkflowID: name, TaskType: kind, By: "test", Key: "key-" + name, Body: []byte(`{}`),
+			CallbackURL: callback, TaskDefinitionID: "adhoc", WorkflowID: name, TaskType: kind, By: "test", Key: "key-" + name, Body: []byte(`{}`),
 			Config: &jobs.RequestConfig{
 				RetryPolicy:     &jobs.RetryPolicy{MaxRetries: 1, RetryInterval: 1, BackoffMultiplier: 1},
 				ExecutionConfig: jobs.ExecutionConfig{Executor: executor},
@@ -71,7 +75,8 @@ func setup(t *testing.T) *testBundle {
 	create("done", "noop", jobs.Automated)
 	create("failed", "noop", jobs.Automated)
 	create("assigned", "manual", jobs.Manual)
-	for name, status := range map[string]string{"done": "COMPLETED", "failed": "FAILED", "assigned": "ASSIGNED"} {
+	create("called", "noop", jobs.Automated)
+	for name, status := range map[string]string{"done": "COMPLETED", "called": "COMPLETED", "failed": "FAILED", "assigned": "ASSIGNED"} {
 		require.Eventually(t, func() bool { return b.ask("SELECT status::text FROM task WHERE task_id = $1", b.ids[name]) == status },
 			patience, 5*time.Millisecond, name)
 	}
@@ -214,6 +219,11 @@ var breakages = []struct {
 	{"i04_told_once", "", []string{"DELETE FROM outbox_published WHERE id = (SELECT max(id) FROM outbox_published)"}},
 	{"i04_told_once", "", []string{"INSERT INTO outbox (lo, hi) SELECT lo, hi FROM outbox_published ORDER BY id LIMIT 1"}},
 	{"i06_told_order", "", []string{"UPDATE outbox_published SET id = -id"}},
+	{"i06_callback_order", "pending", []string{`
+		INSERT INTO callback (task_id, told, upto, since, host) VALUES (<pending>, 0, 1, now(), 'h')`}},
+	{"i06_callback_order", "called", []string{"UPDATE callback SET upto = upto + 1 WHERE task_id = <called>"}},
+	{"i06_callback_order", "called", []string{`
+		INSERT INTO callback_given_up (task_id, seq, tries, host, problem) VALUES (<called>, 2, 1, 'h', 'p')`}},
 	{"i10_attempt_fence", "failed", []string{"UPDATE task_event SET attempt = 1 WHERE task_id = <failed> AND type = 'failed'"}},
 	{"i10_attempts_counted", "done", []string{`
 		INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id) VALUES (<done>, 2, 'RELEASED', 1, now(), now(), 'p1')`}},

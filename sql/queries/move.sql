@@ -36,8 +36,8 @@ done AS (
             ELSE t.status = 'RUNNING' AND t.attempt = result.attempt
         END
     RETURNING
-        t.task_id, t.job_id, t.attempt, t.version, t.type, t.lane, t.started_at, t.ended_at, result.fused,
-        result.event_id, result.payload
+        t.task_id, t.job_id, t.attempt, t.version, t.type, t.lane, t.started_at, t.ended_at, t.callback_url,
+        result.fused, result.event_id, result.payload
 ),
 ended_job AS (
     UPDATE river_job j
@@ -86,6 +86,18 @@ new_outbox AS (
     FROM new_event
     HAVING count(*) > 0
 ),
+-- The address of most tasks is nowhere, and then this is nothing. In order, as
+-- CallbackSettle takes the same rows.
+new_callback AS (
+    INSERT INTO callback (task_id, told, upto, since, host)
+    SELECT
+        done.task_id, done.version - CASE WHEN done.fused THEN 2 ELSE 1 END, done.version,
+        CASE WHEN done.fused THEN done.started_at ELSE done.ended_at END, callback_host(done.callback_url)
+    FROM done
+    WHERE done.callback_url IS NOT NULL
+    ORDER BY done.task_id
+    ON CONFLICT (task_id) DO UPDATE SET upto = excluded.upto
+),
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
     SELECT
@@ -95,7 +107,7 @@ new_tally AS (
     FROM done
     GROUP BY done.type, done.lane, done.fused
 )
-SELECT done.job_id
+SELECT done.job_id, (done.callback_url IS NOT NULL)::boolean AS calls_back
 FROM done;
 
 -- name: TaskMove :many
@@ -145,6 +157,7 @@ locked AS MATERIALIZED (
         -- Clocks differ and locks are waited for: a task's times run forward all the same.
         greatest(move.asked_at, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
+        (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
             (move.want_job = 0 OR move.want_job = t.job_id)
             AND (move.want_attempt < 0 OR move.want_attempt = t.attempt)
@@ -205,7 +218,7 @@ moved AS (
     WHERE t.task_id = locked.task_id AND locked.ok
     RETURNING
         t.task_id, t.version, t.attempt, t.job_id, t.type, t.priority, t.lane, t.started_at, t.workflow_id,
-        t.correlation_id, t.traceparent, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
+        t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
         locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
         locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline
@@ -296,6 +309,14 @@ new_outbox AS (
     FROM new_event
     HAVING count(*) > 0
 ),
+new_callback AS (
+    INSERT INTO callback (task_id, told, upto, since, host)
+    SELECT moved.task_id, moved.version - 1, moved.version, moved.at, callback_host(moved.callback_url)
+    FROM moved
+    WHERE moved.callback_url IS NOT NULL AND callback_tells(moved.event)
+    ORDER BY moved.task_id
+    ON CONFLICT (task_id) DO UPDATE SET upto = excluded.upto
+),
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
     SELECT
@@ -304,5 +325,5 @@ new_tally AS (
     FROM moved
     GROUP BY moved.type, moved.old_lane, moved.event, moved.was, moved.status
 )
-SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version
+SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back
 FROM locked;

@@ -1,0 +1,26 @@
+package jobs
+
+import "net/url"
+
+// checkCallback refuses an address that could never be told anything. Whether it may
+// be called is found out when it is: names change their addresses.
+func (t *Tasks) checkCallback(address string) error {
+	if address == "" {
+		return nil
+	}
+	to, err := url.Parse(address)
+	switch {
+	case err != nil || to.Host == "" || to.Hostname() == "" || to.Opaque != "": // the parser's error quotes it
+		return invalid("/callbackUrl", "callbackUrl is not a URL with a host")
+	case to.Scheme != "http" && to.Scheme != "https":
+		return invalid("/callbackUrl", "callbackUrl must be http or https")
+	case to.User != nil:
+		return invalid("/callbackUrl", "callbackUrl must not have a user name or password: what is posted is signed instead")
+	case t.cfg.CheckCallback == nil:
+		return nil
+	}
+	if err := t.cfg.CheckCallback(address); err != nil {
+		return invalid("/callbackUrl", "%v", err)
+	}
+	return nil
+}
