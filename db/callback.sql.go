@@ -240,16 +240,17 @@ WITH result AS (
     SELECT
         unnest($1::uuid[]) AS task_id,
         unnest($2::integer[]) AS claim,
-        unnest($3::integer[]) AS told,
-        unnest($4::integer[]) AS tries,
-        unnest($5::boolean[]) AS given_up,
-        unnest($6::float8[]) AS wait_seconds,
-        unnest($7::text[]) AS problem
+        unnest($3::integer[]) AS from_told,
+        unnest($4::integer[]) AS told,
+        unnest($5::integer[]) AS tries,
+        unnest($6::boolean[]) AS given_up,
+        unnest($7::float8[]) AS wait_seconds,
+        unnest($8::text[]) AS problem
 ),
 held AS MATERIALIZED (
-    SELECT result.task_id, result.claim, result.told, result.tries, result.given_up, result.wait_seconds, result.problem, c.upto, c.host, result.told >= c.upto AS done
+    SELECT result.task_id, result.claim, result.from_told, result.told, result.tries, result.given_up, result.wait_seconds, result.problem, c.upto, c.host, result.told >= c.upto AS done
     FROM result
-    JOIN callback c ON c.task_id = result.task_id AND c.claim = result.claim
+    JOIN callback c ON c.task_id = result.task_id AND c.claim = result.claim AND c.told = result.from_told
     ORDER BY c.task_id
     FOR UPDATE OF c
 ),
@@ -286,22 +287,25 @@ WHERE c.task_id = held.task_id AND NOT held.done
 `
 
 type CallbackSettleParams struct {
-	TaskIds  []uuid.UUID
-	Claims   []int32
-	Tolds    []int32
-	Tries    []int32
-	GivenUps []bool
-	Waits    []float64
-	Problems []string
+	TaskIds   []uuid.UUID
+	Claims    []int32
+	FromTolds []int32
+	Tolds     []int32
+	Tries     []int32
+	GivenUps  []bool
+	Waits     []float64
+	Problems  []string
 }
 
 // What became of tasks that were claimed: they have been told up to @tolds, the last
 // of which was given up where @given_ups says so. What is left is due after @waits. A
-// claim that is over changes nothing. Locks are taken in the order in which moves do.
+// claim that is over changes nothing: within a row the claims differ, and a row that
+// came after it begins with more told. Locks are taken in the order in which moves do.
 func (q *Queries) CallbackSettle(ctx context.Context, arg CallbackSettleParams) error {
 	_, err := q.db.Exec(ctx, callbackSettle,
 		arg.TaskIds,
 		arg.Claims,
+		arg.FromTolds,
 		arg.Tolds,
 		arg.Tries,
 		arg.GivenUps,

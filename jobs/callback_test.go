@@ -1,13 +1,19 @@
 package jobs
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
 )
 
 const callbackURL = "https://Orchestrator.Example.org:8443/callbacks?key=s3cret"
@@ -70,6 +76,65 @@ func TestReleasesAndRedrivesOweNoCallback(t *testing.T) {
 	w.stop()
 	require.Equal(t, "started", b.owed(task.TaskID))
 	require.EqualValues(t, 2, ask[int32](b, "SELECT upto FROM callback WHERE task_id = $1", task.TaskID))
+}
+
+// postman takes every callback, and remembers which.
+type postman struct {
+	mu    sync.Mutex
+	taken map[string][]string // guarded by mu
+}
+
+func (p *postman) Call(_ context.Context, address, id string, _ []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken[address] = append(p.taken[address], id)
+	return nil
+}
+
+// Workflow Orchestrator: store status updates locally and retry. Moves and callbacks
+// of the same tasks in several processes at once: none gets lost, none overtakes, and
+// they do not wait for each other in a circle.
+func TestCallbacksBesideMoves(t *testing.T) {
+	t.Parallel()
+	post := &postman{taken: map[string][]string{}}
+	first := setup(t)
+	second := join(t, first.pool, "p2")
+	var couriers []*outbox.Callbacks
+	for _, b := range []*testBundle{first, second} {
+		c := outbox.NewCallbacks(b.pool, post, outbox.CallbackConfig{Poll: time.Millisecond, Logger: b.cfg.Logger})
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() { defer close(ended); c.Run(ctx) }()
+		t.Cleanup(func() { cancel(); <-ended })
+		couriers = append(couriers, c)
+		b.cfg.CalledBack = c.Wake
+		b.work(noop(func(_ context.Context, job Job) (Result, error) {
+			if job.Attempt < 3 {
+				return Result{}, &Failure{Code: "E", Message: "not yet", Retryable: ptr(true)}
+			}
+			return Result{Output: json.RawMessage(`{}`)}, nil
+		}))
+	}
+	tasks := make([]uuid.UUID, 300)
+	for i := range tasks {
+		tasks[i] = first.create(policy(RetryPolicy{MaxRetries: 5, RetryInterval: 1}), func(req *Request) {
+			req.CallbackURL = fmt.Sprintf("https://h%d.example.org/%d", i%3, i)
+		}).TaskID
+	}
+	waitFor(t, "all to be told", func() bool {
+		return ask[int](first, "SELECT count(*) FROM task WHERE status <> 'COMPLETED'")+ask[int](first, "SELECT count(*) FROM callback") == 0
+	})
+	for i, task := range tasks {
+		var want []string
+		for seq := range int32(6) { // started retry started retry started completed
+			want = append(want, outbox.EventID(task, seq+2).String())
+		}
+		post.mu.Lock()
+		require.Equal(t, want, post.taken[fmt.Sprintf("https://h%d.example.org/%d", i%3, i)])
+		post.mu.Unlock()
+	}
+	require.EqualValues(t, 6*len(tasks), couriers[0].Taken()+couriers[1].Taken())
+	require.False(t, first.log.says("deadlock") || second.log.says("deadlock"))
 }
 
 // A callback of before is not taken back by one that waits for the row's lock.

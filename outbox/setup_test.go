@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -178,3 +179,5 @@ func (l *logBook) String() string {
 	defer l.mu.Unlock()
 	return l.text.String()
 }
+
+func (l *logBook) says(what string) bool { return strings.Contains(l.String(), what) }

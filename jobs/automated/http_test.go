@@ -2,7 +2,6 @@ package automated
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/outside/outsidetest"
 )
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
@@ -273,7 +273,7 @@ func TestHTTPRebinding(t *testing.T) {
 
 	b := setupHTTP(t, HTTPConfig{}, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{}`) })
 	var asked atomic.Int64
-	resolver := resolverAnswering(t, func() netip.Addr {
+	resolver := outsidetest.Resolver(t, func() netip.Addr {
 		if asked.Add(1)%2 == 1 {
 			return netip.MustParseAddr("127.0.0.1")
 		}
@@ -288,51 +288,10 @@ func TestHTTPRebinding(t *testing.T) {
 	require.NotZero(t, asked.Load())
 	require.Zero(t, b.visits.Load())
 
-	allowed := newHTTP(HTTPConfig{Allow: loopback}, resolverAnswering(t, func() netip.Addr { return netip.MustParseAddr("127.0.0.1") }))
+	allowed := newHTTP(HTTPConfig{Allow: loopback}, outsidetest.Resolver(t, func() netip.Addr { return netip.MustParseAddr("127.0.0.1") }))
 	t.Cleanup(allowed.Close)
 	_, port, err := net.SplitHostPort(b.Listener.Addr().String())
 	require.NoError(t, err)
 	_, err = allowed.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: "http://inside.example.com.:" + port + "/"}))
 	require.NoError(t, err)
-}
-
-// resolverAnswering is a name server that knows one IPv4 address for every name.
-func resolverAnswering(t *testing.T, answer func() netip.Addr) *net.Resolver {
-	t.Helper()
-	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	require.NoError(t, err)
-	done := make(chan struct{})
-	t.Cleanup(func() { _ = server.Close(); <-done })
-	go func() {
-		defer close(done)
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			end := 12
-			for buf[end] != 0 {
-				end += int(buf[end]) + 1
-			}
-			end += 5 // the root label, type and class
-			if n < end {
-				continue
-			}
-			reply := append([]byte{}, buf[:end]...)
-			reply[2], reply[3] = 0x81, 0x80
-			binary.BigEndian.PutUint16(reply[8:], 0)
-			binary.BigEndian.PutUint16(reply[10:], 0)
-			if reply[6], reply[7] = 0, 0; binary.BigEndian.Uint16(reply[end-4:]) == 1 {
-				reply[7] = 1
-				ip := answer().As4()
-				reply = append(reply, 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
-				reply = append(reply, ip[:]...)
-			}
-			_, _ = server.WriteTo(reply, from)
-		}
-	}()
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "udp4", server.LocalAddr().String())
-	}}
 }

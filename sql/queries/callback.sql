@@ -62,11 +62,13 @@ ORDER BY claimed.task_id, e.seq;
 -- name: CallbackSettle :exec
 -- What became of tasks that were claimed: they have been told up to @tolds, the last
 -- of which was given up where @given_ups says so. What is left is due after @waits. A
--- claim that is over changes nothing. Locks are taken in the order in which moves do.
+-- claim that is over changes nothing: within a row the claims differ, and a row that
+-- came after it begins with more told. Locks are taken in the order in which moves do.
 WITH result AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
         unnest(@claims::integer[]) AS claim,
+        unnest(@from_tolds::integer[]) AS from_told,
         unnest(@tolds::integer[]) AS told,
         unnest(@tries::integer[]) AS tries,
         unnest(@given_ups::boolean[]) AS given_up,
@@ -76,7 +78,7 @@ WITH result AS (
 held AS MATERIALIZED (
     SELECT result.*, c.upto, c.host, result.told >= c.upto AS done
     FROM result
-    JOIN callback c ON c.task_id = result.task_id AND c.claim = result.claim
+    JOIN callback c ON c.task_id = result.task_id AND c.claim = result.claim AND c.told = result.from_told
     ORDER BY c.task_id
     FOR UPDATE OF c
 ),
