@@ -22,7 +22,7 @@ type TaskRequest struct {
 	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default a new UUID."`
 	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request idempotent, as the header Idempotency-Key does, which goes before it."`
 	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"By when a person shall have done it."`
-	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted here too."`
+	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted here too, signed and in order: docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
 	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for it."`
 }
 

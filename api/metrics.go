@@ -19,6 +19,7 @@ type Metrics struct {
 	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that the bus has not taken yet."`
 	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each neighbour that it calls, and one for the bus."`
 	Inbound       []InboundCount  `json:"inbound" doc:"What came of the messages that were heard on the bus, since the beginning; subjects never heard are missing."`
+	Callbacks     CallbackCounts  `json:"callbacks" doc:"Status updates that callback addresses have not taken."`
 }
 
 // TaskCounts are the tasks that there are now.
@@ -116,6 +117,13 @@ type InboundCount struct {
 	Dead     int64  `json:"dead" doc:"Ended on the dead-letter subject."`
 }
 
+// CallbackCounts are status updates that a callbackUrl has not taken.
+type CallbackCounts struct {
+	Waiting  int64 `json:"waiting" doc:"Tasks with something to tell, up to 10,000."`
+	OldestMs int64 `json:"oldestMs" doc:"How old the oldest update that waits is; 0 for none."`
+	GivenUp  int64 `json:"givenUp" doc:"Updates that nobody will be told any more, up to 10,000."`
+}
+
 type metricsOutput struct{ Body *Metrics }
 
 var getTaskMetricsDoc = doc{
@@ -148,10 +156,15 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 	if err != nil {
 		return nil, readFailed("read the counts of what was heard", err)
 	}
+	callbacks, err := a.q.CallbackBacklog(ctx)
+	if err != nil {
+		return nil, readFailed("read the callbacks", err)
+	}
 	m := &Metrics{
 		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
-		Outbox:   OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
-		Breakers: []Breaker{},
+		Outbox:    OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
+		Callbacks: CallbackCounts(callbacks),
+		Breakers:  []Breaker{},
 	}
 	for _, b := range a.cfg.Breakers() {
 		m.Breakers = append(m.Breakers, Breaker{Name: b.Name, State: string(b.State), Since: b.Since.UTC().Truncate(time.Millisecond)})

@@ -32,6 +32,7 @@ func TestTaskMetrics(t *testing.T) {
 	m := read()
 	require.Len(t, m["lanes"], 5)
 	require.Len(t, at(m, "throughput", "hours"), 24)
+	require.Equal(t, object{"waiting": 0.0, "oldestMs": 0.0, "givenUp": 0.0}, m["callbacks"])
 	for _, l := range m["lanes"].([]any) {
 		require.Zero(t, l.(object)["depth"])
 	}
@@ -45,7 +46,7 @@ func TestTaskMetrics(t *testing.T) {
 	b.ask(t, orchestrator, "POST", cancelled+"/cancel", nil).is(t, 200)
 	running, _ := b.create(t, noop())
 	put(running, "RUNNING")
-	done, _ := b.create(t, noop())
+	done, _ := b.create(t, noop(object{"callbackUrl": "https://example.org/"}))
 	put(done, "RUNNING")
 	put(done, "COMPLETED")
 	failed, _ := b.create(t, noop())
@@ -74,6 +75,11 @@ func TestTaskMetrics(t *testing.T) {
 	require.GreaterOrEqual(t, lane(m, "task-execution-automated")["oldestMs"], 0.0)
 	require.Equal(t, object{"started": 5.0, "completed": 1.0, "failed": 1.0, "timedOut": 1.0, "retries": 0.0, "released": 1.0}, m["attempts"])
 	require.Positive(t, at(m, "outbox", "events"))
+	require.EqualValues(t, 1, at(m, "callbacks", "waiting"))
+	require.Positive(t, at(m, "callbacks", "oldestMs"))
+	_, err := b.pool.Exec(t.Context(), "INSERT INTO callback_given_up (task_id, seq, tries, host, problem) SELECT task_id, 1, 1, 'h', 'p' FROM task LIMIT 2")
+	require.NoError(t, err)
+	require.EqualValues(t, 2, at(read(), "callbacks", "givenUp"))
 	require.EqualValues(t, 11, at(m, "throughput", "lastHour", "created"))
 	require.EqualValues(t, 1, at(m, "throughput", "lastHour", "completed"))
 	require.EqualValues(t, 2, at(m, "throughput", "lastHour", "failed"))

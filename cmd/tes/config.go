@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
 // Config is everything the environment says. It is read here and nowhere else;
@@ -35,13 +37,15 @@ type Config struct {
 	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" help:"What clients of the embedded bus must present. Default: random."`
 
 	HTTP       string `env:"TES_HTTP" help:"Address to serve on. Default: 127.0.0.1:8080."`
-	HTTPAllow  string `env:"TES_HTTP_ALLOW" help:"Networks that http tasks may reach although they are private, such as 10.1.0.0/16,127.0.0.1/32."`
+	HTTPAllow  string `env:"TES_HTTP_ALLOW" help:"Networks that http tasks and callbacks may reach although they are private, such as 10.1.0.0/16,127.0.0.1/32."`
 	GraceTime  string `env:"TES_SHUTDOWN_GRACE" help:"How long running tasks may finish at shutdown. Default: 20s."`
 	DrainDelay string `env:"TES_DRAIN_DELAY" help:"How long /readyz says 503 at shutdown before the door closes, for load balancers that look now and then. Default: 0s."`
 	ManualDue  string `env:"TES_MANUAL_DUE" help:"Due time of a manual task without a due date or an SLA. Default: 24h."`
 	LogLevel   string `env:"TES_LOG_LEVEL" oneof:"debug info warn error" help:"Default: info for serve, warn for dev and demo."`
 	LogFormat  string `env:"TES_LOG_FORMAT" oneof:"json text" help:"Default: json for serve, text for dev and demo."`
 	ServiceTok string `env:"TES_SERVICE_TOKEN" secret:"" help:"Our own token, sent to the neighbours. TES_SERVICE_TOKEN_FILE names a file that holds it."`
+
+	CallbackSecret string `env:"TES_CALLBACK_SECRET" secret:"" help:"Signs what is posted to callbackUrl: whsec_ and 24 to 64 bytes in base64; several are separated by spaces, and each signs. Without it serve takes no task with a callbackUrl. Default of dev: one of its own."`
 
 	NeighboursURL  string `env:"TES_NEIGHBOURS_URL" help:"Base address of all neighbour services that have none of their own below."`
 	AuthURL        string `env:"TES_AUTH_URL" help:"Auth Service; its keys are read at /.well-known/jwks.json."`
@@ -52,10 +56,11 @@ type Config struct {
 
 	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
 
-	otel  map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
-	allow []netip.Prefix
-	grace time.Duration
-	due   time.Duration
+	otel    map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
+	allow   []netip.Prefix
+	secrets webhook.Secrets
+	grace   time.Duration
+	due     time.Duration
 
 	drainDelay time.Duration
 }
@@ -143,6 +148,10 @@ func (c *Config) parse() (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("TES_HTTP_ALLOW: %q is not a network such as 10.1.0.0/16", text))
 		}
 		c.allow = append(c.allow, prefix)
+	}
+	var err error
+	if c.secrets, err = webhook.ParseSecrets(c.CallbackSecret); err != nil {
+		wrong = append(wrong, fmt.Errorf("TES_CALLBACK_SECRET: %w", err))
 	}
 	duration := func(name, text string, def time.Duration) time.Duration {
 		if text == "" {

@@ -36,7 +36,7 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 	t.Parallel()
 	good := map[string]string{
 		"TES_PG_PORT": "15432", "TES_PG_SYSTEM": "off", "TES_PG_DOWNLOAD": "on", "TES_NATS_SYNC": "off", "TES_LOG_LEVEL": "debug",
-		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_REQUIRE_USER_TOKEN": "true", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
+		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_REQUIRE_USER_TOKEN": "true", "TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
 	}
 	help := settings()
 	for _, name := range variables() {

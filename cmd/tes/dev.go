@@ -30,6 +30,7 @@ type ready struct {
 	OpenAPIURL     string            `json:"openapiUrl"`
 	NeighboursURL  string            `json:"neighboursUrl"`
 	SigningKeyFile string            `json:"signingKeyFile"`
+	CallbackSecret string            `json:"callbackSecret"`
 	Tokens         map[string]string `json:"tokens"`
 }
 
@@ -120,7 +121,7 @@ func (l *local) ready(cfg Config) ready {
 	r := ready{
 		PID: os.Getpid(), APIURL: l.service.url, NATSURL: l.bus.ClientURL(), DatabaseURL: l.databaseAt,
 		RiverUIURL: l.service.url + "/riverui/", OpenAPIURL: l.service.url + "/openapi.yaml",
-		NeighboursURL: l.standins.URL(), SigningKeyFile: l.keyFile, Tokens: map[string]string{},
+		NeighboursURL: l.standins.URL(), SigningKeyFile: l.keyFile, CallbackSecret: l.secret, Tokens: map[string]string{},
 	}
 	if cfg.NATSURL != "" {
 		r.NATSURL = cfg.NATSURL
@@ -140,6 +141,7 @@ func banner(s *shell, l *local, r ready, took time.Duration) {
 	for _, line := range [][2]string{
 		{"API", r.APIURL}, {"OpenAPI", r.OpenAPIURL}, {"River UI", r.RiverUIURL + " (log in with a token: monitoring-service looks, workflow-orchestrator acts)"}, {"Bus", r.NATSURL},
 		{"Database", r.DatabaseURL}, {"Stand-ins", r.NeighboursURL + "/_standin/"}, {"Signing key", r.SigningKeyFile},
+		{"Callbacks", "signed with " + r.CallbackSecret},
 	} {
 		s.printf("  %-12s %s\n", line[0], line[1])
 	}

@@ -131,7 +131,7 @@ func TestDev(t *testing.T) {
 }
 
 // keys are what scripts rely on, no more and no less.
-var keys = []string{"apiUrl", "databaseUrl", "natsUrl", "neighboursUrl", "openapiUrl", "pid", "riverUiUrl", "signingKeyFile", "tokens"}
+var keys = []string{"apiUrl", "callbackSecret", "databaseUrl", "natsUrl", "neighboursUrl", "openapiUrl", "pid", "riverUiUrl", "signingKeyFile", "tokens"}
 
 func testReadyFile(t *testing.T, dir, file string, r ready) {
 	text, err := os.ReadFile(file)

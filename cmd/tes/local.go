@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -23,6 +24,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/spans"
 	"github.com/seed-3f7a0631/tes/db/localpg"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/webhook"
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
@@ -36,6 +38,7 @@ type local struct {
 	standins   *peertest.Server
 	service    *service
 	keyFile    string
+	secret     string // signs callbacks
 	stopped    bool
 	log        *slog.Logger
 	databaseAt string
@@ -92,6 +95,9 @@ func (l *local) start(s *shell, lc localConfig) error {
 	}
 	if cfg.ServiceTok == "" {
 		cfg.ServiceTok = l.standins.Token("task-execution-service")
+	}
+	if err := l.callbackSecret(&cfg); err != nil {
+		return err
 	}
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 	l.service, err = startService(s.ctx, cfg, surroundings{bus: l.bus, sharedBus: true, log: l.log})
@@ -151,6 +157,29 @@ func (l *local) signingKey() (*ecdsa.PrivateKey, error) {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
 	return key, writeWhole(l.keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+// callbackSecret makes sure that callbacks are signed. Ours stays with the data, so
+// that whoever was told it can go on.
+func (l *local) callbackSecret(cfg *Config) error {
+	l.secret = cfg.CallbackSecret
+	if l.secret == "" {
+		file := filepath.Join(l.dir, "callback-secret")
+		text, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			text = []byte(webhook.NewSecret())
+			err = writeWhole(file, text, 0o600)
+		}
+		if err != nil {
+			return fmt.Errorf("callback secret: %w", err)
+		}
+		l.secret = strings.TrimSpace(string(text))
+	}
+	var err error
+	if cfg.secrets, err = webhook.ParseSecrets(l.secret); err != nil {
+		return fmt.Errorf("callback secret: %w", err)
+	}
+	return nil
 }
 
 func startStandins(address string, key *ecdsa.PrivateKey, bus *natsbus.Bus, log *slog.Logger) (*peertest.Server, error) {

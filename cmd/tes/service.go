@@ -39,6 +39,7 @@ type service struct {
 	runner *jobs.Runner
 	relay  *outbox.Relay
 	spans  *spans.Spans // nil without tracing
+	calls  *outbox.Callbacks
 	http   *http.Server
 	door   atomic.Pointer[http.Handler] // what answers at the moment
 	url    string
@@ -104,11 +105,14 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	s.tasks = jobs.New(s.engine, jobs.Config{
 		ProcessID: process, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
 		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
+		CalledBack: func() { s.calls.Wake() }, CheckCallback: cfg.checkCallback,
 	})
 	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed})
 	s.breakers = append(s.breakers, s.relay.Breaker())
 	bus.OnReconnect(s.relay.Recheck)
 	s.background(func(ctx context.Context) { s.relay.Run(ctx) })
+
+	s.startCallbacks(ctx)
 
 	river, err := jobs.NewRiver(own, s.tasks.ProcessID(), log)
 	if err != nil {

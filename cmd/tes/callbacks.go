@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/webhook"
+)
+
+// checkCallback refuses every callbackUrl where nothing could be signed: what comes
+// unsigned, its taker would have to believe.
+func (c Config) checkCallback(string) error {
+	if len(c.secrets) == 0 {
+		return errors.New("callbacks are off here: TES_CALLBACK_SECRET, which signs them, is not set")
+	}
+	return nil
+}
+
+// startCallbacks posts what is owed, if it can be signed.
+func (s *service) startCallbacks(ctx context.Context) {
+	caller := webhook.New(webhook.Config{Secrets: s.cfg.secrets, Allow: s.cfg.allow})
+	s.onStop(func(context.Context) error { caller.Close(); return nil })
+	s.calls = outbox.NewCallbacks(s.engine, caller, outbox.CallbackConfig{Logger: s.log})
+	if len(s.cfg.secrets) > 0 {
+		s.background(s.calls.Run)
+		return
+	}
+	if owed, err := db.New(s.engine).CallbackBacklog(ctx); err == nil && owed.Waiting > 0 {
+		s.log.Warn("callbacks wait: TES_CALLBACK_SECRET, which signs them, is not set", "tasks", owed.Waiting)
+	}
+}
