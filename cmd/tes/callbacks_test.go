@@ -2,9 +2,15 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/stretchr/testify/require"
@@ -127,4 +133,77 @@ func TestServeCallsBack(t *testing.T) {
 	serving(t, p)
 	require.Equal(t, exitOK, p.stop(t))
 	require.Contains(t, p.stderr.String(), "callbacks wait")
+}
+
+// Workflow Orchestrator: store status updates locally and retry. The process is killed
+// (kill -9) when the updates of several tasks have been taken and not been marked: the
+// next one repeats them when the claim has run out, with the same id and body, and goes
+// on in order.
+func TestCallbacksSurviveAKill(t *testing.T) {
+	t.Parallel()
+	const tasks = 8
+	b := setupServe(t, true)
+	secret := webhook.NewSecret()
+	env := append(b.env, "TES_CALLBACK_SECRET="+secret)
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	require.NoError(t, err)
+
+	type taken struct{ id, status, body string }
+	var mu sync.Mutex
+	got := map[string][]taken{} // by task; guarded by mu
+	arrived, answer := make(chan struct{}, 100*tasks), make(chan struct{})
+	orchestrator := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var update outbox.StatusUpdate
+		if err := errors.Join(verifier.Verify(body, r.Header), json.Unmarshal(body, &update)); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		got[update.TaskID] = append(got[update.TaskID], taken{r.Header.Get("webhook-id"), update.Status, string(body)})
+		mu.Unlock()
+		arrived <- struct{}{}
+		<-answer
+	}))
+	t.Cleanup(orchestrator.Close)
+	free := sync.OnceFunc(func() { close(answer) })
+	t.Cleanup(free)
+
+	p := startProcess(t, env, "serve", "--http", "127.0.0.1:0")
+	api, token := serving(t, p), b.peers.Token("workflow-orchestrator")
+	for range tasks {
+		task := noop("w")
+		task["callbackUrl"] = orchestrator.URL + "/callbacks"
+		created := must(t, http.StatusCreated, "POST", api+tasksPath, token, task)
+		reaches(t, api, token, created["taskId"], "COMPLETED")
+	}
+	for range tasks {
+		select {
+		case <-arrived:
+		case <-time.After(patience):
+			t.Fatal("not all were posted")
+		}
+	}
+	p.signal(t, syscall.SIGKILL)
+	<-p.done
+	free()
+
+	serving(t, startProcess(t, env, "serve", "--http", "127.0.0.1:0"))
+	eventually(t, 2*patience, func() error {
+		if n := number(t, b.dsn, "SELECT count(*) FROM callback"); n > 0 {
+			return fmt.Errorf("%d callbacks wait", n)
+		}
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	require.Len(t, got, tasks)
+	for _, updates := range got {
+		last := len(updates) - 1
+		require.GreaterOrEqual(t, last, 2)
+		for _, again := range updates[:last] {
+			require.Equal(t, updates[0], again, "repeated under the same id, equal to the byte")
+		}
+		require.Equal(t, []string{"RUNNING", "COMPLETED"}, []string{updates[0].status, updates[last].status})
+	}
+	require.Zero(t, number(t, b.dsn, "SELECT count(*) FROM callback_given_up"))
 }

@@ -359,7 +359,7 @@ func TestDevOnAnExternalDatabase(t *testing.T) {
 	require.Empty(t, names(t, temp))
 	require.Equal(t, 1, number(t, dsn, "SELECT count(*) FROM task"), "the data is not ours to remove")
 
-	// The key stays with the data directory, and so do the tokens. This time the bus
+	// The keys stay with the data directory, and so do the tokens. This time the bus
 	// is somebody else's too.
 	bus, err := natsbus.Open(t.Context(), natsbus.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", NoSync: true, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
@@ -377,5 +377,5 @@ func TestDevOnAnExternalDatabase(t *testing.T) {
 		h.waitFor(t, created["taskId"], outbox.SubjectCreated, outbox.SubjectStarted, outbox.SubjectCompleted)
 		require.Equal(t, exitOK, p.stop(t), p.stderr)
 	}
-	require.Equal(t, []string{"signing-key.pem"}, names(t, dir))
+	require.Equal(t, []string{"callback-secret", "signing-key.pem"}, names(t, dir))
 }
