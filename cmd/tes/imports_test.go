@@ -34,7 +34,7 @@ var doors = map[string][]string{
 	"riverqueue.com/riverui":         {"cmd/tes"},
 	"github.com/alecthomas/kong":     {"cmd/tes"},
 	"github.com/failsafe-go/":        {"outbox/retry", "outbox"},
-	"cel.dev/":                       {"jobs/automated"},
+	"cel.dev/":                       {"jobs/cel"},
 	"github.com/santhosh-tekuri/":    {"jobs"},
 	"github.com/evanphx/":            {"jobs"},
 	"github.com/standard-webhooks/":  {"outbox/webhook"},

@@ -173,21 +173,6 @@ func TestExpressionStopsWithItsContext(t *testing.T) {
 	require.NotErrorAs(t, err, &f)
 }
 
-func TestExpressionKeepsFewPrograms(t *testing.T) {
-	t.Parallel()
-	x := NewExpression()
-	for i := range 3 {
-		x.programs[strconv.Itoa(i)+"?"] = nil
-	}
-	for i := range maxPrograms {
-		x.programs["filled "+strconv.Itoa(i)] = nil
-	}
-	_, err := evaluate(x, `{}`, "1")
-	require.NoError(t, err)
-	require.Contains(t, x.programs, "1")
-	require.LessOrEqual(t, len(x.programs), maxPrograms+3)
-}
-
 func TestCheckExpression(t *testing.T) {
 	t.Parallel()
 

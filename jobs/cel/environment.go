@@ -1,4 +1,4 @@
-package automated
+package cel
 
 import (
 	"fmt"
@@ -6,7 +6,6 @@ import (
 	"math/big"
 	"strconv"
 	"strings"
-	"sync"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/operators"
@@ -34,11 +33,8 @@ const (
 // double, and arithmetic mixes them: int with int stays exact, and becomes double
 // where it would overflow or where a division does not come out even. Only what
 // the checker knows to be two ints keeps CEL's own rules: size(a) / 2 is whole.
-var environment = sync.OnceValues(func() (*cel.Env, error) {
+func environment(names []string) (*cel.Env, error) {
 	options := []cel.EnvOption{
-		cel.Variable("input", cel.DynType),
-		cel.Variable("context", cel.DynType),
-		cel.Variable("output", cel.DynType),
 		cel.CrossTypeNumericComparisons(true),
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserRecursionLimit(64),
@@ -51,13 +47,16 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 		cel.Function("round", cel.Overload("round_number_int", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType,
 			cel.BinaryBinding(round))),
 	}
+	for _, name := range names {
+		options = append(options, cel.Variable(name, cel.DynType))
+	}
 	for operator := range arithmetic {
 		options = append(options, cel.Function(operator,
 			cel.Overload(mixed+operator+"_int_double", []*cel.Type{cel.IntType, cel.DoubleType}, cel.DoubleType),
 			cel.Overload(mixed+operator+"_double_int", []*cel.Type{cel.DoubleType, cel.IntType}, cel.DoubleType)))
 	}
 	return cel.NewEnv(options...)
-})
+}
 
 // mixed starts the names of the overloads that decorate takes over: the checker
 // sees their types, nothing else is ever called under these names.
