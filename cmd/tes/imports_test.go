@@ -35,6 +35,7 @@ var doors = map[string][]string{
 	"github.com/alecthomas/kong":     {"cmd/tes"},
 	"github.com/failsafe-go/":        {"outbox/retry", "outbox"},
 	"cel.dev/":                       {"jobs/cel"},
+	"github.com/rickar/cal":          {"jobs/calendar"},
 	"github.com/santhosh-tekuri/":    {"jobs"},
 	"github.com/evanphx/":            {"jobs"},
 	"github.com/standard-webhooks/":  {"outbox/webhook"},
