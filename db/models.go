@@ -518,6 +518,21 @@ type MaintenanceChange struct {
 	Actor   string
 }
 
+type Notice struct {
+	NoticeID   int64
+	TaskID     uuid.UUID
+	DeadlineID int64
+	At         time.Time
+	SettledAt  *time.Time
+	Tries      int32
+	Percent    int16
+	What       string
+	Outcome    string
+	UserID     string
+	Channel    *string
+	Detail     *string
+}
+
 type Outbox struct {
 	ID        int64
 	Lo        int64
@@ -687,6 +702,32 @@ type ReportMaintenanceChange struct {
 	EventID string
 }
 
+// What people were told of their tasks in the last 30 days, by which channel, or why not.
+type ReportNotice struct {
+	// the notice; its job in river_job has the same id
+	NoticeID int64
+	// the task
+	TaskID uuid.UUID
+	// assigned, reminder, overdue (to whoever has the task) or escalated (to those whom the definition names)
+	What string
+	// how much of the time to the due date was over
+	Percent int16
+	// who was to be told
+	UserID string
+	// waiting, sent, refused (by every channel), moot (the task had gone on), off (there is no Notification Service)
+	Outcome string
+	// by which it was sent
+	Channel *string
+	// how often it was tried, all channels each time
+	Tries int32
+	// what came of the last try
+	Detail *string
+	// when it was due to be told
+	At time.Time
+	// when that ended; null while it waits
+	SettledAt *time.Time
+}
+
 // Depth and age of each lane by priority. Counts every waiting job: seconds at millions.
 type ReportQueue struct {
 	Lane          string
@@ -848,6 +889,7 @@ type Task struct {
 	Config        json.RawMessage
 	Context       json.RawMessage
 	OpenFor       []string
+	DeadlineID    *int64
 }
 
 type TaskAttempt struct {

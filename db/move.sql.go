@@ -208,11 +208,12 @@ WITH move AS (
         unnest($29::text[]) AS lease_request,
         unnest($30::bigint[]) AS visibility_ms,
         unnest($31::boolean[]) AS lease_to_deadline,
-        unnest($32::text[]) AS input
+        unnest($32::text[]) AS input,
+        unnest($33::bigint[]) AS deadline
 ),
 locked AS MATERIALIZED (
     SELECT
-        move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.asked_at, move.actor, move.payload, move.output, move.error, move.begins, move.unspent, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_at, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input,
+        move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.asked_at, move.actor, move.payload, move.output, move.error, move.begins, move.unspent, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_at, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
         -- Clocks differ and locks are waited for: a task's times run forward all the same.
         greatest(move.asked_at, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
@@ -272,7 +273,8 @@ moved AS (
         due_at = CASE
             WHEN locked.assignment <> '' THEN coalesce((locked.assignment::jsonb ->> 'dueAt')::timestamptz, t.due_at)
             ELSE t.due_at
-        END
+        END,
+        deadline_id = CASE WHEN locked.deadline > 0 THEN locked.deadline ELSE t.deadline_id END
     FROM locked
     WHERE t.task_id = locked.task_id AND locked.ok
     RETURNING
@@ -280,7 +282,7 @@ moved AS (
         t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
         locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
-        locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline
+        locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline, locked.deadline
 ),
 ended_job AS (
     UPDATE river_job j
@@ -311,6 +313,17 @@ new_job AS (
         ARRAY['task-' || moved.task_id::text]
     FROM moved
     WHERE moved.next_job > 0
+),
+new_deadline AS (
+    INSERT INTO river_job (
+        id, state, attempt, max_attempts, created_at, scheduled_at, priority, args, kind, metadata, queue, tags
+    )
+    SELECT
+        moved.deadline, 'available', 0, 32767, moved.at, now(), moved.priority,
+        jsonb_build_object('task_id', moved.task_id, 'deadline_id', moved.deadline, 'percent', 0),
+        'notice.deadline', '{}', 'task-notices', ARRAY['task-' || moved.task_id::text]
+    FROM moved
+    WHERE moved.deadline > 0
 ),
 new_lease AS (
     INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, deadline_at, owner, request_id)
@@ -419,6 +432,7 @@ type TaskMoveParams struct {
 	Visibilities  []int64
 	ToDeadlines   []bool
 	Inputs        []string
+	Deadlines     []int64
 }
 
 type TaskMoveRow struct {
@@ -436,6 +450,7 @@ type TaskMoveRow struct {
 // zero and the empty string mean "any" in the first half and "leave" in the
 // second. Every task that exists comes back, with what it was, and whether the
 // move was made.
+// Whose turn it is will be told so, and reminded: the first job of a chain.
 // An attempt that was given back has not been: the next one has its number, and
 // with it the key under which neighbours know it.
 func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveRow, error) {
@@ -472,6 +487,7 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 		arg.Visibilities,
 		arg.ToDeadlines,
 		arg.Inputs,
+		arg.Deadlines,
 	)
 	if err != nil {
 		return nil, err

@@ -217,7 +217,7 @@ func TestEndsRaceToOne(t *testing.T) {
 		return ask[int](b, "SELECT count(*) FROM task WHERE ended_at IS NULL") == 0 && ask[int](b, "SELECT count(*) FROM lease") == 0
 	})
 	waitFor(t, "the stale tokens to be ended", func() bool {
-		return ask[int](b, "SELECT count(*) FROM river_job WHERE state IN ('available', 'running') AND queue <> 'task-execution-deadletter'") == 0
+		return ask[int](b, "SELECT count(*) FROM river_job WHERE state IN ('available', 'running') AND queue LIKE 'task-execution-%' AND queue <> 'task-execution-deadletter'") == 0
 	})
 	say(t, map[string]any{
 		"rounds": rounds, "twoEnds": 0, "seconds": time.Since(begun).Seconds(),

@@ -271,7 +271,7 @@ func defaults(req *Request, def *definition) error {
 
 func overreaches(c ExecutionConfig) bool {
 	return c.Expression != nil || c.HTTP != nil || c.Handler != "" || c.Integration != nil || c.AssignmentRules != nil ||
-		c.Notifications != nil || c.SLA != nil || c.ResourceRequirements != nil
+		c.Notifications != nil || c.Escalation != nil || c.SLA != nil || c.ResourceRequirements != nil
 }
 
 // below moves violations under a member of the body.

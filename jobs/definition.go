@@ -323,7 +323,7 @@ func checkConfig(c ExecutionConfig) error {
 	case c.Executor == "integration" && c.Integration == nil:
 		return invalid("/executionConfig/integration", "the integration executor needs {type, method, instance}")
 	}
-	return nil
+	return checkManual(c)
 }
 
 // equal compares what a client sends; Revision and the like are ours.

@@ -108,6 +108,7 @@ type ExecutionConfig struct {
 	Integration          *IntegrationCall      `json:"integration,omitempty"`
 	AssignmentRules      *AssignmentRules      `json:"assignmentRules,omitempty"`
 	Notifications        *Notifications        `json:"notifications,omitempty"`
+	Escalation           *Escalation           `json:"escalation,omitempty"`
 	SLA                  *SLA                  `json:"sla,omitempty"`
 }
 
@@ -147,11 +148,17 @@ type SOAPCall struct {
 	Order     []string `json:"order,omitempty" maxItems:"256" doc:"Members that come first, in this order; the rest follow by name."`
 }
 
-// AssignmentRules say who may do a manual task. Assignee may be ${input.path}.
+// AssignmentRules say who may do a manual task: one person by Assignee, which may be
+// ${input.path}; by Expression; or by Strategy among those with the Role and all of
+// the Skills. Else the Group, and whoever is a candidate. Where that is nobody, or
+// the directory is away and remembers nothing, the defaults.
 type AssignmentRules struct {
 	Assignee        string   `json:"assignee,omitempty" maxLength:"256"`
+	Expression      string   `json:"expression,omitempty" maxLength:"8192" doc:"CEL over input, context and people: a user's id, or {assigneeId}, {groupId} or {candidateUsers, candidateRoles, candidateGroups}. people are those with the role and skills: id, name, roles, skills, openTasks."`
 	Role            string   `json:"role,omitempty" maxLength:"128"`
 	Skills          []string `json:"skills,omitempty" maxItems:"32"`
+	Strategy        string   `json:"strategy,omitempty" enum:"spread,least-loaded" doc:"Among those with the role and skills: another one for each task (spread, the default), or whoever has the fewest open tasks."`
+	Group           string   `json:"group,omitempty" maxLength:"128"`
 	CandidateUsers  []string `json:"candidateUsers,omitempty" maxItems:"256"`
 	CandidateRoles  []string `json:"candidateRoles,omitempty" maxItems:"32"`
 	CandidateGroups []string `json:"candidateGroups,omitempty" maxItems:"32"`
@@ -159,14 +166,52 @@ type AssignmentRules struct {
 	DefaultGroup    string   `json:"defaultGroup,omitempty" maxLength:"128"`
 }
 
-// Notifications lists the channels to try, in order of preference.
+// Strategies of AssignmentRules.
+const (
+	Spread      = "spread"
+	LeastLoaded = "least-loaded"
+)
+
+// Channels are those that a notice may take.
+var Channels = []string{"in-app", "email", "push", "chat"}
+
+// Notifications says how whoever has a manual task is told of it.
 type Notifications struct {
-	Channels []string `json:"channels,omitempty" maxItems:"8"`
+	Channels []string `json:"channels,omitempty" maxItems:"4" enum:"in-app,email,push,chat" doc:"In order of preference: the next is tried where one is down. Default in-app."`
+	Template string   `json:"template,omitempty" maxLength:"128" doc:"For all of the task's notices. Default task-assigned, task-reminder, task-overdue and task-escalated."`
+}
+
+// Escalation is what happens when a manual task's due date passes, beside that
+// whoever has it is told.
+type Escalation struct {
+	Notify     []string          `json:"notify,omitempty" maxItems:"32" doc:"Users who are told."`
+	ReassignTo *EscalationTarget `json:"reassignTo,omitempty" doc:"Who gets the task then. It keeps its due date."`
+}
+
+// EscalationTarget is a person or a group.
+type EscalationTarget struct {
+	AssigneeID string `json:"assigneeId,omitempty" maxLength:"128" doc:"The person; give this or groupId."`
+	GroupID    string `json:"groupId,omitempty" maxLength:"128" doc:"The group; give this or assigneeId."`
 }
 
 // SLA gives a manual task its due date.
 type SLA struct {
-	Hours float64 `json:"hours,omitempty" minimum:"0" maximum:"8760"`
+	Hours    float64   `json:"hours,omitempty" minimum:"0" maximum:"8760" doc:"From when it is assigned. With a calendar, business hours."`
+	Calendar *Calendar `json:"calendar,omitempty"`
+}
+
+// Calendar says when people work: see package calendar, which has the defaults.
+type Calendar struct {
+	Country       string         `json:"country,omitempty" maxLength:"2" doc:"ISO 3166, such as DE: its holidays are free. Default none."`
+	TimeZone      string         `json:"timezone,omitempty" maxLength:"64" doc:"IANA, such as Europe/Berlin. Default UTC."`
+	BusinessHours *BusinessHours `json:"businessHours,omitempty"`
+	Workdays      []string       `json:"workdays,omitempty" maxItems:"7" enum:"MON,TUE,WED,THU,FRI,SAT,SUN" doc:"Default MON to FRI."`
+}
+
+// BusinessHours are a working day, by the clock on the wall.
+type BusinessHours struct {
+	Start string `json:"start,omitempty" maxLength:"5" doc:"Default 09:00."`
+	End   string `json:"end,omitempty" maxLength:"5" doc:"Default 17:00; 24:00 is the end of the day."`
 }
 
 // ResourceRequirements are asked of the Resource Service.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,28 +32,42 @@ func (stubWorker) Work(_ context.Context, job *river.Job[stubArgs]) error {
 	return fmt.Errorf("job %d of kind %s is worked by claims, not by this client", job.ID, job.Kind)
 }
 
+// stopPatience is how long a notice that is being sent may take when the process
+// stops. Then it is left to another.
+const stopPatience = 5 * time.Second
+
 // NewRiver makes the River client of a process: it may lead (schedule, clean,
-// rescue), serves River UI, and works none of the lanes. It wants a pool of its
-// own: a starved one loses elections.
-func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger) (*river.Client[pgx.Tx], error) {
+// rescue), serves River UI, works the notices, and none of the lanes. Without notices
+// it leaves those to others too. It wants a pool of its own: a starved one loses
+// elections.
+func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices *Notices) (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
-	for _, kind := range Kinds {
+	stubs := Kinds
+	if notices == nil {
+		stubs = slices.Concat(Kinds, NoticeKinds)
+	}
+	for _, kind := range stubs {
 		river.AddWorkerArgs(workers, stubArgs{kind}, stubWorker{})
 	}
-	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
+	cfg := &river.Config{
 		ID:                          riverID(processID),
 		Logger:                      logger,
 		Queues:                      map[string]river.QueueConfig{queueInternal: {MaxWorkers: 1, FetchPollInterval: time.Minute}},
 		Workers:                     workers,
 		MaxAttempts:                 1,
 		JobTimeout:                  -1,
-		RescueStuckJobsAfter:        time.Hour,
+		RescueStuckJobsAfter:        rescueAfter,
+		SoftStopTimeout:             stopPatience,
 		CompletedJobRetentionPeriod: 2 * time.Hour,
 		CancelledJobRetentionPeriod: 24 * time.Hour,
 		DiscardedJobRetentionPeriod: 7 * 24 * time.Hour,
 		// The service's role owns no index; docs/operations.md has the DBA's line.
 		ReindexerSchedule: river.NeverSchedule(),
-	})
+	}
+	if notices != nil {
+		notices.register(workers, cfg)
+	}
+	client, err := river.NewClient(riverpgxv5.New(pool), cfg)
 	if err != nil {
 		return nil, fmt.Errorf("river client: %w", err)
 	}

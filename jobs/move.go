@@ -55,8 +55,10 @@ type move struct {
 	at      time.Time
 	eventID int64
 	nextID  int64
-	answer  chan moved
-	tried   bool // a flush of it ended in the unknown
+	// deadline names the chain of jobs that a new assignment begins (deadline.go).
+	deadline int64
+	answer   chan moved
+	tried    bool // a flush of it ended in the unknown
 }
 
 // nextJob is the token of the attempt to come.
@@ -336,11 +338,12 @@ func (t *Tasks) moveParams(ctx context.Context, round []*move) (p db.TaskMovePar
 		p.Visibilities = append(p.Visibilities, m.visibility.Milliseconds())
 		p.ToDeadlines = append(p.ToDeadlines, m.toDeadline)
 		p.Inputs = append(p.Inputs, string(m.input))
+		p.Deadlines = append(p.Deadlines, m.deadline)
 	}
 	return p, nil
 }
 
-// number gives each move its event id and, where it leaves a job, that job's. A
+// number gives each move its event id and, where it leaves jobs, theirs. A
 // move keeps its numbers when it is tried again: they are how its trace is known.
 func (t *Tasks) number(ctx context.Context, round []*move) error {
 	fresh, jobs := 0, 0
@@ -348,6 +351,9 @@ func (t *Tasks) number(ctx context.Context, round []*move) error {
 		if m.eventID == 0 {
 			fresh++
 			if m.next != nil {
+				jobs++
+			}
+			if m.assignment != nil {
 				jobs++
 			}
 		}
@@ -371,6 +377,9 @@ func (t *Tasks) number(ctx context.Context, round []*move) error {
 		event++
 		if m.next != nil {
 			m.nextID, jobIDs = jobIDs[0], jobIDs[1:]
+		}
+		if m.assignment != nil {
+			m.deadline, jobIDs = jobIDs[0], jobIDs[1:]
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ import (
 )
 
 // growing are the tables that grow with every task, and must never be read whole.
-var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback"}
+var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback", "notice"}
 
 // byLane are the statements that look for jobs by where they wait; every other one
 // must come to a job by its id. An index that holds the state would be walked for
@@ -45,6 +45,7 @@ var needed = []string{
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
 	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn", "JobTasks",
 	"CallbackClaim", "CallbackSettle", "CallbackExpire", "CallbackBacklog",
+	"DeadlineTask", "DeadlineStep", "NoticeGet", "NoticeSettle", "NoticeTried", "NoticeForget", "AssigneeLoad",
 }
 
 // The engine keeps generic plans, and makes them anew every second (pgpool.Replan).
@@ -83,6 +84,8 @@ func TestPlansGoByIndexAtAnySize(t *testing.T) {
 					t.Errorf("%s walks the whole of %s %s (condition: %s)", name, n.Index, at, n.Cond)
 				case name == "TaskWhy" && n.Index == "river_job_prioritized_fetching_index" && !strings.Contains(n.Cond, "ROW("):
 					t.Errorf("%s reads more of a queue than is ahead %s (condition: %s)", name, at, n.Cond)
+				case stage.rows > 0 && name == "AssigneeLoad" && !strings.Contains(n.Cond, "task_id"):
+					t.Errorf("%s reads all that somebody ever did %s", name, at)
 				case stage.rows > 0 && name == "TaskRequestGet" && !strings.Contains(n.Cond, "request_key"):
 					t.Errorf("%s reads all keys of a tenant %s", name, at)
 				}
@@ -224,6 +227,8 @@ func fill(t *testing.T, pool *pgxpool.Pool, from, to int, analyze bool) {
 		`INSERT INTO outbox (lo, hi) SELECT n, n + 1 FROM generate_series($1::bigint + 1, $2) n WHERE n % 50 = 0`,
 		`INSERT INTO callback (task_id, told, upto, since, due_at, host)
 			SELECT md5(n::text)::uuid, 0, 1, now(), now(), 'host-' || n % 3 FROM generate_series($1::bigint + 1, $2) n WHERE n % 2 = 0`,
+		`INSERT INTO notice (notice_id, task_id, deadline_id, percent, what, user_id, outcome, settled_at)
+			SELECT n, md5(n::text)::uuid, n, 0, 'assigned', 'user', 'moot', now() FROM generate_series($1::bigint + 1, $2) n`,
 		`INSERT INTO inbox (event_id, subject, outcome) SELECT 'event-' || n, 's', 'o' FROM generate_series($1::bigint + 1, $2) n`,
 	} {
 		_, err := pool.Exec(t.Context(), sql, from, to)

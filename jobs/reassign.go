@@ -53,10 +53,7 @@ func (t *Tasks) assigned(task db.Task, s *settings, by string, to Assignment, re
 		due = task.DueAt
 	}
 	if due == nil {
-		d := at.Add(t.cfg.ManualDue)
-		if s.config.SLA != nil && s.config.SLA.Hours > 0 {
-			d = at.Add(time.Duration(s.config.SLA.Hours * float64(time.Hour))).Truncate(time.Microsecond)
-		}
+		d := s.dueFrom(at, t.cfg.ManualDue)
 		due = &d
 	}
 	name := to.AssigneeName

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/calendar"
 )
 
 // RequestConfig is executionConfig of a request: what it overrides of its
@@ -26,6 +27,7 @@ type settings struct {
 	timeout    time.Duration
 	visibility time.Duration
 	retry      RetryPolicy
+	working    *calendar.Calendar // of the SLA; nil without one
 }
 
 // settings of a task, from its type, the revision it was created under and its
@@ -47,6 +49,11 @@ func (t *Tasks) settings(ctx context.Context, kind db.TaskType, id string, revis
 		}
 	}
 	s := combine(Type(kind), def, config)
+	if s.config.SLA != nil {
+		if s.working, err = s.config.SLA.Calendar.open(); err != nil {
+			return nil, fmt.Errorf("read the calendar of definition %s: %w", id, err)
+		}
+	}
 	t.known.put(key, own, s)
 	return s, nil
 }

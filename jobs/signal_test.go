@@ -24,7 +24,7 @@ func (b *testBundle) outsiders() (*pgxpool.Pool, *river.Client[pgx.Tx]) {
 	pool, err := pgpool.Open(b.ctx, dbtest.URL(b.pool), pgpool.Config{Name: "outsider"})
 	require.NoError(b.t, err)
 	b.t.Cleanup(pool.Close)
-	client, err := NewRiver(pool, "outsider", slog.New(slog.DiscardHandler))
+	client, err := NewRiver(pool, "outsider", slog.New(slog.DiscardHandler), nil)
 	require.NoError(b.t, err)
 	return pool, client
 }

@@ -95,16 +95,19 @@ func TestUsers(t *testing.T) {
 func TestNotify(t *testing.T) {
 	t.Parallel()
 	b := setup(t, peer.Config{Policy: once()})
-	require.NoError(t, b.peer.Notifications.Notify(b.ctx, "in-app", "alice", "task-assigned", map[string]any{"taskId": "t1"}))
+	about := peer.NotifyRequest{Channel: "in-app", UserID: "alice", Template: "task-assigned", Data: map[string]any{"taskId": "t1"}, IdempotencyKey: "notice-7:in-app"}
+	require.NoError(t, b.peer.Notifications.Notify(b.ctx, about))
 	sent := b.there.Requests(peertest.Notification)
 	require.Len(t, sent, 1)
 	require.JSONEq(t, `{"channel":"in-app","userId":"alice","template":"task-assigned","data":{"taskId":"t1"}}`, string(sent[0].Body))
+	require.Equal(t, "notice-7:in-app", sent[0].Headers["Idempotency-Key"])
 
-	err := b.peer.Notifications.Notify(b.ctx, "smoke", "alice", "task-assigned", nil)
+	about.Channel = "smoke"
+	err := b.peer.Notifications.Notify(b.ctx, about)
 	requireFailure(t, err, "VALIDATION_ERROR", false)
 
 	b.there.Steer(peertest.Notification, peertest.Steering{Mode: peertest.ModeError})
-	requireOutage(t, b.peer.Notifications.Notify(b.ctx, "email", "alice", "task-assigned", nil), "notification")
+	requireOutage(t, b.peer.Notifications.Notify(b.ctx, about), "notification")
 }
 
 func TestAllocate(t *testing.T) {

@@ -72,7 +72,7 @@ func (b *bench) engine() (e *benchEngine, err error) {
 			e.relay.Wake()
 		}
 	}})
-	river, err := jobs.NewRiver(own, e.tasks.ProcessID(), b.log)
+	river, err := jobs.NewRiver(own, e.tasks.ProcessID(), b.log, nil)
 	if err != nil {
 		return nil, err
 	}

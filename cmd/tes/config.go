@@ -47,12 +47,13 @@ type Config struct {
 
 	CallbackSecret string `env:"TES_CALLBACK_SECRET" secret:"" help:"Signs what is posted to callbackUrl: whsec_ and 24 to 64 bytes in base64; several are separated by spaces, and each signs. Without it serve takes no task with a callbackUrl. Default of dev: one of its own."`
 
-	NeighboursURL  string `env:"TES_NEIGHBOURS_URL" help:"Base address of all neighbour services that have none of their own below."`
-	AuthURL        string `env:"TES_AUTH_URL" help:"Auth Service; its keys are read at /.well-known/jwks.json."`
-	IntegrationURL string `env:"TES_INTEGRATION_URL" help:"Integration Service."`
-	UserURL        string `env:"TES_USER_URL" help:"User Service."`
-	Observability  string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
-	ResourceURL    string `env:"TES_RESOURCE_URL" help:"Resource Service. With neither this nor TES_NEIGHBOURS_URL, tasks run with what their definitions require, unreserved."`
+	NeighboursURL   string `env:"TES_NEIGHBOURS_URL" help:"Base address of all neighbour services that have none of their own below."`
+	AuthURL         string `env:"TES_AUTH_URL" help:"Auth Service; its keys are read at /.well-known/jwks.json."`
+	IntegrationURL  string `env:"TES_INTEGRATION_URL" help:"Integration Service."`
+	UserURL         string `env:"TES_USER_URL" help:"User Service."`
+	NotificationURL string `env:"TES_NOTIFICATION_URL" help:"Notification Service. Without it and TES_NEIGHBOURS_URL people are not told of their tasks."`
+	Observability   string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
+	ResourceURL     string `env:"TES_RESOURCE_URL" help:"Resource Service. With neither this nor TES_NEIGHBOURS_URL, tasks run with what their definitions require, unreserved."`
 
 	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
 

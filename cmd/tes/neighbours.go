@@ -51,6 +51,16 @@ func readiness(b *retry.Breaker) func() int {
 	}
 }
 
+func (n neighbours) notifier() jobs.Notifier { return notifier{n.Notifications} }
+
+type notifier struct{ *peer.Notifications }
+
+func (n notifier) Notify(ctx context.Context, notice jobs.Notice) error {
+	return n.Notifications.Notify(ctx, peer.NotifyRequest{
+		Channel: notice.Channel, UserID: notice.UserID, Template: notice.Template, Data: notice.Data, IdempotencyKey: notice.Key,
+	})
+}
+
 type userTokens struct{ auth *peer.Auth }
 
 func (u userTokens) Subject(ctx context.Context, token string) (string, error) {

@@ -114,15 +114,6 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 
 	s.startCallbacks(ctx)
 
-	river, err := jobs.NewRiver(own, s.tasks.ProcessID(), log)
-	if err != nil {
-		return err
-	}
-	if err := river.Start(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("start river: %w", err)
-	}
-	s.onStop(river.Stop)
-
 	executors, err := s.executors()
 	if err != nil {
 		return err
@@ -137,6 +128,19 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 			log.Error("the lanes stopped", "error", err)
 		}
 	})
+
+	notices, err := s.notices()
+	if err != nil {
+		return err
+	}
+	river, err := jobs.NewRiver(own, s.tasks.ProcessID(), log, notices)
+	if err != nil {
+		return err
+	}
+	if err := river.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start river: %w", err)
+	}
+	s.onStop(river.Stop)
 
 	verifier, err := api.NewVerifier(api.VerifierConfig{JWKS: strings.TrimSuffix(cfg.orElse(cfg.AuthURL), "/") + "/.well-known/jwks.json", Logger: log})
 	if err != nil {
@@ -254,6 +258,19 @@ func (s *service) resources() (allocator, error) {
 	}
 	s.breakers = append(s.breakers, n.Resources.Breaker())
 	return allocator{n.Resources}, nil
+}
+
+// notices tell people of their tasks, if there is somebody to tell them.
+func (s *service) notices() (*jobs.Notices, error) {
+	if s.cfg.orElse(s.cfg.NotificationURL) == "" {
+		return jobs.NewNotices(s.tasks, nil), nil
+	}
+	n, err := s.neighbours("notification", s.cfg.NotificationURL)
+	if err != nil {
+		return nil, err
+	}
+	s.breakers = append(s.breakers, n.Notifications.Breaker())
+	return jobs.NewNotices(s.tasks, n.notifier()), nil
 }
 
 // states are the breakers of this process, by name.

@@ -149,7 +149,8 @@ WITH move AS (
         unnest(@lease_requests::text[]) AS lease_request,
         unnest(@visibilities::bigint[]) AS visibility_ms,
         unnest(@to_deadlines::boolean[]) AS lease_to_deadline,
-        unnest(@inputs::text[]) AS input
+        unnest(@inputs::text[]) AS input,
+        unnest(@deadlines::bigint[]) AS deadline
 ),
 locked AS MATERIALIZED (
     SELECT
@@ -213,7 +214,8 @@ moved AS (
         due_at = CASE
             WHEN locked.assignment <> '' THEN coalesce((locked.assignment::jsonb ->> 'dueAt')::timestamptz, t.due_at)
             ELSE t.due_at
-        END
+        END,
+        deadline_id = CASE WHEN locked.deadline > 0 THEN locked.deadline ELSE t.deadline_id END
     FROM locked
     WHERE t.task_id = locked.task_id AND locked.ok
     RETURNING
@@ -221,7 +223,7 @@ moved AS (
         t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
         locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
-        locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline
+        locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline, locked.deadline
 ),
 ended_job AS (
     UPDATE river_job j
@@ -252,6 +254,18 @@ new_job AS (
         ARRAY['task-' || moved.task_id::text]
     FROM moved
     WHERE moved.next_job > 0
+),
+-- Whose turn it is will be told so, and reminded: the first job of a chain.
+new_deadline AS (
+    INSERT INTO river_job (
+        id, state, attempt, max_attempts, created_at, scheduled_at, priority, args, kind, metadata, queue, tags
+    )
+    SELECT
+        moved.deadline, 'available', 0, 32767, moved.at, now(), moved.priority,
+        jsonb_build_object('task_id', moved.task_id, 'deadline_id', moved.deadline, 'percent', 0),
+        'notice.deadline', '{}', 'task-notices', ARRAY['task-' || moved.task_id::text]
+    FROM moved
+    WHERE moved.deadline > 0
 ),
 new_lease AS (
     INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, deadline_at, owner, request_id)

@@ -1,0 +1,171 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/riverqueue/river"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// Each move that makes it somebody's turn begins a chain of jobs, in its own commit.
+// One job of a chain is there at a time; each leaves the next in the commit in which
+// it ends, so that none is lost and none is done twice. The task names the chain that
+// counts (deadline_id): a later assignment supersedes it, and its job ends without
+// doing anything.
+
+// steps are the hundredths of the time to the due date at which something is said.
+var steps = []int{0, 50, 75, 90, 100}
+
+// step is what one job of a chain leaves.
+type step struct {
+	percent  int
+	tell     []telling
+	escalate bool
+	next     int // percent; 0 for none
+	nextAt   time.Time
+}
+
+type telling struct{ what, user string }
+
+// step says what is to be done for a task whose percent has come. Of steps that were
+// missed only the last is done: nobody wants three reminders at once.
+func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step {
+	if !ours(task, chain) || task.AssignedAt == nil || task.DueAt == nil {
+		return step{}
+	}
+	from, due, now := *task.AssignedAt, *task.DueAt, task.ReadAt
+	last := func(than int) (found int) {
+		for _, p := range steps {
+			if p > than && !s.part(from, due, p).After(now) {
+				found = p
+			}
+		}
+		return found
+	}
+	if percent > 0 {
+		percent = max(percent, last(percent))
+	}
+	out := step{percent: percent}
+	switch {
+	case percent == 0:
+		// Whoever has begun it knows.
+		if task.Status == db.TaskStatusASSIGNED {
+			out.say(noticeAssigned, holders(task)...)
+		}
+	case percent < 100:
+		out.say(noticeReminder, holders(task)...)
+	default:
+		out.say(noticeOverdue, holders(task)...)
+		if e := s.config.Escalation; e != nil {
+			out.say(noticeEscalated, e.Notify...)
+			out.escalate = e.ReassignTo != nil && !e.ReassignTo.has(task)
+		}
+	}
+	// An assignment that began overdue has no deadline: an escalated task would be
+	// escalated again for ever.
+	if percent < 100 && from.Before(due) {
+		out.next = last(percent)
+		for i := 0; out.next == 0; i++ {
+			if steps[i] > percent {
+				out.next = steps[i]
+			}
+		}
+		out.nextAt = s.part(from, due, out.next)
+	}
+	return out
+}
+
+// say tells each of them, unless they are told something already.
+func (s *step) say(what string, users ...string) {
+	for _, user := range users {
+		if !slices.ContainsFunc(s.tell, func(t telling) bool { return t.user == user }) {
+			s.tell = append(s.tell, telling{what, user})
+		}
+	}
+}
+
+// holders are the persons who are told of a task: its assignee, else the candidates
+// who are named. A group and a role are no persons.
+func holders(task db.DeadlineTaskRow) []string {
+	if task.AssigneeID != nil {
+		return []string{*task.AssigneeID}
+	}
+	var named candidates
+	if len(task.Candidates) == 0 || json.Unmarshal(task.Candidates, &named) != nil {
+		return nil
+	}
+	return named.Users
+}
+
+type deadlineArgs struct {
+	TaskID     uuid.UUID `json:"task_id"`
+	DeadlineID int64     `json:"deadline_id"` // the chain
+	Percent    int       `json:"percent"`
+}
+
+func (deadlineArgs) Kind() string { return KindDeadline }
+
+type deadlineWorker struct {
+	river.WorkerDefaults[deadlineArgs]
+	n *Notices
+}
+
+func (deadlineWorker) Timeout(*river.Job[deadlineArgs]) time.Duration { return noticeTime }
+
+func (deadlineWorker) NextRetry(job *river.Job[deadlineArgs]) time.Time {
+	return time.Now().Add(patiently(job.Attempt))
+}
+
+func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs]) error {
+	t, args := w.n.tasks, job.Args
+	task, s, err := t.deadlineTask(ctx, args.TaskID)
+	if err != nil {
+		return err
+	}
+	var do step
+	if s != nil {
+		do = s.step(task, args.DeadlineID, args.Percent)
+	}
+	ids, err := t.ids.job(ctx, len(do.tell)+2)
+	if err != nil {
+		return err
+	}
+	p := db.DeadlineStepParams{
+		JobID: job.ID, Attempt: int16(job.Attempt), TaskID: args.TaskID, DeadlineID: args.DeadlineID, Percent: int16(do.percent),
+		NoticeIds: ids[2:], Whats: []string{}, UserIds: []string{}, NextAt: unset,
+	}
+	for _, one := range do.tell {
+		p.Whats, p.UserIds = append(p.Whats, one.what), append(p.UserIds, one.user)
+	}
+	if do.escalate {
+		p.EscalationJob = ids[0]
+	}
+	if do.next > 0 {
+		p.NextJob, p.NextAt, p.NextPercent = ids[1], do.nextAt, int32(do.next)
+	}
+	if _, err := t.q.DeadlineStep(ctx, p); err != nil {
+		return fmt.Errorf("write the deadline of task %s: %w", args.TaskID, err)
+	}
+	return nil
+}
+
+// deadlineTask reads a task with its settings; nil settings for one that is gone.
+func (t *Tasks) deadlineTask(ctx context.Context, id uuid.UUID) (db.DeadlineTaskRow, *settings, error) {
+	task, err := t.q.DeadlineTask(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return task, nil, nil
+	}
+	if err != nil {
+		return task, nil, fmt.Errorf("read task %s: %w", id, err)
+	}
+	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	return task, s, err
+}

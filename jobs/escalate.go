@@ -1,0 +1,75 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/riverqueue/river"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// byEscalation is who reassigns a task whose due date has passed, in the audit trail.
+const byEscalation = "tes:escalation"
+
+// has reports whether the task is theirs already.
+func (to EscalationTarget) has(task db.DeadlineTaskRow) bool {
+	if to.AssigneeID != "" {
+		return text(task.AssigneeID) == to.AssigneeID
+	}
+	return task.AssigneeID == nil && text(task.GroupID) == to.GroupID
+}
+
+type escalationArgs struct {
+	TaskID     uuid.UUID `json:"task_id"`
+	DeadlineID int64     `json:"deadline_id"`
+}
+
+func (escalationArgs) Kind() string { return KindEscalation }
+
+type escalationWorker struct {
+	river.WorkerDefaults[escalationArgs]
+	n *Notices
+}
+
+func (escalationWorker) Timeout(*river.Job[escalationArgs]) time.Duration { return noticeTime }
+
+func (escalationWorker) NextRetry(job *river.Job[escalationArgs]) time.Time {
+	return time.Now().Add(patiently(job.Attempt))
+}
+
+// Work reassigns the task, whether it was begun or not. It keeps its due date: what
+// was promised is not put off by being late. The move begins a chain of its own, so
+// doing this again does nothing.
+func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationArgs]) error {
+	t := w.n.tasks
+	for {
+		task, s, err := t.deadlineTask(ctx, job.Args.TaskID)
+		if err != nil {
+			return err
+		}
+		if s == nil || !ours(task, job.Args.DeadlineID) || s.config.Escalation == nil || s.config.Escalation.ReassignTo == nil {
+			return nil
+		}
+		to := s.config.Escalation.ReassignTo
+		m := t.assigned(db.Task{TaskID: task.TaskID, DefinitionID: task.DefinitionID, DueAt: task.DueAt}, s, byEscalation,
+			Assignment{AssigneeID: to.AssigneeID, GroupID: to.GroupID}, "the due date passed")
+		m.assignment.Candidates = nobodyElse
+		if m.at.Before(*task.DueAt) {
+			m.at = *task.DueAt // clocks differ, and it has passed
+		}
+		m.wantVersion, m.wantAttempt, m.callerWaits = task.Version, -1, true
+		m.want = []Status{Assigned, Running}
+		m.outcome = db.AttemptOutcomeRELEASED
+		switch out := t.make(ctx, m); {
+		case out.err != nil:
+			return fmt.Errorf("escalate task %s: %w", task.TaskID, out.err)
+		case out.made:
+			t.cfg.Logger.Info("a task's due date passed, and it has gone to somebody else", "task", task.TaskID)
+			return nil
+		}
+		// Somebody moved it meanwhile: looked at anew.
+	}
+}

@@ -1,0 +1,152 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/riverqueue/river"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// channelTime is how long one channel has to take a notice before the next is tried.
+// All four of them fit into noticeTime.
+const channelTime = 5 * time.Second
+
+type sendArgs struct {
+	TaskID   uuid.UUID `json:"task_id"`
+	NoticeID int64     `json:"notice_id"`
+}
+
+func (sendArgs) Kind() string { return KindSend }
+
+type sendWorker struct {
+	river.WorkerDefaults[sendArgs]
+	n *Notices
+}
+
+func (sendWorker) Timeout(*river.Job[sendArgs]) time.Duration { return noticeTime }
+
+func (sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
+	return time.Now().Add(patiently(job.Attempt))
+}
+
+// Work sends one notice. While no channel takes it, it is put off again and again, for
+// as long as it still means something. Snoozed and not failed: River keeps each
+// failure of a job in its row, and an outage may be long.
+func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
+	t := w.n.tasks
+	n, err := t.q.NoticeGet(ctx, job.Args.NoticeID)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read a notice of task %s: %w", job.Args.TaskID, err)
+	case n.Outcome != "waiting":
+		return nil // it was settled as its process died
+	case moot(n):
+		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "moot"})
+	case w.n.notifier == nil:
+		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "off", Detail: "there is no Notification Service"})
+	}
+	s, err := t.settings(ctx, n.Type, n.DefinitionID, n.Revision, n.Config)
+	if err != nil {
+		return err
+	}
+	channel, why, again := w.send(ctx, n, s)
+	switch {
+	case channel != "":
+		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "sent", Channel: channel, Detail: why, Tried: 1})
+	case errors.Is(ctx.Err(), context.Canceled):
+		return ctx.Err() // the process stops; another one goes on
+	case !again:
+		t.cfg.Logger.Warn("every channel refused a notice", "task", n.TaskID, "what", n.What, "why", why)
+		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "refused", Detail: why, Tried: 1})
+	}
+	wait := patiently(int(n.Tries) + 1)
+	if n.Tries == 0 {
+		t.cfg.Logger.Warn("a notice waits for the Notification Service", "task", n.TaskID, "what", n.What, "why", why, "again_in", wait)
+	}
+	if err := t.q.NoticeTried(context.WithoutCancel(ctx), db.NoticeTriedParams{NoticeID: n.NoticeID, Detail: why}); err != nil {
+		return fmt.Errorf("write down that a notice waits: %w", err)
+	}
+	return river.JobSnooze(wait)
+}
+
+// moot: the task has gone on without the notice. That it was late is told also to
+// those who have it no more.
+func moot(n db.NoticeGetRow) bool {
+	switch n.What {
+	case noticeOverdue, noticeEscalated:
+		return !open(n.Status)
+	case noticeAssigned:
+		return n.Status != db.TaskStatusASSIGNED || n.DeadlineNow == nil || *n.DeadlineNow != n.DeadlineID
+	default:
+		return !open(n.Status) || n.DeadlineNow == nil || *n.DeadlineNow != n.DeadlineID
+	}
+}
+
+// send tries the channels in the definition's order. It returns the one that took the
+// notice, what became of those before it, and whether to try again.
+func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (channel, why string, again bool) {
+	channels, template := Channels[:1], "task-"+n.What
+	if cfg := s.config.Notifications; cfg != nil {
+		if len(cfg.Channels) > 0 {
+			channels = cfg.Channels
+		}
+		if cfg.Template != "" {
+			template = cfg.Template
+		}
+	}
+	name := n.DefinitionID
+	if s.def != nil {
+		name = s.def.Name
+	}
+	due := at(n.DueAt)
+	var reasons []string
+	for _, channel := range channels {
+		one, cancel := context.WithTimeout(ctx, channelTime)
+		err := w.n.notifier.Notify(one, Notice{
+			Key: fmt.Sprintf("notice-%d:%s", n.NoticeID, channel), Channel: channel, UserID: n.UserID, Template: template,
+			Data: NoticeData{
+				Event: n.What, TaskID: n.TaskID, TaskName: name, WorkflowID: n.WorkflowID, DueDate: &due,
+				Priority: priorityOf(n.Priority), Percent: int(n.Percent),
+			},
+		})
+		cancel()
+		if err == nil {
+			return channel, brief(reasons), false
+		}
+		var no *Failure
+		again = again || !errors.As(err, &no) || (no.Retryable != nil && *no.Retryable)
+		reasons = append(reasons, channel+": "+err.Error())
+	}
+	return "", brief(reasons), again
+}
+
+// brief keeps a table small: a neighbour may say much.
+func brief(reasons []string) string {
+	const most = 500
+	all := strings.ToValidUTF8(strings.ReplaceAll(strings.Join(reasons, "; "), "\x00", ""), "")
+	if r := []rune(all); len(r) > most {
+		all = string(r[:most-1]) + "…"
+	}
+	return all
+}
+
+// settle is written although the process may be stopping: it was sent, and once is
+// enough.
+func (w *sendWorker) settle(ctx context.Context, n db.NoticeGetRow, p db.NoticeSettleParams) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
+	defer cancel()
+	p.NoticeID = n.NoticeID
+	if err := w.n.tasks.q.NoticeSettle(ctx, p); err != nil {
+		return fmt.Errorf("write down what became of a notice: %w", err)
+	}
+	return nil
+}

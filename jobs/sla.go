@@ -1,0 +1,91 @@
+package jobs
+
+import (
+	"slices"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/jobs/calendar"
+)
+
+// longestSLA bounds a promise: hours are few in a calendar with few of them.
+const longestSLA = 10 * 365 * 24 * time.Hour
+
+// checkManual refuses what no manual task could go by.
+func checkManual(c ExecutionConfig) error {
+	if r := c.AssignmentRules; r != nil {
+		switch {
+		case r.Strategy != "" && r.Strategy != Spread && r.Strategy != LeastLoaded:
+			return invalid("/executionConfig/assignmentRules/strategy", "a strategy is %s or %s", Spread, LeastLoaded)
+		case r.Expression != "" && r.Assignee != "":
+			return invalid("/executionConfig/assignmentRules/expression", "give either an assignee or an expression")
+		}
+	}
+	if n := c.Notifications; n != nil {
+		for i, channel := range n.Channels {
+			if !slices.Contains(Channels, channel) || slices.Contains(n.Channels[:i], channel) {
+				return invalid("/executionConfig/notifications/channels", "the channels are some of in-app, email, push, chat, each once")
+			}
+		}
+	}
+	if e := c.Escalation; e != nil {
+		if slices.Contains(e.Notify, "") {
+			return invalid("/executionConfig/escalation/notify", "a user has an id")
+		}
+		if to := e.ReassignTo; to != nil && (to.AssigneeID == "") == (to.GroupID == "") {
+			return invalid("/executionConfig/escalation/reassignTo", "give either assigneeId or groupId")
+		}
+	}
+	if c.SLA == nil || c.SLA.Calendar == nil {
+		return nil
+	}
+	working, err := c.SLA.Calendar.open()
+	if err != nil {
+		return invalid("/executionConfig/sla/calendar", "%v", err)
+	}
+	if c.SLA.work().Hours()/working.Week().Hours()*7*24 > longestSLA.Hours() {
+		return invalid("/executionConfig/sla/hours", "that many business hours take more than ten years")
+	}
+	return nil
+}
+
+// open makes the calendar; nil for none.
+func (c *Calendar) open() (*calendar.Calendar, error) {
+	if c == nil {
+		return nil, nil
+	}
+	spec := calendar.Spec{Country: c.Country, Zone: c.TimeZone, Workdays: c.Workdays}
+	if c.BusinessHours != nil {
+		spec.Start, spec.End = c.BusinessHours.Start, c.BusinessHours.End
+	}
+	return calendar.New(spec)
+}
+
+func (s *SLA) work() time.Duration { return time.Duration(s.Hours * float64(time.Hour)) }
+
+// dueFrom is the due date of a task that is assigned now and has none: the hours of
+// its SLA, else def.
+func (s *settings) dueFrom(at time.Time, def time.Duration) time.Time {
+	sla := s.config.SLA
+	switch {
+	case sla == nil || sla.Hours <= 0:
+		return at.Add(def)
+	case s.working != nil:
+		return s.working.Add(at, sla.work()).Truncate(time.Microsecond)
+	}
+	return at.Add(sla.work()).Truncate(time.Microsecond)
+}
+
+// part is the moment at which so many hundredths of the time to the due date are
+// over: of the working time where the task has a calendar and there is any.
+func (s *settings) part(from, due time.Time, percent int) time.Time {
+	if percent >= 100 || !from.Before(due) {
+		return due
+	}
+	share := func(d time.Duration) time.Duration { return d / 100 * time.Duration(percent) }
+	if s.working != nil {
+		if work := s.working.Between(from, due); work > 0 {
+			return s.working.Add(from, share(work)).Truncate(time.Microsecond)
+		}
+	}
+	return from.Add(share(due.Sub(from))).Truncate(time.Microsecond)
+}
