@@ -85,7 +85,7 @@ func (d directory) ByRole(ctx context.Context, role string, skills []string) ([]
 	people := make([]manual.Person, 0, len(users))
 	for _, u := range users {
 		if u.Available {
-			people = append(people, manual.Person{ID: u.ID, Name: u.Name})
+			people = append(people, manual.Person{ID: u.ID, Name: u.Name, Roles: u.Roles, Skills: u.Skills})
 		}
 	}
 	return people, err

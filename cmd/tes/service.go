@@ -183,8 +183,11 @@ func checkDefinition(c jobs.ExecutionConfig) error {
 			return err
 		}
 	}
-	if c.Executor == "expression" {
+	switch c.Executor {
+	case "expression":
 		return automated.CheckExpression(c.Expression)
+	case "manual":
+		return manual.CheckRules(c.AssignmentRules)
 	}
 	return nil
 }
@@ -243,7 +246,7 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		"http":        {Executor: web},
 		"go":          {Executor: &automated.Handlers{}},
 		"integration": {Executor: integration.New(integrations.integration()), Ready: readiness(integrations.Integrations.Breaker())},
-		"manual":      {Executor: manual.New(users.directory()), Assigns: true},
+		"manual":      {Executor: manual.New(users.directory(), s.tasks), Assigns: true},
 	}, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -13,8 +14,12 @@ import (
 
 // Person is a user who may be given a task.
 type Person struct {
-	ID   string
-	Name string
+	ID     string
+	Name   string
+	Roles  []string
+	Skills []string
+
+	open int // tasks that they have to do
 }
 
 // Directory is the User Service.
@@ -25,14 +30,23 @@ type Directory interface {
 	Name(ctx context.Context, id string) (string, error)
 }
 
+// Workload knows how much people have to do.
+type Workload interface {
+	OpenTasks(ctx context.Context, users []string) (map[string]int, error)
+}
+
 // New makes the executor "manual".
-func New(directory Directory) jobs.Executor { return executor{directory} }
+func New(directory Directory, workload Workload) jobs.Executor { return executor{directory, workload} }
 
-type executor struct{ directory Directory }
+type executor struct {
+	directory Directory
+	workload  Workload
+}
 
-// Execute follows the definition's rules: the named assignee, else somebody with
-// the role, else the candidates, else the defaults. A directory that is away
-// leads to the defaults; a task for which the rules find nobody fails.
+// Execute follows the definition's rules: the named assignee, else whom the
+// expression decides on, else somebody with the role; else the group, and whoever is a
+// candidate; else the defaults. A directory that is away leads to the defaults; a task
+// for which the rules find nobody fails.
 func (e executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	rules := job.Config.AssignmentRules
 	if rules == nil {
@@ -42,21 +56,12 @@ func (e executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error
 		CandidateUsers: rules.CandidateUsers, CandidateRoles: rules.CandidateRoles, CandidateGroups: rules.CandidateGroups,
 		DueDate: job.DueDate,
 	}
-	assignee, err := expand(rules.Assignee, job.Input)
+	decided, err := e.decide(ctx, rules, job, &to)
 	if err != nil {
 		return jobs.Result{}, err
 	}
-	switch {
-	case assignee != "":
-		to.AssigneeID, to.AssigneeName = assignee, e.name(ctx, assignee)
-	case rules.Role != "":
-		to.AssigneeID, to.AssigneeName = e.someone(ctx, rules, job)
-	}
-	if to.AssigneeID == "" && rules.DefaultAssignee != "" {
-		to.AssigneeID, to.AssigneeName = rules.DefaultAssignee, e.name(ctx, rules.DefaultAssignee)
-	}
-	if to.AssigneeID == "" {
-		to.GroupID = rules.DefaultGroup
+	if !decided {
+		e.fallBack(ctx, rules, &to)
 	}
 	if to.AssigneeID == "" && to.GroupID == "" && len(to.CandidateUsers)+len(to.CandidateRoles)+len(to.CandidateGroups) == 0 {
 		return jobs.Result{}, nobody("the assignment rules find nobody, and there is no defaultAssignee or defaultGroup")
@@ -64,19 +69,80 @@ func (e executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error
 	return jobs.Result{Assign: &to}, nil
 }
 
+// decide follows the rules that look for somebody.
+func (e executor) decide(ctx context.Context, rules *jobs.AssignmentRules, job jobs.Job, to *jobs.Assignment) (bool, error) {
+	if rules.Assignee != "" {
+		id, err := expand(rules.Assignee, job.Input)
+		if err != nil || id == "" {
+			return false, err
+		}
+		to.AssigneeID, to.AssigneeName = id, e.name(ctx, id)
+		return true, nil
+	}
+	var people []Person
+	if rules.Role != "" {
+		var err error
+		if people, err = e.directory.ByRole(ctx, rules.Role, rules.Skills); err != nil {
+			return false, nil // it is away, and remembers nothing: the defaults are for that
+		}
+	}
+	if rules.Expression != "" || rules.Strategy == jobs.LeastLoaded {
+		people = e.weighed(ctx, people)
+	}
+	if rules.Expression != "" {
+		return e.express(ctx, rules.Expression, job, people, to)
+	}
+	if len(people) == 0 {
+		return false, nil
+	}
+	if rules.Strategy == jobs.LeastLoaded {
+		people = idlest(people)
+	}
+	// A different one for different tasks, the same for the same.
+	one := people[int(job.TaskID[15])%len(people)]
+	to.AssigneeID, to.AssigneeName = one.ID, one.Name
+	return true, nil
+}
+
+// fallBack is for a task that the rules have found nobody for.
+func (e executor) fallBack(ctx context.Context, rules *jobs.AssignmentRules, to *jobs.Assignment) {
+	switch {
+	case rules.Group != "":
+		to.GroupID = rules.Group
+	case rules.DefaultAssignee != "":
+		to.AssigneeID, to.AssigneeName = rules.DefaultAssignee, e.name(ctx, rules.DefaultAssignee)
+	default:
+		to.GroupID = rules.DefaultGroup
+	}
+}
+
+// weighed is people with what they have to do. Tasks that are assigned in the same
+// moment do not see each other. Where it cannot be known, all have nothing.
+func (e executor) weighed(ctx context.Context, people []Person) []Person {
+	ids := make([]string, len(people))
+	for i, one := range people {
+		ids[i] = one.ID
+	}
+	open, err := e.workload.OpenTasks(ctx, ids)
+	if err != nil {
+		return people
+	}
+	out := slices.Clone(people) // the directory remembers its answer
+	for i := range out {
+		out[i].open = open[out[i].ID]
+	}
+	return out
+}
+
+// idlest are those who have the least to do.
+func idlest(people []Person) []Person {
+	least := slices.MinFunc(people, func(a, b Person) int { return a.open - b.open }).open
+	return slices.DeleteFunc(slices.Clone(people), func(one Person) bool { return one.open > least })
+}
+
 func nobody(why string) *jobs.Failure {
 	no := false
 	return &jobs.Failure{Code: "ASSIGNMENT_ERROR", Message: why, Retryable: &no}
-}
-
-// someone picks one of the role's people, a different one for different tasks.
-func (e executor) someone(ctx context.Context, rules *jobs.AssignmentRules, job jobs.Job) (id, name string) {
-	people, err := e.directory.ByRole(ctx, rules.Role, rules.Skills)
-	if err != nil || len(people) == 0 {
-		return "", ""
-	}
-	one := people[int(job.TaskID[15])%len(people)]
-	return one.ID, one.Name
 }
 
 // name falls back to the id: who it is matters, what they are called does not.
