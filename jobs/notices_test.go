@@ -436,6 +436,20 @@ func TestStopLeavesANoticeToAnother(t *testing.T) {
 	require.Empty(t, stuck.told())
 }
 
+// What a process was at when it was killed is done by another, a minute later.
+func TestWhatAKilledProcessHeldIsDoneByAnother(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, age := range []string{"2 minutes", "10 seconds"} {
+		b.open(Assignment{AssigneeID: age})
+		b.exec(`UPDATE river_job SET state = 'running', attempt = 1, attempted_at = now() - $1::interval, attempted_by = '{gone}'
+			WHERE kind = 'notice.deadline' AND state = 'available'`, age)
+	}
+	p := &post{}
+	b.notices(p)
+	b.tells(p, "2 minutes assigned 0 in-app")
+}
+
 func TestOldNoticesAreForgotten(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
