@@ -60,7 +60,7 @@ func numbers(v any) any {
 	return v
 }
 
-// ErrTooLarge: what an expression has written is larger than 1 MiB.
+// ErrTooLarge says that what an expression has written is larger than 1 MiB.
 var ErrTooLarge = errors.New("output larger than 1 MiB")
 
 // Encoder writes values as JSON. It stops at 1 MiB: a list may hold one large value

@@ -16,7 +16,7 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-// ErrCost: an expression costs more than it may.
+// ErrCost says that an expression costs more than it may.
 var ErrCost = errors.New("costs more than an expression may")
 
 // maxPrograms are kept compiled; a definition has a handful.

@@ -79,12 +79,9 @@ func (e executor) decide(ctx context.Context, rules *jobs.AssignmentRules, job j
 		to.AssigneeID, to.AssigneeName = id, e.name(ctx, id)
 		return true, nil
 	}
-	var people []Person
-	if rules.Role != "" {
-		var err error
-		if people, err = e.directory.ByRole(ctx, rules.Role, rules.Skills); err != nil {
-			return false, nil // it is away, and remembers nothing: the defaults are for that
-		}
+	people, there := e.withRole(ctx, rules)
+	if !there {
+		return false, nil
 	}
 	if rules.Expression != "" || rules.Strategy == jobs.LeastLoaded {
 		people = e.weighed(ctx, people)
@@ -102,6 +99,16 @@ func (e executor) decide(ctx context.Context, rules *jobs.AssignmentRules, job j
 	one := people[int(job.TaskID[15])%len(people)]
 	to.AssigneeID, to.AssigneeName = one.ID, one.Name
 	return true, nil
+}
+
+// withRole are those whom the rules' role and skills find. False: the directory is
+// away and remembers nothing, which is what the defaults are for.
+func (e executor) withRole(ctx context.Context, rules *jobs.AssignmentRules) ([]Person, bool) {
+	if rules.Role == "" {
+		return nil, true
+	}
+	people, err := e.directory.ByRole(ctx, rules.Role, rules.Skills)
+	return people, err == nil
 }
 
 // fallBack is for a task that the rules have found nobody for.
