@@ -247,6 +247,8 @@ func limit(r huma.Registry) {
 		at("AssignmentRules", member).Items.MaxLength = new(256)
 	}
 	at("SOAPCall", "order").Items.MaxLength = new(128)
+	told := at("Escalation", "notify").Items
+	told.MinLength, told.MaxLength = new(1), new(256)
 	at("DequeueSelection", "taskDefinitionIds").Items.MaxLength = new(128)
 	for _, s := range r.Map() {
 		s.PrecomputeMessages()

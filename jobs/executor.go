@@ -177,7 +177,7 @@ var Channels = []string{"in-app", "email", "push", "chat"}
 
 // Notifications says how whoever has a manual task is told of it.
 type Notifications struct {
-	Channels []string `json:"channels,omitempty" maxItems:"4" enum:"in-app,email,push,chat" doc:"In order of preference: the next is tried where one is down. Default in-app."`
+	Channels []string `json:"channels,omitempty" maxItems:"4" doc:"In order of preference: the next is tried where one is down. Default in-app."`
 	Template string   `json:"template,omitempty" maxLength:"128" doc:"For all of the task's notices. Default task-assigned, task-reminder, task-overdue and task-escalated."`
 }
 
