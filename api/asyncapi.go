@@ -283,26 +283,29 @@ func ref(component string) map[string]any { return map[string]any{"$ref": "#/com
 // attributes are those of CloudEvents that travel as headers.
 func attributes() map[string]any {
 	return map[string]any{
-		"ce-specversion":     header("The version of CloudEvents.", "enum", []any{"1.0"}),
+		"ce-specversion":     bound("enum", []any{"1.0"}, "The version of CloudEvents."),
 		"ce-id":              header("The envelope's id."),
 		"ce-type":            header("The envelope's type."),
 		"ce-source":          header("The envelope's metadata.source."),
-		"ce-time":            header("The envelope's timestamp.", "format", "date-time"),
-		"ce-datacontenttype": header("Of the body.", "enum", []any{"application/json"}),
-		"ce-subject":         header("The task's id.", "format", "uuid"),
+		"ce-time":            bound("format", "date-time", "The envelope's timestamp."),
+		"ce-datacontenttype": bound("enum", []any{"application/json"}, "Of the body."),
+		"ce-subject":         bound("format", "uuid", "The task's id."),
 		"ce-correlationid":   header("The task's correlation id."),
-		"ce-sequence":        header("The number of the move within the task; compares as text.", "pattern", "^[0-9]{10}$"),
+		"ce-sequence":        bound("pattern", "^[0-9]{10}$", "The number of the move within the task; compares as text."),
 		"ce-traceparent":     header("The span that asked for the task, if there was one."),
 		"traceparent":        header("The same, for those who look there."),
 		"Nats-Msg-Id":        header("By which the stream knows a repetition."),
 	}
 }
 
-func header(description string, more ...any) map[string]any {
-	h := map[string]any{"type": "string", "description": description}
-	for i := 0; i < len(more); i += 2 {
-		h[more[i].(string)] = more[i+1]
-	}
+func header(description string) map[string]any {
+	return map[string]any{"type": "string", "description": description}
+}
+
+// bound is a header that is not any text.
+func bound(by string, to any, description string) map[string]any {
+	h := header(description)
+	h[by] = to
 	return h
 }
 

@@ -49,9 +49,7 @@ func TestMaintenanceEndsWithAWord(t *testing.T) {
 	r := b.work(noop(does(`{}`, nil)), func(cfg *RunnerConfig) { cfg.Poll = time.Hour })
 	task := b.create()
 	waitFor(t, "its lane to have looked in vain", func() bool { return len(r.places[0].woken) == 0 })
-	waitFor(t, "it to listen", func() bool {
-		return ask[int](b, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN tes_shutdown'") > 0
-	})
+	b.listens()
 	b.maintain(false, LaneAutomated)
 	b.becomes(task.TaskID, Completed)
 }

@@ -286,7 +286,7 @@ func (r *Runner) hear(ctx context.Context) error {
 		defer cancel()
 		_ = own.Close(bye)
 	}()
-	for _, channel := range []string{channelLane, channelCancel, channelDefinition, channelShutdown} {
+	for _, channel := range []string{channelShutdown, channelLane, channelCancel, channelDefinition} {
 		if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
 			return fmt.Errorf("listen to %s: %w", channel, err)
 		}

@@ -71,9 +71,9 @@ func TestShutdownOrderIsForWhoWasThere(t *testing.T) {
 	require.True(t, b.order("old", "p-late", func(o *ShutdownOrder) { o.At = time.Now().Add(-time.Hour) }))
 
 	// Its ears are cut off; what is said meanwhile it reads when they are back.
-	cut := "SELECT count(pg_terminate_backend(pid))::int FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN tes_shutdown' AND state = 'idle'"
+	cut := "SELECT count(pg_terminate_backend(pid))::int FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN tes_definition' AND state = 'idle'"
 	waitFor(t, "both to listen", func() bool {
-		return ask[int](b, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN tes_shutdown' AND state = 'idle'") >= 2
+		return ask[int](b, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN tes_definition' AND state = 'idle'") >= 2
 	})
 	require.GreaterOrEqual(t, ask[int](b, cut), 2)
 	b.exec("INSERT INTO shutdown_order (event_id, said_at, target, reason, actor) VALUES ('unheard', now(), 'p-late', '', 'ops')")
