@@ -16,6 +16,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 	"github.com/seed-3f7a0631/tes/jobs"
 	manually "github.com/seed-3f7a0631/tes/jobs/manual"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // people are the User Service and the Notification Service, as cmd joins them.
@@ -44,7 +45,7 @@ func (p people) Notify(ctx context.Context, n jobs.Notice) error {
 func (b *testBundle) neighbours(t *testing.T) (people, *peertest.Server) {
 	t.Helper()
 	there := startAuth(t)
-	n, err := peer.New(peer.Config{BaseURL: there.URL(), Policy: peer.Policy{Retries: -1, MinExecutions: 1000}})
+	n, err := peer.New(peer.Config{BaseURL: there.URL(), Policy: retry.Policy{Retries: -1, MinExecutions: 1000}})
 	require.NoError(t, err)
 	t.Cleanup(n.Close)
 	return people{n}, there

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 const (
@@ -150,7 +151,7 @@ func (r *courier) settle(ctx context.Context) error {
 		p.GivenUps = append(p.GivenUps, t.givenUp)
 		p.Waits = append(p.Waits, t.wait.Seconds())
 		p.Problems = append(p.Problems, t.problem)
-		if t.away && !t.host.breaker.IsClosed() {
+		if t.away && t.host.breaker.Status().State != retry.Closed {
 			away[t.host] = t.problem
 		}
 	}

@@ -46,12 +46,12 @@ func updateOf(row db.CallbackClaimRow) (update, error) {
 func (c *Callbacks) deliver(ctx context.Context, t trip) trip {
 	for _, u := range t.updates {
 		// The others wait as they are: their host is not there, or there is no time left.
-		if time.Now().After(t.until) || ctx.Err() != nil || !t.host.breaker.TryAcquirePermit() {
+		if time.Now().After(t.until) || ctx.Err() != nil || !t.host.breaker.Allow() {
 			return t
 		}
 		err := c.call(ctx, t.address, u)
 		if err == nil {
-			t.host.breaker.RecordSuccess()
+			t.host.breaker.Done(nil)
 			c.taken.Add(1)
 			t.told, t.tries = u.seq, 0
 			continue
@@ -75,10 +75,10 @@ func (c *Callbacks) failed(t trip, u update, err error) trip {
 	longest, final := c.cfg.BackoffMax, false
 	var refused *Refused
 	if errors.As(err, &refused) {
-		t.host.breaker.RecordSuccess() // it is there
+		t.host.breaker.Done(nil) // it is there
 		longest, final = c.cfg.RefusedMax, refused.Final
 	} else {
-		t.host.breaker.RecordFailure()
+		t.host.breaker.Done(err)
 		t.away = true
 	}
 	t.tries++

@@ -3,37 +3,26 @@ package outbox
 import (
 	"time"
 
-	"github.com/failsafe-go/failsafe-go/circuitbreaker"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // host is what this process knows of one host that is called back. The breaker is the
 // interface document's for service calls: it opens when 30 % of the calls fail.
 type host struct {
 	name    string
-	breaker circuitbreaker.CircuitBreaker[any]
+	breaker *retry.Breaker
 	out     int       // trips to it; owned by the courier's loop
 	seen    time.Time // last time it was used; owned by the courier's loop
 }
 
-// The breaker's window, and how many calls must be in it before the rate means
-// anything.
-const (
-	failureRate   = 0.3
-	failureWindow = 30 * time.Second
-	fewestCalls   = 10
-)
-
 func (r *courier) host(name string) *host {
 	h := r.hosts[name]
 	if h == nil {
-		h = &host{name: name, breaker: circuitbreaker.NewBuilder[any]().
-			WithFailureRateThreshold(failureRate, fewestCalls, failureWindow).
-			WithDelay(r.cfg.OpenFor).
-			WithSuccessThreshold(1).
-			OnStateChanged(func(e circuitbreaker.StateChangedEvent) {
-				r.cfg.Logger.Info("a callback host's breaker", "host", name, "was", e.OldState.String(), "now", e.NewState.String())
-			}).
-			Build()}
+		policy := retry.ServiceCalls
+		policy.OpenFor = r.cfg.OpenFor
+		h = &host{name: name, breaker: retry.NewBreaker(name, policy, func(now retry.Status) {
+			r.cfg.Logger.Info("a callback host's breaker", "host", now.Name, "now", now.State)
+		})}
 		r.hosts[name] = h
 	}
 	h.seen = time.Now()
@@ -43,9 +32,9 @@ func (r *courier) host(name string) *host {
 // room is how many more trips may go there.
 func (h *host) room(most int) int {
 	switch {
-	case h.breaker.IsClosed():
+	case h.breaker.Status().State == retry.Closed:
 		return most - h.out
-	case h.out > 0 || h.breaker.RemainingDelay() > 0:
+	case h.out > 0 || h.breaker.Rest() > 0:
 		return 0
 	}
 	return 1 // it is tried

@@ -33,7 +33,7 @@ var doors = map[string][]string{
 	"github.com/riverqueue/river":    {"jobs", "cmd/tes", "sql/migrations"},
 	"riverqueue.com/riverui":         {"cmd/tes"},
 	"github.com/alecthomas/kong":     {"cmd/tes"},
-	"github.com/failsafe-go/":        {"outbox/retry", "outbox"},
+	"github.com/failsafe-go/":        {"outbox/retry"},
 	"cel.dev/":                       {"jobs/cel"},
 	"github.com/rickar/cal":          {"jobs/calendar"},
 	"github.com/santhosh-tekuri/":    {"jobs"},
