@@ -74,11 +74,14 @@ type restingLane struct {
 // Starting answers while there is no API yet: the process runs, and is not ready.
 func Starting() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/livez" {
+		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path}
+		header := w.Header()
+		header["X-Request-Id"], header["X-Content-Type-Options"], header["Cache-Control"] = []string{c.id}, noSniff, noStore
+		if c.path == "/livez" {
 			writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
 			return
 		}
-		writeProblem(&call{ResponseWriter: w, id: requestID(r), path: r.URL.Path}, unavailable("the process is starting"))
+		writeProblem(c, unavailable("the process is starting"))
 	})
 }
 
