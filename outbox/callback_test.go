@@ -310,6 +310,8 @@ func TestKilledBetweenCallAndMark(t *testing.T) {
 	// It was only asleep, and wakes while the next update is on its way, in a row that
 	// looks like the one it had: its claim is over and changes nothing.
 	entered, let := make(chan struct{}), make(chan struct{})
+	free := sync.OnceFunc(func() { close(let) })
+	t.Cleanup(free)
 	o.answers(func(*http.Request, string, string) int { entered <- struct{}{}; <-let; return 200 })
 	b.moves(task, 0, "redriven", "started")
 	receive(t, entered)
@@ -318,7 +320,7 @@ func TestKilledBetweenCallAndMark(t *testing.T) {
 	awake()
 	bury()
 	require.Equal(t, before, ask[string](b, row))
-	close(let)
+	free()
 	b.allTold()
 	require.Equal(t, []string{first, first, third, outbox.EventID(task, 5).String()}, o.taken(task))
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM callback_given_up"))
