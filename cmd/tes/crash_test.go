@@ -337,6 +337,13 @@ func holdRules(t *testing.T, dsn string, ears *recorder) {
 		require.NoError(t, err, rule.rule)
 		require.Empty(t, broken, rule.rule)
 	}
+	holdTold(t, dsn, ears)
+}
+
+// holdTold holds the database, and what was heard, against everything that tes check
+// knows, while tasks are open.
+func holdTold(t *testing.T, dsn string, ears *recorder) {
+	t.Helper()
 	code, stdout, stderr := tes(t, environ("TES_DATABASE_URL="+dsn), "check", "--grace", "5s", "--ledger", ears.write(t))
 	require.Equal(t, exitOK, code, "%s\n%s", stdout, stderr)
 }
