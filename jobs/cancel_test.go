@@ -106,7 +106,7 @@ func TestCancelOfAScheduledRetry(t *testing.T) {
 
 var (
 	seed      = flag.Uint64("seed", 1, "what chance decides in the tests of this kind")
-	endRounds = flag.Int("end-rounds", 2000, "how many tasks TestEndsRaceToOne ends")
+	endRounds = flag.Int("end-rounds", 1000, "how many tasks TestEndsRaceToOne ends")
 )
 
 // dice are those of one of many that throw at once.
@@ -134,6 +134,7 @@ func TestEndsRaceToOne(t *testing.T) {
 	begun := time.Now()
 	b := setup(t)
 	other := join(t, b.pool, "p2")
+	b.ctx, other.ctx = t.Context(), t.Context() // a long form takes longer than a test may
 	executors := map[string]Registration{
 		"manual": assigning("ann")["manual"],
 		"noop": {Executor: ExecutorFunc(func(ctx context.Context, job Job) (Result, error) {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,13 +33,15 @@ var cuts = flag.Int("cuts", 200, "how many commits TestConnectionsCutMidCommit c
 type witness struct {
 	mu   sync.Mutex
 	cut  map[string]int // by statement; guarded by mu
-	made atomic.Int64   // those that were answered
+	made map[string]int // those that were answered; guarded by mu
 }
 
 type commits struct{}
 
+var writes = []string{"TaskCreate", "TaskComplete", "TaskMove"}
+
 func (w *witness) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	for _, name := range []string{"TaskCreate", "TaskComplete", "TaskMove"} {
+	for _, name := range writes {
 		if strings.HasPrefix(data.SQL, "-- name: "+name+" ") {
 			return context.WithValue(ctx, commits{}, name)
 		}
@@ -48,13 +51,15 @@ func (w *witness) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Tra
 
 func (w *witness) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
 	name, ok := ctx.Value(commits{}).(string)
+	if !ok {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	switch {
-	case !ok:
 	case data.Err == nil:
-		w.made.Add(1)
+		w.made[name]++
 	case away(data.Err):
-		w.mu.Lock()
-		defer w.mu.Unlock()
 		w.cut[name]++
 	}
 }
@@ -66,6 +71,12 @@ func (w *witness) cuts() (n int, by map[string]int) {
 		n += k
 	}
 	return n, maps.Clone(w.cut)
+}
+
+func (w *witness) answered() map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.made)
 }
 
 // network is a network between a process and its database. It is another one after
@@ -86,7 +97,7 @@ func behindNetwork(t *testing.T) (direct, far *testBundle, n *network) {
 	direct = setup(t)
 	bridge := newProxy(t, direct.pool) // the database may listen on a socket only
 	n = &network{
-		t: t, server: toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), seen: &witness{cut: map[string]int{}},
+		t: t, server: toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), seen: &witness{cut: map[string]int{}, made: map[string]int{}},
 		listen: "127.0.0.1:0", upstream: bridge.listener.Addr().String(), ways: map[string]int{},
 	}
 	n.renew()
@@ -131,7 +142,8 @@ var toxics = []struct {
 }
 
 // cut makes the network toxic in some way until a commit has no answer, and renews it.
-// It returns when commits go through again.
+// It returns when commits of each kind go through again: who waits for the database
+// does so for longer each time, and would not be there in a shorter moment.
 func (n *network) cut(dice *rand.Rand) {
 	n.t.Helper()
 	toxic, direction := toxics[dice.IntN(len(toxics))], []string{"upstream", "downstream"}[dice.IntN(2)]
@@ -151,8 +163,11 @@ func (n *network) cut(dice *rand.Rand) {
 		return now > before || time.Now().After(soon) // it struck something else
 	})
 	n.renew()
-	made := n.seen.made.Load()
-	waitFor(n.t, "commits to go through", func() bool { return n.seen.made.Load() > made })
+	made := n.seen.answered()
+	waitFor(n.t, "commits to go through", func() bool {
+		now := n.seen.answered()
+		return !slices.ContainsFunc(writes, func(name string) bool { return now[name] == made[name] })
+	})
 }
 
 // load is what goes on while the network is cut: tasks are made under keys, every
@@ -236,6 +251,7 @@ func TestConnectionsCutMidCommit(t *testing.T) {
 	if testing.Short() {
 		most = min(most, 40)
 	}
+	b.ctx, far.ctx = t.Context(), t.Context() // a long form takes longer than a test may
 	l := &load{testBundle: far}
 	var enough, leave context.CancelFunc
 	l.stop, enough = context.WithCancel(b.ctx)
