@@ -78,7 +78,14 @@ func (f *fleet) launch() *member {
 		require.NoError(f.t, err)
 	}
 	p := startBuild(f.t, exe, env, "serve", "--http", "127.0.0.1:0")
-	return &member{p, serving(f.t, p)}
+	if f.arm == nil {
+		return &member{p, serving(f.t, p)}
+	}
+	url, dead := servingOrDead(f.t, p) // it may lead, and die of it, before it serves
+	if dead {
+		url = "http://" + nobodysPort(f.t)
+	}
+	return &member{p, url}
 }
 
 // any is one that was alive a moment ago.
@@ -243,10 +250,23 @@ func (f *fleet) check(tasks int, status string) object {
 	duplicates := f.ears.check(t, log, tasks)
 	return object{
 		"seed": *seed, "tasks": tasks, "lost": 0, "stuck": 0, "events": len(log), "eventsLost": 0, "duplicates": duplicates,
-		"webCalls": f.calls.Load(),
-		"byPeople": number(t, f.world.dsn, "SELECT count(*) FROM task WHERE status = 'COMPLETED' AND type = 'MANUAL'"),
-		"retries":  number(t, f.world.dsn, "SELECT count(*) FROM task_event WHERE type = 'retry'"),
 	}
+}
+
+// checkLanes checks a storm, which went over all lanes.
+func (f *fleet) checkLanes(tasks int) object {
+	t := f.t
+	t.Helper()
+	result := f.check(tasks, "COMPLETED")
+	result["webCalls"] = f.calls.Load()
+	for lane, sql := range map[string]string{
+		"byPeople": "SELECT count(*) FROM task WHERE status = 'COMPLETED' AND type = 'MANUAL'",
+		"retries":  "SELECT count(*) FROM task_event WHERE type = 'retry'",
+	} {
+		result[lane] = number(t, f.world.dsn, sql)
+		require.Positive(t, result[lane], lane)
+	}
+	return result
 }
 
 func say(t *testing.T, result object) {
@@ -263,13 +283,11 @@ func TestKills(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, setupServe(t, true))
 	tasks := f.storm(*kills, f.kill)
-	result, waits := f.check(tasks, "COMPLETED"), f.pickups()
+	result, waits := f.checkLanes(tasks), f.pickups()
 	result["kills"], result["leasesExpired"] = *kills, len(waits)
 	result["pickupP50Ms"], result["pickupP99Ms"] = quantile(waits, 0.5).Milliseconds(), quantile(waits, 0.99).Milliseconds()
 	say(t, result)
 	require.NotEmpty(t, waits, "nothing was in the middle")
-	require.Positive(t, result["byPeople"])
-	require.Positive(t, result["retries"])
 	require.LessOrEqual(t, quantile(waits, 0.99), pickupLimit)
 }
 
@@ -280,7 +298,7 @@ func TestStops(t *testing.T) {
 	f := startFleet(t, setupServe(t, true))
 	var longest time.Duration
 	tasks := f.storm(*stops, func(which int) { longest = max(longest, f.stop(which)) })
-	result := f.check(tasks, "COMPLETED")
+	result := f.checkLanes(tasks)
 	result["stops"], result["longestStopMs"] = *stops, longest.Milliseconds()
 	say(t, result)
 	require.Empty(t, f.pickups(), "no lease ran out")
@@ -319,7 +337,7 @@ func TestPostgresRestarts(t *testing.T) {
 		pg = start()
 		require.Equal(t, url, pg.URL())
 	})
-	result := f.check(tasks, "COMPLETED")
+	result := f.checkLanes(tasks)
 	result["restarts"] = *restarts
 	say(t, result)
 }

@@ -72,10 +72,19 @@ func setupServeOn(t *testing.T, dsn string, external bool) *served {
 // serving waits until serve says in its log where it is.
 func serving(t *testing.T, p *program) (apiURL string) {
 	t.Helper()
+	apiURL, ended := servingOrDead(t, p)
+	require.False(t, ended, "serve has ended: %d\n%s", p.code, p.stderr)
+	return apiURL
+}
+
+// servingOrDead also takes that it has ended.
+func servingOrDead(t *testing.T, p *program) (apiURL string, ended bool) {
+	t.Helper()
 	eventually(t, patience, func() error {
 		select {
 		case <-p.done:
-			require.FailNow(t, "serve has ended", "%d\n%s", p.code, p.stderr)
+			ended = true
+			return nil
 		default:
 		}
 		for line := range strings.Lines(p.stderr.String()) {
@@ -87,7 +96,7 @@ func serving(t *testing.T, p *program) (apiURL string) {
 		}
 		return errors.New("serve does not say where it is")
 	})
-	return apiURL
+	return apiURL, ended
 }
 
 // heard are the events of a bus, by the task, in their order.
