@@ -85,6 +85,9 @@ func (b *bench) httpService() (h *httpService, token string, err error) {
 	cfg := b.cfg
 	cfg.DatabaseURL, cfg.HTTP, cfg.NeighboursURL = b.server.url(name), "127.0.0.1:0", standins.URL()
 	cfg.AuthURL, cfg.IntegrationURL, cfg.UserURL = "", "", ""
+	if cfg.Observability == "" {
+		cfg.Observability = "off" // bare River makes no spans either; docs/decisions/0010 has what they cost
+	}
 	// serve writes a line a request; so does this, to nowhere.
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
 	if h.service, err = startService(b.ctx, cfg, surroundings{bus: bus, sharedBus: true, log: log}); err != nil {
