@@ -205,6 +205,35 @@ func TestEventPublishingOpensTheBreakerAtHalf(t *testing.T) {
 	require.Equal(t, eventIDs(task, 20), b.bus.deliveredIDs())
 }
 
+// A bus that cannot even say how far it has come is away: it is asked as the table
+// says, and not as often as the database.
+func TestEventPublishingCountsATailThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.flush(b.task())
+	bus := &deafBus{memoryBus: b.bus}
+	bus.deaf.Store(true)
+	r := b.relay(bus, func(cfg *outbox.RelayConfig) { cfg.Retry.Retries, cfg.Retry.OpenFor = 3, time.Hour })
+	waitFor(t, "the breaker to open", func() bool { return r.Breaker().Status().State == retry.Open })
+	require.EqualValues(t, 4, r.Failures())
+	bus.deaf.Store(false)
+	r.Recheck()
+	b.told()
+}
+
+// deafBus does not answer questions about its stream.
+type deafBus struct {
+	*memoryBus
+	deaf atomic.Bool
+}
+
+func (d *deafBus) Tail(ctx context.Context) (uint64, time.Time, error) {
+	if d.deaf.Load() {
+		return 0, time.Time{}, errors.New("away")
+	}
+	return d.memoryBus.Tail(ctx)
+}
+
 // A bus that says it is back is not kept waiting for.
 func TestReconnectedBusIsTriedThroughTheOpenBreaker(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ const keepHours = 24
 func (r *Relay) verifyTail(ctx context.Context, q *db.Queries) error {
 	end, created, err := r.bus.Tail(ctx)
 	if err != nil {
-		return fmt.Errorf("read the stream's tail: %w", err)
+		return &busError{fmt.Errorf("read the stream's tail: %w", err)}
 	}
 	survived, err := r.surviving(ctx, q, created)
 	if err != nil {
@@ -95,7 +95,7 @@ func (r *Relay) holds(ctx context.Context, q *db.Queries, round db.OutboxRoundsR
 	}
 	id, err := r.bus.Stored(ctx, uint64(round.LastSeq))
 	if err != nil {
-		return false, fmt.Errorf("read the stream at %d: %w", round.LastSeq, err)
+		return false, &busError{fmt.Errorf("read the stream at %d: %w", round.LastSeq, err)}
 	}
 	return id == want[len(want)-1].ID, nil
 }
