@@ -33,6 +33,10 @@ const (
 	busUnsynced = "bus without sync"
 )
 
+// brokenTag is the build tag behind which the edited files stand: should one ever come
+// into an ordinary build, that does not compile.
+const brokenTag = "tesbroken"
+
 // edits are all in which the sabotaged build differs. The ordinary build has no hook
 // for any of it.
 var edits = []edit{
@@ -113,7 +117,7 @@ var sabotagedBuild = sync.OnceValues(func() (exe string, err error) {
 	}
 	// A test binary too, for the sake of its leash.
 	exe = filepath.Join(sabotagedDir, "tes.test")
-	said, err := exec.Command("go", "test", "-c", "-overlay", list, "-o", exe, ".").CombinedOutput()
+	said, err := exec.Command("go", "test", "-c", "-tags", brokenTag, "-overlay", list, "-o", exe, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the sabotaged tes: %w\n%s", err, said)
 	}
@@ -130,7 +134,7 @@ func sabotagedSources(root string) (map[string]string, error) {
 			if err != nil {
 				return nil, err
 			}
-			text = strings.Replace(string(raw), "\nimport (\n", "\nimport (\n\t\""+module+"cmd/tes/testdata/sabotage\"\n", 1)
+			text = "//go:build " + brokenTag + "\n\n" + strings.Replace(string(raw), "\nimport (\n", "\nimport (\n\t\""+module+"cmd/tes/testdata/sabotage\"\n", 1)
 		}
 		if strings.Count(text, e.was) != 1 {
 			return nil, fmt.Errorf("%s does not have this once, it has changed: %s", e.file, e.was)
