@@ -174,6 +174,11 @@ func TestDeadLettersKeepTenantsApart(t *testing.T) {
 	_, err = b.ReleaseLease(b.ctx, "a", lease.Token, 0, "")
 	require.NoError(t, err)
 	require.Empty(t, b.dequeue("handler", letters, func(req *LeaseRequest) { req.Tenant = "a" }), "it is paused")
+	b.exec("UPDATE river_queue SET paused_at = NULL")
+	b.maintain(true, LaneDeadLetter)
+	require.Empty(t, b.dequeue("handler", letters, func(req *LeaseRequest) { req.Tenant = "a" }), "it is in maintenance")
+	b.maintain(false, LaneDeadLetter)
+	require.Len(t, b.dequeue("handler", letters, func(req *LeaseRequest) { req.Tenant = "a" }), 1)
 }
 
 // Handlers race for dead letters, and redrives race with them: each letter ends once.

@@ -10,6 +10,7 @@ WITH free AS MATERIALIZED (
         AND j.kind = 'task.deadletter'
         AND j.scheduled_at <= now()
         AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = 'task-execution-deadletter' AND q.paused_at IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = 'task-execution-deadletter' AND (m.until IS NULL OR m.until > now()))
         AND EXISTS (
             SELECT
             FROM task t
