@@ -56,14 +56,6 @@ func newAnswer(name string, status int, body []byte) *answer {
 	return a
 }
 
-// retryableCodes are worth another attempt unless the answer says otherwise.
-var retryableCodes = map[string]bool{
-	"CONNECTION_ERROR":    true,
-	"TIMEOUT_ERROR":       true,
-	"RATE_LIMIT_ERROR":    true,
-	"SERVICE_UNAVAILABLE": true,
-}
-
 // refused is nil for a 2xx answer that is no error document, else the
 // *jobs.Failure that it amounts to.
 func (a *answer) refused() error {
@@ -80,7 +72,7 @@ func (a *answer) refused() error {
 }
 
 func (d *errorDocument) failure() *jobs.Failure {
-	retryable := retryableCodes[d.Error.Code]
+	retryable := jobs.RetryableCode(d.Error.Code)
 	if d.Error.Retryable != nil {
 		retryable = *d.Error.Retryable
 	}
