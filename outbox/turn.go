@@ -37,7 +37,7 @@ type turn struct {
 	over   chan struct{} // closed when the reader has gone: nobody wants acks any more
 
 	highest uint64 // sequence that was ever logged; owned by the reader
-	failed  error  // of the publisher, which has gone; owned by the reader
+	early   *ack   // came before the one ahead of it was noted; owned by the reader
 }
 
 // round is what some flushes left to tell.
@@ -122,8 +122,19 @@ func (t *turn) gather(ctx context.Context) {
 // or for something to do.
 func (t *turn) await(ctx context.Context, rounds chan round, next round, underWay *[]int64) (ack, error) {
 	none := ack{flushes: []int64{}}
-	if t.failed != nil {
-		return none, t.failed
+	acknowledged := func(a ack) (ack, error) {
+		if a.err != nil {
+			return none, a.err
+		}
+		*underWay = slices.DeleteFunc(*underWay, func(id int64) bool { return slices.Contains(a.flushes, id) })
+		if rounds != nil {
+			t.handOver(rounds, next, underWay)
+		}
+		return a, nil
+	}
+	if a := t.early; a != nil {
+		t.early = nil
+		return acknowledged(*a)
 	}
 	idle := rounds == nil && len(*underWay) == 0
 	var wake chan struct{}
@@ -132,48 +143,33 @@ func (t *turn) await(ctx context.Context, rounds chan round, next round, underWa
 	if idle {
 		wake, poll, stop = t.wake, time.After(t.cfg.Poll), ctx.Done()
 	}
-	for {
-		select {
-		case rounds <- next:
-			*underWay = append(*underWay, next.flushes...)
-			return none, nil
-		case a := <-t.acks:
-			if a.err != nil {
-				return none, a.err
-			}
-			*underWay = slices.DeleteFunc(*underWay, func(id int64) bool { return slices.Contains(a.flushes, id) })
-			if rounds == nil {
-				return a, nil
-			}
-			return t.handOver(a, rounds, next, underWay), nil
-		case <-wake:
-			return none, nil
-		case <-poll:
-			return none, nil
-		case <-stop:
-			return none, nil
-		}
+	select {
+	case rounds <- next:
+		*underWay = append(*underWay, next.flushes...)
+	case a := <-t.acks:
+		return acknowledged(a)
+	case <-wake:
+	case <-poll:
+	case <-stop:
 	}
+	return none, nil
 }
 
 // handOver keeps the publisher busy before its acknowledgement is noted: it takes the
-// next round at once. Unless it has gone: it may have taken another round meanwhile,
-// and failed with it, for the acknowledgement waited to be read.
-func (t *turn) handOver(a ack, rounds chan round, next round, underWay *[]int64) ack {
-	for {
-		select {
-		case rounds <- next:
-			*underWay = append(*underWay, next.flushes...)
-			return a
-		case b := <-t.acks:
-			if b.err != nil {
-				t.failed = b.err // told once the first acknowledgement is noted
-				return a
-			}
-			*underWay = slices.DeleteFunc(*underWay, func(id int64) bool { return slices.Contains(b.flushes, id) })
-			a = ack{flushes: append(a.flushes, b.flushes...), n: a.n + b.n, last: b.last}
+// next round at once. It may have told another meanwhile, for the acknowledgement waited
+// to be read. That one is noted after it and not with it: had the stream lost its tail
+// between the two, one place would speak for both.
+func (t *turn) handOver(rounds chan round, next round, underWay *[]int64) {
+	select {
+	case rounds <- next:
+	case a := <-t.acks:
+		t.early = &a
+		if a.err != nil {
+			return // the publisher has gone
 		}
+		rounds <- next
 	}
+	*underWay = append(*underWay, next.flushes...)
 }
 
 // maintain does now and then what a long lead needs.
