@@ -298,7 +298,10 @@ func (r *run) giveBack(why error, delay time.Duration) {
 // and lost leases are somebody else's by now, a stopping process gives back.
 func (r *run) interrupted(cause error) {
 	defer r.release()
-	if errors.Is(cause, ErrStopping) && !r.exec.Assigns {
+	switch {
+	case errors.Is(cause, ErrLeaseLost):
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "an attempt is given up: its lease was lost", "task", r.id(), "attempt", r.attempt())
+	case errors.Is(cause, ErrStopping) && !r.exec.Assigns:
 		r.giveBack(cause, 0)
 	}
 }
