@@ -52,7 +52,7 @@ func riverZombie(t *testing.T) object {
 	}
 	zombie := process("")
 	web.called(t, 1, job)
-	thaw := freeze(t, zombie)
+	body := freeze(t, zombie)
 	eventually(t, patience, func() error {
 		if row := state(); time.Since(*row.AttemptedAt) < riverRescue {
 			return errors.New("not stuck yet")
@@ -63,7 +63,7 @@ func riverZombie(t *testing.T) object {
 	web.called(t, 2, job)
 	require.EqualValues(t, 2, state().Attempt)
 	web.answer(http.StatusOK, 1, job)
-	thaw()
+	body.thaw()
 	eventually(t, patience, func() error {
 		if row := state(); row.State != rivertype.JobStateCompleted {
 			return fmt.Errorf("the job is %s", row.State)

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
@@ -103,21 +104,34 @@ func (w *patientWeb) answer(status, attempt int, tasks ...string) {
 	}
 }
 
-// freeze stops a process as ^Z does. thaw wakes it, two leases later at the earliest.
-func freeze(t *testing.T, p *program) (thaw func()) {
+// frozen is a process that was stopped.
+type frozen struct {
+	t  *testing.T
+	p  *program
+	at time.Time
+}
+
+// freeze stops a process as ^Z does.
+func freeze(t *testing.T, p *program) frozen {
 	t.Helper()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGSTOP))
-	at := time.Now()
-	return func() {
-		t.Helper()
-		eventually(t, patience, func() error {
-			if left := 2*zombieLease - time.Since(at); left > 0 {
-				return fmt.Errorf("it sleeps %v more", left)
-			}
-			return nil
-		})
-		require.NoError(t, p.cmd.Process.Signal(syscall.SIGCONT))
-	}
+	return frozen{t, p, time.Now()}
+}
+
+// sleeps waits until it has been stopped for two leases.
+func (f frozen) sleeps() {
+	f.t.Helper()
+	eventually(f.t, patience, func() error {
+		if left := 2*zombieLease - time.Since(f.at); left > 0 {
+			return fmt.Errorf("it sleeps %v more", left)
+		}
+		return nil
+	})
+}
+
+func (f frozen) thaw() {
+	f.t.Helper()
+	require.NoError(f.t, f.p.cmd.Process.Signal(syscall.SIGCONT))
 }
 
 // lateResult is what a process says when the fence refuses it.
@@ -156,12 +170,13 @@ func stopProcess(t *testing.T, exe string, env []string, woken func(*graveyard))
 	}
 	g.tasks = g.give(api, "call", *zombieTasks)
 	g.web.called(t, 1, g.tasks...)
-	thaw := freeze(t, zombie)
+	body := freeze(t, zombie)
 	g.live = serving(t, startBuild(t, exe, append(env, g.world.env...), "serve", "--http", "127.0.0.1:0"))
 	g.web.called(t, 2, g.tasks...)
 	g.web.answer(http.StatusOK, 1, g.tasks...)
-	g.web.answered(t, 1, g.tasks...) // before its heartbeat can tell the zombie that it is one
-	thaw()
+	g.web.answered(t, 1, g.tasks...)
+	body.sleeps()
+	g.wake(body)
 	eventually(t, patience, func() error {
 		if !strings.Contains(zombie.stderr.String(), lateResult) {
 			return errors.New("the zombie has not tried to write")
@@ -173,6 +188,32 @@ func stopProcess(t *testing.T, exe string, env []string, woken func(*graveyard))
 	settled(t, g.world.dsn)
 	g.late = strings.Count(zombie.stderr.String(), lateResult)
 	return g
+}
+
+// wake lets the zombie hand in a result before its heartbeat can tell it that it is one:
+// nobody may touch a lease until a statement that would end some is seen to wait.
+func (g *graveyard) wake(zombie frozen) {
+	t := g.t
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), g.world.dsn)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(t.Context(), "LOCK TABLE lease IN SHARE MODE"); err != nil {
+			return err
+		}
+		zombie.thaw()
+		return poll(t.Context(), patience, func() error {
+			// Not in tx: it would see the same activity for ever.
+			waiting, err := collect(t.Context(), g.world.dsn, pgx.RowTo[int], `
+				SELECT pid FROM pg_stat_activity
+				WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%TaskComplete%'`)
+			if err == nil && len(waiting) == 0 {
+				err = errors.New("the zombie has handed in no result")
+			}
+			return err
+		})
+	}))
 }
 
 func (g *graveyard) give(api, definition string, n int) (tasks []string) {
@@ -249,13 +290,14 @@ func (g *graveyard) stopWorker() (answers object) {
 	}
 	zombie := worker("zombie", zombieLease)
 	g.web.called(t, 1, tasks...)
-	thaw := freeze(t, zombie)
+	body := freeze(t, zombie)
 	live := worker("live", patience)
 	g.web.called(t, 2, tasks...)
 	g.web.answer(http.StatusOK, 2, tasks[1])
 	reaches(t, g.live, g.token, tasks[1], "COMPLETED")
 	g.web.answer(http.StatusOK, 1, tasks...)
-	thaw()
+	body.sleeps()
+	body.thaw()
 	require.Zero(t, zombie.wait(t, patience), zombie.stderr)
 	g.web.answer(http.StatusOK, 2, tasks[0])
 	require.Zero(t, live.wait(t, patience), live.stderr)
