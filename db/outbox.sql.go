@@ -14,16 +14,20 @@ import (
 )
 
 const outboxAdvance = `-- name: OutboxAdvance :many
-WITH told AS (
+WITH done AS (
+    SELECT unnest($1::bigint[]) AS id, unnest($4::bigint[]) AS last_seq
+),
+told AS (
     DELETE FROM outbox o
-    USING (SELECT unnest($1::bigint[]) AS id) done
+    USING done
     WHERE o.id = done.id
     RETURNING o.id, o.lo, o.hi
 ),
 logged AS (
     INSERT INTO outbox_published (id, lo, hi, last_seq)
-    SELECT told.id, told.lo, told.hi, $4
+    SELECT told.id, told.lo, told.hi, done.last_seq
     FROM told
+    JOIN done ON done.id = told.id
     ON CONFLICT (id) DO UPDATE SET last_seq = excluded.last_seq, published_at = now()
 )
 SELECT o.id, o.lo, o.hi
@@ -37,7 +41,7 @@ type OutboxAdvanceParams struct {
 	Told     []int64
 	UnderWay []int64
 	Flushes  int32
-	LastSeq  int64
+	LastSeqs []int64
 }
 
 type OutboxAdvanceRow struct {
@@ -47,14 +51,14 @@ type OutboxAdvanceRow struct {
 }
 
 // Logs what was told and says what comes next, oldest first, but for what is
-// under way already. By row, not by "the
-// last id seen": ids are handed out before they are committed.
+// under way already. By row, not by "the last id seen": ids are handed out before
+// they are committed.
 func (q *Queries) OutboxAdvance(ctx context.Context, arg OutboxAdvanceParams) ([]OutboxAdvanceRow, error) {
 	rows, err := q.db.Query(ctx, outboxAdvance,
 		arg.Told,
 		arg.UnderWay,
 		arg.Flushes,
-		arg.LastSeq,
+		arg.LastSeqs,
 	)
 	if err != nil {
 		return nil, err
@@ -302,13 +306,14 @@ func (q *Queries) OutboxRequeueRound(ctx context.Context, lastSeq int64) (int64,
 const outboxRounds = `-- name: OutboxRounds :many
 SELECT DISTINCT ON (p.last_seq) p.id, p.lo, p.hi, p.last_seq
 FROM outbox_published p
-WHERE p.last_seq >= $1
+WHERE p.last_seq >= $1 AND p.last_seq < $2
 ORDER BY p.last_seq DESC, p.id DESC
-LIMIT $2
+LIMIT $3
 `
 
 type OutboxRoundsParams struct {
 	FirstSeq int64
+	EndSeq   int64
 	Rounds   int32
 }
 
@@ -319,10 +324,10 @@ type OutboxRoundsRow struct {
 	LastSeq int64
 }
 
-// The newest published rounds that end at or after a sequence, newest first; each
-// by its last flush, whose last event the stream must hold there.
+// The newest published rounds that end at or after a sequence and before another,
+// newest first; each by its last flush, whose last event the stream must hold there.
 func (q *Queries) OutboxRounds(ctx context.Context, arg OutboxRoundsParams) ([]OutboxRoundsRow, error) {
-	rows, err := q.db.Query(ctx, outboxRounds, arg.FirstSeq, arg.Rounds)
+	rows, err := q.db.Query(ctx, outboxRounds, arg.FirstSeq, arg.EndSeq, arg.Rounds)
 	if err != nil {
 		return nil, err
 	}

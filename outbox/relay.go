@@ -186,7 +186,10 @@ func (r *Relay) lead(ctx context.Context) error {
 	defer r.leads.Store(false)
 	r.check.Store(true)
 
-	t := &turn{Relay: r, conn: held, q: q, rounds: make(chan round), acks: make(chan ack, 1), over: make(chan struct{})}
+	voice, hush := context.WithCancel(context.WithoutCancel(ctx))
+	defer hush()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastWords, hush) })()
+	t := &turn{Relay: r, conn: held, q: q, rounds: make(chan round), acks: make(chan ack, 1), over: make(chan struct{}), voice: voice}
 	var publisher sync.WaitGroup
 	publisher.Go(t.publish)
 	err = t.read(ctx)

@@ -330,6 +330,46 @@ func (b *testBundle) kill() {
 		WHERE l.locktype = 'advisory' AND d.datname = current_database()`))
 }
 
+// What no envelope can be made of is parked, and those behind it go on.
+func TestEventThatCannotBeWrittenIsParked(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.task()
+	broken := b.task()
+	b.flush(task)
+	b.flushUnspeakable(broken)
+	b.flush(task)
+	b.relay(b.bus)
+	b.told()
+	require.Equal(t, eventIDs(task, 2), b.bus.deliveredIDs())
+	require.Equal(t, broken, ask[uuid.UUID](b, "SELECT task_id FROM outbox_parked"))
+	require.Contains(t, ask[string](b, "SELECT reason FROM outbox_parked"), "year outside of range")
+}
+
+// silentBus takes everything and never answers.
+type silentBus struct {
+	*memoryBus
+	asked chan struct{}
+}
+
+func (s silentBus) Publish(ctx context.Context, _ []outbox.Message) (uint64, error) {
+	s.asked <- struct{}{}
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+// A round has as long as it takes, but for the last words of a relay that stops.
+func TestRelayStopsThoughTheBusIsSilent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.flush(b.task())
+	bus := silentBus{b.bus, make(chan struct{}, 1)}
+	r := b.relay(bus)
+	receive(t, bus.asked)
+	r.stop()
+	require.Equal(t, 1, ask[int](b, "SELECT count(*) FROM outbox"))
+}
+
 // Between the bus's yes and our note of it everything can happen. What is told again
 // is told with the same id and the same bytes.
 func TestRelayKilledBetweenPublishAndNote(t *testing.T) {

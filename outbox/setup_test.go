@@ -114,6 +114,19 @@ func (b *testBundle) flushOf(kind string, tasks ...uuid.UUID) {
 	}))
 }
 
+// flushUnspeakable commits an event of which no envelope can be made: in UTC its date
+// has five digits.
+func (b *testBundle) flushUnspeakable(task uuid.UUID) {
+	b.t.Helper()
+	b.exec(`
+		WITH moved AS (
+			INSERT INTO task_event (id, task_id, at, seq, attempt, type, was, now, actor, payload)
+			SELECT nextval('task_event_id_seq'), $1, now(), 1, 0, 'assigned', 'PENDING', 'ASSIGNED', 'p', '{"dueDate": "9999-12-31T23:59:59-01:00"}'
+			RETURNING id
+		)
+		INSERT INTO outbox (lo, hi) SELECT id, id + 1 FROM moved`, task)
+}
+
 func (b *testBundle) exec(sql string, args ...any) {
 	b.t.Helper()
 	_, err := b.pool.Exec(b.ctx, sql, args...)

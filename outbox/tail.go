@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -58,7 +59,7 @@ func (r *Relay) surviving(ctx context.Context, q *db.Queries, created time.Time)
 	case !known.Equal(created.Truncate(time.Microsecond)):
 		return 0, nil // another stream: it has none of it
 	}
-	rounds, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 0, Rounds: rememberedRounds})
+	rounds, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: math.MaxInt64, Rounds: rememberedRounds})
 	if err != nil {
 		return 0, fmt.Errorf("read the last publications: %w", err)
 	}
@@ -81,7 +82,7 @@ func (r *Relay) surviving(ctx context.Context, q *db.Queries, created time.Time)
 
 // holds says whether the stream still has the end of a round where it put it.
 func (r *Relay) holds(ctx context.Context, q *db.Queries, round db.OutboxRoundsRow) (bool, error) {
-	want, err := r.read(ctx, q, []db.OutboxAdvanceRow{{ID: round.ID, Lo: round.Lo, Hi: round.Hi}})
+	want, _, err := r.read(ctx, q, []db.OutboxAdvanceRow{{ID: round.ID, Lo: round.Lo, Hi: round.Hi}})
 	if err != nil {
 		return false, err
 	}
@@ -104,22 +105,29 @@ func (r *Relay) holds(ctx context.Context, q *db.Queries, round db.OutboxRoundsR
 // stream hands a sequence out twice only if it has lost what stood there, or if
 // the new round was partly told before. Call it before the new round is logged.
 func (r *Relay) verifyOverlap(ctx context.Context, q *db.Queries, first uint64) error {
-	rounds, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), Rounds: rememberedRounds})
-	if err != nil {
-		return fmt.Errorf("read the last publications: %w", err)
-	}
-	for _, round := range rounds {
-		holds, err := r.holds(ctx, q, round)
+	end := int64(math.MaxInt64)
+	for {
+		// All of them: what is not found now is passed by what comes next.
+		rounds, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), EndSeq: end, Rounds: rememberedRounds})
 		if err != nil {
-			return err
+			return fmt.Errorf("read the last publications: %w", err)
 		}
-		if holds {
-			continue
+		for _, round := range rounds {
+			holds, err := r.holds(ctx, q, round)
+			if err != nil {
+				return err
+			}
+			if holds {
+				continue
+			}
+			r.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "was_at", round.LastSeq)
+			if _, err := q.OutboxRequeueRound(ctx, round.LastSeq); err != nil {
+				return fmt.Errorf("requeue what the stream lost: %w", err)
+			}
 		}
-		r.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "was_at", round.LastSeq)
-		if _, err := q.OutboxRequeueRound(ctx, round.LastSeq); err != nil {
-			return fmt.Errorf("requeue what the stream lost: %w", err)
+		if len(rounds) < rememberedRounds {
+			return nil
 		}
+		end = rounds[len(rounds)-1].LastSeq
 	}
-	return nil
 }

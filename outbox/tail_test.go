@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -94,6 +96,92 @@ func TestLossBetweenTwoAcknowledgements(t *testing.T) {
 		return ask[int](b, "SELECT count(*) FROM outbox") == 0 && len(b.bus.ids()) == rounds
 	})
 	require.ElementsMatch(t, eventIDs(task, rounds), b.bus.ids())
+}
+
+// A flush that tells nothing has no place in the stream. Noted at the end of what was
+// told before it, it would be asked for that one, and have nothing to look for.
+func TestFlushThatToldNothingSpeaksForNoOther(t *testing.T) {
+	t.Parallel()
+	for name, flushes := range map[string][]string{
+		"a round of its own":     {"started", "", "released", ""},
+		"the last of a round":    {"started", "released", ""},
+		"the first of a round":   {"started", "", "released", "started", ""},
+		"before more is told":    {"started", "", "released", "", "started", ""},
+		"with what cannot be":    {"started", "", "unspeakable", ""},
+		"as the last that is so": {"started", "unspeakable", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			task, told := b.task(), 0
+			r := b.relay(b.bus, func(cfg *outbox.RelayConfig) { cfg.Poll = time.Hour })
+			waitFor(t, "the lead", r.Leads)
+			b.told()
+			for _, kind := range flushes {
+				switch kind {
+				case "":
+					r.Wake()
+					b.told()
+				case "unspeakable":
+					b.flushUnspeakable(b.task())
+				case "released":
+					b.flushOf(kind, b.task())
+				default:
+					b.flushOf(kind, task)
+					told++
+				}
+			}
+			b.bus.truncate(0)
+			r.Recheck()
+			waitFor(t, "everything to be told again", func() bool { return len(b.bus.ids()) == told })
+			b.told()
+			require.Equal(t, eventIDs(task, told), b.bus.ids())
+		})
+	}
+}
+
+// The bus comes back while an acknowledgement waits to be noted, and has lost what it
+// acknowledged.
+func TestLossOfWhatIsNotNotedYet(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.task()
+	r := b.relay(b.bus)
+	b.publishedRounds(r, task, 3)
+	var once sync.Once
+	b.bus.after = func() {
+		once.Do(func() {
+			b.bus.truncate(3)
+			r.Recheck()
+		})
+	}
+	b.flush(task)
+	r.Wake()
+	waitFor(t, "the fourth to be there", func() bool { return len(b.bus.ids()) == 4 })
+	b.told()
+	require.Equal(t, eventIDs(task, 4), b.bus.ids())
+}
+
+// A server of a cluster loses its tail, and our connection, which is to another, stays.
+// The next acknowledgement shows it, however much it was.
+func TestLongTailLostWithoutAReconnect(t *testing.T) {
+	t.Parallel()
+	const rounds = 600
+	b := setup(t)
+	task := b.task()
+	for range rounds {
+		b.flush(task)
+	}
+	r := b.relay(b.bus, func(cfg *outbox.RelayConfig) { cfg.Flushes = 1 })
+	b.told()
+	r.Recheck()
+	b.publishedRounds(r, task, 1) // and the check is behind it
+	b.bus.truncate(0)
+	b.flush(task)
+	r.Wake()
+	waitFor(t, "everything to be there", func() bool { return len(b.bus.ids()) == rounds+2 })
+	b.told()
+	require.ElementsMatch(t, eventIDs(task, rounds+2), b.bus.ids())
 }
 
 func TestAnotherStreamIsToldEverythingThatIsRemembered(t *testing.T) {

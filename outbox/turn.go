@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -34,25 +35,45 @@ type turn struct {
 	q      *db.Queries
 	rounds chan round
 	acks   chan ack
-	over   chan struct{} // closed when the reader has gone: nobody wants acks any more
+	over   chan struct{}   // closed when the reader has gone: nobody wants acks any more
+	voice  context.Context // of publishing; ends lastWords after the relay is asked to stop
 
-	highest uint64 // sequence that was ever logged; owned by the reader
-	early   *ack   // came before the one ahead of it was noted; owned by the reader
+	highest uint64    // sequence that was ever logged; owned by the reader
+	early   *ack      // came before the one ahead of it was noted; owned by the reader
+	forgot  time.Time // when old publications were; owned by the reader
 }
 
 // round is what some flushes left to tell.
 type round struct {
-	flushes []int64
+	flushes []db.OutboxAdvanceRow
 	batch   []told
 }
 
 // ack says what became of a round.
 type ack struct {
 	flushes []int64
-	n       int // messages
+	seqs    []int64 // the round's place in the stream; 0 for a flush that told nothing
+	n       int     // messages
 	last    uint64
 	err     error
 }
+
+// told is the acknowledgement of what was told of a round. A flush without a message
+// stands nowhere in the stream, and must not speak for what does.
+func (r round) told(batch []told, last uint64) ack {
+	a := ack{n: len(batch), last: last}
+	for _, flush := range r.flushes {
+		seq := int64(0)
+		if slices.ContainsFunc(batch, func(m told) bool { return m.row.ID >= flush.Lo && m.row.ID < flush.Hi }) {
+			seq = int64(last)
+		}
+		a.flushes, a.seqs = append(a.flushes, flush.ID), append(a.seqs, seq)
+	}
+	return a
+}
+
+// none acknowledges nothing. Its arrays are not nil, which SQL takes for NULL.
+var none = ack{flushes: []int64{}, seqs: []int64{}}
 
 // first is the place of the round's first message, had it been alone.
 func (a ack) first() uint64 { return a.last - min(a.last, uint64(a.n)) + 1 }
@@ -61,30 +82,16 @@ func (a ack) first() uint64 { return a.last - min(a.last, uint64(a.n)) + 1 }
 // the outbox is empty, or lastWords later.
 func (t *turn) read(ctx context.Context) error {
 	underWay := []int64{} // handed over, not told yet; not nil, which SQL takes for NULL
-	done := ack{flushes: []int64{}}
-	// A statement that is cut short takes the connection with it, and the lead.
-	work := context.WithoutCancel(ctx)
-	var asked, forgot time.Time
+	done := none
+	var asked time.Time
 	behind := false // the last look did not show all that waits
 	for {
 		if done.n >= busyRound && !behind {
 			t.gather(ctx)
 		}
-		if err := t.maintain(work, len(underWay) > 0, &forgot); err != nil {
-			return err
-		}
-		if done.n > 0 && done.first() <= t.highest {
-			if err := t.verifyOverlap(work, t.q, done.first()); err != nil {
-				return err
-			}
-		}
-		t.highest = max(t.highest, done.last)
-		// What was acknowledged is logged even if we are asked to stop.
-		rows, err := t.q.OutboxAdvance(work, db.OutboxAdvanceParams{
-			Told: done.flushes, LastSeq: int64(done.last), UnderWay: underWay, Flushes: t.cfg.Flushes,
-		})
+		rows, err := t.look(ctx, done, underWay)
 		if err != nil {
-			return fmt.Errorf("read the outbox: %w", err)
+			return err
 		}
 		behind = len(rows) == int(t.cfg.Flushes)
 		if ctx.Err() != nil && asked.IsZero() {
@@ -97,7 +104,7 @@ func (t *turn) read(ctx context.Context) error {
 		var rounds chan round // nil: nothing to hand over
 		// A check waits until nothing is under way, and nothing more sets out before.
 		if len(rows) > 0 && !t.check.Load() && (asked.IsZero() || time.Since(asked) <= lastWords) {
-			if next, err = t.prepare(work, rows); err != nil {
+			if next, err = t.prepare(ctx, rows); err != nil {
 				return err
 			}
 			rounds = t.rounds
@@ -106,6 +113,33 @@ func (t *turn) read(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// lookTime bounds what is asked of the database at a time: a host that vanished must
+// not keep the lead, and its process, for as long as TCP is patient.
+const lookTime = time.Minute
+
+// look logs what was told, even if we are asked to stop, and returns what comes next.
+func (t *turn) look(ctx context.Context, done ack, underWay []int64) ([]db.OutboxAdvanceRow, error) {
+	// A statement that is cut short takes the connection with it, and the lead.
+	ctx, enough := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+	defer enough()
+	if err := t.maintain(ctx, len(underWay)+done.n > 0); err != nil {
+		return nil, err
+	}
+	if done.n > 0 && done.first() <= t.highest {
+		if err := t.verifyOverlap(ctx, t.q, done.first()); err != nil {
+			return nil, err
+		}
+	}
+	t.highest = max(t.highest, done.last)
+	rows, err := t.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{
+		Told: done.flushes, LastSeqs: done.seqs, UnderWay: underWay, Flushes: t.cfg.Flushes,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox: %w", err)
+	}
+	return rows, nil
 }
 
 // gather lets more collect.
@@ -121,7 +155,6 @@ func (t *turn) gather(ctx context.Context) {
 // await hands a round over, or waits for the acknowledgement of the one under way,
 // or for something to do.
 func (t *turn) await(ctx context.Context, rounds chan round, next round, underWay *[]int64) (ack, error) {
-	none := ack{flushes: []int64{}}
 	acknowledged := func(a ack) (ack, error) {
 		if a.err != nil {
 			return none, a.err
@@ -145,7 +178,7 @@ func (t *turn) await(ctx context.Context, rounds chan round, next round, underWa
 	}
 	select {
 	case rounds <- next:
-		*underWay = append(*underWay, next.flushes...)
+		*underWay = append(*underWay, next.ids()...)
 	case a := <-t.acks:
 		return acknowledged(a)
 	case <-wake:
@@ -169,17 +202,17 @@ func (t *turn) handOver(rounds chan round, next round, underWay *[]int64) {
 		}
 		rounds <- next
 	}
-	*underWay = append(*underWay, next.flushes...)
+	*underWay = append(*underWay, next.ids()...)
 }
 
 // maintain does now and then what a long lead needs.
-func (t *turn) maintain(ctx context.Context, busy bool, forgot *time.Time) error {
+func (t *turn) maintain(ctx context.Context, busy bool) error {
 	if !busy && t.check.Swap(false) {
 		if err := t.verifyTail(ctx, t.q); err != nil {
 			t.check.Store(true)
 			return err
 		}
-		newest, err := t.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 0, Rounds: 1})
+		newest, err := t.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: math.MaxInt64, Rounds: 1})
 		if err != nil {
 			return fmt.Errorf("read the last publication: %w", err)
 		}
@@ -187,35 +220,48 @@ func (t *turn) maintain(ctx context.Context, busy bool, forgot *time.Time) error
 			t.highest = uint64(newest[0].LastSeq)
 		}
 	}
-	if time.Since(*forgot) > forgetEvery {
+	if time.Since(t.forgot) > forgetEvery {
 		if _, err := t.q.OutboxForget(ctx, keepHours); err != nil {
 			return fmt.Errorf("forget old publications: %w", err)
 		}
-		*forgot = time.Now()
+		t.forgot = time.Now()
 	}
 	return pgpool.Replan(ctx, t.conn)
 }
 
 // prepare reads a round and puts it into envelopes.
 func (t *turn) prepare(ctx context.Context, rows []db.OutboxAdvanceRow) (round, error) {
-	batch, err := t.Relay.read(ctx, t.q, rows)
+	ctx, enough := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+	defer enough()
+	batch, broken, err := t.Relay.read(ctx, t.q, rows)
 	if err != nil {
 		return round{}, err
 	}
-	next := round{batch: batch}
-	for _, row := range rows {
-		next.flushes = append(next.flushes, row.ID)
+	for _, event := range broken {
+		if err := t.park(ctx, t.q, event.row, event.why); err != nil {
+			return round{}, err
+		}
 	}
-	return next, nil
+	return round{rows, batch}, nil
+}
+
+func (r round) ids() []int64 {
+	ids := make([]int64, len(r.flushes))
+	for i, flush := range r.flushes {
+		ids[i] = flush.ID
+	}
+	return ids
 }
 
 // publish tells one round after the other. After a failure it tells no more: what
 // follows must not overtake.
 func (t *turn) publish() {
 	for next := range t.rounds {
-		last, err := t.tell(next.batch)
+		batch, last, err := t.tell(t.voice, next.batch)
+		a := next.told(batch, last)
+		a.err = err
 		select {
-		case t.acks <- ack{next.flushes, len(next.batch), last, err}:
+		case t.acks <- a:
 		case <-t.over:
 		}
 		if err != nil {
@@ -224,53 +270,50 @@ func (t *turn) publish() {
 	}
 }
 
-// tell publishes a batch and returns the sequence of its last message. The breaker
-// counts it by what the bus said.
-func (r *Relay) tell(batch []told) (uint64, error) {
-	if !r.breaker.Allow() {
-		return 0, &busError{fmt.Errorf("publish: %w", retry.ErrOpen)}
+// tell publishes a batch and returns what of it the bus has taken, and the sequence of
+// the last message. The breaker counts it by what the bus said.
+func (r *Relay) tell(ctx context.Context, batch []told) ([]told, uint64, error) {
+	if len(batch) == 0 {
+		return nil, 0, nil // moves for the audit trail alone
 	}
-	last, err := r.tellAll(batch)
+	if !r.breaker.Allow() {
+		return nil, 0, &busError{fmt.Errorf("publish: %w", retry.ErrOpen)}
+	}
+	batch, last, err := r.tellAll(ctx, batch)
 	var bus *busError
 	if errors.As(err, &bus) {
 		r.breaker.Done(bus)
 	} else {
 		r.breaker.Done(nil)
 	}
-	return last, err
+	return batch, last, err
 }
 
-func (r *Relay) tellAll(batch []told) (last uint64, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), publishTime)
-	defer cancel()
+// tellAll has no deadline of its own: the bus bounds each of its questions, and what a
+// broken round has left in the stream is stepped over message by message, which may
+// take longer than any deadline, and would begin anew after it.
+func (r *Relay) tellAll(ctx context.Context, batch []told) (_ []told, last uint64, err error) {
 	ctx, span := r.span(ctx, batch)
 	defer func() { endSpan(span, err) }()
 	for len(batch) > 0 {
 		last, err := r.bus.Publish(ctx, messages(batch))
 		if err == nil {
 			r.published.Add(int64(len(batch)))
-			return last, nil
+			return batch, last, nil
 		}
 		var never interface {
 			error
 			MessageID() string
 		}
 		if !errors.As(err, &never) {
-			return 0, &busError{fmt.Errorf("publish: %w", err)}
+			return nil, 0, &busError{fmt.Errorf("publish: %w", err)}
 		}
-		if batch, err = r.park(ctx, batch, never.MessageID(), never); err != nil {
-			return 0, err
+		if batch, err = r.setAside(ctx, batch, never.MessageID(), never); err != nil {
+			return nil, 0, err
 		}
 	}
-	last, _, err = r.bus.Tail(ctx)
-	if err != nil {
-		return 0, &busError{fmt.Errorf("read the stream's tail: %w", err)}
-	}
-	return last, nil
+	return nil, 0, nil
 }
-
-// publishTime bounds one round on its way; the next try begins with the same.
-const publishTime = 30 * time.Second
 
 // busError says that it was the bus that failed, and not the database.
 type busError struct{ error }
@@ -283,7 +326,8 @@ type told struct {
 	row db.OutboxEventsRow
 }
 
-func (r *Relay) read(ctx context.Context, q *db.Queries, rows []db.OutboxAdvanceRow) ([]told, error) {
+// read returns the messages of some flushes, and what cannot be made one.
+func (r *Relay) read(ctx context.Context, q *db.Queries, rows []db.OutboxAdvanceRow) (batch []told, broken []unspeakable, err error) {
 	var ask db.OutboxEventsParams
 	for _, row := range rows {
 		ask.Ids = append(ask.Ids, row.ID)
@@ -292,19 +336,25 @@ func (r *Relay) read(ctx context.Context, q *db.Queries, rows []db.OutboxAdvance
 	}
 	events, err := q.OutboxEvents(ctx, ask)
 	if err != nil {
-		return nil, fmt.Errorf("read events: %w", err)
+		return nil, nil, fmt.Errorf("read events: %w", err)
 	}
-	batch := make([]told, 0, len(events))
+	batch = make([]told, 0, len(events))
 	for _, row := range events {
 		m, ok, err := envelope(row)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
+		switch {
+		case err != nil:
+			broken = append(broken, unspeakable{row, err})
+		case ok:
 			batch = append(batch, told{m, row})
 		}
 	}
-	return batch, nil
+	return batch, broken, nil
+}
+
+// unspeakable is an event that no envelope can be made of, today or ever.
+type unspeakable struct {
+	row db.OutboxEventsRow
+	why error
 }
 
 func messages(batch []told) []Message {
@@ -315,17 +365,23 @@ func messages(batch []told) []Message {
 	return out
 }
 
-// park sets one event aside and returns the others.
-func (r *Relay) park(ctx context.Context, batch []told, id string, reason error) ([]told, error) {
+// setAside parks one event and returns the others.
+func (r *Relay) setAside(ctx context.Context, batch []told, id string, reason error) ([]told, error) {
 	for i, m := range batch {
-		if m.ID != id {
-			continue
+		if m.ID == id {
+			return append(batch[:i:i], batch[i+1:]...), r.park(ctx, db.New(r.pool), m.row, reason)
 		}
-		r.cfg.Logger.Error("relay: event parked, the bus can never take it", "event", m.ID, "task", m.row.TaskID, "reason", reason)
-		if err := db.New(r.pool).OutboxPark(ctx, db.OutboxParkParams{EventID: m.row.ID, TaskID: m.row.TaskID, Reason: reason.Error()}); err != nil {
-			return nil, fmt.Errorf("park event %s: %w", m.ID, err)
-		}
-		return append(batch[:i:i], batch[i+1:]...), nil
 	}
 	return nil, fmt.Errorf("publish: %w", reason)
+}
+
+// park keeps an event that can never be told where operators find it; those behind it
+// go on.
+func (r *Relay) park(ctx context.Context, q *db.Queries, row db.OutboxEventsRow, reason error) error {
+	id := EventID(row.TaskID, row.Seq)
+	r.cfg.Logger.Error("relay: event parked, it can never be told", "event", id, "task", row.TaskID, "reason", reason)
+	if err := q.OutboxPark(ctx, db.OutboxParkParams{EventID: row.ID, TaskID: row.TaskID, Reason: reason.Error()}); err != nil {
+		return fmt.Errorf("park event %s: %w", id, err)
+	}
+	return nil
 }

@@ -50,17 +50,18 @@ var edits = []edit{
 			sabotage.At("after the acknowledgement", len(batch))
 `},
 	{"outbox/turn.go", `
-		rows, err := t.q.OutboxAdvance(work,`, `
-		if done.n > 0 {
-			sabotage.At("before the mark", done.n)
-		}
-		rows, err := t.q.OutboxAdvance(work,`},
+	rows, err := t.q.OutboxAdvance(ctx,`, `
+	if done.n > 0 {
+		sabotage.At("before the mark", done.n)
+	}
+	rows, err := t.q.OutboxAdvance(ctx,`},
 	{"outbox/turn.go", `
 			rounds = t.rounds
 `, `
 			rounds = t.rounds
 			if sabotage.Is("mark before publish") {
-				if _, err = t.q.OutboxAdvance(work, db.OutboxAdvanceParams{Told: next.flushes, UnderWay: underWay}); err != nil {
+				told := next.told(next.batch, 0)
+				if _, err = t.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{Told: told.flushes, LastSeqs: told.seqs, UnderWay: underWay}); err != nil {
 					return err
 				}
 			}

@@ -146,7 +146,8 @@ CREATE TABLE outbox (
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
 
 -- What was told, and where the stream keeps it: when a stream turns out to have
--- lost its tail, these ranges go back into the outbox. Kept for a day.
+-- lost its tail, these ranges go back into the outbox. One that had nothing to tell
+-- stands at 0, or it would speak for what stands there. Kept for a day.
 CREATE TABLE outbox_published (
     id bigint PRIMARY KEY,
     lo bigint NOT NULL,

@@ -28,18 +28,22 @@ ORDER BY r.id, e.id;
 
 -- name: OutboxAdvance :many
 -- Logs what was told and says what comes next, oldest first, but for what is
--- under way already. By row, not by "the
--- last id seen": ids are handed out before they are committed.
-WITH told AS (
+-- under way already. By row, not by "the last id seen": ids are handed out before
+-- they are committed.
+WITH done AS (
+    SELECT unnest(@told::bigint[]) AS id, unnest(@last_seqs::bigint[]) AS last_seq
+),
+told AS (
     DELETE FROM outbox o
-    USING (SELECT unnest(@told::bigint[]) AS id) done
+    USING done
     WHERE o.id = done.id
     RETURNING o.id, o.lo, o.hi
 ),
 logged AS (
     INSERT INTO outbox_published (id, lo, hi, last_seq)
-    SELECT told.id, told.lo, told.hi, @last_seq
+    SELECT told.id, told.lo, told.hi, done.last_seq
     FROM told
+    JOIN done ON done.id = told.id
     ON CONFLICT (id) DO UPDATE SET last_seq = excluded.last_seq, published_at = now()
 )
 SELECT o.id, o.lo, o.hi
@@ -83,11 +87,11 @@ FROM lost
 ON CONFLICT (id) DO NOTHING;
 
 -- name: OutboxRounds :many
--- The newest published rounds that end at or after a sequence, newest first; each
--- by its last flush, whose last event the stream must hold there.
+-- The newest published rounds that end at or after a sequence and before another,
+-- newest first; each by its last flush, whose last event the stream must hold there.
 SELECT DISTINCT ON (p.last_seq) p.id, p.lo, p.hi, p.last_seq
 FROM outbox_published p
-WHERE p.last_seq >= @first_seq
+WHERE p.last_seq >= @first_seq AND p.last_seq < @end_seq
 ORDER BY p.last_seq DESC, p.id DESC
 LIMIT @rounds;
 
