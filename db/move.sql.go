@@ -174,6 +174,16 @@ func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]T
 	return items, nil
 }
 
+const taskLock = `-- name: TaskLock :exec
+SELECT FROM task t WHERE t.task_id = ANY($1::uuid[]) ORDER BY t.job_id FOR UPDATE
+`
+
+// In the order in which TaskMove and TaskComplete lock.
+func (q *Queries) TaskLock(ctx context.Context, taskIds []uuid.UUID) error {
+	_, err := q.db.Exec(ctx, taskLock, taskIds)
+	return err
+}
+
 const taskMove = `-- name: TaskMove :many
 WITH move AS (
     SELECT

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -209,7 +210,31 @@ func excused(round []*move, err error) (patient []*move) {
 	return patient
 }
 
-// writeMoves writes a round in one statement and answers it.
+// wherever says that the move is made of whatever job and attempt the task has by then.
+func (m *move) wherever() bool {
+	return m.wantVersion == 0 && (m.wantJob == 0 || m.wantAttempt < 0)
+}
+
+// moveAll is TaskMove. A statement that waited for a lock sees the task as it is by
+// then, and everything else as it was: the job or the lease that was committed together
+// with the task's last move is not there for it, and would outlive this one. So what is
+// made wherever the task stands has its locks before its snapshot.
+func (t *Tasks) moveAll(ctx context.Context, round []*move, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
+	if !slices.ContainsFunc(round, (*move).wherever) {
+		return t.q.TaskMove(ctx, p)
+	}
+	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		q := t.q.WithTx(tx)
+		if err := q.TaskLock(ctx, p.TaskIds); err != nil {
+			return err
+		}
+		rows, err = q.TaskMove(ctx, p)
+		return err
+	})
+	return rows, err
+}
+
+// writeMoves writes a round in one commit and answers it.
 func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
 	before, err := t.writtenBefore(ctx, round)
 	if err != nil {
@@ -219,7 +244,7 @@ func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
 	if err != nil {
 		return err
 	}
-	rows, err := t.q.TaskMove(ctx, p)
+	rows, err := t.moveAll(ctx, round, p)
 	if err != nil {
 		return fmt.Errorf("write moves: %w", err)
 	}

@@ -110,6 +110,10 @@ new_tally AS (
 SELECT done.job_id, (done.callback_url IS NOT NULL)::boolean AS calls_back
 FROM done;
 
+-- name: TaskLock :exec
+-- In the order in which TaskMove and TaskComplete lock.
+SELECT FROM task t WHERE t.task_id = ANY(@task_ids::uuid[]) ORDER BY t.job_id FOR UPDATE;
+
 -- name: TaskMove :many
 -- A batch of moves of every other kind, at most one a task. A move names what it
 -- expects (job, attempt, version, statuses, an expired lease) and what it brings;
