@@ -49,7 +49,9 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 		return "", readError("task "+in.TaskID, err)
 	}
 	if task.Status != db.TaskStatusRUNNING {
-		if task.Status == db.TaskStatusPENDING && task.Attempt == 0 {
+		// Not begun, or given back, for whose answer was lost on the way: the attempt to
+		// come asks under the same key, and may be told no more than that it has been.
+		if task.Status == db.TaskStatusPENDING && task.NextRetryAt == nil {
 			return "", ErrNotYet
 		}
 		return "late", nil
@@ -72,6 +74,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 		return "", err
 	}
 	m := t.responded(task, s, in)
+	m.callerWaits = true // the bus keeps the response, and tells it again
 	if out := t.make(ctx, m); !out.made {
 		if out.err != nil {
 			return "", fmt.Errorf("task %s: %w", id, out.err)

@@ -129,6 +129,47 @@ func TestEarlyResponseIsHeardAgain(t *testing.T) {
 	require.Equal(t, "completed", said)
 }
 
+// The second attempt was accepted, the 202 was lost, and the neighbour counts as away:
+// the attempt is given back, and its answer is not late.
+func TestResponseToAnAttemptThatWasGivenBackIsHeardAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(map[string]Registration{"integration": {Executor: ExecutorFunc(func(_ context.Context, job Job) (Result, error) {
+		if job.Attempt == 1 {
+			return Result{}, &Failure{Code: "CONNECTION_ERROR", Message: "x"}
+		}
+		return Result{}, &Outage{Neighbour: "integration", Err: context.DeadlineExceeded}
+	})}})
+	task := b.create(elsewhere, policy(RetryPolicy{MaxRetries: 3, RetryInterval: 1}))
+	b.until(task.TaskID, "given back", func(task db.Task) bool { return b.story(task.TaskID) == "created started retry started released" })
+	_, err := b.Respond(b.ctx, answer(task))
+	require.ErrorIs(t, err, ErrNotYet)
+}
+
+// The bus asks its handlers to end before the engine drains: one that sat an outage out
+// would hold up the end of the process.
+func TestResponseGoesBackToTheBusWhenItsHandlerIsToEnd(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.awaits()
+	tx, err := b.pool.Begin(b.ctx)
+	require.NoError(t, err)
+	_, err = tx.Exec(b.ctx, "SELECT FROM task WHERE task_id = $1 FOR UPDATE", task.TaskID)
+	require.NoError(t, err)
+	ctx, end := context.WithCancel(b.ctx)
+	heard := make(chan error, 1)
+	go func() {
+		_, err := b.Respond(ctx, answer(task))
+		heard <- err
+	}()
+	waitFor(t, "the response to wait", func() bool {
+		return ask[int](b, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+	})
+	end()
+	require.ErrorIs(t, receive(t, heard), ErrUnavailable)
+	require.NoError(t, tx.Rollback(b.ctx))
+}
+
 func TestResponseOfAnEarlierAttemptChangesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
