@@ -70,6 +70,11 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	params["timezone"] = "UTC"
 	params["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
 	params["idle_in_transaction_session_timeout"] = "60000"
+	// A host that vanishes takes its locks with it within a minute, and not within the
+	// two hours of Linux: one of them is the lead of the relay.
+	params["tcp_keepalives_idle"] = "20"
+	params["tcp_keepalives_interval"] = "10"
+	params["tcp_keepalives_count"] = "3"
 	if cfg.Engine {
 		params["tes.actor"] = "engine"
 		params["plan_cache_mode"] = "force_generic_plan"
