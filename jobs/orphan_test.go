@@ -18,6 +18,15 @@ func (b *testBundle) claimedBy(process string, task db.Task, ago time.Duration) 
 		task.JobID, process, ago))
 }
 
+// sweptOnce waits until a sweep has begun from now on, and with it that the one before
+// is over.
+func (b *testBundle) sweptOnce() {
+	b.t.Helper()
+	kept := func() time.Time { return ask[time.Time](b, "SELECT max(updated_at) FROM river_queue") }
+	before := kept()
+	waitFor(b.t, "a sweep", func() bool { return kept().After(before) })
+}
+
 func hasty(cfg *RunnerConfig) { cfg.Silence = 2 * time.Second }
 
 func TestClaimOfADeadProcessIsFreedAgain(t *testing.T) {
@@ -54,11 +63,12 @@ func TestSweepLeavesTheLivingAlone(t *testing.T) {
 	})
 	mine := b.create(manual) // no start is written of it, so only we know that it runs
 	receive(t, taken)
+	b.sweptOnce() // a sweep that was on its way may not know of it
 	b.claimedBy("p1", mine, time.Hour)
 	b.exec("INSERT INTO executor (executor_id, seen_at) VALUES ('alive', now() + interval '1 minute')")
 	theirs, fresh := b.create(remote), b.create(remote)
 	b.claimedBy("alive", theirs, time.Hour)
-	b.claimedBy("dead", fresh, 0)
+	b.claimedBy("dead", fresh, -time.Minute) // it stays fresh, however slow the test is
 
 	orphan := b.create()
 	b.claimedBy("dead", orphan, time.Hour)
