@@ -131,7 +131,7 @@ type told struct {
 	Seq     int32
 	Subject string
 	At      time.Time
-	Parked  bool // the bus can never take it
+	Parked  bool // it can never be told
 }
 
 // young are ranges of events that consumers may not have heard yet, in order.

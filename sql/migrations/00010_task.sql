@@ -157,7 +157,7 @@ CREATE TABLE outbox_published (
 );
 CREATE INDEX outbox_published_last_seq ON outbox_published (last_seq);
 
--- An event the bus can never take (larger than its limit). Parked here, counted,
+-- An event that can never be told (larger than the bus's limit). Parked here, counted,
 -- never dropped: the outbox goes on behind it.
 CREATE TABLE outbox_parked (
     event_id bigint PRIMARY KEY,
