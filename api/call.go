@@ -33,7 +33,8 @@ type call struct {
 	task        string     // the id of the task it was about
 	refused     string     // why a token was not good enough
 	err         error      // what we do not tell the client
-	status      int        // 0: nothing is written yet
+	status      int        // 0: nobody has said it yet
+	sent        bool       // the status and the header are on their way
 }
 
 type callKey struct{}
@@ -44,33 +45,48 @@ func callOf(ctx context.Context) *call {
 	return c
 }
 
-// WriteHeader remembers the status.
+// WriteHeader remembers the status. It is sent with the first of the body: huma says it
+// before it knows whether there is one, and an answer that cannot be written is a 500.
 func (c *call) WriteHeader(status int) {
 	if c.status == 0 {
 		c.status = status
 	}
-	c.ResponseWriter.WriteHeader(status)
 }
 
-// Write remembers that there is an answer.
+// Write sends what it is given, and before it the status.
 func (c *call) Write(b []byte) (int, error) {
+	c.send()
+	return c.ResponseWriter.Write(b)
+}
+
+func (c *call) send() {
+	if c.sent {
+		return
+	}
+	c.sent = true
 	if c.status == 0 {
 		c.status = http.StatusOK
 	}
-	return c.ResponseWriter.Write(b)
+	c.ResponseWriter.WriteHeader(c.status)
 }
 
 // Unwrap is for http.ResponseController.
 func (c *call) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
 // Flush is for mounted handlers that ask for it by type.
-func (c *call) Flush() { _ = http.NewResponseController(c.ResponseWriter).Flush() }
+func (c *call) Flush() {
+	c.send()
+	_ = http.NewResponseController(c.ResponseWriter).Flush()
+}
 
 // Header values that every response has. Shared: a header is replaced, not changed.
 var (
 	noSniff = []string{"nosniff"}
 	noStore = []string{"no-store"}
 )
+
+// ofAnAnswer are headers that go with an answer which turns out not to be one.
+var ofAnAnswer = []string{"ETag", "Location", "Idempotency-Replayed", "Content-Length", "Content-Encoding"}
 
 // observe is outermost: it gives the request its id, its record, its time limit,
 // its line in the log, and an answer where a handler panics.
@@ -108,12 +124,20 @@ func (a *API) observe(next http.Handler) http.Handler {
 func (a *API) finish(c *call, r *http.Request) {
 	cut := false
 	if v := recover(); v != nil {
-		if cut = c.status != 0; !cut {
+		if cut = c.sent; !cut {
+			c.status = 0
+			header := c.Header()
+			for _, name := range ofAnAnswer {
+				header.Del(name)
+			}
 			writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText))
 		}
 		if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 			a.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 		}
+	}
+	if !cut && c.status != 0 {
+		c.send() // an answer without a body
 	}
 	a.logCall(c, r)
 	c.endSpan(r)

@@ -2,6 +2,9 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/tidwall/gjson"
@@ -17,9 +20,22 @@ import (
 
 // formats are huma's, with this decoding.
 var formats = func() map[string]huma.Format {
-	f := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: decode}
+	f := huma.Format{Marshal: encode, Unmarshal: decode}
 	return map[string]huma.Format{"application/json": f, "json": f}
 }()
+
+// encode panics where there is no JSON for a value: huma would send the status of a
+// success all the same, and then a text that is no JSON. observe answers 500 instead.
+func encode(w io.Writer, v any) error {
+	err := huma.DefaultJSONFormat.Marshal(w, v)
+	var value *json.UnsupportedValueError
+	var kind *json.UnsupportedTypeError
+	var marshaler *json.MarshalerError
+	if errors.As(err, &value) || errors.As(err, &kind) || errors.As(err, &marshaler) {
+		panic(fmt.Errorf("write the answer: %w", err))
+	}
+	return err
+}
 
 func decode(data []byte, to any) error {
 	switch to := to.(type) {
