@@ -7,8 +7,11 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/calendar"
 )
 
-// longestSLA bounds a promise: hours are few in a calendar with few of them.
-const longestSLA = 10 * 365 * 24 * time.Hour
+// The bounds of a promise: hours are few in a calendar with few of them.
+const (
+	mostHours  = 365 * 24
+	longestSLA = 10 * mostHours * time.Hour
+)
 
 // checkManual refuses what no manual task could go by.
 func checkManual(c ExecutionConfig) error {
@@ -35,7 +38,12 @@ func checkManual(c ExecutionConfig) error {
 			return invalid("/executionConfig/escalation/reassignTo", "give either assigneeId or groupId")
 		}
 	}
-	if c.SLA == nil || c.SLA.Calendar == nil {
+	switch {
+	case c.SLA == nil:
+		return nil
+	case !(c.SLA.Hours >= 0 && c.SLA.Hours <= mostHours): // NaN too
+		return invalid("/executionConfig/sla/hours", "an SLA is 0 to %d hours", mostHours)
+	case c.SLA.Calendar == nil:
 		return nil
 	}
 	working, err := c.SLA.Calendar.open()
@@ -76,13 +84,15 @@ func (s *settings) dueFrom(at time.Time, def time.Duration) time.Time {
 }
 
 // part is the moment at which so many hundredths of the time to the due date are
-// over: of the working time where the task has a calendar and there is any.
+// over: of the working time where the task has a calendar and there is any. Where
+// the due date is more than ten years away, it is of all time: a calendar is gone through
+// day by day, and a client's date may be thousands of years away.
 func (s *settings) part(from, due time.Time, percent int) time.Time {
 	if percent >= 100 || !from.Before(due) {
 		return due
 	}
 	share := func(d time.Duration) time.Duration { return d / 100 * time.Duration(percent) }
-	if s.working != nil {
+	if s.working != nil && due.Sub(from) <= longestSLA {
 		if work := s.working.Between(from, due); work > 0 {
 			return s.working.Add(from, share(work)).Truncate(time.Microsecond)
 		}

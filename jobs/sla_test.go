@@ -51,6 +51,9 @@ func TestPartsOfTheTime(t *testing.T) {
 	sunday := time.Date(2026, 3, 8, 12, 0, 0, 0, time.UTC)
 	require.Equal(t, sunday.Add(time.Hour), office.part(sunday, sunday.Add(2*time.Hour), 50), "nobody works then, but that is when it is due")
 
+	far := time.Date(8999, 12, 31, 0, 0, 0, 0, time.UTC) // no calendar is gone through so far
+	require.Equal(t, wall.part(from, far, 50), office.part(from, far, 50))
+
 	rapid.Check(t, func(r *rapid.T) {
 		s := rapid.SampledFrom([]*settings{wall, office}).Draw(r, "settings")
 		from := time.Unix(rapid.Int64Range(1_700_000_000, 1_900_000_000).Draw(r, "from"), 0)
