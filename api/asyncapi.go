@@ -72,7 +72,7 @@ var subjects = []subject{
 	},
 	{
 		id: "maintenanceMode", address: outbox.SubjectMaintenance, kind: outbox.SubjectMaintenance, handler: "SystemEventHandler", data: reflect.TypeFor[outbox.MaintenanceMode](),
-		summary: "Makes lanes give nothing out, in every process, or go on. Accepting and reading go on all the time.",
+		summary: "Makes lanes give nothing out, in every process, or go on. Accepting and reading go on all the time. until is from 2000 to 8999, in UTC.",
 		example: map[string]any{"enabled": true, "lanes": []any{"task-execution-integration"}, "reason": "the accounting system is upgraded", "until": exampleTime},
 	},
 }

@@ -21,7 +21,7 @@ type TaskRequest struct {
 	WorkflowContext  json.RawMessage     `json:"workflowContext,omitempty" doc:"The workflow's variables, as the executor shall see them."`
 	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default a new UUID."`
 	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request idempotent, as the header Idempotency-Key does, which goes before it."`
-	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"By when a person shall have done it."`
+	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"By when a person shall have done it. From 2000 to 8999, in UTC."`
 	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted here too, signed and in order: docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
 	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for it."`
 }

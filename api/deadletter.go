@@ -20,7 +20,7 @@ import (
 type listDeadLettersInput struct {
 	GroupBy          string    `query:"groupBy" enum:"fingerprint" doc:"Answer groups of what is alike instead of tasks."`
 	Queue            string    `query:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-manual" doc:"Only those of the types that go through this queue."`
-	Since            time.Time `query:"since" doc:"Only those that ended then or later."`
+	Since            time.Time `query:"since" doc:"Only those that ended then or later. From 2000 to 8999, in UTC."`
 	TaskDefinitionID string    `query:"taskDefinitionId" maxLength:"128" doc:"Only those of this definition."`
 	ErrorCode        string    `query:"errorCode" maxLength:"128" doc:"Only those with this code."`
 	Fingerprint      string    `query:"fingerprint" maxLength:"64" doc:"Only those of this group; says nothing with groupBy."`
@@ -69,7 +69,7 @@ type DeadLetterFilter struct {
 	TaskDefinitionID string    `json:"taskDefinitionId,omitempty" maxLength:"128"`
 	ErrorCode        string    `json:"errorCode,omitempty" maxLength:"128"`
 	Queue            string    `json:"queue,omitempty" enum:"task-execution-automated,task-execution-integration,task-execution-manual"`
-	Since            time.Time `json:"since,omitzero" doc:"Only those that ended then or later."`
+	Since            time.Time `json:"since,omitzero" doc:"Only those that ended then or later. From 2000 to 8999, in UTC."`
 }
 
 // PatchOperation is one operation of RFC 6902, for the document: the patch is taken
@@ -288,6 +288,11 @@ var discardDoc = doc{
 
 func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*deadLetterPageOutput, error) {
 	tenant := callerOf(ctx).Tenant
+	if !in.Since.IsZero() {
+		if err := jobs.GuardTime(in.Since); err != nil {
+			return nil, flawed("query.since", err.Error())
+		}
+	}
 	f := jobs.DeadLetterFilter{
 		Fingerprint: in.Fingerprint, TaskDefinitionID: in.TaskDefinitionID, ErrorCode: in.ErrorCode, Lane: in.Queue, Since: in.Since.UTC(),
 	}

@@ -182,7 +182,7 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *heard) (outbox.Outcom
 	var invalid *jobs.Invalid
 	switch {
 	case errors.As(err, &invalid):
-		return outbox.Outcome{}, unfit(invalid)
+		return outbox.Outcome{}, poisoned("no task can be made of it", invalid)
 	case errors.Is(err, jobs.ErrKeyReused):
 		return outbox.Outcome{}, &outbox.Poison{Reason: "data.requestId, or else id, was used before with another request"}
 	case err != nil:
@@ -209,8 +209,8 @@ var withoutValues = map[string]string{
 	"/executionConfig/executor": "is none that tasks of this type have",
 }
 
-// unfit is a request that package jobs refuses.
-func unfit(invalid *jobs.Invalid) *outbox.Poison {
+// poisoned is a message whose data package jobs refuses.
+func poisoned(what string, invalid *jobs.Invalid) *outbox.Poison {
 	p := &Problem{}
 	for _, v := range invalid.Violations {
 		text, known := withoutValues[v.Path]
@@ -221,7 +221,7 @@ func unfit(invalid *jobs.Invalid) *outbox.Poison {
 			break
 		}
 	}
-	return poison("no task can be made of it", p)
+	return poison(what, p)
 }
 
 // IntegrationResponseHandler hears integration.response_received and ends the attempt
@@ -309,7 +309,10 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *heard) (outbox.O
 	changed, err := s.cfg.Tasks.SetMaintenance(ctx, jobs.Maintenance{
 		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: tame(data.Reason, 1024), By: h.by(""),
 	})
+	var invalid *jobs.Invalid
 	switch {
+	case errors.As(err, &invalid):
+		return outbox.Outcome{}, poisoned("not a "+h.Subject, invalid)
 	case err != nil:
 		return outbox.Outcome{}, err
 	case changed == 0: // a newer word was heard

@@ -215,6 +215,7 @@ func TestTaskRequestHandlerBuriesWhatCanNeverSucceed(t *testing.T) {
 		"key reused":      {envelope(requestedSubject, strict(object{"requestId": "taken", "input": object{"n": 2}})), "data.requestId, or else id, was used before"},
 		"a bad executor":  {envelope(requestedSubject, noop(object{"executionConfig": object{"executor": "manual"}})), "data.executionConfig.executor: "},
 		"a correlation":   {envelope(requestedSubject, strict(), object{"metadata": object{"correlationId": "canary\n"}}), "metadata.correlationId: "},
+		"a year too far":  {envelope(requestedSubject, strict(object{"dueDate": "9999-12-31T23:59:59-01:00"})), "data.dueDate: a time is in the years"},
 		"null in a place": {envelope(requestedSubject, strict(object{"stepId": nil, "workflowId": 7})), "data.workflowId: "},
 	}
 	for name, tc := range bad {
@@ -488,13 +489,13 @@ func TestSystemEventHandlerMaintenance(t *testing.T) {
 	require.Zero(t, changed)
 	becomes(t, e, 0, "SELECT count(*)::int FROM report.maintenance WHERE in_force")
 
-	for _, bad := range []object{{"enabled": "canary"}, {}, {"enabled": true, "lanes": []string{"canary"}}, {"enabled": true, "until": "canary"}} {
+	for _, bad := range []object{{"enabled": "canary"}, {}, {"enabled": true, "lanes": []string{"canary"}}, {"enabled": true, "until": "canary"}, {"enabled": true, "until": "9999-12-31T23:59:59-01:00"}} {
 		set(bad)
 		reason := e.letter(t).Header["Tes-Reason"]
 		require.Contains(t, reason, "not a system.maintenance_mode: data")
 		require.NotContains(t, reason, "canary")
 	}
-	e.counted(t, maintenanceSubject, 4, 0, 1, 4)
+	e.counted(t, maintenanceSubject, 4, 0, 1, 5)
 }
 
 // system.shutdown_requested → SystemEventHandler: what is noted of it; that processes

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -126,4 +127,32 @@ func TestStrangersSendNothing(t *testing.T) {
 	_, err = io.ReadFull(conn, line)
 	require.NoError(t, err)
 	require.Equal(t, "HTTP/1.1 401", string(line))
+}
+
+// TestHostileTimes: a time that could not be written as RFC 3339 once it is in UTC stopped
+// every publication, and every list in which its task stood.
+func TestHostileTimes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	path, task := b.create(t, manual())
+	b.unchanged(t, func() {
+		for _, at := range []string{"9999-12-31T23:59:59-01:00", "9999-12-31T23:59:59Z", "9000-01-01T00:00:00Z", "0000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "2000-01-01T00:00:00+00:01"} {
+			body := manual(object{"dueDate": at})
+			p := b.ask(t, orchestrator, "POST", tasksPath, body).fails(t, 422, "VALIDATION_ERROR")
+			require.Equal(t, []string{"body.dueDate"}, flaws(p), at)
+			results := b.ask(t, orchestrator, "POST", tasksPath+"/batch", object{"tasks": []any{body}}).is(t, 200)["results"].([]any)
+			details := results[0].(object)["error"].(object)["details"].(object)
+			require.Equal(t, "body.dueDate", details["errors"].([]any)[0].(object)["location"], at)
+			p = b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "jane", "dueDate": at}).fails(t, 422, "VALIDATION_ERROR")
+			require.Equal(t, []string{"body.dueDate"}, flaws(p), at)
+			p = b.ask(t, errorHandler, "GET", "/api/internal/dead-letters?since="+url.QueryEscape(at), nil).fails(t, 422, "VALIDATION_ERROR")
+			require.Equal(t, []string{"query.since"}, flaws(p), at)
+			p = b.ask(t, errorHandler, "POST", "/api/internal/dead-letters/redrive", object{"filter": object{"since": at}, "reason": "x"}).fails(t, 422, "VALIDATION_ERROR")
+			require.Equal(t, []string{"body.filter.since"}, flaws(p), at)
+		}
+	})
+	got := b.ask(t, ui, "GET", tasksPath+"/workflow/wf-1", nil).is(t, 200)
+	require.Equal(t, []any{task}, got["items"])
+	b.create(t, manual(object{"dueDate": "8999-12-31T23:59:59Z"}))
+	require.Equal(t, "8999-12-31T23:59:59Z", b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "jane", "dueDate": "9000-01-01T13:59:59+14:00"}).is(t, 200)["dueDate"])
 }

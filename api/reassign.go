@@ -12,7 +12,7 @@ type Reassignment struct {
 	AssigneeID string     `json:"assigneeId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person; give this or groupId."`
 	GroupID    string     `json:"groupId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The group; give this or assigneeId."`
 	Reason     string     `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail, and told with task.manual.assigned."`
-	DueDate    *time.Time `json:"dueDate,omitempty" doc:"Default: as it was."`
+	DueDate    *time.Time `json:"dueDate,omitempty" doc:"Default: as it was. From 2000 to 8999, in UTC."`
 }
 
 type reassignTaskInput struct {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -240,4 +241,31 @@ func (b *testBundle) create(t *testing.T, body object) (string, object) {
 	t.Helper()
 	task := b.ask(t, orchestrator, "POST", tasksPath, body).is(t, 201)
 	return tasksPath + "/" + task["taskId"].(string), task
+}
+
+// unchanged demands that what act asks for is refused without a trace: every table holds
+// afterwards what it held before. Nobody else may use the bundle meanwhile.
+func (b *testBundle) unchanged(t *testing.T, act func()) {
+	t.Helper()
+	before := b.digest(t)
+	act()
+	require.Equal(t, before, b.digest(t), "something was written")
+}
+
+// digest is how many rows each table has, and what they come to.
+func (b *testBundle) digest(t *testing.T) map[string]string {
+	t.Helper()
+	rows, err := b.pool.Query(t.Context(), "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'")
+	require.NoError(t, err)
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(t, err)
+	require.Greater(t, len(tables), 15)
+	out := map[string]string{}
+	for _, table := range tables {
+		var digest string
+		require.NoError(t, b.pool.QueryRow(t.Context(), "SELECT count(*) || ' rows ' || coalesce(md5(string_agg(x::text, ' ' ORDER BY x::text)), '') FROM "+
+			pgx.Identifier{table}.Sanitize()+" x").Scan(&digest))
+		out[table] = digest
+	}
+	return out
 }

@@ -221,6 +221,11 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 			return nil, &Invalid{Message: "the input does not match the definition's schema", Violations: below("/input", broken)}
 		}
 	}
+	if req.Config != nil && req.Config.Timeout != 0 {
+		if err := checkTimeout("/executionConfig/timeout", req.Config.Timeout); err != nil {
+			return nil, err
+		}
+	}
 	if req.Config != nil {
 		text, err := json.Marshal(req.Config)
 		if err != nil {
@@ -262,11 +267,9 @@ func defaults(req *Request, def *definition) error {
 	if len(req.Input) == 0 {
 		req.Input = json.RawMessage("{}")
 	}
-	if req.DueDate != nil {
-		due := req.DueDate.UTC().Truncate(time.Microsecond)
-		req.DueDate = &due
-	}
-	return nil
+	var err error
+	req.DueDate, err = timeAt("/dueDate", req.DueDate)
+	return err
 }
 
 func overreaches(c ExecutionConfig) bool {

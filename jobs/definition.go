@@ -270,6 +270,9 @@ func (t *Tasks) checkDefinition(in *Definition) error {
 	if in.Name == "" {
 		in.Name = in.ID
 	}
+	if err := checkTimeout("/timeout", in.Timeout); err != nil {
+		return err
+	}
 	executor, err := executorFor(in.Type, in.ExecutionConfig.Executor)
 	if err != nil {
 		return err
@@ -308,6 +311,16 @@ func executorFor(t Type, name string) (string, error) {
 		return "", invalid("/executionConfig/executor", "an %s task needs an executor: one of expression, http, noop, go, worker", t)
 	}
 	return "", invalid("/executionConfig/executor", "a task of type %s has no executor %q", t, name)
+}
+
+// longestTimeout bounds an attempt: so far ahead a deadline may be.
+const longestTimeout = 30 * 24 * time.Hour
+
+func checkTimeout(path string, ms int64) error {
+	if ms < 1 || ms > longestTimeout.Milliseconds() {
+		return invalid(path, "a timeout is 1 to %d ms, which is 30 days", longestTimeout.Milliseconds())
+	}
+	return nil
 }
 
 func checkConfig(c ExecutionConfig) error {

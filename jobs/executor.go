@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,6 +73,31 @@ type Assignment struct {
 	CandidateRoles  []string
 	CandidateGroups []string
 	DueDate         *time.Time
+}
+
+// check refuses what no request could ask for.
+func (a *Assignment) check() (err error) {
+	no := false
+	refuse := func(what string, err error) error {
+		return &Failure{Code: CodeAssignment, Message: "the assignment's " + what + ": " + err.Error(), Retryable: &no}
+	}
+	if a.DueDate, err = timeAt("", a.DueDate); err != nil {
+		return refuse("due date", err)
+	}
+	for _, one := range []struct{ what, id string }{{"assignee", a.AssigneeID}, {"group", a.GroupID}} {
+		if one.id == "" {
+			continue
+		}
+		if err := GuardID(one.id); err != nil {
+			return refuse(one.what, err)
+		}
+	}
+	for _, id := range slices.Concat(a.CandidateUsers, a.CandidateRoles, a.CandidateGroups) {
+		if err := GuardID(id); err != nil {
+			return refuse("candidate", err)
+		}
+	}
+	return nil
 }
 
 // Failure is the document's error of a task: an attempt that ran and failed.

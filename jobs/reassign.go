@@ -24,6 +24,18 @@ func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassign
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
 	}
+	for path, id := range map[string]string{"/assigneeId": to.AssigneeID, "/groupId": to.GroupID} {
+		if id == "" {
+			continue
+		}
+		if err := GuardID(id); err != nil {
+			return db.Task{}, invalid(path, "%v", err)
+		}
+	}
+	var err error
+	if to.DueDate, err = timeAt("/dueDate", to.DueDate); err != nil {
+		return db.Task{}, err
+	}
 	task, err := t.Get(ctx, ask.Tenant, id)
 	if err != nil {
 		return db.Task{}, err

@@ -65,6 +65,11 @@ func (t *Tasks) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error
 	if err != nil {
 		return Matched{}, err
 	}
+	if r.Filter != nil && !r.Filter.Since.IsZero() {
+		if err := GuardTime(r.Filter.Since); err != nil {
+			return Matched{}, invalid("/filter/since", "%v", err)
+		}
+	}
 	ids, out, err := t.matched(ctx, ask.Tenant, r, patch)
 	if err != nil {
 		return Matched{}, err

@@ -20,6 +20,7 @@ const (
 	CodePoison       = "POISON"
 	CodeExecution    = "EXECUTION_ERROR"
 	CodeOutput       = "OUTPUT_INVALID"
+	CodeAssignment   = "ASSIGNMENT_ERROR"
 	CodeNoExecutor   = "EXECUTOR_UNKNOWN"
 )
 

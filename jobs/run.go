@@ -170,8 +170,10 @@ func (r *run) start() bool {
 // finish hands in what the executor returned.
 func (r *run) finish(result Result, err error) {
 	if err == nil && result.Assign != nil {
-		r.assign(*result.Assign)
-		return
+		if err = result.Assign.check(); err == nil {
+			r.assign(*result.Assign)
+			return
+		}
 	}
 	if err == nil && result.Await != nil {
 		r.await(*result.Await)

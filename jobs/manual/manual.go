@@ -149,7 +149,7 @@ func idlest(people []Person) []Person {
 
 func nobody(why string) *jobs.Failure {
 	no := false
-	return &jobs.Failure{Code: "ASSIGNMENT_ERROR", Message: why, Retryable: &no}
+	return &jobs.Failure{Code: jobs.CodeAssignment, Message: why, Retryable: &no}
 }
 
 // name falls back to the id: who it is matters, what they are called does not.
