@@ -72,6 +72,7 @@ func (t *Tasks) assigned(task db.Task, s *settings, by string, to Assignment, re
 	if name == "" {
 		name = to.AssigneeID
 	}
+	name = storable(name, longestID) // the directory's word, which is not ours to refuse
 	a := &assignment{AssigneeID: to.AssigneeID, AssigneeName: name, GroupID: to.GroupID, DueAt: due}
 	if to.CandidateUsers != nil || to.CandidateRoles != nil || to.CandidateGroups != nil {
 		a.Candidates = &candidates{Users: to.CandidateUsers, Roles: to.CandidateRoles, Groups: to.CandidateGroups}

@@ -23,6 +23,9 @@ func checkManual(c ExecutionConfig) error {
 			return invalid("/executionConfig/assignmentRules/expression", "give either an assignee or an expression")
 		}
 	}
+	if err := checkNamed(c); err != nil {
+		return err
+	}
 	if n := c.Notifications; n != nil {
 		for i, channel := range n.Channels {
 			if !slices.Contains(Channels, channel) || slices.Contains(n.Channels[:i], channel) {
@@ -31,9 +34,6 @@ func checkManual(c ExecutionConfig) error {
 		}
 	}
 	if e := c.Escalation; e != nil {
-		if slices.Contains(e.Notify, "") {
-			return invalid("/executionConfig/escalation/notify", "a user has an id")
-		}
 		if to := e.ReassignTo; to != nil && (to.AssigneeID == "") == (to.GroupID == "") {
 			return invalid("/executionConfig/escalation/reassignTo", "give either assigneeId or groupId")
 		}
@@ -52,6 +52,45 @@ func checkManual(c ExecutionConfig) error {
 	}
 	if c.SLA.work().Hours()/working.Week().Hours()*7*24 > longestSLA.Hours() {
 		return invalid("/executionConfig/sla/hours", "that many business hours take more than ten years")
+	}
+	return nil
+}
+
+// checkNamed holds the people and groups whom a configuration names to what a request
+// could name.
+func checkNamed(c ExecutionConfig) error {
+	type named struct {
+		member string
+		ids    []string
+	}
+	var all []named
+	one := func(member, id string) {
+		if id != "" {
+			all = append(all, named{member, []string{id}})
+		}
+	}
+	if r := c.AssignmentRules; r != nil {
+		one("assignmentRules/assignee", r.Assignee)
+		one("assignmentRules/role", r.Role)
+		one("assignmentRules/group", r.Group)
+		one("assignmentRules/defaultAssignee", r.DefaultAssignee)
+		one("assignmentRules/defaultGroup", r.DefaultGroup)
+		all = append(all, named{"assignmentRules/candidateUsers", r.CandidateUsers},
+			named{"assignmentRules/candidateRoles", r.CandidateRoles}, named{"assignmentRules/candidateGroups", r.CandidateGroups})
+	}
+	if e := c.Escalation; e != nil {
+		all = append(all, named{"escalation/notify", e.Notify})
+		if e.ReassignTo != nil {
+			one("escalation/reassignTo/assigneeId", e.ReassignTo.AssigneeID)
+			one("escalation/reassignTo/groupId", e.ReassignTo.GroupID)
+		}
+	}
+	for _, of := range all {
+		for _, id := range of.ids {
+			if err := GuardID(id); err != nil {
+				return invalid("/executionConfig/"+of.member, "%v", err)
+			}
+		}
 	}
 	return nil
 }

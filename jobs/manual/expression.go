@@ -12,11 +12,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/cel"
 )
 
-// What an expression may name at most.
-const (
-	maxCandidates = 256
-	maxID         = 256 // bytes
-)
+// maxCandidates is how many an expression may name.
+const maxCandidates = 256
 
 var language = cel.Names("input", "context", "people")
 
@@ -130,10 +127,14 @@ func (v verdict) check() error {
 		return errors.New("names an assignee, a group and candidates: one of these is asked for")
 	case len(candidates) > maxCandidates:
 		return fmt.Errorf("names more than %d candidates", maxCandidates)
-	case slices.Contains(candidates, ""):
-		return errors.New("names a candidate without an id")
-	case slices.ContainsFunc(append(candidates, v.AssigneeID, v.GroupID), func(id string) bool { return len(id) > maxID }):
-		return fmt.Errorf("names somebody with an id of more than %d bytes", maxID)
+	}
+	if v.AssigneeID != "" || v.GroupID != "" {
+		candidates = append(candidates, v.AssigneeID+v.GroupID) // one of them
+	}
+	for _, id := range candidates {
+		if err := jobs.GuardID(id); err != nil {
+			return fmt.Errorf("names somebody: %w", err)
+		}
 	}
 	return nil
 }

@@ -186,5 +186,8 @@ func expand(pattern string, input json.RawMessage) (string, error) {
 	if missing || strings.Contains(out, "${") {
 		return "", nobody("the assignee " + pattern + " names nobody: the input has no such text")
 	}
+	if err := jobs.GuardID(out); err != nil {
+		return "", nobody("the assignee " + pattern + " names nobody: " + err.Error())
+	}
 	return out, nil
 }

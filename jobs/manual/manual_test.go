@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,6 +159,8 @@ func TestRulesThatFindNobodyFailForGood(t *testing.T) {
 		"the input names nobody": {&jobs.AssignmentRules{Assignee: "${input.owner}", DefaultGroup: "g"}, `{}`},
 		"the input names no one": {&jobs.AssignmentRules{Assignee: "${input.owner}"}, `{"owner": 7}`},
 		"not even a reference":   {&jobs.AssignmentRules{Assignee: "${owner}"}, `{"owner": "ann"}`},
+		"a name without an end":  {&jobs.AssignmentRules{Assignee: "${input.owner}"}, `{"owner": "` + strings.Repeat("a", 257) + `"}`},
+		"two lines":              {&jobs.AssignmentRules{Assignee: "${input.owner}"}, `{"owner": "a\nb"}`},
 		"a reference too deep":   {&jobs.AssignmentRules{Assignee: "${input.a.b.c}"}, `{"a": "x"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -249,9 +252,9 @@ func TestExpressionsThatNameNobodyFailForGood(t *testing.T) {
 		`{'candidateUsers': [1]}`:               "neither a user's id",
 		`{'assigneeId': 'ann', 'groupId': 'g'}`: "one of these is asked for",
 		`{'groupId': 'g', 'candidateUsers': ['ann']}`:    "one of these is asked for",
-		`{'candidateUsers': ['']}`:                       "without an id",
+		`{'candidateUsers': ['']}`:                       "an id is not empty",
 		`{'candidateUsers': input.many.map(i, 'u' + i)}`: "more than 256 candidates",
-		`input.many.join('')`:                            "more than 256 bytes",
+		`input.many.join('')`:                            "at most 256 characters",
 		`'a\u0000b'`:                                     "expression: ",
 		`input.many.map(a, input.many.map(b, input.many.map(c, a + b + c)))`: "costs more",
 		`1 +`:  "expression: ",
