@@ -20,7 +20,7 @@ func TestCreateTask(t *testing.T) {
 		r := b.ask(t, orchestrator, "POST", tasksPath, noop(object{
 			"stepId": "step-1", "priority": "HIGH", "reference": "ref", "workflowContext": object{"a": 1.5}, "correlationId": "c-1",
 			"dueDate": "2030-01-02T03:04:05+01:00", "callbackUrl": "https://example.com/back", "requestId": "request 1",
-			"executionConfig": object{"executor": "noop", "timeout": 1000, "visibilityTimeout": 5000, "securityContext": object{"userId": "canary-user"}, "retryPolicy": object{"maxRetries": 2, "retryInterval": 10}},
+			"executionConfig": object{"executor": "noop", "timeout": 1000, "visibilityTimeout": 5000, "securityContext": object{"userId": "canary-user", "tenantId": "t", "roles": []string{"r"}, "permissions": []string{"p:q"}, "securityLevel": "HIGH", "runAs": "robot"}, "retryPolicy": object{"maxRetries": 2, "retryInterval": 10}},
 		}))
 		task := r.is(t, 201)
 		path := tasksPath + "/" + task["taskId"].(string)
@@ -78,6 +78,9 @@ func TestCreateTask(t *testing.T) {
 	t.Run("what is wrong is said place by place", func(t *testing.T) {
 		t.Parallel()
 		long := strings.Repeat("x", 3000)
+		secure := func(context object) object {
+			return noop(object{"executionConfig": object{"executor": "noop", "securityContext": context}})
+		}
 		for name, c := range map[string]struct {
 			body object
 			at   string
@@ -101,6 +104,16 @@ func TestCreateTask(t *testing.T) {
 			"executor that is none":     {noop(object{"executionConfig": object{"executor": "shell"}}), "body.executionConfig.executor"},
 			"executor of another type":  {noop(object{"executionConfig": object{"executor": "manual"}}), "body.executionConfig.executor"},
 			"expression without one":    {noop(object{"executionConfig": object{"executor": "expression"}}), "body.executionConfig.expression"},
+			"unknown in security":       {secure(object{"zork": 1}), "body.executionConfig.securityContext.zork"},
+			"tenant in another case":    {secure(object{"tenantid": "acme"}), "body.executionConfig.securityContext.tenantid"},
+			"tenant that is a number":   {secure(object{"tenantId": 42}), "body.executionConfig.securityContext.tenantId"},
+			"level that is none":        {secure(object{"securityLevel": "ZORK"}), "body.executionConfig.securityContext.securityLevel"},
+			"user that is a number":     {secure(object{"userId": 5}), "body.executionConfig.securityContext.userId"},
+			"long user":                 {secure(object{"userId": long}), "body.executionConfig.securityContext.userId"},
+			"control in a user":         {secure(object{"runAs": "a\nb"}), "body.executionConfig.securityContext.runAs"},
+			"roles that are no list":    {secure(object{"roles": "x"}), "body.executionConfig.securityContext.roles"},
+			"long role":                 {secure(object{"roles": []string{"a", long}}), "body.executionConfig.securityContext.roles[1]"},
+			"many permissions":          {secure(object{"permissions": strings.Split(long[:300], "")}), "body.executionConfig.securityContext.permissions"},
 			"too many retries":          {noop(object{"executionConfig": object{"executor": "noop", "retryPolicy": object{"maxRetries": 101}}}), "body.executionConfig.retryPolicy.maxRetries"},
 			"correlation with a space":  {noop(object{"correlationId": "a b"}), "body.correlationId"},
 			"long correlation":          {noop(object{"correlationId": long[:129]}), "body.correlationId"},

@@ -52,7 +52,7 @@ func decode(data []byte, to any) error {
 
 // freeMembers are objects whose members are not ours to say: see freeObject.
 var freeMembers = map[string]bool{
-	"input": true, "output": true, "workflowContext": true, "securityContext": true, "details": true, "inputSchema": true, "outputSchema": true,
+	"input": true, "output": true, "workflowContext": true, "details": true, "inputSchema": true, "outputSchema": true,
 	"progress": true, "checkpoint": true,
 }
 

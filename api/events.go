@@ -195,10 +195,10 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *heard) (outbox.Outcom
 
 // tenantOf is whose the task shall be: on the bus there is no token that says it.
 func tenantOf(b *TaskRequest) string {
-	if b.ExecutionConfig == nil {
+	if b.ExecutionConfig == nil || b.ExecutionConfig.SecurityContext == nil {
 		return ""
 	}
-	return gjson.GetBytes(b.ExecutionConfig.SecurityContext, "tenantId").Str
+	return b.ExecutionConfig.SecurityContext.TenantID
 }
 
 // withoutValues are the refusals that over HTTP name what was sent.

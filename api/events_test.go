@@ -215,6 +215,8 @@ func TestTaskRequestHandlerBuriesWhatCanNeverSucceed(t *testing.T) {
 		"key reused":      {envelope(requestedSubject, strict(object{"requestId": "taken", "input": object{"n": 2}})), "data.requestId, or else id, was used before"},
 		"a bad executor":  {envelope(requestedSubject, noop(object{"executionConfig": object{"executor": "manual"}})), "data.executionConfig.executor: "},
 		"a correlation":   {envelope(requestedSubject, strict(), object{"metadata": object{"correlationId": "canary\n"}}), "metadata.correlationId: "},
+		"a tenant of 42":  {envelope(requestedSubject, noop(object{"executionConfig": object{"executor": "noop", "securityContext": object{"tenantId": 42}}})), "data.executionConfig.securityContext.tenantId: "},
+		"a tenantid":      {envelope(requestedSubject, noop(object{"executionConfig": object{"executor": "noop", "securityContext": object{"tenantid": "canary"}}})), "data.executionConfig.securityContext.tenantid: "},
 		"a year too far":  {envelope(requestedSubject, strict(object{"dueDate": "9999-12-31T23:59:59-01:00"})), "data.dueDate: a time is in the years"},
 		"null in a place": {envelope(requestedSubject, strict(object{"stepId": nil, "workflowId": 7})), "data.workflowId: "},
 	}

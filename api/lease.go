@@ -72,9 +72,9 @@ type TaskQueueMessage struct {
 
 // QueueMessageConfig is executionConfig as a worker is told it.
 type QueueMessageConfig struct {
-	Timeout         int64            `json:"timeout" doc:"Milliseconds that the attempt may take in all."`
-	RetryPolicy     jobs.RetryPolicy `json:"retryPolicy"`
-	SecurityContext json.RawMessage  `json:"securityContext"`
+	Timeout         int64                `json:"timeout" doc:"Milliseconds that the attempt may take in all."`
+	RetryPolicy     jobs.RetryPolicy     `json:"retryPolicy"`
+	SecurityContext jobs.SecurityContext `json:"securityContext"`
 }
 
 type dequeueInput struct{ Body Dequeue }
@@ -143,9 +143,9 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 }
 
 func leaseOf(l *jobs.Lease) Lease {
-	security := l.Security
-	if security == nil {
-		security = json.RawMessage("{}")
+	var security jobs.SecurityContext
+	if l.Security != nil {
+		security = *l.Security
 	}
 	return Lease{
 		LeaseToken: l.Token, Attempt: l.Attempt, LeaseExpiresAt: l.ExpiresAt, Checkpoint: l.Checkpoint, Traceparent: l.Traceparent,

@@ -138,7 +138,7 @@ func bounded(t *testing.T, schemas, s object, at string) {
 				return
 			}
 			free := at[strings.LastIndex(at, ".")+1:]
-			require.True(t, slices.Contains([]string{"input", "workflowContext", "output", "details", "securityContext", "inputSchema", "outputSchema", "progress", "checkpoint"}, free), "%s is free", at)
+			require.True(t, slices.Contains([]string{"input", "workflowContext", "output", "details", "inputSchema", "outputSchema", "progress", "checkpoint"}, free), "%s is free", at)
 			return
 		}
 		require.Equal(t, false, s["additionalProperties"], at)

@@ -184,10 +184,10 @@ func TestRequestOverridesItsDefinition(t *testing.T) {
 		return Result{}, &Failure{Code: "E"}
 	}))
 	task := b.create(of("calculate"), func(req *Request) {
-		req.Config = &RequestConfig{Timeout: 60_000, RetryPolicy: &RetryPolicy{}, ExecutionConfig: ExecutionConfig{SecurityContext: json.RawMessage(`{"userId": "u"}`)}}
+		req.Config = &RequestConfig{Timeout: 60_000, RetryPolicy: &RetryPolicy{}, ExecutionConfig: ExecutionConfig{SecurityContext: &SecurityContext{UserID: "u"}}}
 	})
 	job := receive(t, seen)
-	require.JSONEq(t, `{"userId": "u"}`, string(job.Config.SecurityContext))
+	require.Equal(t, &SecurityContext{UserID: "u"}, job.Config.SecurityContext)
 	require.Equal(t, "Calculate", job.Name)
 	require.Greater(t, job.Deadline.Sub(task.CreatedAt).Seconds(), 50.0)
 	task = b.becomes(task.TaskID, Failed)

@@ -125,7 +125,7 @@ func (o *Outage) Unwrap() error { return o.Err }
 // interface document; unknown members are kept out at the door.
 type ExecutionConfig struct {
 	Executor             string                `json:"executor,omitempty"`
-	SecurityContext      json.RawMessage       `json:"securityContext,omitempty"`
+	SecurityContext      *SecurityContext      `json:"securityContext,omitempty"`
 	ResourceRequirements *ResourceRequirements `json:"resourceRequirements,omitempty"`
 	VisibilityTimeout    int64                 `json:"visibilityTimeout,omitempty"` // ms; default 30 s
 	Expression           []Assign              `json:"expression,omitempty"`
@@ -136,6 +136,18 @@ type ExecutionConfig struct {
 	Notifications        *Notifications        `json:"notifications,omitempty"`
 	Escalation           *Escalation           `json:"escalation,omitempty"`
 	SLA                  *SLA                  `json:"sla,omitempty"`
+}
+
+// SecurityContext says on whose behalf a task is done, and with what rights. We hand it
+// on to whoever does the work, and enforce nothing of it; a task that is asked for on the
+// bus belongs to its tenant.
+type SecurityContext struct {
+	UserID        string   `json:"userId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
+	TenantID      string   `json:"tenantId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
+	Roles         []string `json:"roles,omitempty" maxItems:"256" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
+	Permissions   []string `json:"permissions,omitempty" maxItems:"256" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
+	SecurityLevel string   `json:"securityLevel,omitempty" enum:"LOW,MEDIUM,HIGH"`
+	RunAs         string   `json:"runAs,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
 }
 
 // Assign computes one member of the output: CEL over input, context and the
@@ -245,5 +257,5 @@ type ResourceRequirements struct {
 	CPU            string `json:"cpu,omitempty" maxLength:"32"`
 	Memory         string `json:"memory,omitempty" maxLength:"32"`
 	Disk           string `json:"disk,omitempty" maxLength:"32"`
-	TimeoutSeconds int64  `json:"timeoutSeconds,omitempty" minimum:"0"`
+	TimeoutSeconds int64  `json:"timeoutSeconds,omitempty" minimum:"0" maximum:"2592000"`
 }

@@ -62,7 +62,7 @@ type Lease struct {
 	Context       json.RawMessage
 	Timeout       time.Duration
 	Retry         RetryPolicy
-	Security      json.RawMessage
+	Security      *SecurityContext // nil for none
 }
 
 // leasePoll is how often a parked dequeue looks without being woken: for retries
