@@ -71,6 +71,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	for _, s := range services {
 		every[s] = token(s, scopes...)
 	}
+	before := b.digest(t)
 	seen := map[string]bool{}
 	for path, item := range document["paths"].(object) {
 		for method, op := range item.(object) {
@@ -126,6 +127,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		}
 	}
 	require.Len(t, seen, len(callers), "every settled operation is there")
+	require.Equal(t, before, b.digest(t), "who is not let in, or sends nothing good, writes nothing")
 }
 
 func TestUnknownRoutes(t *testing.T) {
