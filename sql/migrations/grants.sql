@@ -62,6 +62,9 @@ $$;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO tes_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO tes_app;
+-- What has happened stays: these are added to, and the legal moves are the migrations'.
+REVOKE UPDATE, DELETE ON task_event, task_definition, maintenance_change, dead_letter_discard, task_move FROM tes_app;
+REVOKE INSERT ON task_move FROM tes_app;
 GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO tes_app;
 GRANT USAGE ON SCHEMA report TO tes_app, tes_report;
 GRANT SELECT ON ALL TABLES IN SCHEMA report TO tes_app, tes_report;
