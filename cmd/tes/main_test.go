@@ -62,7 +62,7 @@ func TestMain(m *testing.M) {
 		main()
 	}
 	dbtest.Main(m, func() error {
-		_ = os.RemoveAll(sabotagedDir) // "" is nothing
+		sabotagedDir.remove()
 		client.CloseIdleConnections()
 		http.DefaultClient.CloseIdleConnections()
 		return goleak.Find()

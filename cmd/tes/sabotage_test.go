@@ -2,12 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -85,11 +87,12 @@ func sabotaged(t *testing.T) (exe string) {
 	return exe
 }
 
-// sabotagedDir is removed when all tests are over.
-var sabotagedDir string
+// sabotagedDir is removed when all tests are over, or by the next that need one: it is
+// locked as long as this process lives.
+var sabotagedDir lockedDir
 
 var sabotagedBuild = sync.OnceValues(func() (exe string, err error) {
-	if sabotagedDir, err = os.MkdirTemp("", "tes-sabotaged-"); err != nil {
+	if sabotagedDir, err = lockedTemp(os.TempDir()); err != nil {
 		return "", err
 	}
 	root, err := filepath.Abs("../..")
@@ -102,7 +105,7 @@ var sabotagedBuild = sync.OnceValues(func() (exe string, err error) {
 	}
 	replace := map[string]string{}
 	for file, text := range texts {
-		place := filepath.Join(sabotagedDir, strings.ReplaceAll(file, "/", "-"))
+		place := filepath.Join(sabotagedDir.path, strings.ReplaceAll(file, "/", "-"))
 		if err := os.WriteFile(place, []byte(text), 0o600); err != nil {
 			return "", err
 		}
@@ -112,18 +115,91 @@ var sabotagedBuild = sync.OnceValues(func() (exe string, err error) {
 	if err != nil {
 		return "", err
 	}
-	list := filepath.Join(sabotagedDir, "overlay.json")
+	list := filepath.Join(sabotagedDir.path, "overlay.json")
 	if err := os.WriteFile(list, overlay, 0o600); err != nil {
 		return "", err
 	}
 	// A test binary too, for the sake of its leash.
-	exe = filepath.Join(sabotagedDir, "tes.test")
+	exe = filepath.Join(sabotagedDir.path, "tes.test")
 	said, err := exec.Command("go", "test", "-c", "-tags", brokenTag, "-overlay", list, "-o", exe, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the sabotaged tes: %w\n%s", err, said)
 	}
 	return exe, nil
 })
+
+// lockedDir is a temporary directory with an flock on it, which the kernel releases
+// however its holder dies.
+type lockedDir struct {
+	path string
+	file *os.File // keeps the lock; nil for none
+}
+
+func (d lockedDir) remove() {
+	if d.file != nil {
+		_ = os.RemoveAll(d.path)
+		_ = d.file.Close()
+	}
+}
+
+const lockedPrefix = "tes-sabotage-"
+
+// lockedTemp makes one, and removes those of the dead.
+func lockedTemp(parent string) (lockedDir, error) {
+	all, _ := filepath.Glob(filepath.Join(parent, lockedPrefix+"*"))
+	for _, path := range all {
+		if left, err := lockDir(path); err == nil {
+			left.remove()
+		}
+	}
+	for {
+		path, err := os.MkdirTemp(parent, lockedPrefix)
+		if err != nil {
+			return lockedDir{}, err
+		}
+		dir, err := lockDir(path)
+		if err != nil {
+			continue // swept by another before it was locked
+		}
+		if _, err := os.Stat(path); err == nil {
+			return dir, nil
+		}
+		_ = dir.file.Close()
+	}
+}
+
+func lockDir(path string) (lockedDir, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return lockedDir{}, err
+	}
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return lockedDir{}, errors.Join(err, file.Close())
+	}
+	return lockedDir{path, file}, nil
+}
+
+// A test binary that was killed leaves its build to the next, which takes nobody's that
+// is alive.
+func TestSabotagedBuildsOfTheDeadAreRemoved(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	living, err := lockedTemp(parent)
+	require.NoError(t, err)
+	dead, err := lockedTemp(parent)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dead.path, "tes.test"), nil, 0o600))
+	require.NoError(t, dead.file.Close())
+	next, err := lockedTemp(parent)
+	require.NoError(t, err)
+	require.DirExists(t, living.path)
+	require.NoDirExists(t, dead.path)
+	living.remove()
+	next.remove()
+	left, err := os.ReadDir(parent)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
 
 // sabotagedSources are the edited files by their names.
 func sabotagedSources(root string) (map[string]string, error) {
