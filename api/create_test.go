@@ -125,6 +125,10 @@ func TestCreateTask(t *testing.T) {
 			"neither definition nor it": {object{"taskDefinitionId": "unheard-of", "workflowId": "w", "input": object{}}, "body.taskDefinitionId"},
 		}
 		b.unchanged(t, func() {
+			p := b.ask(t, orchestrator, "POST", tasksPath, noop(object{"stepId": "", "executionConfig": object{"executor": "noop", "timeout": 2_592_000_001, "visibilityTimeout": 99_000_000}})).fails(t, 422, "VALIDATION_ERROR")
+			require.ElementsMatch(t, []string{"body.stepId", "body.executionConfig.timeout", "body.executionConfig.visibilityTimeout"}, flaws(p), "one mistake, one flaw")
+			require.Contains(t, fmt.Sprint(p["errors"]), "expected number <= 2592000000")
+			require.Contains(t, fmt.Sprint(p["errors"]), "expected number <= 43200000")
 			for name, c := range bad {
 				p := b.ask(t, orchestrator, "POST", tasksPath, c.body).fails(t, 422, "VALIDATION_ERROR")
 				require.Contains(t, flaws(p), c.at, name)

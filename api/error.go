@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -101,14 +102,23 @@ func (p *Problem) ContentType(ct string) string {
 
 // Huma makes the errors it finds itself through two package variables, offers no
 // other door, and its own would repeat the client's values and our internal errors.
-// Set once, before anything runs, so that parallel tests see one value. The two
-// others make member names case-sensitive and arrays never null.
+// Set once, before anything runs, so that parallel tests see one value. The others
+// write bounds as people do (not 2.592e+09), and make member names case-sensitive and
+// arrays never null.
 func init() {
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
 		return newProblem(nil, status, msg, errs...)
 	}
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 		return newProblem(callOf(ctx.Context()), status, msg, errs...)
+	}
+	huma.ErrorFormatter = func(format string, args ...any) string {
+		for i, arg := range args {
+			if n, ok := arg.(float64); ok {
+				args[i] = strconv.FormatFloat(n, 'f', -1, 64)
+			}
+		}
+		return fmt.Sprintf(format, args...)
 	}
 	huma.ValidateStrictCasing = true
 	huma.DefaultArrayNullable = false
@@ -130,6 +140,9 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 		message, _, _ := strings.Cut(detail.Message, ": ")
 		if strings.HasPrefix(detail.Message, "json:") || strings.HasPrefix(detail.Message, "parsing time") {
 			message = "holds a value of another type than it must"
+		}
+		if p.misses(detail.Location) && strings.HasPrefix(message, "expected string to match pattern") {
+			continue // too short or too long, which has been said: one mistake, one flaw
 		}
 		if !p.flaw(detail.Location, message) {
 			break
@@ -191,6 +204,11 @@ const (
 	maxFlawText   = 160
 	maxFlawsTotal = 1400
 )
+
+// misses says whether something is wrong with a place already.
+func (p *Problem) misses(location string) bool {
+	return len(p.Errors) > 0 && p.Errors[len(p.Errors)-1].Location == tame(location, maxFlawText)
+}
 
 // flaw adds one place; it returns false when there is no room for more.
 func (p *Problem) flaw(location, message string) bool {
