@@ -106,6 +106,9 @@ func TestMistakesOnTheCommandLine(t *testing.T) {
 		"token":                    {"missing flags: --key=FILE", "try: tes token --help"},
 		"token --key /no/such":     {"--key", "/no/such", "no such file"},
 		"token --key /tmp":         {"--key", "/tmp"},
+		"dev --http zork":          {`--http: "zork" is not HOST:PORT`},
+		"dev --nats zork":          {`--nats: "zork" is not HOST:PORT`},
+		"dev --nats 127.0.0.1:x":   {`--nats: "127.0.0.1:x" is not HOST:PORT`},
 		"openapi --yaml":           {"unknown flag --yaml"},
 		"version --json extra":     {"unexpected argument extra"},
 		"with-postgres":            {"try: tes with-postgres --help"},
@@ -126,6 +129,15 @@ func TestMistakesInTheEnvironment(t *testing.T) {
 	for _, command := range []string{"dev --ephemeral", "demo", "serve", "migrate status", "check", "bench", "version", "with-postgres -- true"} {
 		says(t, exitUsage, environ("TES_DATABSE_URL=postgres://u:"+canary+"@h/d"), strings.Fields(command),
 			"tes: unknown variable TES_DATABSE_URL (did you mean TES_DATABASE_URL?)")
+	}
+	for entry, text := range map[string]string{
+		"TES_PG_VERSION=14":          "tes: TES_PG_VERSION=14: it must be one of 15, 16, 17, 18",
+		"TES_PG_BIN=/no%such":        "tes: TES_PG_BIN=/no%such: it must hold postgres and initdb",
+		"TES_PG_USER=nosuch-account": "tes: TES_PG_USER=nosuch-account: ",
+		"TES_HTTP=zork":              "tes: TES_HTTP: ",
+		"TES_DATABASE_URL=postgres://u:" + canary + "@h:x/d": "tes: TES_DATABASE_URL: ",
+	} {
+		says(t, exitUsage, environ(entry), []string{"dev", "--ephemeral", "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0"}, text)
 	}
 	says(t, exitUsage, environ("TES_NOTHING_LIKE_IT=1"), []string{"version"}, "tes: unknown variable TES_NOTHING_LIKE_IT (tes serve --help lists them)")
 	says(t, exitUsage, environ("TES_PG_PORT=http", "TES_LOG_LEVEL=loud"), []string{"dev"}, "TES_PG_PORT", "TES_LOG_LEVEL")
@@ -226,6 +238,7 @@ func TestTokenOfNoKey(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("no key at all"), 0o600))
 	says(t, exitError, environ(), []string{"token", "--key", file}, "tes: "+file+": parse key: no private key in PEM")
 	says(t, exitUsage, environ(), []string{"token", "--key", file, "--ttl", "soon"}, "--ttl", "soon")
+	says(t, exitUsage, environ(), []string{"token", "--key", file, "--service", "zork"}, `tes: --service: "zork" is none of workflow-orchestrator, `)
 }
 
 // lent is the directory of the cluster in a connection string that with-postgres

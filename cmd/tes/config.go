@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
@@ -154,6 +157,16 @@ func (c *Config) parse() (wrong []error) {
 	if c.secrets, err = webhook.ParseSecrets(c.CallbackSecret); err != nil {
 		wrong = append(wrong, fmt.Errorf("TES_CALLBACK_SECRET: %w", err))
 	}
+	if c.HTTP != "" {
+		if err := checkAddress(c.HTTP); err != nil {
+			wrong = append(wrong, fmt.Errorf("TES_HTTP: %w", err))
+		}
+	}
+	if c.DatabaseURL != "" {
+		if _, err := pgxpool.ParseConfig(c.DatabaseURL); err != nil { // which quotes it
+			wrong = append(wrong, errors.New("TES_DATABASE_URL: it is no connection string such as postgres://user:password@host:5432/tes"))
+		}
+	}
 	duration := func(name, text string, def time.Duration) time.Duration {
 		if text == "" {
 			return def
@@ -168,6 +181,18 @@ func (c *Config) parse() (wrong []error) {
 	c.drainDelay = duration("TES_DRAIN_DELAY", c.DrainDelay, 0)
 	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
 	return append(wrong, c.parseOTel()...)
+}
+
+// checkAddress refuses what cannot be listened on anywhere.
+func checkAddress(text string) error {
+	_, port, err := net.SplitHostPort(text)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:8080", text)
+	}
+	return nil
 }
 
 // similar proposes the variable that was probably meant.

@@ -37,6 +37,7 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 	good := map[string]string{
 		"TES_PG_PORT": "15432", "TES_PG_SYSTEM": "off", "TES_PG_DOWNLOAD": "on", "TES_NATS_SYNC": "off", "TES_LOG_LEVEL": "debug",
 		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_REQUIRE_USER_TOKEN": "true", "TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
+		"TES_HTTP": "[::1]:http", "TES_DATABASE_URL": "postgres://u:p@h:1/d?pool_max_conns=3",
 	}
 	help := settings()
 	for _, name := range variables() {
@@ -89,6 +90,9 @@ func TestConfigRefuses(t *testing.T) {
 		"TES_MANUAL_DUE=1d":           `TES_MANUAL_DUE: "1d" is not a duration such as 20s`,
 		"TES_HTTP_ALLOW=10.1.0.0":     `TES_HTTP_ALLOW: "10.1.0.0" is not a network such as 10.1.0.0/16`,
 		"TES_HTTP_ALLOW=10.0.0.0/8,x": `TES_HTTP_ALLOW: "x" is not a network such as 10.1.0.0/16`,
+		"TES_HTTP=zork":               `TES_HTTP: "zork" is not HOST:PORT, such as 127.0.0.1:8080`,
+		"TES_HTTP=127.0.0.1:65536":    `TES_HTTP: "127.0.0.1:65536" is not HOST:PORT`,
+		"TES_DATABASE_URL=zork":       `TES_DATABASE_URL: it is no connection string such as postgres://`,
 		"TES_=":                       `unknown variable TES_`,
 		"TES_zzz=1":                   `unknown variable TES_zzz`,
 		"TES_DATA_DIR_FILES=x":        `unknown variable TES_DATA_DIR_FILES (did you mean TES_DATA_DIR?)`,

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db/localpg"
@@ -42,15 +45,35 @@ func (c *devCmd) Run(s *shell) error {
 	if c.DataDir != "" && c.Ephemeral {
 		return &usageError{"--data-dir and --ephemeral exclude each other"}
 	}
-	dir, err := c.place(s)
-	if err != nil {
-		return err
+	if c.Reset && c.Ephemeral {
+		return &usageError{"--reset and --ephemeral exclude each other"}
 	}
 	if c.HTTP == "" {
 		c.HTTP = s.cfg.httpAddress()
 	}
+	for flag, address := range map[string]string{"--http": c.HTTP, "--nats": c.NATS} {
+		if err := checkAddress(address); err != nil {
+			return &usageError{flag + ": " + err.Error()}
+		}
+	}
+	dir, err := c.place(s)
+	if err != nil {
+		return err
+	}
 	if c.ReadyFile != "" {
+		if err := c.checkReadyFile(dir); err != nil {
+			return err
+		}
 		_ = os.Remove(c.ReadyFile) // of a run that was killed: nobody must read it
+	}
+	if c.Reset {
+		aside, err := localpg.MoveAside(dir, "tes dev --reset")
+		if err != nil {
+			return err
+		}
+		if aside != "" {
+			s.printf("What was in %s is now in %s.\n", dir, aside)
+		}
 	}
 	begun := time.Now()
 	l, err := startLocal(s, localConfig{
@@ -91,7 +114,22 @@ func (c *devCmd) Run(s *shell) error {
 	return ended
 }
 
-// place is the data directory; with --reset an empty one.
+// checkReadyFile is for a place that cannot be written: that is better known before all
+// has started. The data directory may not be there yet.
+func (c *devCmd) checkReadyFile(dataDir string) error {
+	file, err := tempBeside(c.ReadyFile)
+	if err != nil {
+		path, absErr := filepath.Abs(c.ReadyFile)
+		if absErr == nil && errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(path, dataDir+string(filepath.Separator)) {
+			return nil
+		}
+		return err
+	}
+	_ = file.Close()
+	return os.Remove(file.Name())
+}
+
+// place is the data directory.
 func (c *devCmd) place(s *shell) (dir string, err error) {
 	if dir = c.DataDir; dir == "" {
 		dir = s.cfg.DataDir
@@ -104,17 +142,7 @@ func (c *devCmd) place(s *shell) (dir string, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
-	if !c.Reset {
-		return dir, nil
-	}
-	if c.Ephemeral {
-		return "", &usageError{"--reset and --ephemeral exclude each other"}
-	}
-	aside, err := localpg.MoveAside(dir, "tes dev --reset")
-	if err == nil && aside != "" {
-		s.printf("What was in %s is now in %s.\n", dir, aside)
-	}
-	return dir, err
+	return dir, nil
 }
 
 func (l *local) ready(cfg Config) ready {

@@ -31,7 +31,7 @@ func TestDevOnATakenPort(t *testing.T) {
 		says []string
 	}{
 		"api": {"--http", []string{"tes: cannot serve on " + taken, "address already in use", "choose another with --http", "port 0 takes any free one"}},
-		"bus": {"--nats", []string{"tes: bus: the embedded NATS server cannot listen on " + taken, "choose another address, or port 0 for any free one"}},
+		"bus": {"--nats", []string{"tes: bus: the embedded NATS server cannot listen on " + taken, "choose another address, or port 0 for any free one", "--nats"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, os.WriteFile(file, []byte(`{"pid": 1, "apiUrl": "http://127.0.0.1:1"}`), 0o600))
@@ -49,10 +49,17 @@ func TestDevOnATakenPort(t *testing.T) {
 // A ready file that cannot be written is worth no half-started tes.
 func TestDevWithoutAPlaceForItsReadyFile(t *testing.T) {
 	t.Parallel()
-	dir := dataDir(t)
-	p := launch(environ(), devArgs(filepath.Join(dir, "no", "such", "ready.json"), "--data-dir", dir)...)
+	dir, file := dataDir(t), filepath.Join(t.TempDir(), "no", "such", "ready.json")
+	p := launch(environ(), devArgs(file, "--data-dir", dir)...)
 	require.Equal(t, exitError, p.wait(t, 2*time.Minute))
-	require.Contains(t, p.stderr.String(), "tes: write "+filepath.Join(dir, "no", "such", "ready.json"))
+	require.Equal(t, "tes: write "+file+": no such file or directory\n", p.stderr.String())
+	require.NoDirExists(t, filepath.Join(dir, "pg"), "nothing was started")
+
+	// One in the data directory must wait until that is there.
+	file = filepath.Join(dir, "no", "such", "ready.json")
+	p = launch(environ(), devArgs(file, "--data-dir", dir)...)
+	require.Equal(t, exitError, p.wait(t, 2*time.Minute))
+	require.Contains(t, p.stderr.String(), "tes: write "+file+": no such file or directory")
 	nothingRuns(t, dir)
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -81,7 +82,11 @@ func (l *local) start(s *shell, lc localConfig) error {
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off",
 		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log,
 	})
-	if err != nil {
+	var listening *net.OpError
+	switch {
+	case errors.As(err, &listening) && listening.Op == "listen":
+		return fmt.Errorf("bus: %w (it is --nats that says where)", err)
+	case err != nil:
 		return fmt.Errorf("bus: %w", err)
 	}
 	l.standins, err = startStandins(lc.peers, key, l.bus, l.log)
@@ -228,9 +233,9 @@ func (l *local) stop(ctx context.Context) error {
 
 // writeWhole writes a file so that nobody ever sees half of it.
 func writeWhole(path string, text []byte, mode fs.FileMode) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), ".tes-*")
+	temp, err := tempBeside(path)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return err
 	}
 	defer func() { _ = os.Remove(temp.Name()) }()
 	_, err = temp.Write(text)
@@ -242,6 +247,19 @@ func writeWhole(path string, text []byte, mode fs.FileMode) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// tempBeside is a new file in the directory of another.
+func tempBeside(path string) (*os.File, error) {
+	temp, err := os.CreateTemp(filepath.Dir(path), ".tes-*")
+	if err != nil {
+		var of *fs.PathError
+		if errors.As(err, &of) {
+			err = of.Err // the name is of our making, and would puzzle
+		}
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return temp, nil
 }
 
 // logger writes to stderr; stdout is for what a command has to say.

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/seed-3f7a0631/tes/db/localpg"
 )
 
 func main() {
@@ -104,6 +106,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	}
 	err = parsed.Run(&shell{ctx: ctx, cfg: cfg, stdout: stdout, stderr: stderr})
 	var usage *usageError
+	var setting *localpg.SettingError
 	var child *childError
 	switch {
 	case err == nil:
@@ -113,7 +116,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 			fmt.Fprintln(stderr, "tes:", child.stopped)
 		}
 		return child.code
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &setting):
 		fmt.Fprintln(stderr, "tes:", err)
 		return exitUsage
 	default:

@@ -5,6 +5,8 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/seed-3f7a0631/tes/api"
@@ -69,7 +71,7 @@ func version() string {
 // the operator holds.
 type tokenCmd struct {
 	Key     string        `required:"" type:"existingfile" help:"Private key, PEM (dev prints where its own is)." placeholder:"FILE"`
-	Service string        `default:"workflow-orchestrator" help:"Caller: workflow-orchestrator, ui-framework, monitoring-service, task-worker or error-handler."`
+	Service string        `default:"workflow-orchestrator" help:"Caller: workflow-orchestrator, ui-framework, monitoring-service, task-worker or error-handler; another needs --scope."`
 	Scope   []string      `help:"Scopes. Default: those of the caller." placeholder:"SCOPE"`
 	Tenant  string        `help:"Tenant. Default: none."`
 	TTL     time.Duration `name:"ttl" default:"1h" help:"How long it is good for."`
@@ -77,6 +79,9 @@ type tokenCmd struct {
 
 // Run prints the token alone, so that it can be put into a variable.
 func (c *tokenCmd) Run(s *shell) error {
+	if len(c.Scope) == 0 && !slices.Contains(callers, c.Service) {
+		return &usageError{fmt.Sprintf("--service: %q is none of %s, and has no scopes unless --scope gives it some", c.Service, strings.Join(callers, ", "))}
+	}
 	text, err := os.ReadFile(c.Key)
 	if err != nil {
 		return fmt.Errorf("read the key: %w", err)

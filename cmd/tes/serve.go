@@ -23,6 +23,9 @@ func (serveCmd) Help() string {
 func (c *serveCmd) Run(s *shell) error {
 	cfg := s.cfg
 	if c.HTTP != "" {
+		if err := checkAddress(c.HTTP); err != nil {
+			return &usageError{"--http: " + err.Error()}
+		}
 		cfg.HTTP = c.HTTP
 	}
 	cfg.HTTP = cfg.httpAddress()

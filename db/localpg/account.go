@@ -24,7 +24,7 @@ func (m *machine) account(wanted string) (account, error) {
 		if wanted != "" {
 			found, err := m.userByName(wanted)
 			if err != nil || found.Uid != strconv.Itoa(m.euid) {
-				return account{}, fmt.Errorf("TES_PG_USER=%s: only root may run PostgreSQL under another account; unset it", wanted)
+				return account{}, wrong("TES_PG_USER", wanted, "only root may run PostgreSQL under another account; unset it")
 			}
 		}
 		return account{uid: m.euid, gid: os.Getegid()}, nil
@@ -42,7 +42,7 @@ func (m *machine) account(wanted string) (account, error) {
 		return accountOf(found)
 	}
 	if wanted != "" {
-		return account{}, fmt.Errorf("TES_PG_USER=%s: there is no such account", wanted)
+		return account{}, wrong("TES_PG_USER", wanted, "there is no such account")
 	}
 	return account{}, errors.New("running as root; PostgreSQL refuses root and neither account postgres nor nobody exists: set TES_PG_USER")
 }
@@ -57,7 +57,7 @@ func accountOf(found *user.User) (account, error) {
 		return account{}, fmt.Errorf("account %s: %w", found.Username, err)
 	}
 	if uid == 0 {
-		return account{}, fmt.Errorf("TES_PG_USER=%s: PostgreSQL refuses root; name another account", found.Username)
+		return account{}, wrong("TES_PG_USER", found.Username, "PostgreSQL refuses root; name another account")
 	}
 	return account{name: found.Username, uid: uid, gid: gid, drop: true}, nil
 }

@@ -70,18 +70,18 @@ func (m *machine) find(ctx context.Context, cfg Config, acc account, data string
 func (m *machine) named(ctx context.Context, dir string, acc account) (binaries, error) {
 	for _, name := range []string{"postgres", "initdb"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			return binaries{}, fmt.Errorf("TES_PG_BIN=%s: it must hold postgres and initdb: %w", dir, err)
+			return binaries{}, wrong("TES_PG_BIN", dir, "it must hold postgres and initdb: %w", err)
 		}
 	}
 	if err := acc.reach(dir, "move the binaries to a place it can reach, or set TES_PG_USER"); err != nil {
-		return binaries{}, fmt.Errorf("TES_PG_BIN=%s: %w", dir, err)
+		return binaries{}, wrong("TES_PG_BIN", dir, "%w", err)
 	}
 	b, err := probe(ctx, dir)
 	if err != nil {
-		return binaries{}, fmt.Errorf("TES_PG_BIN=%s: %w", dir, err)
+		return binaries{}, wrong("TES_PG_BIN", dir, "%w", err)
 	}
 	if b.major < minMajor {
-		return binaries{}, fmt.Errorf("TES_PG_BIN=%s: it is PostgreSQL %s, and %d or newer is needed", dir, b.version, minMajor)
+		return binaries{}, wrong("TES_PG_BIN", dir, "it is PostgreSQL %s, and %d or newer is needed", b.version, minMajor)
 	}
 	return b, nil
 }

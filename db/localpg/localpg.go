@@ -106,6 +106,20 @@ type Config struct {
 	Progress func(done, total int64)
 }
 
+// SettingError is a setting that names what is not there, or will not do. The message
+// begins with the variable.
+type SettingError struct{ err error }
+
+func (e *SettingError) Error() string { return e.err.Error() }
+
+// Unwrap is what is wrong with it.
+func (e *SettingError) Unwrap() error { return e.err }
+
+// wrong is a SettingError for one variable and what it was set to.
+func wrong(name, value, format string, args ...any) error {
+	return &SettingError{fmt.Errorf(name+"="+strings.ReplaceAll(value, "%", "%%")+": "+format, args...)}
+}
+
 // DefaultBaseDir is where a durable cluster lives if nobody says otherwise:
 // /var/lib/tes for root, who must share it with the account that PostgreSQL runs
 // under, and the platform's place for application data for everybody else.
@@ -201,7 +215,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		cfg.Owner = filepath.Base(os.Args[0])
 	}
 	if cfg.Version != "" && !pinned(cfg.Version) {
-		return cfg, fmt.Errorf("TES_PG_VERSION=%s: it must be one of %s", cfg.Version, strings.Join(pinnedMajors(), ", "))
+		return cfg, wrong("TES_PG_VERSION", cfg.Version, "it must be one of %s", strings.Join(pinnedMajors(), ", "))
 	}
 
 	var err error

@@ -199,6 +199,7 @@ func TestMessageDirectoryThatTheAccountCannotReach(t *testing.T) {
 	require.NoError(t, os.Mkdir(closed, 0o700))
 	b.cfg.DataDir = filepath.Join(closed, "tes")
 	require.Equal(t, closed+" (mode 700) cannot be searched by uid 54321: set TES_DATA_DIR to a place it can reach, e.g. /var/lib/tes", b.startError(t))
+	require.NoDirExists(t, b.cfg.DataDir, "made before it looked")
 
 	outer := b.tmpDir
 	defer func() { b.tmpDir = outer }()

@@ -53,6 +53,12 @@ func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 	if acc.drop {
 		mode = 0o755 // the account must get to its data through it
 	}
+	const advice = "set TES_DATA_DIR to a place it can reach, e.g. /var/lib/tes"
+	if there, err := filepath.EvalSymlinks(lastThere(cfg.DataDir)); err == nil {
+		if err := acc.reach(there, advice); err != nil {
+			return nil, err // before anything is made
+		}
+	}
 	if err := mkdirAll(cfg.DataDir, mode); err != nil {
 		return nil, fmt.Errorf("make %s: %w: set TES_DATA_DIR to a place that can be written", cfg.DataDir, err)
 	}
@@ -62,7 +68,7 @@ func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at %s: %w", cfg.DataDir, err)
 	}
-	if err := acc.reach(base, "set TES_DATA_DIR to a place it can reach, e.g. /var/lib/tes"); err != nil {
+	if err := acc.reach(base, advice); err != nil {
 		return nil, err
 	}
 	held, err := takeLock(filepath.Join(base, "lock"), cfg.Owner)
@@ -79,6 +85,16 @@ func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 		sockets: shortSockets(base),
 		lock:    held,
 	}, nil
+}
+
+// lastThere is the last directory of a path that exists.
+func lastThere(dir string) string {
+	for {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() || filepath.Dir(dir) == dir {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // shortSockets is a directory with a short path for the sockets of base. It is the
