@@ -152,6 +152,7 @@ func (s *Server) enter() bool {
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /_standin/{$}", s.getAll)
 	mux.HandleFunc("GET /_standin/{service}", s.getSteering)
 	mux.HandleFunc("PUT /_standin/{service}", s.putSteering)
 	mux.HandleFunc("GET /_standin/{service}/requests", s.getRequests)

@@ -86,6 +86,17 @@ func TestSteeringOverHTTP(t *testing.T) {
 	require.Equal(t, 500, status)
 	require.Empty(t, body)
 
+	status, body = b.call(t, "GET", "/_standin/", "")
+	require.Equal(t, 200, status)
+	var all struct {
+		Services map[string]peertest.Steering
+		Usage    map[string]string
+	}
+	require.NoError(t, json.Unmarshal([]byte(body), &all))
+	require.Len(t, all.Services, len(peertest.Services))
+	require.Equal(t, "error", all.Services["user"].Mode)
+	require.Contains(t, all.Usage, "PUT /_standin/{service}")
+
 	for _, bad := range []string{
 		`{"mode":"cross"}`, `{"mode":"error","status":99}`, `{"mode":"slow","delayMs":-1}`,
 		`{"mode":"error","times":-1}`, `{"mode":"ok","delay":5}`, `{`, ``,

@@ -201,6 +201,25 @@ func steered(w http.ResponseWriter, st Steering) {
 	_, _ = w.Write(st.Body)
 }
 
+// getAll is for whoever opens the address that dev prints.
+func (s *Server) getAll(w http.ResponseWriter, _ *http.Request) {
+	services := map[string]Steering{}
+	for name, p := range s.parts {
+		p.mu.Lock()
+		services[name] = p.steering
+		p.mu.Unlock()
+	}
+	writeJSON(w, http.StatusOK, map[string]any{
+		"services": services,
+		"usage": map[string]string{
+			"GET /_standin/{service}":             "how it behaves",
+			"PUT /_standin/{service}":             `how it shall: {"mode": "ok, error, slow, hang or gone", "status": 503, "body": {}, "delayMs": 0, "times": 0}; all but mode may be left out, and times 0 is until it is changed`,
+			"GET /_standin/{service}/requests":    "what it was sent",
+			"DELETE /_standin/{service}/requests": "forget that",
+		},
+	})
+}
+
 func (s *Server) getSteering(w http.ResponseWriter, r *http.Request) {
 	if p := s.find(w, r); p != nil {
 		p.mu.Lock()
