@@ -166,6 +166,7 @@ func wrongOwner(data string, owner int, acc account) error {
 func (p *place) close() error {
 	err := os.RemoveAll(p.sockets)
 	if p.throwaway {
+		removeShared(p.data)
 		err = errors.Join(err, os.RemoveAll(p.base))
 		p.lock.remove()
 		_ = os.Remove(filepath.Dir(p.base)) // if we were the last

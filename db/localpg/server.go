@@ -93,6 +93,9 @@ func (c *Cluster) arguments() []string {
 	}
 	if c.cfg.Throwaway {
 		settings["listen_addresses"] = ""
+		// In the data directory and not in /dev/shm, where nobody would look for it who
+		// removes what a killed server has left.
+		settings["dynamic_shared_memory_type"] = "mmap"
 	}
 	if c.cfg.Unsafe {
 		for _, name := range []string{"fsync", "synchronous_commit", "full_page_writes", "autovacuum"} {

@@ -111,6 +111,7 @@ func (m *machine) sweep(parent string, logf func(string, ...any)) {
 			held.release()
 			continue
 		}
+		removeShared(filepath.Join(base, "pg"))
 		if err := errors.Join(os.RemoveAll(base), os.RemoveAll(throwawaySockets(base))); err != nil {
 			logf("remove %s: %v", base, err)
 			held.release()
