@@ -79,7 +79,7 @@ func TestCheckCannotLook(t *testing.T) {
 	args := []string{"check"}
 	says(t, exitUsage, environ(), args, "TES_DATABASE_URL is not set")
 	says(t, exitError, environ("TES_DATABASE_URL=postgres://tes:"+canary+"@"+nobodysPort(t)+"/tes?connect_timeout=5"), args, "tes: reach database")
-	says(t, exitError, environ("TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: ")
+	says(t, exitUsage, environ("TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: TES_DATABASE_URL: ")
 	fresh := freshDatabase(t)
 	says(t, exitError, environ("TES_DATABASE_URL="+fresh), args, "the database is not at this program's schema: run tes migrate up")
 	require.Zero(t, number(t, fresh, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "it reads only")

@@ -126,7 +126,7 @@ func TestMigrateNeedsADatabase(t *testing.T) {
 		args := append([]string{"migrate"}, strings.Fields(command)...)
 		says(t, exitUsage, environ(), args, "TES_DATABASE_URL is not set")
 		says(t, exitError, environ("TES_DATABASE_URL=postgres://tes:"+canary+"@"+nobodysPort(t)+"/tes?connect_timeout=5"), args, "tes: ")
-		says(t, exitError, environ("TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: ")
+		says(t, exitUsage, environ("TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: TES_DATABASE_URL: ")
 	}
 	_, err := pgx.ParseConfig("postgres://tes:" + canary + "@[/tes")
 	require.Error(t, err, "or the last case proves nothing")

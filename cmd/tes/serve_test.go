@@ -313,14 +313,14 @@ func TestServeRefuses(t *testing.T) {
 	says(t, exitUsage, quiet("TES_DATABASE_URL="+b.dsn, "TES_AUTH_URL="+b.peers.URL(), "TES_USER_URL="+b.peers.URL()), args, "the neighbours are not named")
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+freshDatabase(t)), args, "tes: the database lacks ", ": run tes migrate up")
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@"+nobodysPort(t)+"/tes"), args, "tes: reach database: ", "refused")
-	says(t, exitError, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: database url: ")
+	says(t, exitUsage, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: TES_DATABASE_URL: ")
 	says(t, exitError, quiet("TES_NEIGHBOURS_URL=no address", "TES_DATABASE_URL="+b.dsn), args, "tes: neighbour: ", "is not an http or https URL")
 
 	taken := takenPort(t)
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+b.dsn), []string{"serve", "--http", taken},
 		"tes: cannot serve on "+taken, "address already in use", "--http", "port 0 takes any free one")
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+b.dsn, "TES_HTTP="+taken), []string{"serve"}, "tes: cannot serve on "+taken)
-	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+b.dsn), []string{"serve", "--http", "nowhere"}, "tes: cannot serve on nowhere")
+	says(t, exitUsage, quiet(peers, "TES_DATABASE_URL="+b.dsn), []string{"serve", "--http", "nowhere"}, `tes: --http: "nowhere" is not HOST:PORT`)
 
 	// A bus that says no is not waited for.
 	bus, err := natsbus.Open(t.Context(), natsbus.Config{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", NoSync: true, Logger: slog.New(slog.DiscardHandler)})
