@@ -17,11 +17,17 @@ const deadLetterDiscard = `-- name: DeadLetterDiscard :many
 WITH letter AS MATERIALIZED (
     SELECT t.task_id, t.job_id
     FROM task t
-    JOIN river_job j ON j.id = t.job_id
     WHERE t.task_id = $3 AND t.tenant_id = $4 AND t.status IN ('FAILED', 'TIMED_OUT')
-        AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
         AND ($5::bigint = 0 OR t.job_id = $5::bigint)
-    FOR UPDATE OF t, j
+        AND (
+            $6::boolean
+            OR EXISTS (
+                SELECT
+                FROM river_job j
+                WHERE j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
+            )
+        )
+    FOR UPDATE OF t
 ),
 ended_lease AS (
     DELETE FROM lease l
@@ -32,7 +38,7 @@ ended_job AS (
     UPDATE river_job j
     SET state = 'discarded', finalized_at = now()
     FROM letter
-    WHERE j.id = letter.job_id
+    WHERE j.id = letter.job_id AND (j.state IN ('available', 'running')) IS TRUE
 ),
 laid_aside AS (
     UPDATE task t
@@ -58,6 +64,7 @@ type DeadLetterDiscardParams struct {
 	TaskID   uuid.UUID
 	TenantID string
 	WantJob  int64
+	Gone     bool
 }
 
 type DeadLetterDiscardRow struct {
@@ -68,7 +75,8 @@ type DeadLetterDiscardRow struct {
 }
 
 // Lays a dead letter aside, leased or not; with a job, only the one that it names.
-// Comes back with one row, or with none where there is no dead letter.
+// gone: somebody has ended or deleted that job already. Comes back with one row, or
+// with none where there is no dead letter.
 // From FAILED to FAILED: by that the depth of the lane knows it is gone.
 func (q *Queries) DeadLetterDiscard(ctx context.Context, arg DeadLetterDiscardParams) ([]DeadLetterDiscardRow, error) {
 	rows, err := q.db.Query(ctx, deadLetterDiscard,
@@ -77,6 +85,7 @@ func (q *Queries) DeadLetterDiscard(ctx context.Context, arg DeadLetterDiscardPa
 		arg.TaskID,
 		arg.TenantID,
 		arg.WantJob,
+		arg.Gone,
 	)
 	if err != nil {
 		return nil, err

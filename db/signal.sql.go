@@ -70,7 +70,7 @@ WITH lost AS (
 held AS MATERIALIZED (
     SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, t.traceparent, lost.kind, lost.timeout_ms
     FROM lost
-    JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status = 'PENDING'
+    JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
     WHERE NOT EXISTS (
         SELECT FROM river_job j
         WHERE j.id = t.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
@@ -109,7 +109,7 @@ type LaneRequeueRow struct {
 	Lane   string
 }
 
-// A new token for each task that waits without one.
+// A new token for each task or dead letter that waits without one.
 func (q *Queries) LaneRequeue(ctx context.Context, arg LaneRequeueParams) ([]LaneRequeueRow, error) {
 	rows, err := q.db.Query(ctx, laneRequeue,
 		arg.TaskIds,
@@ -176,7 +176,7 @@ func (q *Queries) SignalDone(ctx context.Context, ids []int64) error {
 
 const signalList = `-- name: SignalList :many
 SELECT
-    s.id, s.what, s.by_role, s.job_id, t.task_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
+    s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
     t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
 FROM (SELECT id, at, job_id, task_id, what, by_role FROM job_signal ORDER BY job_signal.id LIMIT 500) s
 LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
@@ -189,6 +189,7 @@ type SignalListRow struct {
 	ByRole       string
 	JobID        int64
 	TaskID       pgtype.UUID
+	TenantID     *string
 	Status       *TaskStatus
 	Attempt      *int32
 	Type         *TaskType
@@ -220,6 +221,7 @@ func (q *Queries) SignalList(ctx context.Context) ([]SignalListRow, error) {
 			&i.ByRole,
 			&i.JobID,
 			&i.TaskID,
+			&i.TenantID,
 			&i.Status,
 			&i.Attempt,
 			&i.Type,
@@ -261,7 +263,8 @@ SELECT
     last.task_id AS page_end, page.task_id, page.job_id, page.type, page.definition_id, page.revision, page.executor,
     page.config, page.lane
 FROM last
-LEFT JOIN page ON page.status = 'PENDING'
+LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
+    AND page.job_id <> 0 -- a dead letter that was laid aside
     AND NOT EXISTS (
         SELECT FROM river_job j
         WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
@@ -287,7 +290,8 @@ type TaskAdriftRow struct {
 	Lane         *TaskLane
 }
 
-// Of a page of all tasks: those that wait, and whose job is not there or has ended.
+// Of a page of all tasks: those that wait, to be run or as dead letters, and whose job
+// is not there or has ended.
 // The triggers tell of nearly all at once; this finds what they could not see.
 func (q *Queries) TaskAdrift(ctx context.Context, arg TaskAdriftParams) ([]TaskAdriftRow, error) {
 	rows, err := q.db.Query(ctx, taskAdrift, arg.After, arg.Page)

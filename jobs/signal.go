@@ -16,6 +16,7 @@ import (
 //
 //	cancelled, deleted    the task is CANCELLED
 //	discarded             the attempt failed; a task that waits gets a new token
+//	any, to a dead letter it is laid aside, in the name of who did it
 //	retried               nothing: the token is nobody's, and its claim ends it
 //
 // Triggers write down what was done (job_signal), and every process acts on it at
@@ -52,11 +53,17 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 		if row.Status == nil {
 			continue
 		}
+		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
+		if s := Status(*row.Status); s == Failed || s == TimedOut {
+			if err := r.layAside(ctx, row, id, who); err != nil {
+				return err
+			}
+			continue
+		}
 		s, err := r.tasks.settings(ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
 		if err != nil {
 			return err
 		}
-		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
 		ends := &traced{
 			task: id, attempt: *row.Attempt, kind: Type(*row.Type), lane: string(*row.Lane), definition: *row.DefinitionID,
 			traceparent: row.Traceparent, begun: at(row.StartedAt),
@@ -96,7 +103,21 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 	return nil
 }
 
-// adrift are tasks that wait without a job.
+// layAside discards a dead letter whose job was ended or deleted.
+func (r *Runner) layAside(ctx context.Context, row db.SignalListRow, id uuid.UUID, who string) error {
+	laid, err := r.tasks.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
+		TaskID: id, TenantID: *row.TenantID, WantJob: row.JobID, Gone: true, Actor: who, Reason: "the job was " + row.What + " in the queue",
+	})
+	if err != nil {
+		return fmt.Errorf("lay the dead letter of task %s aside: %w", id, err)
+	}
+	if len(laid) > 0 {
+		r.tasks.cfg.Logger.Info("the job of a dead letter was ended in the queue, and so it is laid aside", "task", id, "by", who)
+	}
+	return nil
+}
+
+// adrift are tasks, and dead letters, that wait without a job.
 type adrift struct{ db.LaneRequeueParams }
 
 func (a *adrift) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
@@ -150,7 +171,11 @@ func (r *Runner) reconcile(ctx context.Context) {
 			if err != nil {
 				return err
 			}
-			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, kindOf(Type(*row.Type), *row.Executor), s.timeout)
+			kind := kindOf(Type(*row.Type), *row.Executor)
+			if *row.Lane == LaneDeadLetter {
+				kind = KindDeadLetter
+			}
+			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, kind, s.timeout)
 		}
 		return r.requeue(ctx, lost)
 	})

@@ -204,3 +204,63 @@ func TestRunningTokenOfNobodyIsEnded(t *testing.T) {
 		return ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", task.JobID) == "cancelled"
 	})
 }
+
+// Whoever ends or deletes the job of a dead letter has laid it aside: in their name.
+func TestWhatIsDoneToTheJobOfADeadLetter(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	dba, ui := b.outsiders()
+	waiting := b.deadLetters(5)
+	leased := b.deadLetters(1, priority(Critical))[0]
+	held := b.dequeue("handler", letters, func(req *LeaseRequest) { req.Most = 1 })[0]
+	require.Equal(t, leased.TaskID, held.TaskID)
+	for i, sql := range []string{
+		"DELETE FROM river_job WHERE id = $1",
+		"UPDATE river_job SET state = 'cancelled', finalized_at = now() WHERE id = $1",
+		"UPDATE river_job SET state = 'discarded', finalized_at = now() WHERE id = $1",
+	} {
+		_, err := dba.Exec(b.ctx, sql, waiting[i].JobID)
+		require.NoError(t, err)
+	}
+	_, err := ui.JobCancel(b.ctx, waiting[3].JobID)
+	require.NoError(t, err)
+	_, err = ui.JobDelete(b.ctx, waiting[4].JobID)
+	require.NoError(t, err)
+	_, err = ui.JobCancel(b.ctx, leased.JobID)
+	require.NoError(t, err)
+	b.work(nil)
+	for i, how := range []string{"deleted", "cancelled", "discarded", "cancelled", "deleted", "cancelled"} {
+		task := append(waiting, leased)[i] //nolint:gocritic // a list of all
+		waitFor(t, "the dead letter to be laid aside", func() bool {
+			return ask[int](b, "SELECT count(*) FROM dead_letter_discard WHERE task_id = $1", task.TaskID) == 1
+		})
+		require.Regexp(t, "^river:.+: the job was "+how+" in the queue$", ask[string](b, "SELECT actor || ': ' || reason FROM dead_letter_discard WHERE task_id = $1", task.TaskID))
+		require.Equal(t, task.Version, b.get(task.TaskID).Version, "the task stays as it ended")
+		require.Zero(t, b.get(task.TaskID).JobID)
+	}
+	require.ErrorIs(t, b.beat(held.Token).Err, ErrLeaseLost)
+	require.Zero(t, ask[int](b, "SELECT count(*) FROM lease"))
+}
+
+// What no trigger sees is mended: the dead letter waits again.
+func TestReconcileOfDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	lost := b.deadLetters(3)
+	aside := lost[2]
+	_, err := b.Discard(b.ctx, aside.TaskID, Ask{By: "desk", Reason: "old"})
+	require.NoError(t, err)
+	// The engine's own name, so that the triggers look away.
+	require.EqualValues(t, 1, b.exec("DELETE FROM river_job WHERE id = $1", lost[0].JobID))
+	require.EqualValues(t, 1, b.exec("UPDATE river_job SET state = 'completed', finalized_at = now() WHERE id = $1", lost[1].JobID))
+	b.work(nil)
+	rows := func() []db.DeadLetterListRow {
+		rows, _, err := DeadLetters(b.ctx, b.q, "", DeadLetterFilter{}, DeadLetterPlace{}, 10)
+		require.NoError(t, err)
+		return rows
+	}
+	waitFor(t, "the dead letters to wait again", func() bool { return len(rows()) == 2 })
+	require.Zero(t, b.get(aside.TaskID).JobID)
+	require.Len(t, b.dequeue("handler", letters), 2)
+	waitFor(t, "the desk to be empty", func() bool { return len(rows()) == 0 })
+}

@@ -1,7 +1,7 @@
 -- A task that failed for good has a dead letter, unless somebody laid it aside.
 
--- Somebody may have looked at it and closed it; River forgets it a day later. One that
--- is taken is leased, or nobody would ever put it back.
+-- One that is taken is leased, or nobody would ever put it back. One whose job somebody
+-- has ended is about to be laid aside.
 SELECT
     t.task_id::text AS task,
     CASE WHEN j.id IS NULL THEN format('job %s is not there', t.job_id) ELSE format('job %s is %s in %s: %s', j.id, j.state, j.queue, j.kind) END AS detail
@@ -9,8 +9,13 @@ FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 WHERE t.status IN ('FAILED', 'TIMED_OUT')
     AND NOT (t.job_id = 0 AND EXISTS (SELECT FROM dead_letter_discard d WHERE d.task_id = t.task_id))
-    AND CASE
-        WHEN j.id IS NULL THEN t.ended_at > now() - interval '1 day'
-        ELSE j.queue <> 'task-execution-deadletter' OR j.kind <> 'task.deadletter'
-            OR (j.state = 'running' AND NOT EXISTS (SELECT FROM lease l WHERE l.task_id = t.task_id AND l.job_id = t.job_id AND l.kind = 'letter'))
-    END;
+    AND (
+        j.queue = 'task-execution-deadletter'
+        AND j.kind = 'task.deadletter'
+        AND CASE j.state
+            WHEN 'running' THEN EXISTS (SELECT FROM lease l WHERE l.task_id = t.task_id AND l.job_id = t.job_id AND l.kind = 'letter')
+            WHEN 'available' THEN true
+            WHEN 'scheduled' THEN true
+            ELSE j.finalized_at > now() - :'grace'::interval
+        END
+    ) IS NOT TRUE;

@@ -93,15 +93,22 @@ LIMIT @page::integer;
 
 -- name: DeadLetterDiscard :many
 -- Lays a dead letter aside, leased or not; with a job, only the one that it names.
--- Comes back with one row, or with none where there is no dead letter.
+-- gone: somebody has ended or deleted that job already. Comes back with one row, or
+-- with none where there is no dead letter.
 WITH letter AS MATERIALIZED (
     SELECT t.task_id, t.job_id
     FROM task t
-    JOIN river_job j ON j.id = t.job_id
     WHERE t.task_id = @task_id AND t.tenant_id = @tenant_id AND t.status IN ('FAILED', 'TIMED_OUT')
-        AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
         AND (@want_job::bigint = 0 OR t.job_id = @want_job::bigint)
-    FOR UPDATE OF t, j
+        AND (
+            @gone::boolean
+            OR EXISTS (
+                SELECT
+                FROM river_job j
+                WHERE j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
+            )
+        )
+    FOR UPDATE OF t
 ),
 ended_lease AS (
     DELETE FROM lease l
@@ -112,7 +119,7 @@ ended_job AS (
     UPDATE river_job j
     SET state = 'discarded', finalized_at = now()
     FROM letter
-    WHERE j.id = letter.job_id
+    WHERE j.id = letter.job_id AND (j.state IN ('available', 'running')) IS TRUE
 ),
 laid_aside AS (
     UPDATE task t

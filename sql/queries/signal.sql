@@ -2,7 +2,7 @@
 -- What was done to jobs behind our back, each with its task if that still goes by
 -- the job.
 SELECT
-    s.id, s.what, s.by_role, s.job_id, t.task_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
+    s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
     t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
 FROM (SELECT * FROM job_signal ORDER BY job_signal.id LIMIT 500) s
 LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
@@ -14,7 +14,8 @@ USING (SELECT unnest(@ids::bigint[]) AS id) done
 WHERE s.id = done.id;
 
 -- name: TaskAdrift :many
--- Of a page of all tasks: those that wait, and whose job is not there or has ended.
+-- Of a page of all tasks: those that wait, to be run or as dead letters, and whose job
+-- is not there or has ended.
 -- The triggers tell of nearly all at once; this finds what they could not see.
 WITH page AS MATERIALIZED (
     SELECT t.task_id, t.job_id, t.status, t.type, t.definition_id, t.revision, t.executor, t.config, t.lane
@@ -33,7 +34,8 @@ SELECT
     last.task_id AS page_end, page.task_id, page.job_id, page.type, page.definition_id, page.revision, page.executor,
     page.config, page.lane
 FROM last
-LEFT JOIN page ON page.status = 'PENDING'
+LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
+    AND page.job_id <> 0 -- a dead letter that was laid aside
     AND NOT EXISTS (
         SELECT FROM river_job j
         WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
@@ -42,7 +44,7 @@ LEFT JOIN page ON page.status = 'PENDING'
     AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = page.job_id);
 
 -- name: LaneRequeue :many
--- A new token for each task that waits without one.
+-- A new token for each task or dead letter that waits without one.
 WITH lost AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -53,7 +55,7 @@ WITH lost AS (
 held AS MATERIALIZED (
     SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, t.traceparent, lost.kind, lost.timeout_ms
     FROM lost
-    JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status = 'PENDING'
+    JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
     WHERE NOT EXISTS (
         SELECT FROM river_job j
         WHERE j.id = t.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
