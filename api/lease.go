@@ -98,7 +98,7 @@ var exampleLease = map[string]any{
 var dequeueTasksDoc = doc{
 	id: "dequeueTasks", tag: tagLeases, summary: "Lease tasks",
 	description: "Hands out tasks whose executor is worker, by priority, then age; retries first. Each comes with a lease: a token, and the time " +
-		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back. " +
+		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back, unless it gave a requestId: then it asks again. " +
 		"A dead letter's task has ended and stays so: complete lays the letter aside (output.reason says why), fail and release put it back.",
 	errors:  []int{403, 413, 415},
 	request: map[string]any{"workerId": "w-7", "requestId": "5f3c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11", "waitMs": 20000, "maxTasks": 10, "select": []any{map[string]any{"queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "maxTasks": 8, "visibilityTimeout": 30000}}},

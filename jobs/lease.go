@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -70,12 +71,12 @@ type Lease struct {
 const leasePoll = time.Second
 
 // Lease hands out work to a remote worker, and waits for it if there is none. No
-// lease is no error. What was taken for a caller that is gone is given back.
+// lease is no error. What was taken for a caller that is gone is given back, unless it
+// gave an ID: then it may have asked again already, and been answered.
 func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	look := t.leaseAgain
 	if req.ID == "" {
-		req.ID = uuid.NewString()
-	} else if found, err := t.leases(ctx, req); err != nil || len(found) > 0 {
-		return found, err
+		req.ID, look = uuid.NewString(), t.leaseOnce
 	}
 	wait := time.NewTimer(req.Wait)
 	defer wait.Stop()
@@ -83,7 +84,7 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	defer poll.Stop()
 	for {
 		work := t.wakes.leasable()
-		found, err := t.lease(ctx, req)
+		found, err := look(ctx, req)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
 			return found, err
 		}
@@ -104,8 +105,38 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 // about to stop taking requests.
 func (t *Tasks) Rest() { t.rest.Do(func() { close(t.resting) }) }
 
+// leaseOnce takes what there is now, for a request that nobody can ask again.
+func (t *Tasks) leaseOnce(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	found, err := t.lease(ctx, req)
+	if err == nil && ctx.Err() != nil {
+		for _, l := range found {
+			// Nobody has seen the token. What cannot be given back now runs out.
+			_, _ = t.ReleaseLease(context.WithoutCancel(ctx), req.Tenant, l.Token, 0, "the worker was gone before it was answered")
+		}
+		return nil, context.Cause(ctx)
+	}
+	return found, err
+}
+
+// leaseAgain answers with what the request has been given; if it has nothing, it takes
+// what there is now. It may be parked more than once: one at a time takes.
+func (t *Tasks) leaseAgain(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	done, err := t.turns.take(ctx, turn{req.Tenant, req.Worker, req.ID})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if found, err := t.leases(ctx, req); err != nil || len(found) > 0 {
+		return found, err
+	}
+	return t.lease(ctx, req)
+}
+
 // lease takes what there is now.
 func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	// Cut short, a claim would leave its jobs to the sweep.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
@@ -155,15 +186,42 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if err := t.begin(work, begun); err != nil {
 		return nil, err
 	}
-	found, err := t.leases(work, req)
-	if err == nil && ctx.Err() != nil {
-		for _, l := range found {
-			// Nobody has seen the token. What cannot be given back now runs out.
-			_, _ = t.ReleaseLease(work, req.Tenant, l.Token, 0, "the worker was gone before it was answered")
+	return t.leases(work, req)
+}
+
+// turn names a request that can be asked again.
+type turn struct{ tenant, worker, id string }
+
+// turns lets one call of a request at a time take work for it.
+type turns struct {
+	mu    sync.Mutex
+	taken map[turn]chan struct{} // closed when the turn is over; guarded by mu
+}
+
+// take waits for a turn. done ends it.
+func (t *turns) take(ctx context.Context, which turn) (done func(), err error) {
+	mine := make(chan struct{})
+	for {
+		t.mu.Lock()
+		other := t.taken[which]
+		if other == nil {
+			t.taken[which] = mine
 		}
-		return nil, context.Cause(ctx)
+		t.mu.Unlock()
+		if other == nil {
+			return func() {
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				delete(t.taken, which)
+				close(mine)
+			}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-other:
+		}
 	}
-	return found, err
 }
 
 // deadLettersFirst is the interface document's order: a free place takes them first.

@@ -81,6 +81,7 @@ type Tasks struct {
 	moves     *batcher[*move]
 
 	tokens  tokens
+	turns   turns
 	resting chan struct{} // closed by Rest
 	rest    sync.Once
 
@@ -117,7 +118,7 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 		cfg.Logger = slog.Default()
 	}
 	q := db.New(pool)
-	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, resting: make(chan struct{})}
+	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[turn]chan struct{}{}}, resting: make(chan struct{})}
 	t.defs.q = q
 	t.givenUp, t.giveUp = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
 	t.creates = newBatcher(500, 1, 0, t.flushCreates)

@@ -312,15 +312,108 @@ func TestGoneWorkerTakesNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.create(remote)
+	ask := func(ctx context.Context, id string) <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := b.Lease(ctx, LeaseRequest{Worker: "w-1", ID: id, Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
+			ended <- err
+		}()
+		return ended
+	}
 	gone, cancel := context.WithCancel(b.ctx)
+	holder := b.hold(task) // its start waits for the row
+	ended := ask(gone, "")
+	b.waiting(1)
 	cancel()
-	_, err := b.Lease(gone, LeaseRequest{Worker: "w-1", Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
-	require.ErrorIs(t, err, context.Canceled)
+	holder.letGo()
+	require.ErrorIs(t, receive(t, ended), context.Canceled)
+	require.ErrorIs(t, receive(t, ask(gone, "")), context.Canceled, "and does not even begin")
 	task = b.get(task.TaskID)
 	require.Equal(t, db.TaskStatusPENDING, task.Status)
 	require.Zero(t, task.Attempt)
 	require.Equal(t, "created started released", b.story(task.TaskID))
 	require.Equal(t, 1, b.dequeueOne("w-2").Attempt)
+}
+
+// Unless it asks again by the same id: whoever answers that has told it of the lease.
+func TestGoneWorkerAsksAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	other := join(t, b.pool, "p2")
+	task := b.create(remote)
+	gone, hangUp := context.WithCancel(b.ctx)
+	holder := b.hold(task) // its start waits for the row
+	ended := make(chan error, 1)
+	go func() {
+		_, err := b.Lease(gone, LeaseRequest{Worker: "w-1", ID: "r-1", Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
+		ended <- err
+	}()
+	b.waiting(1)
+	hangUp()
+	holder.letGo()
+	require.NoError(t, receive(t, ended))
+	again := other.dequeue("w-1", func(req *LeaseRequest) { req.ID = "r-1" })
+	require.Len(t, again, 1)
+	require.NoError(t, b.beat(again[0].Token).Err)
+	require.Equal(t, "created started", b.story(task.TaskID))
+}
+
+// The first call of a request is parked still when it is asked again: both are
+// answered alike, here and in another process, and no more is taken than was asked for.
+func TestParkedDequeueIsIdempotent(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	other := join(t, b.pool, "p2")
+	other.work(nil) // which listens
+	b.work(nil)
+	got := make(chan []Lease, 4)
+	const calls = 4
+	for i := range calls {
+		at := []*testBundle{b, b, b, other}[i]
+		go func() {
+			found, err := at.Lease(at.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
+			if err == nil {
+				got <- found
+			}
+		}()
+	}
+	waitFor(t, "a call to be parked", func() bool {
+		b.wakes.mu.Lock()
+		defer b.wakes.mu.Unlock()
+		return b.wakes.parked != nil
+	})
+	b.create(remote)
+	first := receive(t, got)
+	require.Len(t, first, 1)
+	b.create(remote)
+	for range calls - 1 {
+		require.Equal(t, first[0].Token, receive(t, got)[0].Token)
+	}
+	require.Equal(t, 1, ask[int](b, "SELECT count(*) FROM lease"))
+}
+
+// Two tasks at once, for a request that is parked twice.
+func TestParkedDequeueTakesNoMoreThanItAskedFor(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.create(remote)
+	holder := b.hold(task)
+	got := make(chan []Lease, 2)
+	for range 2 {
+		go func() {
+			found, err := b.Lease(b.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
+			if err == nil {
+				got <- found
+			}
+		}()
+	}
+	b.waiting(1) // one has claimed, and begins
+	b.create(remote)
+	holder.letGo()
+	first, second := receive(t, got), receive(t, got)
+	require.Len(t, first, 1)
+	require.Equal(t, first[0].Token, second[0].Token)
+	require.Equal(t, 1, ask[int](b, "SELECT count(*) FROM task WHERE status = 'PENDING'"))
 }
 
 func TestLeasesKeepTenantsApart(t *testing.T) {
