@@ -23,7 +23,7 @@ type Dequeue struct {
 	RequestID string             `json:"requestId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same workerId and requestId are answered with the same leases, so a lost answer costs nothing. Take a new one for each dequeue."`
 	WaitMs    int64              `json:"waitMs,omitempty" minimum:"0" maximum:"60000" doc:"How long to wait for work when there is none: a long poll, woken by work."`
 	MaxTasks  int                `json:"maxTasks,omitempty" minimum:"1" maximum:"100" default:"1" doc:"Leases in one answer, over all selections."`
-	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"What to take, in this order. Default: both standard queues, every definition; the dead-letter queue for a token that holds tasks:deadletter alone."`
+	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"What to take: dead letters first, then retries, then the standard queues, each in the order of this list. Default: both standard queues, every definition; the dead-letter queue for a token that holds tasks:deadletter alone."`
 }
 
 // DequeueSelection is a part of the queues that a worker works.
@@ -97,7 +97,7 @@ var exampleLease = map[string]any{
 
 var dequeueTasksDoc = doc{
 	id: "dequeueTasks", tag: tagLeases, summary: "Lease tasks",
-	description: "Hands out tasks whose executor is worker, by priority, then age; retries first. Each comes with a lease: a token, and the time " +
+	description: "Hands out tasks whose executor is worker, retries first, then by priority, then age. Each comes with a lease: a token, and the time " +
 		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back, unless it gave a requestId: then it asks again. " +
 		"A dead letter's task has ended and stays so: complete lays the letter aside (output.reason says why), fail and release put it back.",
 	errors:  []int{403, 413, 415},

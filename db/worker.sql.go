@@ -219,7 +219,7 @@ JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.a
 JOIN river_job j ON j.id = l.job_id
 LEFT JOIN task_checkpoint c ON c.task_id = l.task_id
 WHERE l.owner = $1 AND l.request_id = $2::text AND t.tenant_id = $3
-ORDER BY t.priority, l.job_id
+ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job_id
 `
 
 type WorkerLeasesParams struct {
@@ -253,7 +253,8 @@ type WorkerLeasesRow struct {
 	Error         json.RawMessage
 }
 
-// The leases of one request of one worker, with all that it is told of them.
+// The leases of one request of one worker, with all that it is told of them, in the
+// order in which they are handed out: dead letters, retries, the others.
 func (q *Queries) WorkerLeases(ctx context.Context, arg WorkerLeasesParams) ([]WorkerLeasesRow, error) {
 	rows, err := q.db.Query(ctx, workerLeases, arg.Owner, arg.RequestID, arg.TenantID)
 	if err != nil {

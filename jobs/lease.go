@@ -142,43 +142,43 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	defer cancel()
 	letters := 0
 	var begun []*move
-	for _, sel := range deadLettersFirst(req.Select) {
+	taken := make([]int, len(req.Select))
+	for _, from := range places(req.Select) {
+		sel := req.Select[from.selection]
 		most := req.Most - len(begun) - letters
 		if sel.Most > 0 {
-			most = min(most, sel.Most)
+			most = min(most, sel.Most-taken[from.selection])
 		}
-		if sel.Lane == LaneDeadLetter {
-			if most > 0 {
-				taken, err := t.leaseLetters(work, req, sel, most)
-				if err != nil {
-					return nil, err
-				}
-				letters += taken
-			}
+		if most <= 0 {
 			continue
 		}
-		lanes := []db.WorkerClaimParams{{Lane: LaneRetry, Type: string(typeOf(sel.Lane))}, {Lane: sel.Lane}}
-		if sel.Lane == LaneRetry {
-			lanes = lanes[:1]
-		}
-		for _, p := range lanes {
-			if most <= 0 {
-				break
-			}
-			p.TenantID, p.DefinitionIds, p.Most, p.ExecutorID = req.Tenant, append([]string{}, sel.Definitions...), int32(most), t.cfg.ProcessID
-			rows, err := t.q.WorkerClaim(work, p)
+		if from.lane == LaneDeadLetter {
+			n, err := t.leaseLetters(work, req, sel, most)
 			if err != nil {
-				return nil, readError("claim for a worker", err)
+				return nil, err
 			}
-			for _, row := range rows {
-				m, err := t.leased(work, row, req, sel)
-				if err != nil {
-					return nil, err // the claim is left to the sweep
-				}
-				begun = append(begun, m)
-			}
-			most -= len(rows)
+			letters += n
+			taken[from.selection] += n
+			continue
 		}
+		p := db.WorkerClaimParams{
+			Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
+		}
+		if from.lane == LaneRetry {
+			p.Type = string(typeOf(sel.Lane))
+		}
+		rows, err := t.q.WorkerClaim(work, p)
+		if err != nil {
+			return nil, readError("claim for a worker", err)
+		}
+		for _, row := range rows {
+			m, err := t.leased(work, row, req, sel)
+			if err != nil {
+				return nil, err // the claim is left to the sweep
+			}
+			begun = append(begun, m)
+		}
+		taken[from.selection] += len(rows)
 	}
 	if len(begun)+letters == 0 {
 		return nil, nil
@@ -224,21 +224,28 @@ func (t *turns) take(ctx context.Context, which turn) (done func(), err error) {
 	}
 }
 
-// deadLettersFirst is the interface document's order: a free place takes them first.
-func deadLettersFirst(all []Selection) []Selection {
-	sorted := slices.Clone(all)
-	slices.SortStableFunc(sorted, func(a, b Selection) int {
-		switch {
-		case a.Lane == b.Lane:
-			return 0
-		case a.Lane == LaneDeadLetter:
-			return -1
-		case b.Lane == LaneDeadLetter:
-			return 1
+// place is a lane in which a selection looks.
+type place struct {
+	selection int // its number
+	lane      string
+}
+
+// places are in the interface document's order: dead letters, then what is retried, then
+// the standard lanes, whichever selection names them; each in the order of the request.
+func places(all []Selection) []place {
+	var letters, retries, standard []place
+	for i, sel := range all {
+		switch sel.Lane {
+		case LaneDeadLetter:
+			letters = append(letters, place{i, LaneDeadLetter})
+		case LaneRetry:
+			retries = append(retries, place{i, LaneRetry})
+		default:
+			retries = append(retries, place{i, LaneRetry})
+			standard = append(standard, place{i, sel.Lane})
 		}
-		return 0
-	})
-	return sorted
+	}
+	return slices.Concat(letters, retries, standard)
 }
 
 // typeOf is the type of a standard lane's tasks; the retry lane has all.

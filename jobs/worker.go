@@ -65,7 +65,8 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 	return t.say(ctx, w, m, nil, f)
 }
 
-// ReleaseLease gives the task back: it waits in its lane again, and nothing is spent.
+// ReleaseLease gives the task back: it waits in the lane that it was taken from, and
+// nothing is spent.
 func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay time.Duration, reason string) (db.Task, error) {
 	w, err := t.word(ctx, tenant, token)
 	if err != nil {
@@ -78,6 +79,7 @@ func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay ti
 		return t.releasedBefore(ctx, w)
 	}
 	m := released(w.held(), now(), delay)
+	m.next.lane = string(w.task.Lane)
 	if reason != "" {
 		m.payload = map[string]string{"reason": storable(reason, longestMessage)}
 	}

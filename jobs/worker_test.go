@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/db"
@@ -176,6 +177,42 @@ func TestRetriesComeFirstAndGoOnFromTheCheckpoint(t *testing.T) {
 	var conflict *Conflict
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, fresh.TaskID, b.dequeueOne("w-3").TaskID)
+}
+
+// Retries come before the standard lanes, whichever selection names them first, and in
+// one answer too; one that is given back is a retry still.
+func TestRetriesComeBeforeTheStandardLanes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	retry := b.create(remote, elsewhere, remote, priority(Medium), policy(RetryPolicy{MaxRetries: 2, RetryInterval: 1}))
+	_, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
+	require.NoError(t, err)
+	b.exec("UPDATE river_job SET scheduled_at = now() WHERE queue = $1 AND state = 'available'", LaneRetry)
+	fresh := b.create(remote, priority(High))
+	both := func(most int) []Lease {
+		return b.dequeue("w", func(req *LeaseRequest) {
+			req.Most, req.Select = most, []Selection{{Lane: LaneAutomated}, {Lane: LaneRetry}}
+		})
+	}
+	giveBack := func(found []Lease) {
+		for _, l := range found {
+			_, err := b.ReleaseLease(b.ctx, "", l.Token, 0, "")
+			require.NoError(t, err)
+		}
+	}
+	for range 2 {
+		found := both(1)
+		require.Equal(t, retry.TaskID, found[0].TaskID)
+		giveBack(found)
+		require.EqualValues(t, LaneRetry, b.get(retry.TaskID).Lane)
+		found = both(2)
+		require.Equal(t, []uuid.UUID{retry.TaskID, fresh.TaskID}, []uuid.UUID{found[0].TaskID, found[1].TaskID})
+		giveBack(found)
+	}
+	found := b.dequeue("w", func(req *LeaseRequest) {
+		req.Select = []Selection{{Lane: LaneAutomated, Most: 1}, {Lane: LaneIntegration, Most: 1}}
+	})
+	require.Len(t, found, 2)
 }
 
 func TestFailForGood(t *testing.T) {

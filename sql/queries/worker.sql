@@ -42,7 +42,8 @@ FROM claimed
 JOIN task t ON t.task_id = claimed.task_id;
 
 -- name: WorkerLeases :many
--- The leases of one request of one worker, with all that it is told of them.
+-- The leases of one request of one worker, with all that it is told of them, in the
+-- order in which they are handed out: dead letters, retries, the others.
 SELECT
     l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
     t.task_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.revision, t.correlation_id, t.traceparent,
@@ -53,7 +54,7 @@ JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.a
 JOIN river_job j ON j.id = l.job_id
 LEFT JOIN task_checkpoint c ON c.task_id = l.task_id
 WHERE l.owner = @owner AND l.request_id = @request_id::text AND t.tenant_id = @tenant_id
-ORDER BY t.priority, l.job_id;
+ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job_id;
 
 -- name: WorkerBeat :many
 -- Heartbeats: from now, never past the deadline, and whatever the worker notes
