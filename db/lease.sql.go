@@ -138,23 +138,34 @@ func (q *Queries) LeaseExpired(ctx context.Context) ([]LeaseExpiredRow, error) {
 }
 
 const leaseExtend = `-- name: LeaseExtend :many
+WITH run AS (
+    SELECT unnest($1::uuid[]) AS task_id, unnest($2::bigint[]) AS job_id
+),
+held AS MATERIALIZED (
+    SELECT l.task_id, l.job_id
+    FROM run
+    JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id AND l.kind = 'process' AND l.owner = $3::text
+    ORDER BY l.job_id
+    FOR UPDATE OF l
+)
 UPDATE lease l
 SET expires_at = least(now() + make_interval(secs => l.visibility_ms / 1000.0), l.deadline_at)
-FROM (SELECT unnest($2::uuid[]) AS task_id, unnest($3::bigint[]) AS job_id) held
-WHERE l.task_id = held.task_id AND l.job_id = held.job_id AND l.kind = 'process' AND l.owner = $1::text
+FROM held
+WHERE l.task_id = held.task_id AND l.job_id = held.job_id
 RETURNING l.job_id
 `
 
 type LeaseExtendParams struct {
-	Owner   string
 	TaskIds []uuid.UUID
 	JobIds  []int64
+	Owner   string
 }
 
 // The heartbeat of a whole process: from now, never past the deadline. What does
-// not come back is lost.
+// not come back is lost. The rows are locked in one order, as in every statement that
+// takes many.
 func (q *Queries) LeaseExtend(ctx context.Context, arg LeaseExtendParams) ([]int64, error) {
-	rows, err := q.db.Query(ctx, leaseExtend, arg.Owner, arg.TaskIds, arg.JobIds)
+	rows, err := q.db.Query(ctx, leaseExtend, arg.TaskIds, arg.JobIds, arg.Owner)
 	if err != nil {
 		return nil, err
 	}

@@ -42,15 +42,23 @@ WITH beat AS (
         unnest($4::text[]) AS progress,
         unnest($5::text[]) AS checkpoint
 ),
+held AS MATERIALIZED (
+    SELECT beat.task_id, beat.job_id, beat.extend_ms, beat.progress, beat.checkpoint
+    FROM beat
+    JOIN lease l ON l.task_id = beat.task_id AND l.job_id = beat.job_id
+    JOIN task t ON t.task_id = beat.task_id AND t.tenant_id = $6::text
+    ORDER BY l.job_id
+    FOR UPDATE OF l
+),
 kept AS (
     UPDATE lease l
     SET expires_at = least(
-        now() + make_interval(secs => CASE WHEN beat.extend_ms > 0 THEN beat.extend_ms ELSE l.visibility_ms END / 1000.0),
+        now() + make_interval(secs => CASE WHEN held.extend_ms > 0 THEN held.extend_ms ELSE l.visibility_ms END / 1000.0),
         l.deadline_at
     )
-    FROM beat
-    WHERE l.task_id = beat.task_id AND l.job_id = beat.job_id
-    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, beat.progress, beat.checkpoint
+    FROM held
+    WHERE l.task_id = held.task_id AND l.job_id = held.job_id
+    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, held.progress, held.checkpoint
 ),
 noted AS (
     INSERT INTO task_checkpoint (task_id, attempt, progress, checkpoint)
@@ -74,6 +82,7 @@ type WorkerBeatParams struct {
 	ExtendMs    []int64
 	Progress    []string
 	Checkpoints []string
+	TenantID    string
 }
 
 type WorkerBeatRow struct {
@@ -84,6 +93,8 @@ type WorkerBeatRow struct {
 // Heartbeats: from now, never past the deadline, and whatever the worker notes
 // down. What does not come back is lost. That it is a worker's lease is known from
 // the token; were it asked here, the planner would look through all leases first.
+// In one order, whatever the caller's: two beats of the same leases would wait for each
+// other.
 func (q *Queries) WorkerBeat(ctx context.Context, arg WorkerBeatParams) ([]WorkerBeatRow, error) {
 	rows, err := q.db.Query(ctx, workerBeat,
 		arg.TaskIds,
@@ -91,6 +102,7 @@ func (q *Queries) WorkerBeat(ctx context.Context, arg WorkerBeatParams) ([]Worke
 		arg.ExtendMs,
 		arg.Progress,
 		arg.Checkpoints,
+		arg.TenantID,
 	)
 	if err != nil {
 		return nil, err

@@ -48,3 +48,13 @@ func (t *Tasks) write(flush func(context.Context) error) error {
 		}
 	}
 }
+
+// unlocked makes a statement again that did nothing, for a deadlock.
+func unlocked[T any](ctx context.Context, statement func() (T, error)) (T, error) {
+	for {
+		out, err := statement()
+		if !again(err) || ctx.Err() != nil {
+			return out, err
+		}
+	}
+}

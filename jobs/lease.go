@@ -367,7 +367,7 @@ type Beaten struct {
 func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
 	out := make([]Beaten, len(beats))
 	ids := make([]leaseID, len(beats))
-	var p db.WorkerBeatParams
+	p := db.WorkerBeatParams{TenantID: tenant}
 	for i, b := range beats {
 		id, err := t.tokens.read(ctx, b.Token)
 		if err != nil {
@@ -381,7 +381,8 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 	}
 	until := map[int64]time.Time{}
 	if len(p.JobIds) > 0 {
-		rows, err := t.q.WorkerBeat(ctx, p)
+		// What ends leases locks them in the order of its own.
+		rows, err := unlocked(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
 		if err != nil {
 			return nil, readError("heartbeat", err)
 		}

@@ -3,6 +3,8 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,6 +85,48 @@ func TestWorkerLeasesBeatsAndCompletes(t *testing.T) {
 	var over *TaskEnded
 	require.ErrorAs(t, b.beat(lease.Token).Err, &over)
 	require.Equal(t, Completed, over.Status)
+}
+
+// Two beats of the same leases, the one from the first to the last, the other from the
+// last to the first: neither stands in the other's way.
+func TestOpposedHeartbeats(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var beats []Beat
+	for range 100 {
+		b.create(remote)
+	}
+	for _, l := range b.dequeue("w", func(req *LeaseRequest) { req.Most = 100 }) {
+		beats = append(beats, Beat{Token: l.Token, Progress: json.RawMessage(`{}`)})
+	}
+	require.Len(t, beats, 100)
+	back := slices.Clone(beats)
+	slices.Reverse(back)
+	var params [2]db.WorkerBeatParams
+	for i, list := range [][]Beat{beats, back} {
+		for _, beat := range list {
+			id, err := b.tokens.read(b.ctx, beat.Token)
+			require.NoError(t, err)
+			p := &params[i]
+			p.TaskIds, p.JobIds, p.ExtendMs = append(p.TaskIds, id.task), append(p.JobIds, id.job), append(p.ExtendMs, 0)
+			p.Progress, p.Checkpoints = append(p.Progress, "{}"), append(p.Checkpoints, "")
+		}
+	}
+	var all sync.WaitGroup
+	failed := make(chan error, 2)
+	for _, p := range params {
+		all.Go(func() {
+			for range 50 {
+				if kept, err := b.q.WorkerBeat(b.ctx, p); err != nil || len(kept) != len(beats) {
+					failed <- fmt.Errorf("%d kept: %w", len(kept), err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	close(failed)
+	require.NoError(t, <-failed)
 }
 
 // What is asked again with the same id is answered with the same leases.
@@ -463,6 +507,7 @@ func TestLeasesKeepTenantsApart(t *testing.T) {
 	require.Empty(t, b.dequeue("w-1", func(req *LeaseRequest) { req.ID = "r" }))
 	_, err := b.CompleteLease(b.ctx, "", found[0].Token, nil)
 	require.ErrorIs(t, err, ErrNotFound)
+	require.ErrorIs(t, b.beat(found[0].Token).Err, ErrNotFound)
 	_, err = b.CompleteLease(b.ctx, "acme", found[0].Token, nil)
 	require.NoError(t, err)
 }

@@ -1,10 +1,21 @@
 -- name: LeaseExtend :many
 -- The heartbeat of a whole process: from now, never past the deadline. What does
--- not come back is lost.
+-- not come back is lost. The rows are locked in one order, as in every statement that
+-- takes many.
+WITH run AS (
+    SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id
+),
+held AS MATERIALIZED (
+    SELECT l.task_id, l.job_id
+    FROM run
+    JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id AND l.kind = 'process' AND l.owner = @owner::text
+    ORDER BY l.job_id
+    FOR UPDATE OF l
+)
 UPDATE lease l
 SET expires_at = least(now() + make_interval(secs => l.visibility_ms / 1000.0), l.deadline_at)
-FROM (SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id) held
-WHERE l.task_id = held.task_id AND l.job_id = held.job_id AND l.kind = 'process' AND l.owner = @owner::text
+FROM held
+WHERE l.task_id = held.task_id AND l.job_id = held.job_id
 RETURNING l.job_id;
 
 -- name: LeaseAwait :execrows

@@ -68,15 +68,25 @@ WITH beat AS (
         unnest(@progress::text[]) AS progress,
         unnest(@checkpoints::text[]) AS checkpoint
 ),
+-- In one order, whatever the caller's: two beats of the same leases would wait for each
+-- other.
+held AS MATERIALIZED (
+    SELECT beat.task_id, beat.job_id, beat.extend_ms, beat.progress, beat.checkpoint
+    FROM beat
+    JOIN lease l ON l.task_id = beat.task_id AND l.job_id = beat.job_id
+    JOIN task t ON t.task_id = beat.task_id AND t.tenant_id = @tenant_id::text
+    ORDER BY l.job_id
+    FOR UPDATE OF l
+),
 kept AS (
     UPDATE lease l
     SET expires_at = least(
-        now() + make_interval(secs => CASE WHEN beat.extend_ms > 0 THEN beat.extend_ms ELSE l.visibility_ms END / 1000.0),
+        now() + make_interval(secs => CASE WHEN held.extend_ms > 0 THEN held.extend_ms ELSE l.visibility_ms END / 1000.0),
         l.deadline_at
     )
-    FROM beat
-    WHERE l.task_id = beat.task_id AND l.job_id = beat.job_id
-    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, beat.progress, beat.checkpoint
+    FROM held
+    WHERE l.task_id = held.task_id AND l.job_id = held.job_id
+    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, held.progress, held.checkpoint
 ),
 noted AS (
     INSERT INTO task_checkpoint (task_id, attempt, progress, checkpoint)
