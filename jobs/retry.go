@@ -42,6 +42,9 @@ type held struct {
 	crashes  int32
 	settings *settings
 	by       string  // who ran it: a process, a worker, a person
+	// outcome of a failure where it goes by who tells of it; empty: by its code, which
+	// the engine itself gave.
+	outcome db.AttemptOutcome
 	ends     *traced // for its span; nil where the run has it
 }
 
@@ -54,16 +57,21 @@ func failed(h held, f *Failure, at time.Time) *move {
 	}
 	policy := h.settings.retry
 	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
-	switch f.Code {
-	case CodeTimeout:
-		m.outcome, m.failures = db.AttemptOutcomeTIMEDOUT, 1
-	case CodeLeaseExpired:
-		m.outcome, m.crashes = db.AttemptOutcomeLEASEEXPIRED, 1
+	switch {
+	case h.outcome != "":
+		m.outcome = h.outcome
+	case f.Code == CodeTimeout:
+		m.outcome = db.AttemptOutcomeTIMEDOUT
+	default:
+		m.outcome = db.AttemptOutcomeFAILED
+	}
+	if m.outcome == db.AttemptOutcomeLEASEEXPIRED {
+		m.crashes = 1
 		if retry = h.crashes+1 < poisonAfter; !retry {
 			f = &Failure{Code: CodePoison, Message: "the lease expired in five attempts: whoever ran the task was gone each time", Retryable: new(bool)}
 		}
-	default:
-		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
+	} else {
+		m.failures = 1
 	}
 	m.code = f.Code
 	m.problem = problem(f, policy.Retryable(f), at)
@@ -85,7 +93,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 		return m
 	}
 	m.to, m.event = Failed, db.TaskEventTypeFailed
-	if f.Code == CodeTimeout {
+	if m.outcome == db.AttemptOutcomeTIMEDOUT {
 		m.to = TimedOut
 	}
 	m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: at}

@@ -29,13 +29,13 @@ func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output 
 	if w.id.letter {
 		return t.ackLetter(ctx, w, output)
 	}
+	if !w.holds() {
+		return t.repeated(ctx, w, output, nil)
+	}
 	if w.settings.def != nil {
 		if broken := w.settings.def.output.Validate(orEmpty(output)); len(broken) > 0 {
 			return db.Task{}, &Invalid{Message: "the output does not match the definition's schema", Violations: below("/output", broken)}
 		}
-	}
-	if !w.holds() {
-		return t.repeated(ctx, w, output, nil)
 	}
 	m := completed(w.held(), output)
 	m.callerWaits = true
@@ -55,7 +55,9 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 	if !w.holds() {
 		return t.repeated(ctx, w, nil, f)
 	}
-	m := failed(w.held(), f, now())
+	h := w.held()
+	h.outcome = db.AttemptOutcomeFAILED // whatever it calls it
+	m := failed(h, f, now())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.at = m.at.Add(later).Truncate(time.Microsecond)
 		note.RetryDelay, note.NextRetryTime = later.Milliseconds(), m.next.at

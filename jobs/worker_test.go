@@ -271,6 +271,26 @@ func TestFailForGood(t *testing.T) {
 	require.Equal(t, LaneDeadLetter, ask[string](b, "SELECT queue FROM river_job WHERE id = $1", after.JobID))
 }
 
+// The engine's own codes mean nothing in a worker's mouth: what it says is a failure,
+// and counts as one.
+func TestWorkerSaysTheEnginesCodes(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{CodeLeaseExpired, CodeTimeout, CodePoison, CodeDiscarded, "CANCELLED"} {
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			task := b.create(remote)
+			after, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: code, Retryable: ptr(false)}, 0)
+			require.NoError(t, err)
+			require.Equal(t, db.TaskStatusFAILED, after.Status)
+			require.EqualValues(t, 1, after.Failures)
+			require.Zero(t, after.Crashes)
+			require.Equal(t, code, codeOf(t, after))
+			require.Equal(t, "FAILED", ask[string](b, "SELECT outcome::text FROM task_attempt WHERE task_id = $1", task.TaskID))
+		})
+	}
+}
+
 func TestReleaseSpendsNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -356,6 +376,19 @@ func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	require.Equal(t, "/output/pages", broken.Violations[0].Path)
 	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 3}`))
 	require.NoError(t, err, "it corrected itself")
+
+	// Whoever is late hears that first, whatever the output.
+	var conflict *Conflict
+	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
+	require.ErrorAs(t, err, &conflict)
+	task, _, err := b.Create(b.ctx, Request{TaskDefinitionID: "render", WorkflowID: "w", By: "o"})
+	require.NoError(t, err)
+	lease = b.dequeueOne("w-1")
+	b.expire(task.TaskID)
+	b.work(nil) // a reaper
+	b.until(task.TaskID, "reaped", func(task db.Task) bool { return task.Crashes == 1 })
+	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
+	require.ErrorIs(t, err, ErrLeaseLost)
 }
 
 // A parked dequeue is woken by the task, not by its poll.
