@@ -13,6 +13,26 @@ import (
 	"github.com/google/uuid"
 )
 
+const letterReturned = `-- name: LetterReturned :one
+SELECT coalesce(j.errors[cardinality(j.errors)] ->> 'error', '')::text AS why
+FROM river_job j
+WHERE j.id = $1 AND j.state = 'cancelled' AND j.args ->> 'task_id' = $2::text
+    AND NOT EXISTS (SELECT FROM dead_letter_discard d WHERE d.task_id = CAST($2::text AS uuid) AND d.job_id = j.id)
+`
+
+type LetterReturnedParams struct {
+	JobID  int64
+	TaskID string
+}
+
+// Why a dead letter was put back; empty where nobody said.
+func (q *Queries) LetterReturned(ctx context.Context, arg LetterReturnedParams) (string, error) {
+	row := q.db.QueryRow(ctx, letterReturned, arg.JobID, arg.TaskID)
+	var why string
+	err := row.Scan(&why)
+	return why, err
+}
+
 const secretKey = `-- name: SecretKey :one
 INSERT INTO secret (name, key)
 VALUES ($1, $2)
@@ -311,61 +331,84 @@ func (q *Queries) WorkerLeases(ctx context.Context, arg WorkerLeasesParams) ([]W
 }
 
 const workerReleased = `-- name: WorkerReleased :one
-SELECT EXISTS (
-    SELECT FROM river_job j
-    WHERE j.id = $1 AND j.state = 'cancelled' AND j.args ->> 'task_id' = $2::text
-)::boolean AS released
+SELECT e.seq, e.payload::text AS payload
+FROM task_event e
+WHERE e.task_id = $1 AND e.type = 'released' AND (e.payload::jsonb ->> 'jobId')::bigint = $2::bigint
+ORDER BY e.seq DESC
+LIMIT 1
 `
 
 type WorkerReleasedParams struct {
+	TaskID uuid.UUID
 	JobID  int64
-	TaskID string
 }
 
-// Whether a token was given back.
-func (q *Queries) WorkerReleased(ctx context.Context, arg WorkerReleasedParams) (bool, error) {
-	row := q.db.QueryRow(ctx, workerReleased, arg.JobID, arg.TaskID)
-	var released bool
-	err := row.Scan(&released)
-	return released, err
+type WorkerReleasedRow struct {
+	Seq     int32
+	Payload string
+}
+
+// What was said when a token was given back, and where the task stood after it.
+func (q *Queries) WorkerReleased(ctx context.Context, arg WorkerReleasedParams) (WorkerReleasedRow, error) {
+	row := q.db.QueryRow(ctx, workerReleased, arg.TaskID, arg.JobID)
+	var i WorkerReleasedRow
+	err := row.Scan(&i.Seq, &i.Payload)
+	return i, err
 }
 
 const workerSaid = `-- name: WorkerSaid :one
 SELECT
     a.outcome,
     (t.output IS NOT DISTINCT FROM nullif($1::text, '')::jsonb)::boolean AS same_output,
-    coalesce(a.error ->> 'code' = $2::text AND a.error ->> 'message' = $3::text, false)::boolean AS same_error
+    coalesce(a.error - 'timestamp' = nullif($2::text, '')::jsonb - 'timestamp', false)::boolean AS same_error,
+    e.seq, e.now, coalesce(e.payload, '')::text AS payload
 FROM task_attempt a
 JOIN task t ON t.task_id = a.task_id
-WHERE a.task_id = $4 AND a.attempt = $5 AND a.job_id = $6
+CROSS JOIN LATERAL (
+    SELECT v.seq, v.now, v.payload
+    FROM task_event v
+    WHERE v.task_id = a.task_id AND v.attempt = a.attempt AND v.type IN ('completed', 'failed', 'retry')
+    ORDER BY v.seq DESC
+    LIMIT 1
+) e
+WHERE a.task_id = $3 AND a.attempt = $4 AND a.job_id = $5
 `
 
 type WorkerSaidParams struct {
-	Output       string
-	ErrorCode    string
-	ErrorMessage string
-	TaskID       uuid.UUID
-	Attempt      int32
-	JobID        int64
+	Output  string
+	Error   string
+	TaskID  uuid.UUID
+	Attempt int32
+	JobID   int64
 }
 
 type WorkerSaidRow struct {
 	Outcome    *AttemptOutcome
 	SameOutput bool
 	SameError  bool
+	Seq        int32
+	Now        TaskStatus
+	Payload    string
 }
 
-// How an attempt ended, and whether this is what was said of it then.
+// How an attempt ended, whether this is what was said of it then, and where the task
+// stood after it.
 func (q *Queries) WorkerSaid(ctx context.Context, arg WorkerSaidParams) (WorkerSaidRow, error) {
 	row := q.db.QueryRow(ctx, workerSaid,
 		arg.Output,
-		arg.ErrorCode,
-		arg.ErrorMessage,
+		arg.Error,
 		arg.TaskID,
 		arg.Attempt,
 		arg.JobID,
 	)
 	var i WorkerSaidRow
-	err := row.Scan(&i.Outcome, &i.SameOutput, &i.SameError)
+	err := row.Scan(
+		&i.Outcome,
+		&i.SameOutput,
+		&i.SameError,
+		&i.Seq,
+		&i.Now,
+		&i.Payload,
+	)
 	return i, err
 }

@@ -94,12 +94,14 @@ func (t *Tasks) returnLetter(ctx context.Context, w *word, why string, delay tim
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
 	if len(back) == 0 {
-		before, err := t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task.String()})
+		before, err := t.q.LetterReturned(ctx, db.LetterReturnedParams{JobID: w.id.job, TaskID: w.id.task.String()})
 		switch {
+		case errors.Is(err, pgx.ErrNoRows) || before == CodeLeaseExpired:
+			return db.Task{}, ErrLeaseLost
 		case err != nil:
 			return db.Task{}, readError("job of a lease", err)
-		case !before:
-			return db.Task{}, ErrLeaseLost
+		case before != storable(why, longestMessage):
+			return db.Task{}, &Conflict{Message: "the dead letter was put back already, with another word"}
 		}
 		return w.task, nil
 	}

@@ -15,7 +15,7 @@ import (
 
 // A remote worker's last word. Each call names its lease by the token; a lease
 // that ran out and was not reaped yet still counts. The same word again is
-// answered as the first time; another word is a *Conflict. A lease that went to
+// answered as the first time, wherever the task is by then; another word is a *Conflict. A lease that went to
 // somebody else is ErrLeaseLost, a task that ended meanwhile a *TaskEnded, a
 // token that we never made ErrNotFound.
 
@@ -30,7 +30,7 @@ func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output 
 		return t.ackLetter(ctx, w, output)
 	}
 	if !w.holds() {
-		return t.repeated(ctx, w, output, nil)
+		return t.repeated(ctx, w, output, nil, 0)
 	}
 	if w.settings.def != nil {
 		if broken := w.settings.def.output.Validate(orEmpty(output)); len(broken) > 0 {
@@ -39,7 +39,7 @@ func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output 
 	}
 	m := completed(w.held(), output)
 	m.callerWaits = true
-	return t.say(ctx, w, m, output, nil)
+	return t.say(ctx, w, m, output, nil, 0)
 }
 
 // FailLease ends the attempt; the task's policy decides whether there is another. It
@@ -53,7 +53,7 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 		return t.returnLetter(ctx, w, f.Error(), max(later, letterRest))
 	}
 	if !w.holds() {
-		return t.repeated(ctx, w, nil, f)
+		return t.repeated(ctx, w, nil, f, later)
 	}
 	h := w.held()
 	h.outcome = db.AttemptOutcomeFAILED // whatever it calls it
@@ -64,7 +64,7 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 		m.payload = note
 	}
 	m.callerWaits = true
-	return t.say(ctx, w, m, nil, f)
+	return t.say(ctx, w, m, nil, f, later)
 }
 
 // ReleaseLease gives the task back: it waits in the lane that it was taken from, and
@@ -77,34 +77,48 @@ func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay ti
 	if w.id.letter {
 		return t.returnLetter(ctx, w, "", delay)
 	}
+	said := releasedNote{Reason: storable(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
 	if !w.holds() {
-		return t.releasedBefore(ctx, w)
+		return t.releasedBefore(ctx, w, said)
 	}
 	m := released(w.held(), now(), delay)
 	m.next.lane = string(w.task.Lane)
-	if reason != "" {
-		m.payload = map[string]string{"reason": storable(reason, longestMessage)}
-	}
+	m.payload = said
 	m.callerWaits = true
 	out := t.make(ctx, m)
 	if !out.made && out.err == nil {
 		if w.task, err = t.Get(ctx, tenant, w.id.task); err != nil {
 			return db.Task{}, err
 		}
-		return t.releasedBefore(ctx, w)
+		return t.releasedBefore(ctx, w, said)
 	}
 	return t.after(ctx, tenant, m, out)
 }
 
-func (t *Tasks) releasedBefore(ctx context.Context, w *word) (db.Task, error) {
-	before, err := t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task.String()})
-	if err != nil {
-		return db.Task{}, readError("job of a lease", err)
+// releasedNote goes with a worker's release. It is not told, and stays in the audit
+// trail; by the job the same word is known again.
+type releasedNote struct {
+	Reason  string `json:"reason,omitempty"`
+	DelayMs int64  `json:"delayMs,omitempty"`
+	JobID   int64  `json:"jobId"`
+}
+
+func (t *Tasks) releasedBefore(ctx context.Context, w *word, said releasedNote) (db.Task, error) {
+	before, err := t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task})
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return db.Task{}, lostTo(w.task)
+	case err != nil:
+		return db.Task{}, readError("events of task "+w.id.task.String(), err)
 	}
-	if before && w.task.Status != db.TaskStatusCANCELLED {
-		return w.task, nil
+	var then releasedNote
+	if err := json.Unmarshal([]byte(before.Payload), &then); err != nil {
+		return db.Task{}, fmt.Errorf("read a release of task %s: %w", w.id.task, err)
 	}
-	return db.Task{}, lostTo(w.task)
+	if then != said {
+		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was given back already, with another word", w.id.attempt)}
+	}
+	return w.stood(before.Seq, db.TaskStatusPENDING, w.id.attempt-1, nil), nil
 }
 
 // word is a call about one lease: its token read, its task as it stands.
@@ -143,8 +157,16 @@ func (w *word) held() held {
 	}
 }
 
+// stood is the task as it stood after a word that is said again, so that it is
+// answered as the first time, wherever the task is by now.
+func (w *word) stood(version int32, status db.TaskStatus, attempt int32, next *time.Time) db.Task {
+	task := w.task
+	task.Version, task.Status, task.Attempt, task.NextRetryAt = version, status, attempt, next
+	return task
+}
+
 // say makes a worker's last move.
-func (t *Tasks) say(ctx context.Context, w *word, m *move, output json.RawMessage, f *Failure) (db.Task, error) {
+func (t *Tasks) say(ctx context.Context, w *word, m *move, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	out := t.make(ctx, m)
 	if out.made || out.err != nil {
 		return t.after(ctx, w.tenant, m, out)
@@ -155,14 +177,14 @@ func (t *Tasks) say(ctx context.Context, w *word, m *move, output json.RawMessag
 		return db.Task{}, err
 	}
 	w.task = task
-	return t.repeated(ctx, w, output, f)
+	return t.repeated(ctx, w, output, f, later)
 }
 
 // repeated answers a word about an attempt that is over.
-func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f *Failure) (db.Task, error) {
+func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	p := db.WorkerSaidParams{TaskID: w.id.task, Attempt: w.id.attempt, JobID: w.id.job, Output: string(output)}
 	if f != nil {
-		p.ErrorCode, p.ErrorMessage = storable(f.Code, 128), storable(f.Message, longestMessage)
+		p.Error = string(problem(f, w.settings.retry.Retryable(f), now()))
 	}
 	before, err := t.q.WorkerSaid(ctx, p)
 	switch {
@@ -170,20 +192,29 @@ func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f
 		return db.Task{}, lostTo(w.task)
 	case err != nil:
 		return db.Task{}, readError("attempt", err)
-	case before.Outcome == nil:
-		return db.Task{}, ErrLeaseLost
 	}
+	same := false
+	var note outbox.RetryNote
 	switch *before.Outcome {
 	case db.AttemptOutcomeCOMPLETED:
-		if f == nil && before.SameOutput {
-			return w.task, nil
-		}
+		same = f == nil && before.SameOutput
 	case db.AttemptOutcomeFAILED, db.AttemptOutcomeTIMEDOUT:
-		if f != nil && before.SameError {
-			return w.task, nil
+		if before.Now == db.TaskStatusPENDING {
+			if err := json.Unmarshal([]byte(before.Payload), &note); err != nil {
+				return db.Task{}, fmt.Errorf("read a retry of task %s: %w", w.id.task, err)
+			}
 		}
+		// How long it asked for is not kept; that it got less than this is known.
+		same = f != nil && before.SameError && (before.Now != db.TaskStatusPENDING || later.Milliseconds() <= note.RetryDelay)
 	default: // it ran out, or was cancelled: the worker had said nothing
 		return db.Task{}, lostTo(w.task)
 	}
-	return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d has ended already as %s, with another word", w.id.attempt, *before.Outcome)}
+	if !same {
+		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d has ended already as %s, with another word", w.id.attempt, *before.Outcome)}
+	}
+	var next *time.Time
+	if before.Now == db.TaskStatusPENDING {
+		next = &note.NextRetryTime
+	}
+	return w.stood(before.Seq, before.Now, w.id.attempt, next), nil
 }

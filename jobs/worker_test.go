@@ -259,6 +259,61 @@ func TestRetriesComeBeforeTheStandardLanes(t *testing.T) {
 	require.Len(t, found, 2)
 }
 
+// The same word is answered as the first time, wherever the task is by now; whatever
+// differs in it is another word.
+func TestTheSameWordAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.create(remote, policy(RetryPolicy{MaxRetries: 3, RetryInterval: 1}))
+	first := b.dequeueOne("w-1")
+	said := Failure{Code: "X", Message: "no ink", Details: json.RawMessage(`{"tray": 1}`), StackTrace: "main"}
+	fail := func(lease Lease, later time.Duration, change func(*Failure)) (db.Task, error) {
+		f := said
+		change(&f)
+		return b.FailLease(b.ctx, "", lease.Token, &f, later)
+	}
+	asItWas := func(*Failure) {}
+	answer, err := fail(first, 0, asItWas)
+	require.NoError(t, err)
+	require.Equal(t, db.TaskStatusPENDING, answer.Status)
+	second := b.dequeueOne("w-2")
+	require.Equal(t, 2, second.Attempt)
+	again, err := fail(first, 0, asItWas)
+	require.NoError(t, err)
+	require.Equal(t, []any{answer.Status, answer.Attempt, answer.Version, answer.NextRetryAt.UTC()}, []any{again.Status, again.Attempt, again.Version, again.NextRetryAt.UTC()})
+	_, err = fail(first, 0, func(f *Failure) { f.Details = json.RawMessage(`{ "tray":1}`) })
+	require.NoError(t, err, "JSON has no blanks")
+	var conflict *Conflict
+	for name, change := range map[string]func(*Failure){
+		"code": func(f *Failure) { f.Code = "Y" }, "message": func(f *Failure) { f.Message = "no paper" },
+		"retryable": func(f *Failure) { f.Retryable = ptr(false) }, "stack trace": func(f *Failure) { f.StackTrace = "" },
+		"details": func(f *Failure) { f.Details = json.RawMessage(`{"tray": 2}`) },
+	} {
+		_, err = fail(first, 0, change)
+		require.ErrorAs(t, err, &conflict, name)
+	}
+	_, err = fail(first, time.Hour, asItWas)
+	require.ErrorAs(t, err, &conflict, "it asks for more time")
+
+	answer, err = b.ReleaseLease(b.ctx, "", second.Token, 0, "shutting down")
+	require.NoError(t, err)
+	third := b.dequeueOne("w-3")
+	require.Equal(t, 2, third.Attempt)
+	again, err = b.ReleaseLease(b.ctx, "", second.Token, 0, "shutting down")
+	require.NoError(t, err)
+	require.Equal(t, []any{answer.Status, answer.Attempt, answer.Version, answer.NextRetryAt}, []any{again.Status, again.Attempt, again.Version, again.NextRetryAt})
+	_, err = b.ReleaseLease(b.ctx, "", second.Token, time.Second, "shutting down")
+	require.ErrorAs(t, err, &conflict)
+	_, err = b.ReleaseLease(b.ctx, "", second.Token, 0, "")
+	require.ErrorAs(t, err, &conflict)
+	_, err = b.CompleteLease(b.ctx, "", third.Token, nil)
+	require.NoError(t, err)
+	again, err = fail(first, 0, asItWas)
+	require.NoError(t, err)
+	require.Equal(t, db.TaskStatusPENDING, again.Status)
+	require.Equal(t, db.TaskStatusCOMPLETED, b.get(task.TaskID).Status)
+}
+
 func TestFailForGood(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

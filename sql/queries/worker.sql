@@ -104,21 +104,38 @@ SELECT kept.job_id, kept.expires_at
 FROM kept;
 
 -- name: WorkerSaid :one
--- How an attempt ended, and whether this is what was said of it then.
+-- How an attempt ended, whether this is what was said of it then, and where the task
+-- stood after it.
 SELECT
     a.outcome,
     (t.output IS NOT DISTINCT FROM nullif(@output::text, '')::jsonb)::boolean AS same_output,
-    coalesce(a.error ->> 'code' = @error_code::text AND a.error ->> 'message' = @error_message::text, false)::boolean AS same_error
+    coalesce(a.error - 'timestamp' = nullif(@error::text, '')::jsonb - 'timestamp', false)::boolean AS same_error,
+    e.seq, e.now, coalesce(e.payload, '')::text AS payload
 FROM task_attempt a
 JOIN task t ON t.task_id = a.task_id
+CROSS JOIN LATERAL (
+    SELECT v.seq, v.now, v.payload
+    FROM task_event v
+    WHERE v.task_id = a.task_id AND v.attempt = a.attempt AND v.type IN ('completed', 'failed', 'retry')
+    ORDER BY v.seq DESC
+    LIMIT 1
+) e
 WHERE a.task_id = @task_id AND a.attempt = @attempt AND a.job_id = @job_id;
 
 -- name: WorkerReleased :one
--- Whether a token was given back.
-SELECT EXISTS (
-    SELECT FROM river_job j
-    WHERE j.id = @job_id AND j.state = 'cancelled' AND j.args ->> 'task_id' = @task_id::text
-)::boolean AS released;
+-- What was said when a token was given back, and where the task stood after it.
+SELECT e.seq, e.payload::text AS payload
+FROM task_event e
+WHERE e.task_id = @task_id AND e.type = 'released' AND (e.payload::jsonb ->> 'jobId')::bigint = @job_id::bigint
+ORDER BY e.seq DESC
+LIMIT 1;
+
+-- name: LetterReturned :one
+-- Why a dead letter was put back; empty where nobody said.
+SELECT coalesce(j.errors[cardinality(j.errors)] ->> 'error', '')::text AS why
+FROM river_job j
+WHERE j.id = @job_id AND j.state = 'cancelled' AND j.args ->> 'task_id' = @task_id::text
+    AND NOT EXISTS (SELECT FROM dead_letter_discard d WHERE d.task_id = CAST(@task_id::text AS uuid) AND d.job_id = j.id);
 
 -- name: SecretKey :one
 -- The key of that name: this one, unless there is one already.
