@@ -309,13 +309,13 @@ func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		letter := row.Kind == db.LeaseKindLetter
-		token, err := t.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter})
+		letter, visibility := row.Kind == db.LeaseKindLetter, time.Duration(row.VisibilityMs)*time.Millisecond
+		token, err := t.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter, visibility})
 		if err != nil {
 			return nil, err
 		}
 		found[i] = Lease{
-			Token: token, Attempt: int(row.Attempt), ExpiresAt: row.ExpiresAt.UTC(), Visibility: time.Duration(row.VisibilityMs) * time.Millisecond,
+			Token: token, Attempt: int(row.Attempt), ExpiresAt: row.ExpiresAt.UTC(), Visibility: visibility,
 			EnqueuedAt: row.EnqueuedAt.UTC(), Checkpoint: row.Checkpoint, Status: Status(row.Status),
 			TaskID: row.TaskID, WorkflowID: row.WorkflowID, DefinitionID: row.DefinitionID, Type: Type(row.Type),
 			Priority: priorityOf(row.Priority), CorrelationID: row.CorrelationID, Input: row.Input, Context: row.Context,
@@ -398,7 +398,7 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 		switch {
 		case !kept:
 			var err error
-			if out[i], err = t.missed(ctx, tenant, id); err != nil {
+			if out[i], err = t.missed(ctx, tenant, id, beats[i].Extend); err != nil {
 				return nil, err
 			}
 		case t.atRest():
@@ -420,8 +420,9 @@ func (t *Tasks) atRest() bool {
 }
 
 // missed answers the heartbeat of a lease that is not there. The worker of a
-// cancelled task is told so for as long as its lease would have lasted.
-func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID) (Beaten, error) {
+// cancelled task is told so for as long as its lease would have lasted: of that, the
+// token knows how it began, and the heartbeat how it is extended.
+func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend time.Duration) (Beaten, error) {
 	task, err := t.Get(ctx, tenant, id.task)
 	if err != nil {
 		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
@@ -434,7 +435,11 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID) (Beaten, 
 		if err != nil {
 			return Beaten{}, err
 		}
-		if until := task.EndedAt.Add(s.visibility); time.Now().Before(until) {
+		until := task.EndedAt.Add(max(id.visibility, extend))
+		if deadline := task.StartedAt.Add(s.timeout); until.After(deadline) {
+			until = deadline
+		}
+		if time.Now().Before(until) {
 			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
 		}
 	}

@@ -41,11 +41,11 @@ type held struct {
 	failures int32
 	crashes  int32
 	settings *settings
-	by       string  // who ran it: a process, a worker, a person
+	by       string // who ran it: a process, a worker, a person
 	// outcome of a failure where it goes by who tells of it; empty: by its code, which
 	// the engine itself gave.
 	outcome db.AttemptOutcome
-	ends     *traced // for its span; nil where the run has it
+	ends    *traced // for its span; nil where the run has it
 }
 
 // failed is the move after an attempt that did not succeed: another attempt, if

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -23,11 +24,13 @@ type leaseID struct {
 	job     int64
 	attempt int32
 	letter  bool
+	// visibility as the lease began. It outlives the lease: see missed.
+	visibility time.Duration
 }
 
 // A token is the lease's id and the first half of its HMAC-SHA256, in base64url.
 const (
-	leaseIDBytes = 16 + 8 + 4 + 1
+	leaseIDBytes = 16 + 8 + 4 + 1 + 4
 	leaseMAC     = 16
 )
 
@@ -82,7 +85,7 @@ func (k *tokens) read(ctx context.Context, token string) (leaseID, error) {
 	}
 	return leaseID{
 		task: uuid.UUID(raw[:16]), job: int64(binary.BigEndian.Uint64(raw[16:])), attempt: int32(binary.BigEndian.Uint32(raw[24:])),
-		letter: raw[28] == 1,
+		letter: raw[28] == 1, visibility: time.Duration(binary.BigEndian.Uint32(raw[29:])) * time.Millisecond,
 	}, nil
 }
 
@@ -91,9 +94,11 @@ func (id leaseID) append(to []byte) []byte {
 	to = binary.BigEndian.AppendUint64(to, uint64(id.job))
 	to = binary.BigEndian.AppendUint32(to, uint32(id.attempt))
 	if id.letter {
-		return append(to, 1)
+		to = append(to, 1)
+	} else {
+		to = append(to, 0)
 	}
-	return append(to, 0)
+	return binary.BigEndian.AppendUint32(to, uint32(id.visibility.Milliseconds())) //nolint:gosec // at most twelve hours
 }
 
 func mac(key, text []byte) []byte {

@@ -414,6 +414,33 @@ func TestWorkerOfACancelledTask(t *testing.T) {
 	}
 }
 
+// It is told so for as long as its lease would have lasted, which need not be as long
+// as the task says.
+func TestCancelIsToldForAsLongAsTheLease(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.create(remote, visibility(time.Second), timeout(time.Hour))
+	lease := b.dequeue("w", func(req *LeaseRequest) { req.Select[0].Visibility = time.Minute })[0]
+	_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
+	require.NoError(t, err)
+	ago := func(d time.Duration) {
+		b.exec("UPDATE task SET ended_at = now() - $2 * interval '1 ms', started_at = now() - interval '1 min' WHERE task_id = $1", task.TaskID, d.Milliseconds())
+	}
+	ago(30 * time.Second)
+	require.Equal(t, StopWork, b.beat(lease.Token).Directive)
+	ago(2 * time.Minute)
+	b.exec("UPDATE task SET started_at = ended_at WHERE task_id = $1", task.TaskID)
+	var over *TaskEnded
+	require.ErrorAs(t, b.beat(lease.Token).Err, &over)
+	out, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 10 * time.Minute}})
+	require.NoError(t, err)
+	require.Equal(t, StopWork, out[0].Directive, "it was extended by ten minutes each time")
+	require.WithinDuration(t, time.Now().Add(8*time.Minute), out[0].ExpiresAt, 10*time.Second)
+	out, err = b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 12 * time.Hour}})
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(58*time.Minute), out[0].ExpiresAt, 10*time.Second, "never past the timeout")
+}
+
 func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -641,7 +668,7 @@ func TestLeaseTokens(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	other := join(t, b.pool, "p2")
-	id := leaseID{task: b.create(remote).TaskID, job: 1<<62 + 7, attempt: 3}
+	id := leaseID{task: b.create(remote).TaskID, job: 1<<62 + 7, attempt: 3, visibility: 12 * time.Hour}
 	token, err := b.tokens.sign(b.ctx, id)
 	require.NoError(t, err)
 	read, err := other.tokens.read(b.ctx, token)
