@@ -122,13 +122,8 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 		req.Select = []jobs.Selection{{Lane: jobs.LaneDeadLetter}}
 	}
 	for _, s := range req.Select {
-		who := anyone("tasks:work")
-		if s.Lane == jobs.LaneDeadLetter {
-			who = desk
-		}
-		if !who.allows(caller) {
-			callOf(ctx).refused = "not allowed"
-			return nil, who.forbidden("to lease from " + s.Lane)
+		if err := mayWork(ctx, s.Lane == jobs.LaneDeadLetter, "to lease from "+s.Lane); err != nil {
+			return nil, err
 		}
 	}
 	found, err := a.cfg.Tasks.Lease(ctx, req)
@@ -140,6 +135,32 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 		out.Leases[i] = leaseOf(&found[i])
 	}
 	return &dequeueOutput{out}, nil
+}
+
+// mayWork refuses dead letters to all but their desk, and tasks to who is only that.
+func mayWork(ctx context.Context, letters bool, what string) error {
+	who := anyone("tasks:work")
+	if letters {
+		who = desk
+	}
+	if who.allows(callerOf(ctx)) {
+		return nil
+	}
+	callOf(ctx).refused = "not allowed"
+	return who.forbidden(what)
+}
+
+// mayHold is the same for a lease.
+func (a *API) mayHold(ctx context.Context, token string) error {
+	letter, err := a.cfg.Tasks.LeasesLetter(ctx, token)
+	if err != nil {
+		return err
+	}
+	what := "to hold the lease of a task"
+	if letter {
+		what = "to hold the lease of a dead letter"
+	}
+	return mayWork(ctx, letter, what)
 }
 
 func leaseOf(l *jobs.Lease) Lease {

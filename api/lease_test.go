@@ -124,6 +124,16 @@ func TestDeadLettersAreTheErrorHandlers(t *testing.T) {
 	require.Equal(t, id, letter["message"].(object)["taskId"])
 	token := "/" + letter["leaseToken"].(string)
 	require.Equal(t, "CONTINUE", h.call(token+"/heartbeat", nil).is(t, 200)["directive"])
+	for _, verb := range []string{"heartbeat", "complete", "fail", "release"} {
+		body := object{}
+		if verb == "fail" {
+			body["errorCode"] = "X"
+		}
+		w.call(token+"/"+verb, body).fails(t, 403, "FORBIDDEN")
+	}
+	many := w.call("/heartbeats", object{"heartbeats": []any{object{"leaseToken": token[1:]}, object{"leaseToken": lease["leaseToken"]}}}).is(t, 200)["results"].([]any)
+	require.Equal(t, "FORBIDDEN", many[0].(object)["error"].(object)["code"])
+	require.Equal(t, "TASK_TERMINAL", many[1].(object)["error"].(object)["code"])
 	require.Equal(t, "FAILED", h.call(token+"/release", nil).is(t, 200)["status"])
 	h.call(token+"/heartbeat", nil).fails(t, 409, "LEASE_LOST")
 	again := h.call("", object{"workerId": "desk"}).is(t, 200)["leases"].([]any)

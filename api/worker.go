@@ -45,7 +45,7 @@ type HeartbeatResult struct {
 	LeaseExpiresAt *time.Time     `json:"leaseExpiresAt,omitempty"`
 	Directive      jobs.Directive `json:"directive,omitempty" enum:"CONTINUE,CANCEL,DRAIN"`
 	Reason         string         `json:"reason,omitempty"`
-	Error          *ErrorBody     `json:"error,omitempty" doc:"LEASE_LOST, TASK_TERMINAL or NOT_FOUND."`
+	Error          *ErrorBody     `json:"error,omitempty" doc:"LEASE_LOST, TASK_TERMINAL, NOT_FOUND or FORBIDDEN."`
 }
 
 // HeartbeatResults has a result for each heartbeat, in their order.
@@ -71,7 +71,7 @@ type LeaseCompletion struct {
 
 // AttemptFailure is the body of POST …/fail.
 type AttemptFailure struct {
-	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Held against the retry policy's retryableErrors."`
+	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Held against the retry policy's retryableErrors; it decides nothing else."`
 	ErrorMessage string          `json:"errorMessage,omitempty" maxLength:"2000"`
 	Details      json.RawMessage `json:"details,omitempty"`
 	StackTrace   string          `json:"stackTrace,omitempty" maxLength:"16384"`
@@ -157,6 +157,9 @@ var releaseLeaseDoc = doc{
 }
 
 func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutput, error) {
+	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+		return nil, err
+	}
 	beat := jobs.Beat{Token: in.LeaseToken}
 	if in.Body != nil {
 		beat.Extend, beat.Progress, beat.Checkpoint = milliseconds(in.Body.ExtendMs), given(in.Body.Progress), given(in.Body.Checkpoint)
@@ -172,26 +175,35 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 }
 
 func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsOutput, error) {
-	beats := make([]jobs.Beat, len(in.Body.Heartbeats))
+	results := make([]HeartbeatResult, len(in.Body.Heartbeats))
+	var beats []jobs.Beat
+	var places []int // of the beats among the results
 	for i, b := range in.Body.Heartbeats {
-		beats[i] = jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)}
+		if err := a.mayHold(ctx, b.LeaseToken); err != nil {
+			results[i].Error = &problemOf(ctx, err).Err
+			continue
+		}
+		places = append(places, i)
+		beats = append(beats, jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)})
 	}
 	out, err := a.cfg.Tasks.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
 	if err != nil {
 		return nil, err
 	}
-	results := make([]HeartbeatResult, len(out))
-	for i, one := range out {
+	for n, one := range out {
 		if one.Err != nil {
-			results[i].Error = &problemOf(ctx, one.Err).Err
+			results[places[n]].Error = &problemOf(ctx, one.Err).Err
 			continue
 		}
-		results[i] = HeartbeatResult{LeaseExpiresAt: &one.ExpiresAt, Directive: one.Directive, Reason: one.Reason}
+		results[places[n]] = HeartbeatResult{LeaseExpiresAt: &one.ExpiresAt, Directive: one.Directive, Reason: one.Reason}
 	}
 	return &heartbeatsOutput{&HeartbeatResults{results}}, nil
 }
 
 func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attemptEndOutput, error) {
+	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+		return nil, err
+	}
 	var output json.RawMessage
 	if in.Body != nil {
 		output = given(in.Body.Output)
@@ -201,6 +213,9 @@ func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attem
 }
 
 func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOutput, error) {
+	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+		return nil, err
+	}
 	b := in.Body
 	var later time.Duration
 	if b.RetryAfterMs != nil {
@@ -213,6 +228,9 @@ func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOut
 }
 
 func (a *API) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attemptEndOutput, error) {
+	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+		return nil, err
+	}
 	var delay time.Duration
 	reason := ""
 	if in.Body != nil {

@@ -26,6 +26,12 @@ import (
 // operations' interval of the interface document.
 const letterRest = 5 * time.Second
 
+// LeasesLetter says whether a token is of a dead letter.
+func (t *Tasks) LeasesLetter(ctx context.Context, token string) (bool, error) {
+	id, err := t.tokens.read(ctx, token)
+	return id.letter, err
+}
+
 // leaseLetters takes dead letters and says how many there were.
 func (t *Tasks) leaseLetters(ctx context.Context, req LeaseRequest, sel Selection, most int) (int, error) {
 	visibility := sel.Visibility
