@@ -40,6 +40,7 @@ const (
 	killEvery   = time.Second
 	killFleet   = 3
 	pickupLimit = 35 * time.Second // the default visibility timeout, and five seconds
+	stopLimit   = 20 * time.Second // the default grace
 )
 
 // fleet is some processes of serve on one database and one bus, one of which is
@@ -54,10 +55,15 @@ type fleet struct {
 	ears  *recorder
 	calls atomic.Int64 // of the web service
 
+	broken     atomic.Int64 // answers from 500 on
+	unanswered atomic.Int64 // requests to which no answer came
+
 	refused sync.Map // the flaky tasks that it has refused once
 
 	mu     sync.Mutex
+	dice   *rand.Rand           // guarded by mu
 	alive  []*member            // guarded by mu
+	away   *member              // the one of them that says it is not ready; nil: none; guarded by mu
 	killed map[string]time.Time // by process id; guarded by mu
 }
 
@@ -88,11 +94,24 @@ func (f *fleet) launch() *member {
 	return &member{p, url}
 }
 
-// any is one that was alive a moment ago.
+// any is one that was alive a moment ago, and ready.
 func (f *fleet) any() *member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.alive[rand.IntN(len(f.alive))]
+	ready := slices.DeleteFunc(slices.Clone(f.alive), func(m *member) bool { return m == f.away })
+	return ready[f.dice.IntN(len(ready))]
+}
+
+// send asks any of them, and counts what no caller should see.
+func (f *fleet) send(method, path, token string, body any, headers ...string) (status int, answer object, text []byte, err error) {
+	status, answer, text, err = ask(f.t.Context(), method, f.any().url+path, token, body, headers...)
+	switch {
+	case err != nil:
+		f.unanswered.Add(1)
+	case status >= http.StatusInternalServerError:
+		f.broken.Add(1)
+	}
+	return status, answer, text, err
 }
 
 // kill ends one of them with SIGKILL, and has another take its place.
@@ -108,11 +127,22 @@ func (f *fleet) kill(which int) {
 }
 
 // stop asks one of them to stop, has another take its place, and returns how long
-// it took.
+// it took. It is asked nothing more once it says that it is not ready, as a load balancer
+// would have it.
 func (f *fleet) stop(which int) time.Duration {
 	f.t.Helper()
 	begun := time.Now()
 	leaving := f.signal(which, syscall.SIGTERM)
+	eventually(f.t, patience, func() error {
+		status, _, _, err := ask(f.t.Context(), "GET", leaving.url+"/readyz", "", nil)
+		if err == nil && status != http.StatusServiceUnavailable {
+			return fmt.Errorf("it says %d", status)
+		}
+		return err
+	})
+	f.mu.Lock()
+	f.away = leaving
+	f.mu.Unlock()
 	require.Equal(f.t, exitOK, leaving.wait(f.t, patience), leaving.stderr)
 	took := time.Since(begun)
 	f.replace(which)
@@ -138,7 +168,7 @@ func (f *fleet) replace(which int) {
 // ask asks any of them until one answers.
 func (f *fleet) ask(method, path string, body any, headers ...string) (answer object, err error) {
 	err = poll(f.t.Context(), 2*time.Minute, func() error {
-		status, got, text, err := ask(f.t.Context(), method, f.any().url+path, f.token, body, headers...)
+		status, got, text, err := f.send(method, path, f.token, body, headers...)
 		switch {
 		case err != nil:
 			return err // it was killed
@@ -156,7 +186,9 @@ func (f *fleet) ask(method, path string, body any, headers ...string) (answer ob
 // startFleet starts the processes, and defines what the tasks are.
 func startFleet(t *testing.T, world *served, change ...func(*fleet)) *fleet {
 	t.Helper()
-	f := &fleet{t: t, world: world, size: killFleet, ears: newRecorder(), killed: map[string]time.Time{}}
+	f := &fleet{t: t, world: world, size: killFleet, ears: newRecorder(), killed: map[string]time.Time{},
+		dice: rand.New(rand.NewPCG(*seed, 1)), //nolint:gosec // the seed is the test's
+	}
 	for _, fn := range change {
 		fn(f)
 	}
@@ -269,8 +301,10 @@ func (f *fleet) checkLanes(tasks int) object {
 	return result
 }
 
+// say prints what came of a test as a line of JSON.
 func say(t *testing.T, result object) {
 	t.Helper()
+	result["test"] = t.Name()
 	line, err := json.Marshal(result)
 	require.NoError(t, err)
 	fmt.Fprintf(os.Stdout, "%s\n", line)
@@ -291,16 +325,22 @@ func TestKills(t *testing.T) {
 	require.LessOrEqual(t, quantile(waits, 0.99), pickupLimit)
 }
 
-// The same, but they are asked to stop: no caller sees worse than 503, no attempt
-// is spent, and each is gone in time.
+// The same, but they are asked to stop. No caller who follows readiness sees a 5xx, or
+// waits for an answer in vain; no attempt is spent, and each is gone within its grace.
 func TestStops(t *testing.T) {
 	t.Parallel()
-	f := startFleet(t, setupServe(t, true))
+	world := setupServe(t, true)
+	world.env = append(world.env, "TES_DRAIN_DELAY=500ms") // for us to look
+	f := startFleet(t, world)
 	var longest time.Duration
 	tasks := f.storm(*stops, func(which int) { longest = max(longest, f.stop(which)) })
 	result := f.checkLanes(tasks)
 	result["stops"], result["longestStopMs"] = *stops, longest.Milliseconds()
+	result["answers5xx"], result["unanswered"] = f.broken.Load(), f.unanswered.Load()
 	say(t, result)
+	require.Zero(t, f.broken.Load(), "answers from 500 on")
+	require.Zero(t, f.unanswered.Load(), "requests without an answer")
+	require.LessOrEqual(t, longest, stopLimit)
 	require.Empty(t, f.pickups(), "no lease ran out")
 	require.Equal(t, tasks, number(t, f.world.dsn, "SELECT sum(attempt - failures)::integer FROM task"), "no attempt was spent")
 }
@@ -378,7 +418,7 @@ func (f *fleet) give(i int, kind string) (task any, err error) {
 func (f *fleet) work(id string, stop <-chan struct{}) {
 	token := f.world.peers.Token("task-worker")
 	post := func(path string, body object) (int, object) {
-		status, answer, _, err := ask(f.t.Context(), "POST", f.any().url+"/api/internal/leases"+path, token, body)
+		status, answer, _, err := f.send("POST", "/api/internal/leases"+path, token, body)
 		if err != nil {
 			return 0, nil
 		}
@@ -417,7 +457,7 @@ func (f *fleet) review(person string, stop <-chan struct{}) {
 		case <-pace.C:
 		}
 		for _, status := range []string{"ASSIGNED", "RUNNING"} {
-			_, list, _, err := ask(f.t.Context(), "GET", f.any().url+tasksPath+"/user/"+person+"?limit=200&status="+status, token, nil)
+			_, list, _, err := f.send("GET", tasksPath+"/user/"+person+"?limit=200&status="+status, token, nil)
 			if err != nil {
 				continue
 			}
@@ -425,7 +465,7 @@ func (f *fleet) review(person string, stop <-chan struct{}) {
 			for _, task := range mine {
 				path := fmt.Sprintf("%s/%v/", tasksPath, task.(object)["taskId"])
 				for _, verb := range []string{"claim", "complete"} {
-					code, _, text, err := ask(f.t.Context(), "POST", f.any().url+path+verb, token, object{"userId": person})
+					code, _, text, err := f.send("POST", path+verb, token, object{"userId": person})
 					if err != nil || code == http.StatusServiceUnavailable {
 						break
 					}
