@@ -135,17 +135,24 @@ func TestEndsRaceToOne(t *testing.T) {
 	b := setup(t)
 	other := join(t, b.pool, "p2")
 	b.ctx, other.ctx = t.Context(), t.Context() // a long form takes longer than a test may
+	var mu sync.Mutex
+	chance := dice(-1) // guarded by mu
+	throw := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return chance.IntN(n)
+	}
 	executors := map[string]Registration{
 		"manual": assigning("ann")["manual"],
 		"noop": {Executor: ExecutorFunc(func(ctx context.Context, job Job) (Result, error) {
-			wait := time.NewTimer(time.Duration(rand.IntN(4000)) * time.Microsecond)
+			wait := time.NewTimer(time.Duration(throw(4000)) * time.Microsecond)
 			defer wait.Stop()
 			select {
 			case <-ctx.Done():
 				return Result{}, ctx.Err()
 			case <-wait.C:
 			}
-			if job.Attempt%2 == 1 && rand.IntN(2) == 0 {
+			if job.Attempt%2 == 1 && throw(2) == 0 {
 				return Result{}, errors.New("no")
 			}
 			return Result{}, nil
