@@ -2,8 +2,12 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
@@ -28,5 +32,12 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 	if row.TenantID != callerOf(ctx).Tenant {
 		return nil, fmt.Errorf("get task %s: %w", in.TaskID, jobs.ErrNotFound)
 	}
-	return answer(&row), nil
+	out := answer(&row)
+	if row.Status == db.TaskStatusRUNNING && row.Executor == jobs.ExecutorWorker {
+		out.Body.Progress, err = a.q.TaskProgress(ctx, db.TaskProgressParams{TaskID: id, Attempt: row.Attempt})
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return nil, readFailed("progress of task "+in.TaskID, err)
+		}
+	}
+	return out, nil
 }

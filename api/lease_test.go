@@ -79,6 +79,47 @@ func TestWorkerProtocol(t *testing.T) {
 	require.Equal(t, "COMPLETED", b.ask(t, orchestrator, "GET", "/api/internal/tasks/"+id, nil).is(t, 200)["status"])
 }
 
+// What a worker says of how far it has come is seen by whoever asks of the task.
+func TestProgressIsShown(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.worker(t)
+	id := b.forWorkers(t)
+	take := func() string {
+		lease := w.call("", object{"workerId": "w-7", "waitMs": 30000}).is(t, 200)["leases"].([]any)[0].(object)
+		return "/" + lease["leaseToken"].(string)
+	}
+	shows := func(progress any) {
+		t.Helper()
+		for _, of := range []object{
+			b.ask(t, orchestrator, "GET", tasksPath+"/"+id, nil).is(t, 200),
+			b.ask(t, orchestrator, "GET", tasksPath+"/"+id+"/why", nil).is(t, 200),
+		} {
+			require.Equal(t, progress, of["progress"])
+		}
+	}
+	attempts := func() []any {
+		return b.ask(t, orchestrator, "GET", tasksPath+"/"+id+"/attempts", nil).is(t, 200)["items"].([]any)
+	}
+	first := take()
+	shows(nil)
+	w.call(first+"/heartbeat", object{"progress": object{"percent": 40.0, "message": "rendering"}, "checkpoint": object{"page": 12}}).is(t, 200)
+	w.call(first+"/heartbeat", object{"checkpoint": object{"page": 13}}).is(t, 200)
+	shows(object{"percent": 40.0, "message": "rendering"})
+	require.Equal(t, object{"percent": 40.0, "message": "rendering"}, attempts()[0].(object)["progress"])
+	w.call(first+"/fail", object{"errorCode": "NO_INK"}).is(t, 200)
+	shows(nil)
+
+	second := take()
+	w.call(second+"/heartbeat", object{"checkpoint": object{"page": 14}}).is(t, 200)
+	shows(nil)
+	w.call(second+"/heartbeat", object{"progress": object{"percent": 50.0}}).is(t, 200)
+	shows(object{"percent": 50.0})
+	w.call(second+"/complete", nil).is(t, 200)
+	shows(nil)
+	require.Equal(t, object{"percent": 50.0}, attempts()[1].(object)["progress"])
+}
+
 func TestWorkerGivesBackAndFails(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -50,6 +50,7 @@ type Task struct {
 	CallbackURL        *string         `json:"callbackUrl,omitempty"`
 	RequestID          *string         `json:"requestId,omitempty" doc:"The idempotency key it was created with."`
 	WorkflowContext    json.RawMessage `json:"workflowContext,omitempty"`
+	Progress           json.RawMessage `json:"progress,omitempty" doc:"How far the attempt that runs has come, as its last heartbeat said: when one task is asked for. It is no move, and leaves the version alone."`
 }
 
 // priorities are the ranks that the table keeps.

@@ -53,6 +53,7 @@ type TaskAttempt struct {
 	Outcome    *outcomeName    `json:"outcome" doc:"How it ended; null while it runs."`
 	Error      json.RawMessage `json:"error" nullable:"true" doc:"What it failed with."`
 	Lease      *TaskLease      `json:"lease,omitempty" doc:"Of the attempt that runs."`
+	Progress   json.RawMessage `json:"progress,omitempty" doc:"How far it has come, as its last heartbeat said; of the attempt that said so last."`
 }
 
 // TaskLease says until when an attempt is somebody's.
@@ -159,7 +160,7 @@ func (a *API) listTaskAttempts(ctx context.Context, in *trailInput) (*taskAttemp
 	for _, row := range rows {
 		one := TaskAttempt{
 			Attempt: row.Attempt, ExecutorID: row.ExecutorID, StartedAt: row.StartedAt.UTC(), EndedAt: utc(row.EndedAt),
-			Outcome: (*outcomeName)(row.Outcome), Error: row.Error,
+			Outcome: (*outcomeName)(row.Outcome), Error: row.Error, Progress: row.Progress,
 		}
 		if row.Owner != nil {
 			one.Lease = &TaskLease{Kind: string(*row.Kind), Owner: *row.Owner, ExpiresAt: row.ExpiresAt.UTC(), DeadlineAt: utc(row.DeadlineAt)}

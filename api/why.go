@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -41,6 +42,8 @@ type Why struct {
 	Position  *int32      `json:"position" doc:"How many jobs of its queue and kind are taken before it, counted up to 10000; null where it stands in no queue."`
 	Since     *time.Time  `json:"since" doc:"Since when it is so."`
 	Detail    string      `json:"detail" doc:"The same for a person."`
+
+	Progress json.RawMessage `json:"progress,omitempty" doc:"How far the attempt that runs has come, as the last heartbeat said."`
 }
 
 type (
@@ -74,7 +77,7 @@ func (a *API) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, er
 	if err != nil {
 		return nil, readFailed("why task "+in.TaskID+" is not running", err)
 	}
-	w := &Why{TaskID: id, State: jobs.Status(row.Status)}
+	w := &Why{TaskID: id, State: jobs.Status(row.Status), Progress: row.Progress}
 	w.explain(&row, a.cfg.Breakers())
 	w.Detail = tame(w.Detail, 600)
 	return &whyTaskOutput{Body: w}, nil
@@ -153,13 +156,16 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		w.by(blockedMaintenance, later(row.MaintenanceSince, row.ScheduledAt), detail)
 	case row.PausedAt != nil:
 		w.by(blockedPaused, later(row.PausedAt, row.ScheduledAt), fmt.Sprintf("%s is paused since %s", *row.Queue, clock(row.PausedAt)))
-	case *row.Kind == jobs.KindWorker:
-		w.by(blockedNoWorker, row.ScheduledAt, "it waits for a remote worker that leases it, since "+clock(row.ScheduledAt))
+	case !row.Attended && *row.Kind == jobs.KindWorker:
+		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no remote worker was heard of within %s; it waits since %s", jobs.Silence, clock(row.ScheduledAt)))
 	case !row.Attended:
 		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no process that takes jobs was seen within %s; it waits since %s", jobs.Silence, clock(row.ScheduledAt)))
 	case w.broken(row, breakers):
 	case row.Ahead == 0:
 		w.Since, w.Detail = utc(row.ScheduledAt), "next in line in "+*row.Queue
+		if *row.Kind == jobs.KindWorker {
+			w.Detail += ", for a remote worker that knows its definition"
+		}
 	default:
 		count := fmt.Sprintf("%d jobs of %s are", row.Ahead, *row.Queue)
 		switch row.Ahead {

@@ -59,7 +59,13 @@ func TestWhyWaiting(t *testing.T) {
 		b := setup(t)
 		b.attend(t)
 		path, _ := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
-		b.why(t, path, "NO_WORKER", "^it waits for a remote worker that leases it, since 20")
+		b.why(t, path, "NO_WORKER", "^no remote worker was heard of within 30s; it waits since 20")
+		b.exec(t, "UPDATE executor SET worker_at = now() - interval '31 s'")
+		b.why(t, path, "NO_WORKER", "")
+		b.exec(t, "UPDATE executor SET worker_at = now()")
+		b.why(t, path, nil, "^next in line in task-execution-automated, for a remote worker that knows its definition$")
+		last, _ := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
+		require.EqualValues(t, 1, b.why(t, last, "AHEAD_IN_QUEUE", "^1 job of task-execution-automated is taken before it$")["position"])
 	})
 
 	t.Run("the lane is paused", func(t *testing.T) {

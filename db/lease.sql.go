@@ -24,13 +24,23 @@ func (q *Queries) ExecutorGone(ctx context.Context, executorID string) error {
 }
 
 const executorSeen = `-- name: ExecutorSeen :exec
-INSERT INTO executor (executor_id)
-VALUES ($1)
-ON CONFLICT (executor_id) DO UPDATE SET seen_at = now()
+INSERT INTO executor (executor_id, worker_at)
+VALUES (
+    $1,
+    CASE WHEN $2::float8 >= 0 THEN now() - make_interval(secs => $2::float8) END
+)
+ON CONFLICT (executor_id) DO UPDATE
+SET seen_at = now(), worker_at = coalesce(excluded.worker_at, executor.worker_at)
 `
 
-func (q *Queries) ExecutorSeen(ctx context.Context, executorID string) error {
-	_, err := q.db.Exec(ctx, executorSeen, executorID)
+type ExecutorSeenParams struct {
+	ExecutorID    string
+	WorkerSeconds float64
+}
+
+// worker_seconds: how long ago a remote worker was heard of; negative for never.
+func (q *Queries) ExecutorSeen(ctx context.Context, arg ExecutorSeenParams) error {
+	_, err := q.db.Exec(ctx, executorSeen, arg.ExecutorID, arg.WorkerSeconds)
 	return err
 }
 

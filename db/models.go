@@ -459,6 +459,7 @@ type Executor struct {
 	ExecutorID string
 	StartedAt  time.Time
 	SeenAt     time.Time
+	WorkerAt   *time.Time
 }
 
 type Inbound struct {

@@ -14,8 +14,10 @@ import (
 )
 
 const taskAttempts = `-- name: TaskAttempts :many
-SELECT a.attempt, a.executor_id, a.started_at, a.ended_at, a.outcome, a.error, l.kind, l.owner, l.expires_at, l.deadline_at
+SELECT
+    a.attempt, a.executor_id, a.started_at, a.ended_at, a.outcome, a.error, l.kind, l.owner, l.expires_at, l.deadline_at, c.progress
 FROM task_attempt a
+LEFT JOIN task_checkpoint c ON c.task_id = a.task_id AND c.attempt = a.attempt
 LEFT JOIN lease l ON l.task_id = a.task_id AND l.job_id = a.job_id AND l.attempt = a.attempt AND a.outcome IS NULL
 WHERE a.task_id = $1 AND a.attempt > $2
 ORDER BY a.attempt
@@ -39,10 +41,12 @@ type TaskAttemptsRow struct {
 	Owner      *string
 	ExpiresAt  *time.Time
 	DeadlineAt *time.Time
+	Progress   json.RawMessage
 }
 
 // A page of a task's attempts, the running one with its lease. A lease of an
-// earlier attempt can be there still: it holds another job.
+// earlier attempt can be there still: it holds another job. Of what attempts noted down
+// there is the last.
 func (q *Queries) TaskAttempts(ctx context.Context, arg TaskAttemptsParams) ([]TaskAttemptsRow, error) {
 	rows, err := q.db.Query(ctx, taskAttempts, arg.TaskID, arg.After, arg.Page)
 	if err != nil {
@@ -63,6 +67,7 @@ func (q *Queries) TaskAttempts(ctx context.Context, arg TaskAttemptsParams) ([]T
 			&i.Owner,
 			&i.ExpiresAt,
 			&i.DeadlineAt,
+			&i.Progress,
 		); err != nil {
 			return nil, err
 		}
@@ -685,6 +690,25 @@ func (q *Queries) TaskOpenFor(ctx context.Context, arg TaskOpenForParams) ([]Tas
 	return items, nil
 }
 
+const taskProgress = `-- name: TaskProgress :one
+SELECT c.progress
+FROM task_checkpoint c
+WHERE c.task_id = $1 AND c.attempt = $2
+`
+
+type TaskProgressParams struct {
+	TaskID  uuid.UUID
+	Attempt int32
+}
+
+// How far the attempt that runs has come, as its worker says; null if it does not.
+func (q *Queries) TaskProgress(ctx context.Context, arg TaskProgressParams) (json.RawMessage, error) {
+	row := q.db.QueryRow(ctx, taskProgress, arg.TaskID, arg.Attempt)
+	var progress json.RawMessage
+	err := row.Scan(&progress)
+	return progress, err
+}
+
 const taskTenant = `-- name: TaskTenant :one
 SELECT t.tenant_id FROM task t WHERE t.task_id = $1
 `
@@ -707,14 +731,18 @@ SELECT
     m.since AS maintenance_since, m.until AS maintenance_until, coalesce(m.reason, '')::text AS maintenance_reason,
     l.kind AS lease_kind, l.owner, l.expires_at,
     EXISTS (
-        SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => $1::float8)
+        SELECT
+        FROM executor x
+        WHERE CASE WHEN j.kind = 'task.worker' THEN x.worker_at ELSE x.seen_at END > now() - make_interval(secs => $1::float8)
     ) AS attended,
-    ahead.n AS ahead
+    ahead.n AS ahead,
+    c.progress
 FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 LEFT JOIN river_queue q ON q.name = j.queue
 LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.until > now())
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
+LEFT JOIN task_checkpoint c ON c.task_id = t.task_id AND c.attempt = t.attempt AND t.status = 'RUNNING'
 CROSS JOIN LATERAL (
     SELECT count(*)::integer AS n
     FROM (
@@ -769,6 +797,7 @@ type TaskWhyRow struct {
 	ExpiresAt         *time.Time
 	Attended          bool
 	Ahead             int32
+	Progress          json.RawMessage
 }
 
 // All that says why a task does not run, in one snapshot, by the predicates that
@@ -810,6 +839,7 @@ func (q *Queries) TaskWhy(ctx context.Context, arg TaskWhyParams) (TaskWhyRow, e
 		&i.ExpiresAt,
 		&i.Attended,
 		&i.Ahead,
+		&i.Progress,
 	)
 	return i, err
 }

@@ -89,7 +89,8 @@ noted AS (
     SET
         attempt = excluded.attempt,
         at = now(),
-        progress = coalesce(excluded.progress, task_checkpoint.progress),
+        -- The next attempt goes on from the checkpoint; how far it has come it says itself.
+        progress = coalesce(excluded.progress, CASE WHEN task_checkpoint.attempt = excluded.attempt THEN task_checkpoint.progress END),
         checkpoint = coalesce(excluded.checkpoint, task_checkpoint.checkpoint)
 )
 SELECT kept.job_id, kept.expires_at

@@ -83,6 +83,7 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	poll := time.NewTicker(leasePoll)
 	defer poll.Stop()
 	for {
+		t.heardOfWorker()
 		work := t.wakes.leasable()
 		found, err := look(ctx, req)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
@@ -99,6 +100,12 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		case <-poll.C:
 		}
 	}
+}
+
+// heardOfWorker notes that there are remote workers, for whoever asks why a task waits.
+func (t *Tasks) heardOfWorker() {
+	at := time.Now()
+	t.heard.Store(&at)
 }
 
 // Rest answers every parked dequeue and tells workers to drain: the process is
@@ -365,6 +372,7 @@ type Beaten struct {
 
 // Heartbeat extends leases, all in one statement. The error is of the whole call.
 func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
+	t.heardOfWorker()
 	out := make([]Beaten, len(beats))
 	ids := make([]leaseID, len(beats))
 	p := db.WorkerBeatParams{TenantID: tenant}

@@ -12,11 +12,17 @@ import (
 // a second, and must be extended well before it is over.
 const beatRhythm = 250 * time.Millisecond
 
-// live says that the process is there.
+// live says that the process is there, and when a remote worker was.
 func (r *Runner) live(ctx context.Context) {
-	r.every(ctx, r.cfg.Tick, "say that the process lives", func(ctx context.Context) error {
-		return r.tasks.q.ExecutorSeen(ctx, r.tasks.cfg.ProcessID)
-	})
+	r.every(ctx, r.cfg.Tick, "say that the process lives", r.seen)
+}
+
+func (r *Runner) seen(ctx context.Context) error {
+	p := db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, WorkerSeconds: -1}
+	if heard := r.tasks.heard.Load(); heard != nil {
+		p.WorkerSeconds = time.Since(*heard).Seconds()
+	}
+	return r.tasks.q.ExecutorSeen(ctx, p)
 }
 
 // beats extends the leases of what runs here, all of them in one statement. What

@@ -116,7 +116,7 @@ const obeyTime = 5 * time.Second
 // order to stop says instead), gives the rest back, and returns when nothing runs any
 // more.
 func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
-	if err := r.tasks.q.ExecutorSeen(ctx, r.tasks.cfg.ProcessID); err != nil {
+	if err := r.seen(ctx); err != nil {
 		return fmt.Errorf("announce the process: %w", err)
 	}
 	loops, end := context.WithCancel(context.WithoutCancel(ctx))

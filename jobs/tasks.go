@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -82,7 +83,8 @@ type Tasks struct {
 
 	tokens  tokens
 	turns   turns
-	resting chan struct{} // closed by Rest
+	heard   atomic.Pointer[time.Time] // when a remote worker asked for work or sent a heartbeat; nil for never
+	resting chan struct{}             // closed by Rest
 	rest    sync.Once
 
 	wakes wakes

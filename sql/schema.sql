@@ -245,7 +245,8 @@ CREATE TABLE public.dead_letter_discard (
 CREATE TABLE public.executor (
     executor_id text NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
-    seen_at timestamp with time zone DEFAULT now() NOT NULL
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    worker_at timestamp with time zone
 )
 WITH (fillfactor='50');
 

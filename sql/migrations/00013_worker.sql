@@ -17,6 +17,9 @@ CREATE TABLE task_checkpoint (
     checkpoint jsonb
 ) WITH (fillfactor = 70);
 
+-- When a remote worker was last heard of by this process; null for never.
+ALTER TABLE executor ADD COLUMN worker_at timestamptz;
+
 -- Keys that every process must share. Rows are made by who needs them first.
 CREATE TABLE secret (
     name text PRIMARY KEY,
@@ -27,6 +30,7 @@ CREATE TABLE secret (
 
 -- +goose Down
 DROP TABLE secret;
+ALTER TABLE executor DROP COLUMN worker_at;
 DROP TABLE task_checkpoint;
 DROP INDEX lease_request;
 ALTER TABLE lease DROP COLUMN request_id;

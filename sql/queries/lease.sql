@@ -58,9 +58,14 @@ WHERE l.expires_at <= now()
 SELECT * FROM lease WHERE task_id = @task_id;
 
 -- name: ExecutorSeen :exec
-INSERT INTO executor (executor_id)
-VALUES (@executor_id)
-ON CONFLICT (executor_id) DO UPDATE SET seen_at = now();
+-- worker_seconds: how long ago a remote worker was heard of; negative for never.
+INSERT INTO executor (executor_id, worker_at)
+VALUES (
+    @executor_id,
+    CASE WHEN @worker_seconds::float8 >= 0 THEN now() - make_interval(secs => @worker_seconds::float8) END
+)
+ON CONFLICT (executor_id) DO UPDATE
+SET seen_at = now(), worker_at = coalesce(excluded.worker_at, executor.worker_at);
 
 -- name: ExecutorGone :exec
 DELETE FROM executor

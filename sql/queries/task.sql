@@ -32,6 +32,12 @@ LIMIT @page;
 -- Whose a task is, for reads that need nothing else of its row.
 SELECT t.tenant_id FROM task t WHERE t.task_id = @task_id;
 
+-- name: TaskProgress :one
+-- How far the attempt that runs has come, as its worker says; null if it does not.
+SELECT c.progress
+FROM task_checkpoint c
+WHERE c.task_id = @task_id AND c.attempt = @attempt;
+
 -- name: TaskEvents :many
 -- A page of a task's moves; after is the last seq of the page before, 0 for the first.
 SELECT e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor, e.payload
@@ -42,9 +48,12 @@ LIMIT @page;
 
 -- name: TaskAttempts :many
 -- A page of a task's attempts, the running one with its lease. A lease of an
--- earlier attempt can be there still: it holds another job.
-SELECT a.attempt, a.executor_id, a.started_at, a.ended_at, a.outcome, a.error, l.kind, l.owner, l.expires_at, l.deadline_at
+-- earlier attempt can be there still: it holds another job. Of what attempts noted down
+-- there is the last.
+SELECT
+    a.attempt, a.executor_id, a.started_at, a.ended_at, a.outcome, a.error, l.kind, l.owner, l.expires_at, l.deadline_at, c.progress
 FROM task_attempt a
+LEFT JOIN task_checkpoint c ON c.task_id = a.task_id AND c.attempt = a.attempt
 LEFT JOIN lease l ON l.task_id = a.task_id AND l.job_id = a.job_id AND l.attempt = a.attempt AND a.outcome IS NULL
 WHERE a.task_id = @task_id AND a.attempt > @after
 ORDER BY a.attempt
@@ -63,14 +72,18 @@ SELECT
     m.since AS maintenance_since, m.until AS maintenance_until, coalesce(m.reason, '')::text AS maintenance_reason,
     l.kind AS lease_kind, l.owner, l.expires_at,
     EXISTS (
-        SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
+        SELECT
+        FROM executor x
+        WHERE CASE WHEN j.kind = 'task.worker' THEN x.worker_at ELSE x.seen_at END > now() - make_interval(secs => @silence_seconds::float8)
     ) AS attended,
-    ahead.n AS ahead
+    ahead.n AS ahead,
+    c.progress
 FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 LEFT JOIN river_queue q ON q.name = j.queue
 LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.until > now())
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
+LEFT JOIN task_checkpoint c ON c.task_id = t.task_id AND c.attempt = t.attempt AND t.status = 'RUNNING'
 CROSS JOIN LATERAL (
     SELECT count(*)::integer AS n
     FROM (
