@@ -116,9 +116,24 @@ func TestKilledWorker(t *testing.T) {
 		}
 		return nil
 	})
+	path := fmt.Sprintf("%s%s/%s", r.APIURL, tasksPath, created["taskId"])
+	runs := func(who string) error { // as whoever asks why is told, and as River UI shows it
+		attempt := map[string]int{"first": 1, "second": 2}[who]
+		why := must(t, http.StatusOK, "GET", path+"/why", orchestrator, nil)
+		if says := fmt.Sprintf("%s runs attempt %d since ", who, attempt); !strings.HasPrefix(fmt.Sprint(why["detail"]), says) {
+			return fmt.Errorf("why: %v", why)
+		}
+		job := number(t, r.DatabaseURL, "SELECT job_id::integer FROM task_attempt WHERE attempt = $1", attempt)
+		shown := must(t, http.StatusOK, "GET", fmt.Sprintf("%sapi/jobs/%d", r.RiverUIURL, job), orchestrator, nil)
+		require.Equal(t, "running", shown["state"])
+		require.Contains(t, shown["args"], created["taskId"])
+		return nil
+	}
+	require.NoError(t, runs("first"))
 	kill(os.Kill)
 	at := time.Now()
 	printed, stop := runWorker(t, python(), "second", r)
+	eventually(t, patience, func() error { return runs("second") })
 	task := reaches(t, r.APIURL, orchestrator, created["taskId"], "COMPLETED")
 	require.Equal(t, "second", task["output"].(object)["by"], printed)
 	require.EqualValues(t, 2, task["attempt"])
@@ -127,6 +142,13 @@ func TestKilledWorker(t *testing.T) {
 	require.Equal(t, "LEASE_EXPIRED", attempts[0].(object)["outcome"])
 	require.Equal(t, "first", attempts[0].(object)["executorId"])
 	require.Equal(t, "second", attempts[1].(object)["executorId"])
+	why := must(t, http.StatusOK, "GET", path+"/why", orchestrator, nil)
+	require.Contains(t, why["detail"], "it is COMPLETED since ")
+	for attempt, state := range map[int]string{1: "discarded", 2: "completed"} {
+		job := number(t, r.DatabaseURL, "SELECT job_id::integer FROM task_attempt WHERE attempt = $1", attempt)
+		shown := must(t, http.StatusOK, "GET", fmt.Sprintf("%sapi/jobs/%d", r.RiverUIURL, job), orchestrator, nil)
+		require.Equal(t, state, shown["state"], shown)
+	}
 	stop(syscall.SIGTERM)
 	require.Equal(t, exitOK, p.stop(t), p.stderr)
 }
