@@ -119,10 +119,7 @@ type RedriveAnswer struct {
 
 type (
 	redriveInput  struct{ Body RedriveRequest }
-	redriveOutput struct {
-		Status int
-		Body   *RedriveAnswer
-	}
+	redriveOutput struct{ Body *RedriveAnswer }
 )
 
 // OperationPath names a redrive.
@@ -245,8 +242,8 @@ var listDeadLettersDoc = doc{
 var redriveDoc = doc{
 	id: "redriveDeadLetters", tag: tagDeadLetters, summary: "Redrive dead letters",
 	description: "Puts dead letters back to work at a pace: the same tasks go on, with their ids, attempts and past. With a canary the first few " +
-		"go alone, and the operation stops by itself when too many of them fail. A dry run says what would happen.",
-	status: http.StatusAccepted, also: http.StatusOK, alsoText: "A dry run: nothing has changed.", errors: []int{413, 415},
+		"go alone, and the operation stops by itself when too many of them fail. A dry run says what would happen: its operationId is null.",
+	status: http.StatusAccepted, errors: []int{413, 415},
 	request: map[string]any{
 		"filter": map[string]any{"fingerprint": "5b1d0c6f2a9e4477"}, "inputPatch": []any{map[string]any{"op": "replace", "path": "/taxRate", "value": 0.08}},
 		"ratePerSecond": 20, "canary": map[string]any{"count": 5, "maxFailureRatio": 0.2}, "reason": "fixed in v1.4.2",
@@ -404,13 +401,11 @@ func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriv
 	if err != nil {
 		return nil, err
 	}
-	out := &redriveOutput{Status: http.StatusOK, Body: &RedriveAnswer{
-		Matched: found.Tasks, Complete: found.Complete, Rejected: rejected(found.Rejected),
-	}}
+	out := &RedriveAnswer{Matched: found.Tasks, Complete: found.Complete, Rejected: rejected(found.Rejected)}
 	if !in.Body.DryRun {
-		out.Status, out.Body.OperationID = http.StatusAccepted, &found.OperationID
+		out.OperationID = &found.OperationID
 	}
-	return out, nil
+	return &redriveOutput{out}, nil
 }
 
 func rejected(list []jobs.Rejected) []RejectedTask {

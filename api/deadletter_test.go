@@ -139,7 +139,7 @@ func TestRedriveDeadLetters(t *testing.T) {
 		"inputPatch": []any{object{"op": "add", "path": "/kept", "value": nil}, object{"op": "replace", "path": "/fail", "value": ""}},
 	}
 	want := object{"operationId": nil, "matched": 1.0, "complete": true, "rejected": []any{object{"taskId": unknown, "code": "NOT_FOUND"}}}
-	require.Equal(t, want, b.desk(t, "POST", "/redrive", body).is(t, 200))
+	require.Equal(t, want, b.desk(t, "POST", "/redrive", body).is(t, 202))
 	require.Equal(t, "FAILED", b.ask(t, ui, "GET", tasksPath+"/"+one, nil).is(t, 200)["status"])
 
 	delete(body, "dryRun")
@@ -239,7 +239,7 @@ func TestDiscardDeadLetter(t *testing.T) {
 	require.EqualValues(t, 1, metrics["tasks"].(object)["byStatus"].(object)["FAILED"])
 	require.EqualValues(t, 0, metrics["attempts"].(object)["released"])
 	require.Equal(t, "FAILED", b.ask(t, ui, "GET", tasksPath+"/"+id, nil).is(t, 200)["status"])
-	out := b.desk(t, "POST", "/redrive", object{"taskIds": []any{id}, "reason": "r", "dryRun": true}).is(t, 200)
+	out := b.desk(t, "POST", "/redrive", object{"taskIds": []any{id}, "reason": "r", "dryRun": true}).is(t, 202)
 	require.Equal(t, []any{object{"taskId": id, "code": "NOT_DEAD_LETTER"}}, out["rejected"])
 
 	live, _ := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
