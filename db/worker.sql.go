@@ -251,6 +251,11 @@ JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.a
     AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
 JOIN river_job j ON j.id = l.job_id
 LEFT JOIN task_checkpoint c ON c.task_id = l.task_id
+    AND NOT EXISTS (
+        SELECT
+        FROM task_event e
+        WHERE e.task_id = c.task_id AND e.type = 'redriven' AND e.attempt >= c.attempt AND e.payload::jsonb ? 'input'
+    )
 WHERE l.owner = $1 AND l.request_id = $2::text AND t.tenant_id = $3
 ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job_id
 `
@@ -287,7 +292,8 @@ type WorkerLeasesRow struct {
 }
 
 // The leases of one request of one worker, with all that it is told of them, in the
-// order in which they are handed out: dead letters, retries, the others.
+// order in which they are handed out: dead letters, retries, the others. What was noted
+// down before a redrive changed the input is of another piece of work.
 func (q *Queries) WorkerLeases(ctx context.Context, arg WorkerLeasesParams) ([]WorkerLeasesRow, error) {
 	rows, err := q.db.Query(ctx, workerLeases, arg.Owner, arg.RequestID, arg.TenantID)
 	if err != nil {

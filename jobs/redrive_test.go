@@ -136,6 +136,42 @@ func TestRedriveGoesOnWithTheSameTask(t *testing.T) {
 	b.opUntil(out.OperationID, db.RedriveStateDONE)
 }
 
+// A checkpoint goes on with a redrive, unless that changes the input: what was done then
+// was another piece of work.
+func TestRedriveWithAnotherInputBeginsAnew(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	task := b.create(remote)
+	fail := func() Lease {
+		lease := b.dequeueOne("w")
+		_, err := b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
+		require.NoError(t, err)
+		return lease
+	}
+	again := func(patch string) {
+		out := b.redrive(Redrive{TaskIDs: []uuid.UUID{task.TaskID}, InputPatch: json.RawMessage(patch)})
+		require.Equal(t, 1, out.Tasks)
+		b.saved(out.OperationID, time.Hour)
+		waitFor(t, "the redrive", func() bool { b.step(); return b.get(task.TaskID).Status == db.TaskStatusPENDING })
+	}
+	lease := b.dequeueOne("w")
+	_, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	require.NoError(t, err)
+	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
+	require.NoError(t, err)
+	again("")
+	require.JSONEq(t, `{"page": 12}`, string(fail().Checkpoint))
+	again(`[{"op": "add", "path": "/n", "value": 1}]`)
+	lease = b.dequeueOne("w")
+	require.Nil(t, lease.Checkpoint)
+	_, err = b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 1}`)}})
+	require.NoError(t, err)
+	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
+	require.NoError(t, err)
+	again("")
+	require.JSONEq(t, `{"page": 1}`, string(fail().Checkpoint))
+}
+
 func TestRedriveRejects(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

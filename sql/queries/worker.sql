@@ -43,7 +43,8 @@ JOIN task t ON t.task_id = claimed.task_id;
 
 -- name: WorkerLeases :many
 -- The leases of one request of one worker, with all that it is told of them, in the
--- order in which they are handed out: dead letters, retries, the others.
+-- order in which they are handed out: dead letters, retries, the others. What was noted
+-- down before a redrive changed the input is of another piece of work.
 SELECT
     l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
     t.task_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.revision, t.correlation_id, t.traceparent,
@@ -53,6 +54,11 @@ JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.a
     AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
 JOIN river_job j ON j.id = l.job_id
 LEFT JOIN task_checkpoint c ON c.task_id = l.task_id
+    AND NOT EXISTS (
+        SELECT
+        FROM task_event e
+        WHERE e.task_id = c.task_id AND e.type = 'redriven' AND e.attempt >= c.attempt AND e.payload::jsonb ? 'input'
+    )
 WHERE l.owner = @owner AND l.request_id = @request_id::text AND t.tenant_id = @tenant_id
 ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job_id;
 
