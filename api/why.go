@@ -91,6 +91,9 @@ func (w *Why) explain(row *db.TaskWhyRow, breakers []retry.Status) {
 		if w.State != jobs.Completed && row.ErrorCode != "" {
 			w.Detail += ", with " + row.ErrorCode
 		}
+		if row.DiscardedAt != nil {
+			w.Detail += fmt.Sprintf("; %s laid its dead letter aside at %s: %s", row.DiscardedBy, clock(row.DiscardedAt), row.DiscardReason)
+		}
 	case w.State == jobs.Running:
 		w.running(row)
 	case w.State == jobs.Assigned:

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -238,6 +239,8 @@ func TestWhyRunningAssignedEnded(t *testing.T) {
 		put(t, path, "RUNNING")
 		put(t, path, "FAILED", object{"error": object{"code": "BROKEN", "message": "it broke"}})
 		b.why(t, path, nil, "^it is FAILED since 20.*, with BROKEN$")
+		at := b.ask(t, errorHandler, "POST", "/api/internal/dead-letters/"+strings.TrimPrefix(path, tasksPath+"/")+"/discard", object{"reason": "too old"}).is(t, 200)["at"]
+		b.why(t, path, nil, "^it is FAILED since 20.*, with BROKEN; error-handler laid its dead letter aside at "+at.(string)+": too old$")
 
 		path, _ = b.create(t, noop())
 		put(t, path, "RUNNING")

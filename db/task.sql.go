@@ -736,13 +736,15 @@ SELECT
         WHERE CASE WHEN j.kind = 'task.worker' THEN x.worker_at ELSE x.seen_at END > now() - make_interval(secs => $1::float8)
     ) AS attended,
     ahead.n AS ahead,
-    c.progress
+    c.progress,
+    d.at AS discarded_at, coalesce(d.actor, '')::text AS discarded_by, coalesce(d.reason, '')::text AS discard_reason
 FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 LEFT JOIN river_queue q ON q.name = j.queue
 LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.until > now())
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
 LEFT JOIN task_checkpoint c ON c.task_id = t.task_id AND c.attempt = t.attempt AND t.status = 'RUNNING'
+LEFT JOIN dead_letter_discard d ON d.task_id = t.task_id
 CROSS JOIN LATERAL (
     SELECT count(*)::integer AS n
     FROM (
@@ -798,6 +800,9 @@ type TaskWhyRow struct {
 	Attended          bool
 	Ahead             int32
 	Progress          json.RawMessage
+	DiscardedAt       *time.Time
+	DiscardedBy       string
+	DiscardReason     string
 }
 
 // All that says why a task does not run, in one snapshot, by the predicates that
@@ -840,6 +845,9 @@ func (q *Queries) TaskWhy(ctx context.Context, arg TaskWhyParams) (TaskWhyRow, e
 		&i.Attended,
 		&i.Ahead,
 		&i.Progress,
+		&i.DiscardedAt,
+		&i.DiscardedBy,
+		&i.DiscardReason,
 	)
 	return i, err
 }
