@@ -16,8 +16,10 @@ import (
 //
 //	cancelled, deleted    the task is CANCELLED
 //	discarded             the attempt failed; a task that waits gets a new token
-//	any, to a dead letter it is laid aside, in the name of who did it
 //	retried               nothing: the token is nobody's, and its claim ends it
+//
+// A dead letter whose job is cancelled or deleted is laid aside, in the name of who did
+// it; one whose job is discarded gets a new token: it may have been somebody's rescuer.
 //
 // Triggers write down what was done (job_signal), and every process acts on it at
 // each tick; the fence lets one of them through.
@@ -54,7 +56,7 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 			continue
 		}
 		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
-		if s := Status(*row.Status); s == Failed || s == TimedOut {
+		if s := Status(*row.Status); row.What != "discarded" && (s == Failed || s == TimedOut) {
 			if err := r.layAside(ctx, row, id, who); err != nil {
 				return err
 			}
@@ -81,8 +83,8 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
 				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, ends: ends,
 			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, now()))
-		case *row.Status == db.TaskStatusPENDING:
-			lost.add(id, row.JobID, kindOf(Type(*row.Type), *row.Executor), s.timeout)
+		default: // it waits, to be run or as a dead letter
+			lost.add(id, row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
 	}
 	for i, out := range r.tasks.makeAll(moves) {
@@ -123,6 +125,14 @@ type adrift struct{ db.LaneRequeueParams }
 func (a *adrift) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
 	a.TaskIds, a.JobIds = append(a.TaskIds, task), append(a.JobIds, job)
 	a.Kinds, a.Timeouts = append(a.Kinds, kind), append(a.Timeouts, timeout.Milliseconds())
+}
+
+// nextKind is the kind of a waiting task's next job.
+func nextKind(lane db.TaskLane, kind db.TaskType, executor string) string {
+	if lane == LaneDeadLetter {
+		return KindDeadLetter
+	}
+	return kindOf(Type(kind), executor)
 }
 
 func (r *Runner) requeue(ctx context.Context, lost adrift) error {
@@ -171,11 +181,7 @@ func (r *Runner) reconcile(ctx context.Context) {
 			if err != nil {
 				return err
 			}
-			kind := kindOf(Type(*row.Type), *row.Executor)
-			if *row.Lane == LaneDeadLetter {
-				kind = KindDeadLetter
-			}
-			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, kind, s.timeout)
+			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
 		return r.requeue(ctx, lost)
 	})

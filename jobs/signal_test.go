@@ -229,7 +229,16 @@ func TestWhatIsDoneToTheJobOfADeadLetter(t *testing.T) {
 	_, err = ui.JobCancel(b.ctx, leased.JobID)
 	require.NoError(t, err)
 	b.work(nil)
-	for i, how := range []string{"deleted", "cancelled", "discarded", "cancelled", "deleted", "cancelled"} {
+	waitFor(t, "the discarded one to wait again", func() bool { return b.get(waiting[2].TaskID).JobID != waiting[2].JobID })
+	again := b.dequeue("handler", letters, func(req *LeaseRequest) { req.Wait = patience })
+	require.Len(t, again, 1)
+	require.Equal(t, waiting[2].TaskID, again[0].TaskID)
+	_, err = b.CompleteLease(b.ctx, "", again[0].Token, nil)
+	require.NoError(t, err)
+	for i, how := range []string{"deleted", "cancelled", "", "cancelled", "deleted", "cancelled"} {
+		if how == "" {
+			continue
+		}
 		task := append(waiting, leased)[i] //nolint:gocritic // a list of all
 		waitFor(t, "the dead letter to be laid aside", func() bool {
 			return ask[int](b, "SELECT count(*) FROM dead_letter_discard WHERE task_id = $1", task.TaskID) == 1
