@@ -398,15 +398,16 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 			until[row.JobID] = row.ExpiresAt.UTC()
 		}
 	}
-	for i, id := range ids {
+	for i, b := range beats {
 		if out[i].Err != nil {
 			continue
 		}
+		id := ids[i]
 		expires, kept := until[id.job]
 		switch {
 		case !kept:
 			var err error
-			if out[i], err = t.missed(ctx, tenant, id, beats[i].Extend); err != nil {
+			if out[i], err = t.missed(ctx, tenant, id, b.Extend); err != nil {
 				return nil, err
 			}
 		case t.atRest():

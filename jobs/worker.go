@@ -193,7 +193,7 @@ func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f
 	case err != nil:
 		return db.Task{}, readError("attempt", err)
 	}
-	same := false
+	var same bool
 	var note outbox.RetryNote
 	switch *before.Outcome {
 	case db.AttemptOutcomeCOMPLETED:
