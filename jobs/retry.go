@@ -42,8 +42,8 @@ type held struct {
 	crashes  int32
 	settings *settings
 	by       string // who ran it: a process, a worker, a person
-	// outcome of a failure where it goes by who tells of it; empty: by its code, which
-	// the engine itself gave.
+	// outcome is LEASE_EXPIRED where the engine says so, which a worker cannot: a crash
+	// costs no failure. Empty: the failure's code tells TIMED_OUT from FAILED.
 	outcome db.AttemptOutcome
 	ends    *traced // for its span; nil where the run has it
 }

@@ -56,7 +56,6 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 		return t.repeated(ctx, w, nil, f, later)
 	}
 	h := w.held()
-	h.outcome = db.AttemptOutcomeFAILED // whatever it calls it
 	m := failed(h, f, now())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.at = m.at.Add(later).Truncate(time.Microsecond)

@@ -326,8 +326,8 @@ func TestFailForGood(t *testing.T) {
 	require.Equal(t, LaneDeadLetter, ask[string](b, "SELECT queue FROM river_job WHERE id = $1", after.JobID))
 }
 
-// The engine's own codes mean nothing in a worker's mouth: what it says is a failure,
-// and counts as one.
+// In a worker's mouth the engine's codes are failures, and count as such. TIMEOUT says
+// which kind.
 func TestWorkerSaysTheEnginesCodes(t *testing.T) {
 	t.Parallel()
 	for _, code := range []string{CodeLeaseExpired, CodeTimeout, CodePoison, CodeDiscarded, "CANCELLED"} {
@@ -337,11 +337,12 @@ func TestWorkerSaysTheEnginesCodes(t *testing.T) {
 			task := b.create(remote)
 			after, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: code, Retryable: ptr(false)}, 0)
 			require.NoError(t, err)
-			require.Equal(t, db.TaskStatusFAILED, after.Status)
+			want := map[bool]string{false: "FAILED", true: "TIMED_OUT"}[code == CodeTimeout]
+			require.Equal(t, want, string(after.Status))
 			require.EqualValues(t, 1, after.Failures)
 			require.Zero(t, after.Crashes)
 			require.Equal(t, code, codeOf(t, after))
-			require.Equal(t, "FAILED", ask[string](b, "SELECT outcome::text FROM task_attempt WHERE task_id = $1", task.TaskID))
+			require.Equal(t, want, ask[string](b, "SELECT outcome::text FROM task_attempt WHERE task_id = $1", task.TaskID))
 		})
 	}
 }
