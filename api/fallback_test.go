@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"testing"
 	"time"
@@ -84,19 +86,80 @@ func TestFallbackOfTheUserService(t *testing.T) {
 	require.Equal(t, "crew", task["groupId"])
 }
 
+// notices tells people of their tasks.
+func (b *testBundle) notices(t *testing.T, n jobs.Notifier) {
+	t.Helper()
+	pool, err := pgpool.Open(t.Context(), dbtest.URL(b.pool), pgpool.Config{Name: "river", MaxConns: 4})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	river, err := jobs.NewRiver(pool, b.tasks.ProcessID(), nil, jobs.NewNotices(b.tasks, n))
+	require.NoError(t, err)
+	require.NoError(t, river.Start(context.WithoutCancel(t.Context())))
+	t.Cleanup(func() { require.NoError(t, river.Stop(context.Background())) })
+}
+
+// told is a task of jane's, of which she is told by these channels.
+func (b *testBundle) told(t *testing.T, channels ...any) (path string, task object) {
+	t.Helper()
+	path, _ = b.create(t, manual(object{"executionConfig": object{
+		"executor": "manual", "assignmentRules": object{"assignee": "jane"}, "notifications": object{"channels": channels},
+	}}))
+	eventually(t, func() bool {
+		task = b.ask(t, ui, "GET", path, nil).is(t, 200)
+		return task["status"] == "ASSIGNED"
+	})
+	return path, task
+}
+
+// noticed is what became of the task's one notice: its channel, outcome and tries.
+func (b *testBundle) noticed(t *testing.T, path string) (text string) {
+	t.Helper()
+	eventually(t, func() bool {
+		return b.pool.QueryRow(t.Context(), "SELECT concat_ws(' ', channel, outcome, tries) FROM report.notice WHERE task_id = $1 AND outcome <> 'waiting'",
+			taskID(t, path)).Scan(&text) == nil
+	})
+	return text
+}
+
+// One channel is down for long, with the production policy's breaker and, but for their
+// unit, its pauses: the next channel takes every notice, also once the breaker is open.
+func TestOneChannelDownIsNotTheNext(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var asked struct{ Channel string }
+		if json.NewDecoder(r.Body).Decode(&asked) != nil || asked.Channel == "chat" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	t.Cleanup(front.Close)
+	n, err := peer.New(peer.Config{BaseURL: front.URL, Policy: retry.Policy{Backoff: time.Millisecond, MaxBackoff: 300 * time.Millisecond}})
+	require.NoError(t, err)
+	t.Cleanup(n.Close)
+	b.work(t, manually.New(people{n}, b.tasks))
+	b.notices(t, people{n})
+	for range 6 {
+		path, _ := b.told(t, "chat", "email")
+		require.Equal(t, "email sent 1", b.noticed(t, path))
+	}
+	states := map[string]retry.State{}
+	for _, each := range n.Notifications.Breakers() {
+		states[each.Status().Name] = each.Status().State
+	}
+	require.Equal(t, map[string]retry.State{
+		"notification/in-app": retry.Closed, "notification/email": retry.Closed, "notification/push": retry.Closed, "notification/chat": retry.Open,
+	}, states)
+}
+
 // "Notification Service | Use alternative notification channels"
 func TestFallbackOfTheNotificationService(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p, there := b.neighbours(t)
 	b.work(t, manually.New(p, b.tasks))
-	pool, err := pgpool.Open(t.Context(), dbtest.URL(b.pool), pgpool.Config{Name: "river", MaxConns: 4})
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	river, err := jobs.NewRiver(pool, b.tasks.ProcessID(), nil, jobs.NewNotices(b.tasks, p))
-	require.NoError(t, err)
-	require.NoError(t, river.Start(context.WithoutCancel(t.Context())))
-	t.Cleanup(func() { require.NoError(t, river.Stop(context.Background())) })
+	b.notices(t, p)
 
 	type sent struct {
 		Channel, UserID, Template string
@@ -114,24 +177,8 @@ func TestFallbackOfTheNotificationService(t *testing.T) {
 		}
 		return out
 	}
-	outcome := func(path string) (text string) {
-		eventually(t, func() bool {
-			return b.pool.QueryRow(t.Context(), "SELECT concat_ws(' ', channel, outcome, tries) FROM report.notice WHERE task_id = $1 AND outcome <> 'waiting'",
-				taskID(t, path)).Scan(&text) == nil
-		})
-		return text
-	}
-	task := func() (string, object) {
-		path, _ := b.create(t, manual(object{"executionConfig": object{
-			"executor": "manual", "assignmentRules": object{"assignee": "jane"}, "notifications": object{"channels": []any{"chat", "push", "email"}},
-		}}))
-		var task object
-		eventually(t, func() bool {
-			task = b.ask(t, ui, "GET", path, nil).is(t, 200)
-			return task["status"] == "ASSIGNED"
-		})
-		return path, task
-	}
+	outcome := func(path string) string { return b.noticed(t, path) }
+	task := func() (string, object) { return b.told(t, "chat", "push", "email") }
 
 	// Two channels are down: the third takes it, in the same try.
 	there.Steer(peertest.Notification, peertest.Steering{Mode: peertest.ModeError, Times: 2})
@@ -156,7 +203,7 @@ func TestFallbackOfTheNotificationService(t *testing.T) {
 	there.Steer(peertest.Notification, peertest.Steering{Mode: peertest.ModeOK})
 	var channel, how string
 	var tries int
-	_, err = fmt.Sscan(outcome(path), &channel, &how, &tries)
+	_, err := fmt.Sscan(outcome(path), &channel, &how, &tries)
 	require.NoError(t, err)
 	require.Equal(t, "sent", how)
 	got = asked(1)

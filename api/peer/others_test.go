@@ -107,7 +107,8 @@ func TestNotify(t *testing.T) {
 	requireFailure(t, err, "VALIDATION_ERROR", false)
 
 	b.there.Steer(peertest.Notification, peertest.Steering{Mode: peertest.ModeError})
-	requireOutage(t, b.peer.Notifications.Notify(b.ctx, about), "notification")
+	about.Channel = "push"
+	requireOutage(t, b.peer.Notifications.Notify(b.ctx, about), "notification/push")
 }
 
 func TestAllocate(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -39,7 +40,7 @@ const (
 // Config says where the neighbours are and how patiently they are called.
 type Config struct {
 	BaseURL string        // http or https, without query or user; required
-	Timeout time.Duration // of one request, its answer's body included; default 10 s
+	Timeout time.Duration // of one request, its answer's body included; default 10 s, and at most 2 s for notices and resources
 	Policy  retry.Policy  // what it leaves open is as in retry.ServiceCalls
 
 	// OnBreaker is told each change of a neighbour's breaker. Default nobody. It must
@@ -55,7 +56,7 @@ type Config struct {
 }
 
 // Neighbours are the clients of all neighbours: one pool of connections, and a
-// circuit breaker each.
+// circuit breaker each; the Notification Service has one for each channel.
 type Neighbours struct {
 	Integrations  *Integrations
 	Users         *Users
@@ -66,6 +67,14 @@ type Neighbours struct {
 
 	transport *http.Transport
 }
+
+// brisk calls end at once when the breaker is open: they have a fallback, or somebody
+// who waits.
+const brisk = true
+
+// hastyTimeout bounds a request where the fallback is as good as the answer, nearly:
+// another channel, the default resources. With all retries it comes after 20 s.
+const hastyTimeout = 2 * time.Second
 
 // New makes the clients. It calls nobody: a neighbour may be away at start.
 func New(cfg Config) (*Neighbours, error) {
@@ -91,7 +100,16 @@ func New(cfg Config) (*Neighbours, error) {
 	to := func(name string, p retry.Policy, failFast bool) *caller {
 		return &caller{name: name, base: base, client: client, token: cfg.Token, line: newLine(name, p, failFast, cfg.OnBreaker)}
 	}
-	const brisk = true // they have a fallback, or somebody who waits
+	hasty := *client
+	hasty.Timeout = min(cfg.Timeout, hastyTimeout)
+	channels := map[string]*caller{}
+	for _, channel := range jobs.Channels {
+		c := to(nameNotification, cfg.Policy, brisk)
+		c.client, c.line = &hasty, newLine(nameNotification+"/"+channel, cfg.Policy, brisk, cfg.OnBreaker)
+		channels[channel] = c
+	}
+	resource := to(nameResource, cfg.Policy, brisk)
+	resource.client = &hasty
 	once := cfg.Policy
 	once.Retries = -1
 	integration := to(nameIntegration, cfg.Policy, !brisk)
@@ -100,8 +118,8 @@ func New(cfg Config) (*Neighbours, error) {
 	return &Neighbours{
 		Integrations:  &Integrations{integration, &asking},
 		Users:         newUsers(to(nameUser, cfg.Policy, brisk)),
-		Notifications: &Notifications{to(nameNotification, cfg.Policy, brisk)},
-		Resources:     &Resources{to(nameResource, cfg.Policy, brisk)},
+		Notifications: &Notifications{channels},
+		Resources:     &Resources{resource},
 		Auth:          newAuth(to(nameAuth, cfg.Policy, brisk)),
 		Tracing:       &Tracing{to(nameObservability, once, brisk)},
 		transport:     transport,
@@ -114,8 +132,14 @@ func (c *Integrations) Breaker() *retry.Breaker { return c.caller.line.breaker }
 // Breaker of the User Service.
 func (c *Users) Breaker() *retry.Breaker { return c.caller.line.breaker }
 
-// Breaker of the Notification Service.
-func (c *Notifications) Breaker() *retry.Breaker { return c.caller.line.breaker }
+// Breakers of the Notification Service, one for each of jobs.Channels.
+func (c *Notifications) Breakers() []*retry.Breaker {
+	all := make([]*retry.Breaker, len(jobs.Channels))
+	for i, channel := range jobs.Channels {
+		all[i] = c.channels[channel].line.breaker
+	}
+	return all
+}
 
 // Breaker of the Resource Service.
 func (c *Resources) Breaker() *retry.Breaker { return c.caller.line.breaker }

@@ -272,7 +272,7 @@ func (s *service) notices() (*jobs.Notices, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.breakers = append(s.breakers, n.Notifications.Breaker())
+	s.breakers = append(s.breakers, n.Notifications.Breakers()...)
 	return jobs.NewNotices(s.tasks, n.notifier()), nil
 }
 
