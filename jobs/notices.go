@@ -83,11 +83,11 @@ func NewNotices(tasks *Tasks, notifier Notifier) *Notices {
 	return &Notices{tasks: tasks, notifier: notifier}
 }
 
-// noticeTime bounds one job. What a killed process had in its hands is taken for lost
-// after rescueAfter, so that must be longer.
+// noticeTime bounds one job, but for those that send: see sendTime. What a killed process
+// had in its hands is taken for lost after rescueAfter, so that must be longer than both.
 const (
 	noticeTime  = 30 * time.Second
-	rescueAfter = time.Minute
+	rescueAfter = 2 * time.Minute
 )
 
 // noticesKept is for how long it is known who was told what.

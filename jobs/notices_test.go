@@ -15,6 +15,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // post stands where the Notification Service is called; package peer has the real one,
@@ -436,18 +437,18 @@ func TestStopLeavesANoticeToAnother(t *testing.T) {
 	require.Empty(t, stuck.told())
 }
 
-// What a process was at when it was killed is done by another, a minute later.
+// What a process was at when it was killed is done by another, some minutes later.
 func TestWhatAKilledProcessHeldIsDoneByAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for _, age := range []string{"2 minutes", "10 seconds"} {
+	for _, age := range []string{"3 minutes", "90 seconds"} {
 		b.open(Assignment{AssigneeID: age})
 		b.exec(`UPDATE river_job SET state = 'running', attempt = 1, attempted_at = now() - $1::interval, attempted_by = '{gone}'
 			WHERE kind = 'notice.deadline' AND state = 'available'`, age)
 	}
 	p := &post{}
 	b.notices(p)
-	b.tells(p, "2 minutes assigned 0 in-app")
+	b.tells(p, "3 minutes assigned 0 in-app")
 }
 
 func TestOldNoticesAreForgotten(t *testing.T) {
@@ -463,4 +464,19 @@ func TestOldNoticesAreForgotten(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 1, n)
 	require.Equal(t, 2, ask[int](b, "SELECT count(*) FROM notice"))
+}
+
+// The table's retries, at their slowest, end before a channel's time does, and all
+// channels before the job's.
+func TestAChannelGetsAllRetries(t *testing.T) {
+	t.Parallel()
+	const request = 2 * time.Second // that of api/peer
+	p := retry.ServiceCalls
+	longest := request
+	for n := range p.Retries {
+		longest += request + time.Duration(float64(p.Pause(n+1))*(1+p.Jitter))
+	}
+	require.Less(t, longest, channelTime)
+	require.Less(t, time.Duration(len(Channels))*channelTime, sendTime)
+	require.Less(t, sendTime, rescueAfter)
 }

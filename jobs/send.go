@@ -14,9 +14,12 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// channelTime is how long one channel has to take a notice before the next is tried.
-// All four of them fit into noticeTime.
-const channelTime = 5 * time.Second
+// channelTime is how long one channel has to take a notice before the next is tried: the
+// table's five retries, for a channel that refuses or hangs, fit into it.
+const channelTime = 22 * time.Second
+
+// sendTime bounds the job: all channels in vain, and what is written then.
+var sendTime = time.Duration(len(Channels))*channelTime + 10*time.Second
 
 type sendArgs struct {
 	TaskID   uuid.UUID `json:"task_id"`
@@ -30,7 +33,7 @@ type sendWorker struct {
 	n *Notices
 }
 
-func (sendWorker) Timeout(*river.Job[sendArgs]) time.Duration { return noticeTime }
+func (sendWorker) Timeout(*river.Job[sendArgs]) time.Duration { return sendTime }
 
 func (sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
 	return time.Now().Add(patiently(job.Attempt))
