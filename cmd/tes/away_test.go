@@ -41,7 +41,17 @@ func TestFallbackIntegrationServiceAway(t *testing.T) {
 		return fmt.Sprint(made["taskId"])
 	}
 	require.Equal(t, "closed", breaker(t, b, api, "integration")["state"])
-	require.Equal(t, "closed", breaker(t, b, api, "bus")["state"])
+	// "one for each neighbour that it calls, for each channel …, and for the bus"
+	metrics := must(t, http.StatusOK, "GET", api+tasksPath+"/metrics", b.peers.Token("monitoring-service"), nil)
+	var names []string
+	for _, each := range metrics["breakers"].([]any) {
+		require.Equal(t, "closed", each.(object)["state"])
+		names = append(names, fmt.Sprint(each.(object)["name"]))
+	}
+	require.Equal(t, []string{
+		"auth", "bus", "integration", "notification/chat", "notification/email", "notification/in-app", "notification/push",
+		"observability", "resource", "user",
+	}, names)
 
 	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeGone})
 	var bills []string

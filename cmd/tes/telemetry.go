@@ -30,6 +30,7 @@ func (s *service) startTracing(ctx context.Context, process string) error {
 			return err
 		}
 		config.Observability = there.Tracing
+		s.breakers = append(s.breakers, there.Tracing.Breaker())
 	}
 	var err error
 	if s.spans, err = spans.New(ctx, config); err != nil {
