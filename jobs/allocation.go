@@ -20,17 +20,19 @@ func (r *run) allocates() bool {
 	return r.r.cfg.Allocate != nil && r.settings.config.ResourceRequirements != nil && !r.exec.Assigns
 }
 
-// allocate asks for what the definition requires, under the lease of the attempt.
-func (r *run) allocate(ctx context.Context, job *Job) error {
+// allocate asks for what the definition requires before the attempt begins: the time that
+// a Resource Service takes, or the fallback for it, is not the attempt's. nil where the
+// definition requires nothing.
+func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 	if !r.allocates() {
-		return nil
+		return nil, nil //nolint:nilnil // most need none
 	}
-	got, err := r.r.cfg.Allocate(ctx, *job)
+	job := r.job()
+	got, err := r.r.cfg.Allocate(ContextWithTraceparent(ctx, text(r.claim.Traceparent)), job)
 	if err != nil {
-		return fmt.Errorf("allocate resources: %w", err)
+		return nil, fmt.Errorf("allocate resources: %w", err)
 	}
-	job.Allocation = &got
 	r.r.tasks.cfg.Logger.Info("resources of an attempt", "task", job.TaskID, "attempt", job.Attempt,
 		"cpu", got.CPU, "memory", got.Memory, "disk", got.Disk, "allocation", got.ID)
-	return nil
+	return &got, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -19,7 +20,7 @@ func TestAttemptGetsItsResources(t *testing.T) {
 			no := false
 			return Allocation{}, &Failure{Code: "RESOURCES_EXHAUSTED", Message: "there is no more", Retryable: &no}
 		}
-		require.Equal(t, "RUNNING", ask[string](b, "SELECT status FROM task WHERE task_id = $1", job.TaskID), "the lease is there first")
+		require.Equal(t, "PENDING", ask[string](b, "SELECT status FROM task WHERE task_id = $1", job.TaskID), "the attempt's time has not begun")
 		return Allocation{ID: "a-1", CPU: job.Config.ResourceRequirements.CPU, Memory: "128Mi", Disk: "500Mi"}, nil
 	}
 	b.work(map[string]Registration{"noop": {Pure: true, Executor: ExecutorFunc(func(_ context.Context, job Job) (Result, error) {
@@ -40,4 +41,19 @@ func TestAttemptGetsItsResources(t *testing.T) {
 	task := b.becomes(b.create(needs, func(req *Request) { req.StepID = "greedy" }).TaskID, Failed)
 	require.Equal(t, "RESOURCES_EXHAUSTED", codeOf(t, task))
 	require.Empty(t, seen)
+}
+
+// The time that a Resource Service takes is not the attempt's.
+func TestAllocationLeavesTheAttemptItsTime(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	allocate := func(context.Context, Job) (Allocation, error) {
+		began := time.Now()
+		waitFor(t, "the timeout to pass", func() bool { return time.Since(began) > 600*time.Millisecond })
+		return Allocation{CPU: "1"}, nil
+	}
+	b.work(noop(does("{}", nil)), func(cfg *RunnerConfig) { cfg.Allocate = allocate })
+	task := b.create(timeout(500*time.Millisecond), func(req *Request) { req.Config.ResourceRequirements = &ResourceRequirements{CPU: "1"} })
+	task = b.becomes(task.TaskID, Completed)
+	require.EqualValues(t, 1, task.Attempt)
 }

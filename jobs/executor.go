@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -47,7 +48,7 @@ type Job struct {
 	Config        ExecutionConfig // the definition's, with what the request overrode
 	CreatedAt     time.Time
 	DueDate       *time.Time
-	Deadline      time.Time   // when the attempt times out; zero if never
+	Deadline      time.Time   // when the attempt times out; zero if never, and while resources are asked for
 	Allocation    *Allocation // nil where the definition requires no resources
 }
 
@@ -120,6 +121,18 @@ type Outage struct {
 
 func (o *Outage) Error() string { return o.Neighbour + " is away: " + o.Err.Error() }
 func (o *Outage) Unwrap() error { return o.Err }
+
+// unansweredKey is under which an attempt's context has its *atomic.Pointer[Outage].
+type unansweredKey struct{}
+
+// Unanswered is for the client of a neighbour, within Execute: a request got no answer,
+// and the same is asked again. Should the attempt's time be all but over first, that is
+// the outage's doing and not the task's. With nil an answer came after all.
+func Unanswered(ctx context.Context, o *Outage) {
+	if noted, ok := ctx.Value(unansweredKey{}).(*atomic.Pointer[Outage]); ok {
+		noted.Store(o)
+	}
+}
 
 // ExecutionConfig is a definition's executionConfig. Field names follow the
 // interface document; unknown members are kept out at the door.

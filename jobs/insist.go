@@ -19,7 +19,7 @@ func (t *Tasks) insist(ctx context.Context, say func(level slog.Level, err error
 	policy := t.cfg.Queue.Or(retry.QueueOperations)
 	for away(err) && ctx.Err() == nil {
 		failed := err // with which the round begins
-		line := retry.New[struct{}](policy, retry.Options{Worth: away, Paused: func(err error, pause time.Duration) {
+		line := retry.New[struct{}](policy, retry.Options{Worth: away, Paused: func(_ context.Context, err error, pause time.Duration) {
 			say(slog.LevelWarn, err, pause)
 		}})
 		_, err = line.Do(ctx, func(context.Context) (struct{}, error) {

@@ -29,6 +29,11 @@ var (
 // that is done by then has its start and its end written in one commit.
 const startGrace = 3 * time.Millisecond
 
+// outageLead is how long before its deadline an attempt is given back because of an
+// outage, or a tenth of its time where that is less. At the deadline itself, the reaper
+// of any process could be first to write, and would write a timeout.
+const outageLead = time.Second
+
 // run is one attempt, from its claim to the moment its end is written.
 type run struct {
 	r        *Runner
@@ -43,6 +48,8 @@ type run struct {
 	// timeout that did not wait for it.
 	ended atomic.Bool
 	freed atomic.Bool // its place
+
+	unanswered atomic.Pointer[Outage] // see Unanswered
 
 	mu      sync.Mutex
 	phase   phase     // guarded by mu
@@ -68,6 +75,9 @@ func (r *run) pure() bool {
 	return r.exec.Pure && r.settings.config.Executor != "" && !r.allocates()
 }
 
+// asks says whether a neighbour may be asked while the attempt's time runs.
+func (r *run) asks() bool { return !r.exec.Assigns && !r.exec.Pure }
+
 func (r *run) held() held {
 	return held{
 		task: r.claim.TaskID, job: r.claim.JobID, attempt: r.attempt(), kind: Type(*r.claim.Type), executor: *r.claim.Executor,
@@ -79,14 +89,21 @@ func (r *run) held() held {
 func (r *run) do() {
 	ctx, cancel := context.WithCancelCause(r.r.ctx)
 	r.cancel = cancel
-	r.started = now()
-	ctx = r.traced(ctx)
+	defer cancel(nil)
 	r.enter()
-	deadline := time.AfterFunc(r.settings.timeout, r.timeOut)
-	defer func() {
-		deadline.Stop()
-		cancel(nil)
-	}()
+	allocation, err := r.allocate(ctx)
+	r.started = now()
+	if ctx = r.traced(ctx); err != nil {
+		r.fail(err)
+		return
+	}
+	if !r.exec.Assigns { // which is no attempt, and falls back in time of its own
+		defer time.AfterFunc(r.settings.timeout, r.timeOut).Stop()
+	}
+	if r.asks() {
+		ctx = context.WithValue(ctx, unansweredKey{}, &r.unanswered)
+		defer time.AfterFunc(r.settings.timeout-min(r.settings.timeout/10, outageLead), r.runOut).Stop()
+	}
 	switch {
 	case r.exec.Assigns:
 	case r.pure():
@@ -97,7 +114,7 @@ func (r *run) do() {
 			return
 		}
 	}
-	result, err := r.execute(ctx)
+	result, err := r.execute(ctx, allocation)
 	if r.grace != nil {
 		r.grace.Stop()
 	}
@@ -113,7 +130,7 @@ func (r *run) do() {
 
 // execute calls the executor; a panic is a failure of the attempt, not of the
 // process.
-func (r *run) execute(ctx context.Context) (result Result, err error) {
+func (r *run) execute(ctx context.Context, allocation *Allocation) (result Result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			no := false
@@ -121,8 +138,9 @@ func (r *run) execute(ctx context.Context) (result Result, err error) {
 		}
 	}()
 	job := r.job()
-	if err := r.allocate(ctx, &job); err != nil {
-		return Result{}, err
+	job.Allocation = allocation
+	if !r.exec.Assigns {
+		job.Deadline = r.started.Add(r.settings.timeout)
 	}
 	return r.exec.Executor.Execute(ctx, job)
 }
@@ -133,7 +151,6 @@ func (r *run) job() Job {
 		TaskID: c.TaskID, Attempt: int(r.attempt()), WorkflowID: *c.WorkflowID, DefinitionID: *c.DefinitionID,
 		Name: *c.DefinitionID, Type: Type(*c.Type), Priority: priorityOf(*c.Priority), CorrelationID: *c.CorrelationID,
 		Input: c.Input, Context: c.Context, Config: r.settings.config, CreatedAt: at(c.CreatedAt), DueDate: c.DueAt,
-		Deadline: r.started.Add(r.settings.timeout),
 	}
 	if c.StepID != nil {
 		job.StepID = *c.StepID
@@ -306,6 +323,17 @@ func (r *run) interrupted(cause error) {
 	case errors.Is(cause, ErrStopping) && !r.exec.Assigns:
 		r.giveBack(cause, 0)
 	}
+}
+
+// runOut gives the attempt back shortly before its deadline, where an outage has used up
+// its time: it has none left for an answer, and is not spent.
+func (r *run) runOut() {
+	away := r.unanswered.Load()
+	if away == nil || !r.ended.CompareAndSwap(false, true) {
+		return
+	}
+	r.cancel(errTimeout)
+	r.fail(away)
 }
 
 // timeOut writes the timeout without waiting for the executor to obey its context.

@@ -88,6 +88,51 @@ func TestDeadlineOfTheExecutorsOwnIsNoTimeout(t *testing.T) {
 	require.NotEqual(t, CodeTimeout, codeOf(t, task))
 }
 
+// Time that a neighbour's outage used up is not the attempt's: the task goes back to its
+// lane. Once the neighbour has answered, it is.
+func TestTimeoutDuringAnOutageSpendsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	answers := make(chan bool, 1)
+	b.work(noop(func(ctx context.Context, _ Job) (Result, error) {
+		Unanswered(ctx, &Outage{Neighbour: "integration", Err: errors.New("refused")})
+		if <-answers {
+			Unanswered(ctx, nil)
+		}
+		<-ctx.Done()
+		return Result{}, ctx.Err()
+	}))
+	task := b.create(timeout(time.Second))
+	answers <- false
+	task = b.until(task.TaskID, "given back", func(task db.Task) bool { return task.Version == 3 })
+	require.Equal(t, "created started released", b.story(task.TaskID))
+	require.Equal(t, db.TaskStatusPENDING, task.Status)
+	require.Zero(t, task.Attempt)
+	require.Zero(t, task.Failures)
+
+	answers <- true
+	b.exec("UPDATE river_job SET scheduled_at = now() WHERE id = $1", task.JobID)
+	task = b.becomes(task.TaskID, TimedOut)
+	require.EqualValues(t, 1, task.Failures)
+}
+
+// Whose turn it is comes of no attempt: a directory that is slow leads to the defaults,
+// and not to a timeout.
+func TestAssignmentHasNoTimeout(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(map[string]Registration{"manual": {Assigns: true, Executor: ExecutorFunc(func(ctx context.Context, job Job) (Result, error) {
+		if !job.Deadline.IsZero() {
+			return Result{}, errors.New("there is a deadline")
+		}
+		began := time.Now()
+		waitFor(t, "the timeout to pass", func() bool { return time.Since(began) > 100*time.Millisecond })
+		return Result{Assign: &Assignment{AssigneeID: "ann"}}, ctx.Err()
+	})}})
+	task := b.create(timeout(20*time.Millisecond), func(req *Request) { req.TaskType, req.Config.Executor = Manual, "manual" })
+	b.becomes(task.TaskID, Assigned)
+}
+
 func TestTimeoutWhileTheStartWaitsFreesThePlaceOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

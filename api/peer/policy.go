@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"time"
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
@@ -20,7 +21,12 @@ type line struct {
 func newLine(name string, p retry.Policy, failFast bool, changed func(retry.Status)) *line {
 	p = p.Or(retry.ServiceCalls)
 	breaker := retry.NewBreaker(name, p, changed)
-	return &line{name, breaker, retry.New[*answer](p, retry.Options{Breaker: breaker, FailFast: failFast})}
+	return &line{name, breaker, retry.New[*answer](p, retry.Options{
+		Breaker: breaker, FailFast: failFast,
+		Paused: func(ctx context.Context, err error, _ time.Duration) {
+			jobs.Unanswered(ctx, &jobs.Outage{Neighbour: name, Err: err})
+		},
+	})}
 }
 
 // once is the same line for what is not worth a retry: it shares the breaker.
@@ -35,5 +41,6 @@ func (l *line) ask(ctx context.Context, request func(ctx context.Context) (*answ
 	if err != nil {
 		return nil, &jobs.Outage{Neighbour: l.name, Err: err}
 	}
+	jobs.Unanswered(ctx, nil)
 	return got, nil
 }

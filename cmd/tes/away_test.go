@@ -122,3 +122,46 @@ func TestFallbackResourceServiceAway(t *testing.T) {
 		return nil
 	})
 }
+
+// "When it gives up the task goes back to its lane and spends no attempt", also where
+// the attempt's time is up before the retries are. A request that the service has, and
+// that nothing says it will not answer, is another thing: that is the attempt's timeout.
+func TestOutageIsNoTimeout(t *testing.T) {
+	t.Parallel()
+	b := setupServe(t, true)
+	p := start(t, b.env, "serve", "--http", "127.0.0.1:0")
+	api := serving(t, p)
+	orchestrator := b.peers.Token("workflow-orchestrator")
+	for id, definition := range map[string]object{
+		"bill":  {"type": "INTEGRATION", "executionConfig": object{"integration": object{"method": "bill", "instance": "books"}}},
+		"heavy": {"type": "AUTOMATED", "executionConfig": object{"executor": "noop", "resourceRequirements": object{"cpu": "2"}}},
+	} {
+		definition["version"], definition["timeout"], definition["retryPolicy"] = "1.0.0", 1000, object{"maxRetries": 0}
+		must(t, http.StatusCreated, "PUT", api+definitionsPath+"/"+id, orchestrator, definition)
+	}
+	create := func(id string) string {
+		return fmt.Sprint(must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, object{"taskDefinitionId": id, "workflowId": "w", "input": object{}})["taskId"])
+	}
+
+	b.peers.Steer(peertest.Resource, peertest.Steering{Mode: peertest.ModeGone})
+	heavy := create("heavy")
+	var bills []string
+	for _, mode := range []string{peertest.ModeGone, peertest.ModeError} {
+		b.peers.Steer(peertest.Integration, peertest.Steering{Mode: mode})
+		id := create("bill")
+		eventually(t, patience, func() error {
+			if n := number(t, b.dsn, "SELECT count(*) FROM task_event WHERE task_id = $1 AND type = 'released'", id); n == 0 {
+				return fmt.Errorf("%s: it was not given back", mode)
+			}
+			return nil
+		})
+		bills = append(bills, id)
+	}
+	b.peers.Steer(peertest.Integration, peertest.Steering{})
+	for _, id := range append(bills, heavy) {
+		require.EqualValues(t, 1, reaches(t, api, orchestrator, id, "COMPLETED")["attempt"])
+	}
+
+	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeHang})
+	require.EqualValues(t, 1, reaches(t, api, orchestrator, create("bill"), "TIMED_OUT")["attempt"])
+}

@@ -27,8 +27,8 @@ type Options struct {
 	FailFast bool
 	// Worth says which errors are worth a retry; default all.
 	Worth func(error) bool
-	// Paused is told each retry before its pause; default nobody.
-	Paused func(err error, pause time.Duration)
+	// Paused is told each retry before its pause, with Do's context; default nobody.
+	Paused func(ctx context.Context, err error, pause time.Duration)
 }
 
 // New makes a Line.
@@ -46,7 +46,7 @@ func New[R any](p Policy, o Options) *Line[R] {
 		return o.FailFast && errors.Is(err, circuitbreaker.ErrOpen) || o.Worth != nil && err != nil && !o.Worth(err)
 	})
 	if o.Paused != nil {
-		retries = retries.OnRetryScheduled(func(e failsafe.ExecutionScheduledEvent[R]) { o.Paused(e.LastError(), e.Delay) })
+		retries = retries.OnRetryScheduled(func(e failsafe.ExecutionScheduledEvent[R]) { o.Paused(e.Context(), e.LastError(), e.Delay) })
 	}
 	l := &Line[R]{policy: p, executor: failsafe.With[R](retries.Build())}
 	if o.Breaker != nil {

@@ -87,7 +87,7 @@ func pauses(t *testing.T, p retry.Policy) []time.Duration {
 	var all []time.Duration
 	var told []time.Duration
 	last := time.Now()
-	line := retry.New[int](p, retry.Options{Paused: func(err error, pause time.Duration) {
+	line := retry.New[int](p, retry.Options{Paused: func(_ context.Context, err error, pause time.Duration) {
 		require.ErrorIs(t, err, errAway)
 		told = append(told, pause)
 	}})
