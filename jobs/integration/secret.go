@@ -12,22 +12,37 @@ import (
 // redacted stands where a secret stood.
 const redacted = "[redacted]"
 
-// secrets are the names under which credentials travel, without case and punctuation.
-// A bare "token" is not among them: to get one may be what a task is for, and pages
-// have them too.
-var secrets = map[string]bool{
-	"authorization": true, "proxyauthorization": true, "cookie": true, "setcookie": true, "password": true, "passwd": true, "passphrase": true,
-	"secret": true, "secretkey": true, "clientsecret": true, "sharedsecret": true, "secretaccesskey": true, "accesskey": true, "accesstoken": true, "refreshtoken": true,
-	"authtoken": true, "bearertoken": true, "sessiontoken": true, "apikey": true, "xapikey": true, "privatekey": true, "connectionstring": true,
-	"credential": true, "credentials": true, "resolvedcredential": true, "resolvedcredentials": true, "resolvedsecret": true,
-}
+// The names under which credentials travel, without case and punctuation: those that
+// are one as a whole, and those that are one with anything before them, such as
+// DB_PASSWORD. A bare "token" is not among them: to get one may be what a task is for,
+// and pages have them too.
+var (
+	secrets = map[string]bool{
+		"authorization": true, "proxyauthorization": true, "xauthorization": true, "cookie": true, "setcookie": true,
+		"pwd": true, "pass": true, "userpass": true, "dbpass": true, "jwt": true,
+	}
+	secretEndings = []string{
+		"password", "passwd", "passphrase", "passwordhash", "userpwd", "dbpwd", "secret", "credential", "credentials",
+		"apikey", "secretkey", "accesskey", "privatekey", "signingkey", "encryptionkey", "accountkey", "connectionstring",
+		"accesstoken", "refreshtoken", "authtoken", "bearertoken", "sessiontoken", "apitoken", "idtoken", "usertoken",
+		"servicetoken", "securitytoken", "bottoken", "sastoken", "csrftoken", "xsrftoken",
+	}
+	punctuation = strings.NewReplacer("-", "", "_", "", ".", "", "@", "", " ", "")
+)
 
 func secretName(name string) bool {
-	return secrets[strings.NewReplacer("-", "", "_", "", ".", "", "@", "", " ", "").Replace(strings.ToLower(name))]
+	plain := punctuation.Replace(strings.ToLower(name))
+	for _, ending := range secretEndings {
+		if strings.HasSuffix(plain, ending) {
+			return true
+		}
+	}
+	return secrets[plain]
 }
 
-// withoutSecrets replaces the values of members that are credentials by their names,
-// at any depth. An answer without any is returned as it came.
+// withoutSecrets replaces the values of members that are credentials by their names, at
+// any depth, and what looks like a credential in any text. An answer without any is
+// returned as it came.
 func withoutSecrets(data json.RawMessage) json.RawMessage {
 	if len(data) == 0 {
 		return data
@@ -35,10 +50,14 @@ func withoutSecrets(data json.RawMessage) json.RawMessage {
 	var v any
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.UseNumber()
-	if decoder.Decode(&v) != nil || !redact(v) {
+	if decoder.Decode(&v) != nil {
 		return data
 	}
-	text, err := json.Marshal(v)
+	clean, found := redact(v)
+	if !found {
+		return data
+	}
+	text, err := json.Marshal(clean)
 	if err != nil {
 		return nil // rather nothing than a secret
 	}
@@ -46,22 +65,134 @@ func withoutSecrets(data json.RawMessage) json.RawMessage {
 }
 
 // redact reports whether it found something.
-func redact(v any) (found bool) {
+func redact(v any) (clean any, found bool) {
 	switch v := v.(type) {
+	case string:
+		text := hide(v)
+		return text, text != v
 	case []any:
-		for _, each := range v {
-			found = redact(each) || found
+		for i, each := range v {
+			var here bool
+			v[i], here = redact(each)
+			found = found || here
 		}
 	case map[string]any:
+		clean := make(map[string]any, len(v))
 		for name, value := range v {
-			if value != nil && secretName(name) {
-				v[name], found = redacted, true
-				continue
-			}
-			found = redact(value) || found
+			to, here := redactMember(v, name, value)
+			plain := hide(name)
+			clean[plain], found = to, found || here || plain != name
+		}
+		return clean, found
+	}
+	return v, found
+}
+
+func redactMember(of map[string]any, name string, value any) (clean any, found bool) {
+	_, flag := value.(bool) // says that there is one, as in needsPassword
+	_, said := value.(string)
+	switch {
+	case value == nil || flag:
+		return value, false
+	case secretName(name) || name == "value" && namesSecret(of):
+		return redacted, true
+	case said && strings.EqualFold(name, "token"):
+		return value, false
+	}
+	return redact(value)
+}
+
+// namesSecret: a list of headers or settings may be one of {name, value}.
+func namesSecret(pair map[string]any) bool {
+	for _, member := range []string{"name", "key", "header"} {
+		if name, ok := pair[member].(string); ok && secretName(name) {
+			return true
 		}
 	}
-	return found
+	return false
+}
+
+// hide takes out of a text what looks like a credential in it.
+func hide(text string) string {
+	if !strings.ContainsAny(strings.TrimRight(text, "="), ":=<. ") {
+		return text // a word: long ones are files, and not looked through
+	}
+	text = withoutScheme(withoutAssigned(withoutElements(text)))
+	for _, leak := range leaks {
+		text = leak.look.ReplaceAllString(text, leak.to)
+	}
+	return text
+}
+
+var (
+	// element is one of XML, with a text.
+	element = regexp.MustCompile(`<(?:[\w.-]+:)?([\w.-]+)(?:\s[^<>]*)?>(?:<!\[CDATA\[)?([^<]+)<`)
+	// named is a name that is given a value: as in a query, a header, JSON or an
+	// environment.
+	named = regexp.MustCompile(`([A-Za-z][A-Za-z0-9_.@-]*)\\*["']?\s*(?:=>|=|:)\s*`)
+	// begins is what a value can begin with: a quote, or a scheme of HTTP.
+	begins = regexp.MustCompile(`(?i)^(?:\\*["'])?(?:(?:bearer|basic|digest|negotiate|token|apikey)\s+)?`)
+	// plain is a value without quotes; whole the rest of a line, which cookies take.
+	plain = regexp.MustCompile(`^[^\s"',;&<]+`)
+	whole = regexp.MustCompile(`^[^\r\n"]+`)
+)
+
+// withoutAssigned replaces the values of names that are those of credentials.
+func withoutAssigned(text string) string {
+	var out strings.Builder
+	rest := text
+	for {
+		at := named.FindStringSubmatchIndex(rest)
+		if at == nil {
+			out.WriteString(rest)
+			return out.String()
+		}
+		out.WriteString(rest[:at[1]])
+		name := rest[at[2]:at[3]]
+		rest = rest[at[1]:]
+		if !secretName(name) {
+			continue
+		}
+		start := begins.FindString(rest)
+		if n := valueLength(name, start, rest[len(start):]); n > 0 {
+			out.WriteString(start + redacted)
+			rest = rest[len(start)+n:]
+		}
+	}
+}
+
+// withoutElements does the same for XML.
+func withoutElements(text string) string {
+	var out strings.Builder
+	rest := text
+	for {
+		at := element.FindStringSubmatchIndex(rest)
+		if at == nil {
+			out.WriteString(rest)
+			return out.String()
+		}
+		if secretName(rest[at[2]:at[3]]) {
+			out.WriteString(rest[:at[4]] + redacted)
+		} else {
+			out.WriteString(rest[:at[5]])
+		}
+		rest = rest[at[5]:]
+	}
+}
+
+// valueLength is how much of a text is the value whose beginning stands before it.
+func valueLength(name, start, text string) int {
+	quote := start[:strings.IndexFunc(start+"x", func(r rune) bool { return !strings.ContainsRune(`\"'`, r) })]
+	switch {
+	case quote != "":
+		if end := strings.Index(text, quote); end >= 0 {
+			return end
+		}
+		return len(text)
+	case strings.HasSuffix(strings.ToLower(name), "cookie") || strings.HasPrefix(strings.ToLower(start), "digest"):
+		return len(whole.FindString(text))
+	}
+	return len(plain.FindString(text))
 }
 
 // scheme is a credential of HTTP in a sentence; words that follow are none.
@@ -77,24 +208,20 @@ func withoutScheme(text string) string {
 	})
 }
 
-// leaks are what other credentials look like in a sentence.
+// leaks are what other credentials look like in a text.
 var leaks = []struct {
 	look *regexp.Regexp
 	to   string
 }{
 	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`), redacted},
-	{regexp.MustCompile(`://[^/\s@]+@`), "://" + redacted + "@"},
-	{regexp.MustCompile(`(?i)\b(password|passwd|secret|api[_-]?key|access[_-]?token)(["']?\s*[=:]\s*["']?)[^\s"',;&]+`), "$1$2" + redacted},
+	{regexp.MustCompile(`://[^/?#\s"'<>]+@`), "://" + redacted + "@"},
+	{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), redacted},
 }
 
 // discreet is a failure without credentials in its words.
 func discreet(f *jobs.Failure) *jobs.Failure {
 	out := *f
-	out.Message, out.StackTrace = withoutScheme(f.Message), withoutScheme(f.StackTrace)
-	for _, leak := range leaks {
-		out.Message = leak.look.ReplaceAllString(out.Message, leak.to)
-		out.StackTrace = leak.look.ReplaceAllString(out.StackTrace, leak.to)
-	}
+	out.Message, out.StackTrace = hide(f.Message), hide(f.StackTrace)
 	out.Details = withoutSecrets(f.Details)
 	return &out
 }
