@@ -225,9 +225,9 @@ func TestClaimNextTask(t *testing.T) {
 // verdicts asks the stand-in's Auth Service, as cmd joins the two.
 type verdicts struct{ auth *peer.Auth }
 
-func (v verdicts) Subject(ctx context.Context, token string) (string, error) {
+func (v verdicts) Whose(ctx context.Context, token string) (api.Person, error) {
 	claims, err := v.auth.ValidateToken(ctx, token)
-	return claims.Subject, err
+	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID}, err
 }
 
 func TestUserTokens(t *testing.T) {
@@ -260,6 +260,24 @@ func TestUserTokens(t *testing.T) {
 	require.NoError(t, b.pool.QueryRow(t.Context(), "SELECT actor FROM task_event ORDER BY seq DESC LIMIT 1").Scan(&by))
 	require.Equal(t, "boss", by)
 
+	// A namesake of another tenant is another person, also where the answer is remembered.
+	of := func(tenant string) string {
+		token, err := people.Mint(peertest.TokenOptions{Subject: "jane", Tenant: tenant})
+		require.NoError(t, err)
+		return token
+	}
+	other := of("other")
+	for range 2 {
+		for at, body := range posts {
+			b.ask(t, ui, "POST", at, body, "X-User-Token", other).fails(t, 403, "FORBIDDEN")
+		}
+	}
+	acme := b.tenant(t, ui, "acme")
+	for _, theirs := range []string{mint("jane"), other} {
+		b.askWith(t, acme, "POST", tasksPath+"/claim-next", jane, "X-User-Token", theirs).fails(t, 403, "FORBIDDEN")
+	}
+	b.askWith(t, acme, "POST", tasksPath+"/claim-next", jane, "X-User-Token", of("acme")).is(t, 200)
+
 	// While the Auth Service is away nothing is known of a token, and none is believed.
 	people.Steer(peertest.Auth, peertest.Steering{Mode: peertest.ModeError})
 	r := b.ask(t, ui, "POST", path+"/claim", jane, "X-User-Token", mint("jane"))
@@ -268,11 +286,11 @@ func TestUserTokens(t *testing.T) {
 	b.ask(t, ui, "POST", path+"/claim", jane).is(t, 200)
 
 	strict := setup(t, func(c *api.Config) { c.RequireUserToken = true })
-	other, _ := strict.create(t, manual())
-	for _, at := range []string{other + "/claim", other + "/unclaim", other + "/complete", tasksPath + "/claim-next"} {
+	unclaimed, _ := strict.create(t, manual())
+	for _, at := range []string{unclaimed + "/claim", unclaimed + "/unclaim", unclaimed + "/complete", tasksPath + "/claim-next"} {
 		strict.ask(t, ui, "POST", at, jane).fails(t, 401, "UNAUTHORIZED")
 		strict.ask(t, ui, "POST", at, jane, "X-User-Token", mint("jane")).fails(t, 401, "UNAUTHORIZED") // nobody is there to know it
 	}
-	strict.ask(t, ui, "POST", other+"/reassign", object{"assigneeId": "jane"}).fails(t, 401, "UNAUTHORIZED")
-	strict.ask(t, ui, "GET", other, nil).is(t, 200)
+	strict.ask(t, ui, "POST", unclaimed+"/reassign", object{"assigneeId": "jane"}).fails(t, 401, "UNAUTHORIZED")
+	strict.ask(t, ui, "GET", unclaimed, nil).is(t, 200)
 }

@@ -63,9 +63,9 @@ func (n notifier) Notify(ctx context.Context, notice jobs.Notice) error {
 
 type userTokens struct{ auth *peer.Auth }
 
-func (u userTokens) Subject(ctx context.Context, token string) (string, error) {
+func (u userTokens) Whose(ctx context.Context, token string) (api.Person, error) {
 	claims, err := u.auth.ValidateToken(ctx, token)
-	return claims.Subject, err
+	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID}, err
 }
 
 type invoker struct{ *peer.Integrations }
