@@ -33,15 +33,9 @@ type Options struct {
 
 // New makes a Line.
 func New[R any](p Policy, o Options) *Line[R] {
-	retries := retrypolicy.NewBuilder[R]().WithMaxRetries(max(p.Retries, 0)).ReturnLastFailure()
-	if p.MaxBackoff > p.Backoff {
-		retries = retries.WithBackoff(p.Backoff, p.MaxBackoff)
-	} else {
-		retries = retries.WithDelay(p.Backoff)
-	}
-	if p.Jitter > 0 {
-		retries = retries.WithJitterFactor(p.Jitter)
-	}
+	// Not failsafe's own backoff: its jitter goes to either side of a figure.
+	retries := retrypolicy.NewBuilder[R]().WithMaxRetries(max(p.Retries, 0)).ReturnLastFailure().
+		WithDelayFunc(func(e failsafe.ExecutionAttempt[R]) time.Duration { return p.spread(p.Pause(e.Attempts())) })
 	retries = retries.AbortIf(func(_ R, err error) bool {
 		return o.FailFast && errors.Is(err, circuitbreaker.ErrOpen) || o.Worth != nil && err != nil && !o.Worth(err)
 	})

@@ -6,6 +6,7 @@ package retry
 
 import (
 	"cmp"
+	"math/rand/v2"
 	"time"
 )
 
@@ -14,7 +15,7 @@ type Policy struct {
 	Retries    int           // after the first try; negative: none
 	Backoff    time.Duration // before the first retry
 	MaxBackoff time.Duration // Backoff doubles up to here; where it is no more than Backoff, all pauses are alike
-	Jitter     float64       // share by which each pause is spread to either side, so that who failed together does not come back together
+	Jitter     float64       // share by which each pause may be longer, up to MaxBackoff, so that who failed together does not come back together
 
 	FailureRate   float64       // share of failures at which the breaker opens; negative: there is none
 	MinExecutions uint          // tries in Window before the rate means anything
@@ -63,4 +64,10 @@ func (p Policy) Pause(n int) time.Duration {
 		pause = min(2*pause, p.MaxBackoff)
 	}
 	return pause
+}
+
+// spread makes a pause longer by a share, never shorter: the row's figure is the least.
+func (p Policy) spread(pause time.Duration) time.Duration {
+	longest := min(pause+time.Duration(float64(pause)*p.Jitter), max(p.MaxBackoff, pause))
+	return pause + rand.N(longest-pause+1)
 }

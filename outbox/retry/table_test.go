@@ -45,8 +45,9 @@ var table = []struct {
 	},
 }
 
-// The pauses are measured on a clock that moves only when everybody waits, with the
-// breaker kept out of the way and nothing spread.
+// The pauses of the policies as they are used are measured on a clock that moves only when
+// everybody waits, with the breaker kept out of the way. A figure is the least, the row's
+// last the most; service calls are spread in between.
 func TestTableOfRetryPolicies(t *testing.T) {
 	t.Parallel()
 	for _, row := range table {
@@ -56,11 +57,12 @@ func TestTableOfRetryPolicies(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					p := row.policy
-					p.Jitter = 0
-					require.Equal(t, row.pauses, pauses(t, p))
-					require.Len(t, row.pauses, row.MaxRetries)
+					got := pauses(t, p)
+					require.Len(t, got, row.MaxRetries)
 					for n, pause := range row.pauses {
 						require.Equal(t, pause, p.Pause(n+1))
+						require.GreaterOrEqual(t, got[n], pause)
+						require.LessOrEqual(t, got[n], min(time.Duration(float64(pause)*(1+p.Jitter)), row.longest))
 					}
 					p.Retries = 20 // to see where it ends
 					require.Equal(t, row.longest, pauses(t, p)[19])
@@ -119,10 +121,8 @@ func TestPauseIsSpread(t *testing.T) {
 		seen := map[time.Duration]bool{}
 		for range 20 {
 			got := pauses(t, retry.ServiceCalls)
-			for n, pause := range got {
-				want := float64(retry.ServiceCalls.Pause(n + 1))
-				require.InDelta(t, want, pause, want*0.25+1)
-			}
+			require.GreaterOrEqual(t, got[0], 200*time.Millisecond)
+			require.LessOrEqual(t, got[0], 250*time.Millisecond)
 			seen[got[0]] = true
 		}
 		require.Greater(t, len(seen), 1)
