@@ -25,24 +25,42 @@ func (b *testBundle) resumeLane(lane string) {
 	require.EqualValues(b.t, 1, b.exec("UPDATE river_queue SET paused_at = NULL WHERE name = $1", lane))
 }
 
+// "Based on task priority", in each of the standard queues.
 func TestCriticalBeforeLowAndOldBeforeNew(t *testing.T) {
 	t.Parallel()
+	for lane, kind := range map[string]func(*Request){LaneAutomated: func(*Request) {}, LaneIntegration: elsewhere, LaneManual: manual} {
+		t.Run(lane, func(t *testing.T) {
+			t.Parallel()
+			criticalFirst(t, lane, kind)
+		})
+	}
+}
+
+func criticalFirst(t *testing.T, lane string, kind func(*Request)) {
+	t.Helper()
 	b := setup(t)
 	var want []string
 	for _, p := range []Priority{Low, Medium, High, Critical} {
 		for range 2 {
-			task := b.create(priority(p))
+			task := b.create(kind, priority(p))
 			if p != Low {
 				continue
 			}
 			want = append(want, task.TaskID.String())
 		}
 	}
+	require.Equal(t, 8, ask[int](b, "SELECT count(*) FROM river_job WHERE queue = $1", lane))
 	order := make(chan Job, 8)
-	b.work(noop(func(_ context.Context, job Job) (Result, error) {
-		order <- job
-		return Result{}, nil
-	}), oneAtATime)
+	does := func(result Result) Executor {
+		return ExecutorFunc(func(_ context.Context, job Job) (Result, error) {
+			order <- job
+			return result, nil
+		})
+	}
+	b.work(map[string]Registration{
+		"noop": {Executor: does(Result{})}, "integration": {Executor: does(Result{})},
+		"manual": {Executor: does(Result{Assign: &Assignment{AssigneeID: "ann"}}), Assigns: true},
+	}, oneAtATime)
 	var ran []Priority
 	var low []string
 	for range 8 {

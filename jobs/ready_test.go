@@ -12,7 +12,7 @@ import (
 )
 
 // While an executor is not ready its tasks wait in their lanes, the retries too, and
-// the other lanes keep their pace; while it is being tried, a few are under way.
+// the other lanes go on; while it is being tried, a few are under way.
 func TestLaneWaitsForItsExecutor(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
