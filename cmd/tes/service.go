@@ -94,13 +94,12 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	if err := migrated(ctx, cfg.DatabaseURL, own); err != nil {
 		return err
 	}
-	if !in.sharedBus {
-		s.onStop(bus.Close)
-	}
-
 	process := jobs.NewProcessID()
 	if err := s.startTracing(ctx, process); err != nil {
 		return err
+	}
+	if !in.sharedBus {
+		s.onStop(bus.Close)
 	}
 	s.tasks = jobs.New(s.engine, jobs.Config{
 		ProcessID: process, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
@@ -370,7 +369,7 @@ func (s *service) background(work func(context.Context)) {
 
 // stop takes everything down in the opposite order: we are not ready any more; no
 // more messages and no more requests, then no more work, then the last events, then
-// the bus, then the connections.
+// the bus, then the last spans, then the connections.
 func (s *service) stop(ctx context.Context) error {
 	var errs []error
 	for i := len(s.closers) - 1; i >= 0; i-- {

@@ -12,7 +12,7 @@ import (
 )
 
 // startTracing begins tracing, as far as anybody is to get spans. It stops after all
-// that makes spans, and before what they are told of.
+// that makes spans, the bus among it.
 func (s *service) startTracing(ctx context.Context, process string) error {
 	cfg := s.cfg
 	if cfg.otel["OTEL_SDK_DISABLED"] == "true" {
