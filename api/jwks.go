@@ -29,8 +29,8 @@ const (
 	maxKeys       = 64
 	minRSABits    = 2048
 	fetchTime     = 5 * time.Second
-	ownerWait     = 2 * time.Second       // of the request that began a fetch
-	joinerWait    = 50 * time.Millisecond // of others, and of the limiter
+	firstWait     = 2 * time.Second       // for the first fetch of all, without which there is no key
+	unknownWait   = 50 * time.Millisecond // of a request for a fetch, and for leave to begin one
 	unknownPerSec = 1
 	unknownBurst  = 3
 )
@@ -48,7 +48,7 @@ type keySet struct {
 	log     *slog.Logger
 	unknown *rate.Limiter
 	known   atomic.Bool // a good set was fetched at least once
-	ailing  atomic.Bool // the last fetch did not succeed in time
+	asked   atomic.Bool // a fetch has ended, well or not
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -120,34 +120,31 @@ func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
 }
 
 // refreshFor waits for a fetch, its own or the one under way. Bogus key ids cannot
-// make it ask more than once a second, nor hold many requests for long.
+// make it ask more than once a second, and an Auth Service that hangs holds nobody: a token
+// of a key that nobody knows is refused within 100 ms. A slower fetch goes on, and the
+// next request has its keys.
 func (k *keySet) refreshFor(ctx context.Context) {
 	k.mu.Lock()
 	var done <-chan struct{} = k.flight
 	k.mu.Unlock()
-	wait := joinerWait
 	if done == nil {
-		limited, cancel := context.WithTimeout(ctx, joinerWait)
+		limited, cancel := context.WithTimeout(ctx, unknownWait)
 		err := k.unknown.Wait(limited)
 		cancel()
 		if err != nil {
 			return
 		}
 		done = k.fetchOnce()
-		// Once Auth is known not to answer, nobody is kept for it: a token of a key that
-		// nobody knows is refused at once.
-		if !k.ailing.Load() {
-			wait = ownerWait
-		}
+	}
+	wait := unknownWait
+	if !k.asked.Load() {
+		wait = firstWait
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-done:
 	case <-timer.C:
-		if wait == ownerWait {
-			k.ailing.Store(true)
-		}
 	case <-ctx.Done():
 	}
 }
@@ -169,7 +166,7 @@ func (k *keySet) fetchOnce() <-chan struct{} {
 	go func() {
 		defer k.busy.Done()
 		err := k.fetch()
-		k.ailing.Store(err != nil)
+		k.asked.Store(true)
 		if err != nil && k.ctx.Err() == nil {
 			k.log.LogAttrs(k.ctx, slog.LevelWarn, "the auth service's keys could not be fetched", slog.Bool("have_keys", k.known.Load()), slog.String("error", err.Error()))
 		}

@@ -402,7 +402,7 @@ func TestBadKeySets(t *testing.T) {
 			a.say(answer)
 			_, err = v.Verify(t.Context(), signed(t, jwt.SigningMethodES256, a.ec, "unknown", good()))
 			require.Error(t, err)
-			require.Greater(t, a.fetches.Load(), before, "it was asked for")
+			eventually(t, func() bool { return a.fetches.Load() > before })
 			_, err = v.Verify(t.Context(), signed(t, jwt.SigningMethodES256, a.ec, "ec", good()))
 			require.NoError(t, err, "the last good set is kept")
 			require.Zero(t, a.strays.Load())
@@ -433,8 +433,8 @@ func TestAuthAway(t *testing.T) {
 	b.askWith(t, signed(t, jwt.SigningMethodES256, a.ec, "unknown", good()), "GET", definitionsPath, nil).fails(t, 401, "UNAUTHORIZED")
 }
 
-// TestAuthHangs: one request is kept for as long as an answer may take, and nobody
-// after it. Tokens of known keys do not notice.
+// TestAuthHangs: nobody is kept for an Auth Service that does not answer, not even the
+// request that begins the fetch: "unknown kid 401 quickly (≤ 100 ms)". Tokens of known keys do not notice.
 func TestAuthHangs(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
@@ -460,17 +460,17 @@ func TestAuthHangs(t *testing.T) {
 		w.WriteHeader(http.StatusBadGateway)
 		left <- struct{}{}
 	})
-	require.GreaterOrEqual(t, unknown(), ownerWait)
+	require.Less(t, unknown(), quickly)
 	<-asked
 	known()
-	require.Less(t, unknown(), ownerWait, "a fetch is under way")
+	require.Less(t, unknown(), quickly, "a fetch is under way")
 	select {
 	case fail <- struct{}{}:
 	case <-left: // given up already
 	}
-	// The next fetch hangs too, and who begins it is not kept.
+	// The next fetch hangs too.
 	for began := false; !began; {
-		require.Less(t, unknown(), ownerWait)
+		require.Less(t, unknown(), quickly)
 		known()
 		select {
 		case <-asked:
@@ -478,7 +478,7 @@ func TestAuthHangs(t *testing.T) {
 		default:
 		}
 	}
-	require.Less(t, unknown(), ownerWait)
+	require.Less(t, unknown(), quickly)
 
 	// Auth is back, with another key beside the old ones.
 	fresh, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -492,8 +492,8 @@ func TestAuthHangs(t *testing.T) {
 	known()
 }
 
-// ownerWait is how long the request that begins a fetch waits for it.
-const ownerWait = 2 * time.Second
+// quickly is 100 ms, and what a busy machine may add; a fetch ends after 5 s.
+const quickly = time.Second
 
 // TestTokensAreForgotten: what is remembered of a token ends with it.
 func TestTokensAreForgotten(t *testing.T) {
