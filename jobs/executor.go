@@ -76,11 +76,11 @@ type Assignment struct {
 	DueDate         *time.Time
 }
 
-// check refuses what no request could ask for.
-func (a *Assignment) check() (err error) {
+// checked refuses what no request could ask for. The executor's own stays as it was.
+func (a Assignment) checked() (_ Assignment, err error) {
 	no := false
-	refuse := func(what string, err error) error {
-		return &Failure{Code: CodeAssignment, Message: "the assignment's " + what + ": " + err.Error(), Retryable: &no}
+	refuse := func(what string, err error) (Assignment, error) {
+		return a, &Failure{Code: CodeAssignment, Message: "the assignment's " + what + ": " + err.Error(), Retryable: &no}
 	}
 	if a.DueDate, err = timeAt("", a.DueDate); err != nil {
 		return refuse("due date", err)
@@ -98,7 +98,7 @@ func (a *Assignment) check() (err error) {
 			return refuse("candidate", err)
 		}
 	}
-	return nil
+	return a, nil
 }
 
 // Failure is the document's error of a task: an attempt that ran and failed.

@@ -187,8 +187,9 @@ func (r *run) start() bool {
 // finish hands in what the executor returned.
 func (r *run) finish(result Result, err error) {
 	if err == nil && result.Assign != nil {
-		if err = result.Assign.check(); err == nil {
-			r.assign(*result.Assign)
+		var to Assignment
+		if to, err = result.Assign.checked(); err == nil {
+			r.assign(to)
 			return
 		}
 	}
