@@ -153,10 +153,26 @@ func (c *Calendar) noon(t time.Time) time.Time {
 // on such a day.
 func (c *Calendar) hours(day time.Time) (opens, closes time.Time) {
 	_, observed, _ := c.holidays.IsHoliday(day)
-	year, month, date := day.Date()
-	opens = time.Date(year, month, date, 0, c.start, 0, 0, c.zone)
+	opens = c.at(day, c.start)
 	if observed || !c.week[day.Weekday()] {
 		return opens, opens
 	}
-	return opens, time.Date(year, month, date, 0, c.end, 0, 0, c.zone)
+	return opens, c.at(day, c.end)
+}
+
+// at is when the clock on the wall shows a minute of that day. One that it jumps over is
+// at the jump; time.Date would be late by the hour that it jumps.
+func (c *Calendar) at(day time.Time, minute int) time.Time {
+	year, month, date := day.Date()
+	asked := time.Date(year, month, date, 0, minute, 0, 0, time.UTC)
+	t := time.Date(year, month, date, 0, minute, 0, 0, c.zone)
+	_, offset := t.Zone()
+	from, until := t.ZoneBounds()
+	switch shown := t.Unix() + int64(offset); {
+	case shown > asked.Unix():
+		return from
+	case shown < asked.Unix():
+		return until
+	}
+	return t
 }

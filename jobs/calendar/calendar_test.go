@@ -118,6 +118,15 @@ func specs(t *rapid.T) Spec {
 	return s
 }
 
+// The clock jumps from two to three, and the end of the working day with it.
+func TestEndThatTheClockJumpsOver(t *testing.T) {
+	t.Parallel()
+	c := must(t, Spec{Zone: "Europe/Berlin", Start: "01:30", End: "02:30", Workdays: Days})
+	day := time.Date(2024, 3, 31, 0, 0, 0, 0, time.UTC)
+	require.Equal(t, 30*time.Minute, c.Between(day, day.AddDate(0, 0, 1).Add(-3*time.Hour)))
+	require.Equal(t, time.Date(2024, 3, 31, 1, 0, 0, 0, time.UTC), c.Add(day, 30*time.Minute))
+}
+
 // What was added is what lies between; more work is later; and the end of one piece
 // is the start of the next. Over ten years and any zone, changes of the clock and all.
 func TestAddAndBetweenAgree(t *testing.T) {
