@@ -17,16 +17,11 @@ const deadLetterDiscard = `-- name: DeadLetterDiscard :many
 WITH letter AS MATERIALIZED (
     SELECT t.task_id, t.job_id
     FROM task t
+    -- Not OR EXISTS, for which the planner may read the whole table.
+    LEFT JOIN river_job j ON j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
     WHERE t.task_id = $3 AND t.tenant_id = $4 AND t.status IN ('FAILED', 'TIMED_OUT')
         AND ($5::bigint = 0 OR t.job_id = $5::bigint)
-        AND (
-            $6::boolean
-            OR EXISTS (
-                SELECT
-                FROM river_job j
-                WHERE j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
-            )
-        )
+        AND ($6::boolean OR j.id IS NOT NULL)
     FOR UPDATE OF t
 ),
 ended_lease AS (

@@ -98,16 +98,11 @@ LIMIT @page::integer;
 WITH letter AS MATERIALIZED (
     SELECT t.task_id, t.job_id
     FROM task t
+    -- Not OR EXISTS, for which the planner may read the whole table.
+    LEFT JOIN river_job j ON j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
     WHERE t.task_id = @task_id AND t.tenant_id = @tenant_id AND t.status IN ('FAILED', 'TIMED_OUT')
         AND (@want_job::bigint = 0 OR t.job_id = @want_job::bigint)
-        AND (
-            @gone::boolean
-            OR EXISTS (
-                SELECT
-                FROM river_job j
-                WHERE j.id = t.job_id AND j.kind = 'task.deadletter' AND (j.state IN ('available', 'running')) IS TRUE
-            )
-        )
+        AND (@gone::boolean OR j.id IS NOT NULL)
     FOR UPDATE OF t
 ),
 ended_lease AS (
