@@ -51,10 +51,12 @@ WITH heard AS (
 ),
 noted AS (
     INSERT INTO inbox (event_id, subject, outcome, detail)
-    SELECT heard.event_id, heard.subject, heard.outcome, nullif(heard.detail, '')
+    SELECT DISTINCT ON (heard.event_id) heard.event_id, heard.subject, heard.outcome, nullif(heard.detail, '')
     FROM heard
-    ORDER BY heard.event_id
-    ON CONFLICT (event_id) DO NOTHING
+    ORDER BY heard.event_id, heard.outcome = 'repeated'
+    ON CONFLICT (event_id) DO UPDATE
+    SET outcome = excluded.outcome, detail = excluded.detail
+    WHERE inbox.outcome = 'repeated' AND excluded.outcome NOT IN ('repeated', 'dead')
     RETURNING event_id, outcome
 )
 INSERT INTO inbound (subject, acted, ignored, repeated, dead)
@@ -86,7 +88,9 @@ type InboxPutParams struct {
 
 // Notes what became of messages, many at a time, and counts them. A message whose
 // event was noted before, or is noted twice in one batch, is a repetition; a dead
-// letter that was noted before has been counted.
+// letter that was noted before has been counted. Of two deliveries that are acted upon
+// side by side one finds it done, and may be the first to say so: then the other, who did
+// it, has the last word.
 func (q *Queries) InboxPut(ctx context.Context, arg InboxPutParams) error {
 	_, err := q.db.Exec(ctx, inboxPut,
 		arg.ChangedNothing,

@@ -82,3 +82,28 @@ func TestInboxCountsWhatBecameOfMessages(t *testing.T) {
 	all.Wait()
 	require.Equal(t, "1 0 7 0", ask[string](b, read, "twice"))
 }
+
+// Two deliveries are acted upon side by side: one does it, and the other, which finds it
+// done, is the first to say so.
+func TestWhoActedHasTheLastWord(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	inbox := outbox.NewInbox(b.pool)
+	acting, told := make(chan struct{}), make(chan struct{})
+	var both sync.WaitGroup
+	both.Go(func() {
+		assert.NoError(t, inbox.Once(b.ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) {
+			close(acting)
+			<-told
+			return outbox.Outcome{Word: "created", Detail: "7"}, nil
+		}))
+	})
+	receive(t, acting)
+	require.NoError(t, inbox.Once(b.ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) {
+		return outbox.Outcome{Word: outbox.Repeated}, nil
+	}))
+	close(told)
+	both.Wait()
+	require.Equal(t, "created 7", ask[string](b, "SELECT concat_ws(' ', outcome, detail) FROM inbox"))
+	require.Equal(t, "1 0 1 0", ask[string](b, "SELECT concat_ws(' ', acted, ignored, repeated, dead) FROM inbound"))
+}
