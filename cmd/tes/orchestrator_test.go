@@ -171,7 +171,8 @@ func TestOrchestratorOverTheBusAlone(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, patience, func() error {
+	// Each time its breaker opens, the Integration Service is left alone for ten seconds.
+	eventually(t, 5*patience, func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		for i := range tasks - poison {
