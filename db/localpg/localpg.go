@@ -117,7 +117,7 @@ func (e *SettingError) Unwrap() error { return e.err }
 
 // wrong is a SettingError for one variable and what it was set to.
 func wrong(name, value, format string, args ...any) error {
-	return &SettingError{fmt.Errorf(name+"="+strings.ReplaceAll(value, "%", "%%")+": "+format, args...)}
+	return &SettingError{fmt.Errorf("%s=%s: %w", name, value, fmt.Errorf(format, args...))}
 }
 
 // DefaultBaseDir is where a durable cluster lives if nobody says otherwise:

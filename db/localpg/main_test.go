@@ -217,13 +217,17 @@ func openDir(t *testing.T) string {
 // eventually polls, for what other processes do in their own time.
 func eventually(t *testing.T, check func() error) {
 	t.Helper()
-	var err error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if err = check(); err == nil {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {
+		err := check()
+		if err == nil {
 			return
 		}
+		if time.Now().After(deadline) {
+			require.NoError(t, err)
+		}
 	}
-	require.NoError(t, err)
 }
 
 // processesOf lists the living processes that name a directory. The guard, which
