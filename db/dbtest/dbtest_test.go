@@ -318,28 +318,38 @@ func scenario(t *testing.T, name string, env ...string) (cmd *exec.Cmd, tmp stri
 	return cmd, tmp
 }
 
+// nothingLeft polls: what is left ends in its own time.
 func nothingLeft(t *testing.T, tmp string) {
 	t.Helper()
-	var left []string
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		left = nil
-		entries, err := os.ReadDir(tmp)
-		require.NoError(t, err)
-		for _, entry := range entries {
-			left = append(left, entry.Name())
-		}
-		out, _ := exec.Command("/bin/sh", "-c", `grep -als "$0" /proc/[0-9]*/cmdline || true`, tmp+"/tespg").Output()
-		for _, path := range strings.Fields(string(out)) {
-			text, _ := os.ReadFile(path)
-			if !strings.Contains(string(text), "grep") && len(text) > 0 {
-				left = append(left, string(text))
-			}
-		}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); ; <-tick.C {
+		left := leftIn(t, tmp)
 		if len(left) == 0 {
 			return
 		}
+		if time.Now().After(deadline) {
+			require.Empty(t, left)
+		}
 	}
-	require.Empty(t, left)
+}
+
+// leftIn are the files in a directory, and the processes that work there.
+func leftIn(t *testing.T, tmp string) (left []string) {
+	t.Helper()
+	entries, err := os.ReadDir(tmp)
+	require.NoError(t, err)
+	for _, entry := range entries {
+		left = append(left, entry.Name())
+	}
+	out, _ := exec.Command("/bin/sh", "-c", `grep -als "$0" /proc/[0-9]*/cmdline || true`, tmp+"/tespg").Output()
+	for _, path := range strings.Fields(string(out)) {
+		text, _ := os.ReadFile(path)
+		if !strings.Contains(string(text), "grep") && len(text) > 0 {
+			left = append(left, string(text))
+		}
+	}
+	return left
 }
 
 // However a test binary ends, nothing of its cluster is left.
