@@ -71,7 +71,7 @@ type LeaseCompletion struct {
 
 // AttemptFailure is the body of POST …/fail.
 type AttemptFailure struct {
-	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Held against the retry policy's retryableErrors; it decides nothing else."`
+	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Held against the retry policy's retryableErrors. TIMEOUT says too that it timed out: where nothing is left the task is TIMED_OUT."`
 	ErrorMessage string          `json:"errorMessage,omitempty" maxLength:"2000"`
 	Details      json.RawMessage `json:"details,omitempty"`
 	StackTrace   string          `json:"stackTrace,omitempty" maxLength:"16384"`

@@ -23,10 +23,11 @@ func (r *run) allocates() bool {
 // allocate asks for what the definition requires before the attempt begins: the time that
 // a Resource Service takes, or the fallback for it, is not the attempt's. nil where the
 // definition requires nothing.
-func (r *run) allocate(ctx context.Context) (*Allocation, error) {
+func (r *run) allocate(ctx context.Context) (_ *Allocation, err error) {
 	if !r.allocates() {
 		return nil, nil //nolint:nilnil // most need none
 	}
+	defer recovered(&err)
 	job := r.job()
 	got, err := r.r.cfg.Allocate(ContextWithTraceparent(ctx, text(r.claim.Traceparent)), job)
 	if err != nil {

@@ -57,3 +57,33 @@ func TestAllocationLeavesTheAttemptItsTime(t *testing.T) {
 	task = b.becomes(task.TaskID, Completed)
 	require.EqualValues(t, 1, task.Attempt)
 }
+
+func TestAllocationThatPanicsFailsTheAttempt(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(noop(does("{}", nil)), func(cfg *RunnerConfig) {
+		cfg.Allocate = func(context.Context, Job) (Allocation, error) { panic("out of luck") }
+	})
+	task := b.create(func(req *Request) { req.Config.ResourceRequirements = &ResourceRequirements{CPU: "1"} })
+	require.Equal(t, "PANIC", codeOf(t, b.becomes(task.TaskID, Failed)))
+}
+
+func TestStopGivesBackWhatAsksForResources(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	asked := make(chan struct{})
+	runner := b.work(noop(does("{}", nil)), func(cfg *RunnerConfig) {
+		cfg.Allocate = func(ctx context.Context, _ Job) (Allocation, error) {
+			close(asked)
+			<-ctx.Done()
+			return Allocation{}, ctx.Err()
+		}
+	})
+	task := b.create(func(req *Request) { req.Config.ResourceRequirements = &ResourceRequirements{CPU: "1"} })
+	receive(t, asked)
+	runner.stop()
+	task = b.get(task.TaskID)
+	require.Equal(t, Pending, Status(task.Status))
+	require.Zero(t, task.Failures)
+	require.Zero(t, ask[int](b, "SELECT count(*) FROM task_attempt"), "none is spent")
+}

@@ -161,9 +161,8 @@ func expired(row db.LeaseExpiredRow, s *settings) *move {
 		},
 	}
 	f := &Failure{Code: CodeLeaseExpired, Message: "no heartbeat from " + row.Owner + " within the visibility timeout"}
-	h.outcome = db.AttemptOutcomeLEASEEXPIRED
+	h.crashed = !row.TimedOut
 	if row.TimedOut {
-		h.outcome = db.AttemptOutcomeTIMEDOUT
 		f = &Failure{Code: CodeTimeout, Message: fmt.Sprintf("the attempt took longer than its timeout of %v", s.timeout)}
 		if row.Kind == db.LeaseKindResponse {
 			f.Message = fmt.Sprintf("no response came within the timeout of %v", s.timeout)

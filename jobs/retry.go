@@ -41,11 +41,9 @@ type held struct {
 	failures int32
 	crashes  int32
 	settings *settings
-	by       string // who ran it: a process, a worker, a person
-	// outcome is LEASE_EXPIRED where the engine says so, which a worker cannot: a crash
-	// costs no failure. Empty: the failure's code tells TIMED_OUT from FAILED.
-	outcome db.AttemptOutcome
-	ends    *traced // for its span; nil where the run has it
+	by       string  // who ran it: a process, a worker, a person
+	crashed  bool    // its lease ran out, which the engine alone can say
+	ends     *traced // for its span; nil where the run has it
 }
 
 // failed is the move after an attempt that did not succeed: another attempt, if
@@ -58,20 +56,15 @@ func failed(h held, f *Failure, at time.Time) *move {
 	policy := h.settings.retry
 	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
 	switch {
-	case h.outcome != "":
-		m.outcome = h.outcome
-	case f.Code == CodeTimeout:
-		m.outcome = db.AttemptOutcomeTIMEDOUT
-	default:
-		m.outcome = db.AttemptOutcomeFAILED
-	}
-	if m.outcome == db.AttemptOutcomeLEASEEXPIRED {
-		m.crashes = 1
+	case h.crashed:
+		m.outcome, m.crashes = db.AttemptOutcomeLEASEEXPIRED, 1
 		if retry = h.crashes+1 < poisonAfter; !retry {
 			f = &Failure{Code: CodePoison, Message: "the lease expired in five attempts: whoever ran the task was gone each time", Retryable: new(bool)}
 		}
-	} else {
-		m.failures = 1
+	case f.Code == CodeTimeout:
+		m.outcome, m.failures = db.AttemptOutcomeTIMEDOUT, 1
+	default:
+		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
 	}
 	m.code = f.Code
 	m.problem = problem(f, policy.Retryable(f), at)

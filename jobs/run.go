@@ -94,7 +94,7 @@ func (r *run) do() {
 	allocation, err := r.allocate(ctx)
 	r.started = now()
 	if ctx = r.traced(ctx); err != nil {
-		r.fail(err)
+		r.end(ctx, Result{}, err)
 		return
 	}
 	if !r.exec.Assigns { // which is no attempt, and falls back in time of its own
@@ -118,6 +118,11 @@ func (r *run) do() {
 	if r.grace != nil {
 		r.grace.Stop()
 	}
+	r.end(ctx, result, err)
+}
+
+// end hands in what came of it, unless somebody has ended it already.
+func (r *run) end(ctx context.Context, result Result, err error) {
 	if !r.ended.CompareAndSwap(false, true) {
 		return // the timeout was written already; the fence would refuse us
 	}
@@ -128,15 +133,17 @@ func (r *run) do() {
 	r.finish(result, err)
 }
 
-// execute calls the executor; a panic is a failure of the attempt, not of the
-// process.
+// recovered makes a panic a failure of the attempt, not of the process. Defer it.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		no := false
+		*err = &Failure{Code: "PANIC", Message: fmt.Sprint(p), StackTrace: string(debug.Stack()), Retryable: &no}
+	}
+}
+
+// execute calls the executor.
 func (r *run) execute(ctx context.Context, allocation *Allocation) (result Result, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			no := false
-			err = &Failure{Code: "PANIC", Message: fmt.Sprint(p), StackTrace: string(debug.Stack()), Retryable: &no}
-		}
-	}()
+	defer recovered(&err)
 	job := r.job()
 	job.Allocation = allocation
 	if !r.exec.Assigns {

@@ -15,9 +15,9 @@ import (
 
 // A remote worker's last word. Each call names its lease by the token; a lease
 // that ran out and was not reaped yet still counts. The same word again is
-// answered as the first time, wherever the task is by then; another word is a *Conflict. A lease that went to
-// somebody else is ErrLeaseLost, a task that ended meanwhile a *TaskEnded, a
-// token that we never made ErrNotFound.
+// answered as the first time, wherever the task is by then; another word is a
+// *Conflict. A lease that went to somebody else is ErrLeaseLost, a task that ended
+// meanwhile a *TaskEnded, a token that we never made ErrNotFound.
 
 // CompleteLease ends the task with an output. One that the definition's schema refuses
 // is an *Invalid, and the lease is kept.
@@ -55,8 +55,7 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 	if !w.holds() {
 		return t.repeated(ctx, w, nil, f, later)
 	}
-	h := w.held()
-	m := failed(h, f, now())
+	m := failed(w.held(), f, now())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.at = m.at.Add(later).Truncate(time.Microsecond)
 		note.RetryDelay, note.NextRetryTime = later.Milliseconds(), m.next.at
