@@ -57,17 +57,18 @@ noted AS (
     ON CONFLICT (event_id) DO UPDATE
     SET outcome = excluded.outcome, detail = excluded.detail
     WHERE inbox.outcome = 'repeated' AND excluded.outcome NOT IN ('repeated', 'dead')
-    RETURNING event_id, outcome
+    RETURNING event_id, subject, outcome
 )
 INSERT INTO inbound (subject, acted, ignored, repeated, dead)
 SELECT
     heard.subject,
-    count(*) FILTER (WHERE noted.outcome NOT IN ('repeated', 'dead') AND noted.outcome <> ALL ($1::text[])),
-    count(*) FILTER (WHERE noted.outcome = ANY ($1::text[])),
-    count(*) FILTER (WHERE coalesce(noted.outcome, 'repeated') = 'repeated' AND heard.outcome <> 'dead'),
+    count(DISTINCT noted.event_id) FILTER (WHERE noted.outcome NOT IN ('repeated', 'dead') AND noted.outcome <> ALL ($1::text[])),
+    count(DISTINCT noted.event_id) FILTER (WHERE noted.outcome = ANY ($1::text[])),
+    -- The others: all but one of each that is no repetition as a whole.
+    count(*) FILTER (WHERE heard.outcome <> 'dead') - count(DISTINCT noted.event_id) FILTER (WHERE noted.outcome NOT IN ('repeated', 'dead')),
     count(DISTINCT noted.event_id) FILTER (WHERE noted.outcome = 'dead')
 FROM heard
-LEFT JOIN noted ON noted.event_id = heard.event_id AND noted.outcome = heard.outcome
+LEFT JOIN noted ON noted.event_id = heard.event_id AND noted.subject = heard.subject
 GROUP BY heard.subject
 ORDER BY heard.subject
 ON CONFLICT (subject) DO UPDATE

@@ -160,23 +160,8 @@ func (i *Inbox) write(batch []*note) {
 		p.EventIds, p.Subjects = append(p.EventIds, n.event), append(p.Subjects, n.subject)
 		p.Outcomes, p.Details = append(p.Outcomes, n.said.Word), append(p.Details, n.said.Detail)
 	}
-	repeats(p.EventIds, p.Outcomes)
 	err := i.q.InboxPut(ctx, p)
 	for _, n := range batch {
 		n.done <- err
-	}
-}
-
-// repeats marks what a batch holds twice.
-func repeats(events, outcomes []string) {
-	seen := make(map[string]bool, len(events))
-	for i, event := range events {
-		if outcomes[i] == Repeated || outcomes[i] == dead {
-			continue
-		}
-		if seen[event] {
-			outcomes[i] = Repeated
-		}
-		seen[event] = true
 	}
 }

@@ -26,6 +26,15 @@ func (b *testBundle) publishedRounds(r *running, task uuid.UUID, n int) {
 	}
 }
 
+// toldWhole waits until a task's first n events are all in the stream, and nothing waits.
+func (b *testBundle) toldWhole(task uuid.UUID, n int) {
+	b.t.Helper()
+	waitFor(b.t, "everything to be there", func() bool {
+		return ask[int](b, "SELECT count(*) FROM outbox") == 0 && len(b.bus.ids()) == n
+	})
+	require.ElementsMatch(b.t, eventIDs(task, n), b.bus.ids())
+}
+
 // A bus says yes before its disk does, and then the power goes: what it acknowledged
 // last is gone when it is back.
 func TestStreamThatLostItsTailIsToldAgain(t *testing.T) {
@@ -68,10 +77,7 @@ func TestLossUnderLoadIsToldAgain(t *testing.T) {
 	b.bus.truncate(survive)
 	r.Recheck()
 	close(proceed)
-	waitFor(t, "everything to be there", func() bool {
-		return ask[int](b, "SELECT count(*) FROM outbox") == 0 && len(b.bus.ids()) == rounds
-	})
-	require.ElementsMatch(t, eventIDs(task, rounds), b.bus.ids())
+	b.toldWhole(task, rounds)
 }
 
 // Each third message takes the place of the one before it, which is lost. Whether that
@@ -92,10 +98,7 @@ func TestLossBetweenTwoAcknowledgements(t *testing.T) {
 		return nil
 	}
 	b.relay(b.bus, func(cfg *outbox.RelayConfig) { cfg.Flushes = 1 })
-	waitFor(t, "everything to be there", func() bool {
-		return ask[int](b, "SELECT count(*) FROM outbox") == 0 && len(b.bus.ids()) == rounds
-	})
-	require.ElementsMatch(t, eventIDs(task, rounds), b.bus.ids())
+	b.toldWhole(task, rounds)
 }
 
 // A flush that tells nothing has no place in the stream. Noted at the end of what was
@@ -179,9 +182,7 @@ func TestLongTailLostWithoutAReconnect(t *testing.T) {
 	b.bus.truncate(0)
 	b.flush(task)
 	r.Wake()
-	waitFor(t, "everything to be there", func() bool { return len(b.bus.ids()) == rounds+2 })
-	b.told()
-	require.ElementsMatch(t, eventIDs(task, rounds+2), b.bus.ids())
+	b.toldWhole(task, rounds+2)
 }
 
 func TestAnotherStreamIsToldEverythingThatIsRemembered(t *testing.T) {
