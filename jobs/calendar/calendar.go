@@ -152,9 +152,11 @@ func (c *Calendar) noon(t time.Time) time.Time {
 // or shorter. cal's own reckoning adds hours to midnight instead, and is late by one
 // on such a day.
 func (c *Calendar) hours(day time.Time) (opens, closes time.Time) {
-	_, observed, _ := c.holidays.IsHoliday(day)
+	// A holiday on a Saturday is free on that Saturday too, for those who would work then,
+	// and not only on the Monday that most people get for it.
+	actual, observed, _ := c.holidays.IsHoliday(day)
 	opens = c.at(day, c.start)
-	if observed || !c.week[day.Weekday()] {
+	if actual || observed || !c.week[day.Weekday()] {
 		return opens, opens
 	}
 	return opens, c.at(day, c.end)
