@@ -1,15 +1,11 @@
 package jobs
 
 import (
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"strconv"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/gowebpki/jcs"
 )
 
 // The limits of one JSON document. Its size is the door's business: each door
@@ -63,22 +59,6 @@ func GuardJSON(b []byte) error {
 		return g.refuse("more than one value")
 	}
 	return nil
-}
-
-// CanonicalHash is the SHA-256 of the document's canonical form (RFC 8785): equal
-// for documents that differ in white space, member order and escapes only. What
-// GuardJSON refuses it refuses too. Trap: the canonical form holds numbers as
-// float64, so integers past 2^53 may hash as their neighbours.
-func CanonicalHash(b []byte) ([32]byte, error) {
-	if err := GuardJSON(b); err != nil {
-		return [32]byte{}, err
-	}
-	c, err := jcs.Transform(b)
-	if err != nil {
-		// Not wrapped: jcs quotes the document in its errors.
-		return [32]byte{}, errors.New("JSON has no canonical form")
-	}
-	return sha256.Sum256(c), nil
 }
 
 // nameSeed makes the hashes of member names unguessable, so that nobody can build
