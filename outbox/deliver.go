@@ -80,6 +80,10 @@ func (c *Callbacks) failed(t trip, u update, err error) trip {
 	} else {
 		t.host.breaker.Done(err)
 		t.away = true
+		if cause := errors.Unwrap(err); cause != nil {
+			// The row says it without addresses.
+			c.cfg.Logger.Info("a callback got no answer", "task", t.task, "host", t.host.name, "error", cause)
+		}
 	}
 	t.tries++
 	t.problem = shorten(err.Error())

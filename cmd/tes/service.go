@@ -237,7 +237,7 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		return nil, err
 	}
 	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
-	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow, Wrap: s.spans.Transport("task")})
+	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow, Wrap: s.spans.Transport("task"), Logger: s.log})
 	s.onStop(func(context.Context) error { web.Close(); return nil })
 	return map[string]jobs.Registration{
 		"noop":        {Executor: automated.Noop{}, Pure: true},

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -29,6 +30,8 @@ type HTTPConfig struct {
 
 	// Wrap goes round the transport, for tracing. Default nothing does.
 	Wrap func(http.RoundTripper) http.RoundTripper
+	// Logger is told why there was no answer, which the task is not. Default slog.Default.
+	Logger *slog.Logger
 }
 
 // HTTP is the executor "http": it sends a task's input to the URL that its
@@ -39,6 +42,7 @@ type HTTP struct {
 	client  *http.Client
 	timeout time.Duration
 	maxBody int64
+	log     *slog.Logger
 }
 
 // NewHTTP returns an executor with connections of its own. Close drops the idle
@@ -50,6 +54,7 @@ func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 	return &HTTP{
 		timeout: cmp.Or(cfg.Timeout, 30*time.Second),
 		maxBody: cmp.Or(cfg.MaxBody, 1<<20),
+		log:     cmp.Or(cfg.Logger, slog.Default()),
 		client:  outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver, Wrap: cfg.Wrap}),
 	}
 }
@@ -67,7 +72,7 @@ func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	}
 	response, err := h.client.Do(request)
 	if err != nil {
-		return jobs.Result{}, callError(ctx, callCtx, err)
+		return jobs.Result{}, h.callError(ctx, callCtx, job, err)
 	}
 	defer response.Body.Close()
 	if err := refusal(response); err != nil {
@@ -76,7 +81,7 @@ func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	body, err := io.ReadAll(io.LimitReader(response.Body, h.maxBody+1))
 	switch {
 	case err != nil:
-		return jobs.Result{}, callError(ctx, callCtx, err)
+		return jobs.Result{}, h.callError(ctx, callCtx, job, err)
 	case int64(len(body)) > h.maxBody:
 		return jobs.Result{}, final("HTTP_RESPONSE_TOO_LARGE", fmt.Sprintf("the response is larger than %d bytes", h.maxBody))
 	}
@@ -153,7 +158,11 @@ func validHeader(name, value string) bool {
 
 // callError tells apart why there is no answer. ctx is the attempt's, callCtx
 // ends earlier.
-func callError(ctx, callCtx context.Context, err error) error {
+//
+// Whoever writes a definition reads what it says here. So it tells no address, and does
+// not tell a name that is unknown from one that leads where it may not: both may be tried
+// again, for names come and go. The log has the rest.
+func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, err error) error {
 	if ended := ctx.Err(); ended != nil {
 		return fmt.Errorf("http call: %w", ended)
 	}
@@ -161,14 +170,24 @@ func callError(ctx, callCtx context.Context, err error) error {
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
+	h.log.InfoContext(ctx, "an http task got no answer", "task", job.TaskID, "attempt", job.Attempt, "error", err)
 	switch {
-	case errors.Is(err, outside.ErrBlocked):
-		return final("SSRF_BLOCKED", "the address is not one that may be called") // which one it was would map our network
+	case errors.Is(err, outside.ErrBlocked) && literal(job.Config.HTTP.URL):
+		return final("SSRF_BLOCKED", "the address is not one that may be called")
 	case callCtx.Err() != nil:
 		return again("TIMEOUT_ERROR", "no answer in time")
-	default:
-		return again("CONNECTION_ERROR", err.Error())
 	}
+	return again("CONNECTION_ERROR", outside.Reason(err))
+}
+
+// literal says whether a URL has an address for a host, and no name.
+func literal(text string) bool {
+	to, err := url.Parse(text)
+	if err != nil {
+		return false
+	}
+	_, err = netip.ParseAddr(to.Hostname())
+	return err == nil
 }
 
 // refusal is the failure that a status means; nil for 2xx.

@@ -1,11 +1,13 @@
 package automated
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/outside"
 	"github.com/seed-3f7a0631/tes/outbox/outside/outsidetest"
 )
 
@@ -283,7 +286,7 @@ func TestHTTPRebinding(t *testing.T) {
 	t.Cleanup(h.Close)
 	for range 4 {
 		_, err := h.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: "http://rebind.example.com./"}))
-		requireFailure(t, err, "SSRF_BLOCKED", false)
+		requireFailure(t, err, "CONNECTION_ERROR", true) // as for a name that is not known
 	}
 	require.NotZero(t, asked.Load())
 	require.Zero(t, b.visits.Load())
@@ -294,4 +297,34 @@ func TestHTTPRebinding(t *testing.T) {
 	require.NoError(t, err)
 	_, err = allowed.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: "http://inside.example.com.:" + port + "/"}))
 	require.NoError(t, err)
+}
+
+// Whoever may write a definition cannot find out which names exist inside, nor where our
+// name server is: a name that leads inside and one that is unknown fail alike. The log
+// tells them apart.
+func TestHTTPSaysNothingOfNames(t *testing.T) {
+	t.Parallel()
+
+	fail := func(u string, answer netip.Addr) (jobs.Failure, string) {
+		var log bytes.Buffer
+		h := newHTTP(HTTPConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))}, outsidetest.Resolver(t, func() netip.Addr { return answer }))
+		t.Cleanup(h.Close)
+		_, err := h.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: u}))
+		var f *jobs.Failure
+		require.ErrorAs(t, err, &f)
+		return *f, log.String()
+	}
+	unknown, log := fail("http://vault.inside.example./?key=s3cret", netip.Addr{})
+	require.Equal(t, "CONNECTION_ERROR", unknown.Code)
+	require.Equal(t, outside.Unknown, unknown.Message)
+	require.True(t, *unknown.Retryable, "names come and go")
+	require.Contains(t, log, "no such host")
+	require.NotContains(t, log, "s3cret")
+
+	for _, inside := range []string{"127.0.0.1", "10.9.8.7", "169.254.169.254", "168.63.129.16", "100.100.100.200"} {
+		refused, log := fail("http://vault.inside.example./?key=s3cret", netip.MustParseAddr(inside))
+		require.Equal(t, unknown, refused, inside)
+		require.Contains(t, log, inside)
+		require.NotContains(t, log, "s3cret")
+	}
 }

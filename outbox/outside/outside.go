@@ -7,23 +7,23 @@
 package outside
 
 import (
+	"crypto/tls"
 	"errors"
-	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
-
-	"code.dny.dev/ssrf"
 )
 
 // Config says where a client may go. The zero value is for production.
 type Config struct {
-	Allow    []netip.Prefix // networks that may be called, on any port; default none but the public internet, on 80 and 443
-	Resolver *net.Resolver  // default the system's
+	// Allow are networks that may be called, on any port; default none but the public
+	// internet, on 80 and 443. What is a cloud provider's alone stays refused, unless a
+	// network here is as narrow, such as 169.254.169.254/32.
+	Allow    []netip.Prefix
+	Resolver *net.Resolver // default the system's
 	// Wrap sees each request and its answer; default nobody does.
 	Wrap func(http.RoundTripper) http.RoundTripper
 }
@@ -63,20 +63,31 @@ func (w wrapped) CloseIdleConnections() { w.below.CloseIdleConnections() }
 // ErrBlocked is in the error of a request whose address may not be called.
 var ErrBlocked = errors.New("blocked")
 
-// guardDial refuses every address that is not public, but for the allowed
-// networks, and says so before a packet leaves.
-func guardDial(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
-	public := ssrf.New()
-	return func(network, address string, c syscall.RawConn) error {
-		if to, err := netip.ParseAddrPort(address); err == nil && strings.HasPrefix(network, "tcp") {
-			ip := to.Addr().Unmap()
-			if slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(ip) }) {
-				return nil
-			}
-		}
-		if err := public.Safe(network, address, c); err != nil {
-			return fmt.Errorf("%w: %w", ErrBlocked, err)
-		}
-		return nil
+// Unknown is what is said of a name that cannot be resolved, and of one whose addresses
+// may not be called: to tell them apart would be to say which names exist inside.
+const Unknown = "the host cannot be called: its name is not known, or its address is not one that may be called"
+
+// Reason says why there was no answer, in words that name no address: neither the
+// host's, nor the name server's. The error itself is for the log.
+func Reason(err error) string {
+	var name *net.DNSError
+	var network net.Error
+	var certificate *tls.CertificateVerificationError
+	var alert tls.AlertError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.Is(err, ErrBlocked), errors.As(err, &name):
+		return Unknown
+	case errors.As(err, &certificate), errors.As(err, &alert), errors.As(err, &record):
+		return "no TLS connection: the host's certificate, or its version of the protocol, is not acceptable"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "the connection was refused"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "there is no way to the host"
+	case errors.As(err, &network) && network.Timeout():
+		return "no answer in time"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "the connection ended before the answer did"
 	}
+	return "the answer is not one of HTTP"
 }

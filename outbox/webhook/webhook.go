@@ -92,8 +92,18 @@ func callError(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return errors.New("no answer in time")
 	}
-	return fmt.Errorf("no answer: %w", err)
+	return &unanswered{err}
 }
+
+// unanswered is no answer: in its words there is no address, neither the host's nor the
+// name server's.
+type unanswered struct{ cause error }
+
+// Error is what is kept of it.
+func (u *unanswered) Error() string { return "no answer: " + outside.Reason(u.cause) }
+
+// Unwrap is the cause, for whoever decides by it.
+func (u *unanswered) Unwrap() error { return u.cause }
 
 // verdict is what a status says of a callback.
 func verdict(status int) error {

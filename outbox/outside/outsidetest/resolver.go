@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Resolver asks a name server that knows one IPv4 address for every name.
+// Resolver asks a name server that knows one IPv4 address for every name. The zero
+// address is that of a name that it does not know.
 func Resolver(t *testing.T, answer func() netip.Addr) *net.Resolver {
 	t.Helper()
 	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -39,10 +40,14 @@ func Resolver(t *testing.T, answer func() netip.Addr) *net.Resolver {
 			binary.BigEndian.PutUint16(reply[8:], 0)
 			binary.BigEndian.PutUint16(reply[10:], 0)
 			if reply[6], reply[7] = 0, 0; binary.BigEndian.Uint16(reply[end-4:]) == 1 {
-				reply[7] = 1
-				ip := answer().As4()
-				reply = append(reply, 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
-				reply = append(reply, ip[:]...)
+				if ip := answer(); ip.IsValid() {
+					bytes := ip.As4()
+					reply[7] = 1
+					reply = append(reply, 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
+					reply = append(reply, bytes[:]...)
+				} else {
+					reply[3] |= 3 // NXDOMAIN
+				}
 			}
 			_, _ = server.WriteTo(reply, from)
 		}
