@@ -80,13 +80,27 @@ func (a account) explain(err error) error {
 	return err
 }
 
-// give makes path the account's.
+// give makes path the account's. The last name of path is not followed: what is given
+// away is the thing itself.
 func (m *machine) give(path string, a account) error {
 	if !a.drop {
 		return nil
 	}
-	if err := m.chown(path, a.uid, a.gid); err != nil {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
 		return a.explain(fmt.Errorf("give %s to uid %d: %w", path, a.uid, err))
+	}
+	defer file.Close()
+	return m.giveOpen(file, a)
+}
+
+// giveOpen is give for what is open.
+func (m *machine) giveOpen(file *os.File, a account) error {
+	if !a.drop {
+		return nil
+	}
+	if err := m.chown(file, a.uid, a.gid); err != nil {
+		return a.explain(fmt.Errorf("give %s to uid %d: %w", file.Name(), a.uid, err))
 	}
 	return nil
 }

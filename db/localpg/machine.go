@@ -19,7 +19,7 @@ type machine struct {
 
 	userByName func(name string) (*user.User, error)
 	userByID   func(uid string) (*user.User, error)
-	chown      func(path string, uid, gid int) error
+	chown      func(file *os.File, uid, gid int) error // by descriptor: a name may mean another thing by then
 	musl       func() bool
 
 	lookPath func(name string) (string, error)
@@ -40,8 +40,9 @@ type machine struct {
 }
 
 const (
-	stageInitdb = "initdb"
-	stageServer = "server"
+	stageSockets = "sockets" // their directory was looked at, and not yet touched
+	stageInitdb  = "initdb"
+	stageServer  = "server"
 )
 
 func thisMachine() *machine {
@@ -52,7 +53,7 @@ func thisMachine() *machine {
 		tmpDir:     os.TempDir(),
 		userByName: user.Lookup,
 		userByID:   user.LookupId,
-		chown:      os.Chown,
+		chown:      (*os.File).Chown,
 		musl: func() bool {
 			loaders, _ := filepath.Glob("/lib/ld-musl-*")
 			return len(loaders) > 0

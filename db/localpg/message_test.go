@@ -219,7 +219,9 @@ func TestMessageDirectoryThatCannotBeWritten(t *testing.T) {
 func TestMessageRootWithoutCapabilities(t *testing.T) {
 	b := setup(t)
 	b.asRoot("nobody", "54321")
-	b.chown = func(path string, _, _ int) error { return &os.PathError{Op: "chown", Path: path, Err: syscall.EPERM} }
+	b.chown = func(file *os.File, _, _ int) error {
+		return &os.PathError{Op: "chown", Path: file.Name(), Err: syscall.EPERM}
+	}
 	require.Contains(t, b.startError(t), "root here may not change user (no CAP_SETUID/CAP_CHOWN): run as an ordinary user or set TES_DATABASE_URL")
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // maxSocketPath is the longest path of a socket that macOS allows; Linux has room
@@ -104,22 +105,46 @@ func shortSockets(base string) string {
 	return "/tmp/tes-" + hex.EncodeToString(sum[:6])
 }
 
+// makeSockets makes the directory for the socket, or takes the one that is there. /tmp
+// belongs to everybody: what stands there may be ours from last time, or somebody's
+// trap, and the account that PostgreSQL runs under can put another thing in the place of
+// what is its own. So what is looked at, and what root then gives away, is one open
+// directory, and never a name.
 func (m *machine) makeSockets(p *place, acc account) error {
 	err := os.Mkdir(p.sockets, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		// /tmp belongs to everybody: what stands there may be ours from last time,
-		// or somebody's trap.
-		info, statErr := os.Lstat(p.sockets)
-		if statErr == nil && info.IsDir() && (ownerOf(info) == acc.uid || ownerOf(info) == m.euid) {
-			err = os.Chmod(p.sockets, 0o700)
-		} else {
-			p.sockets, err = os.MkdirTemp("/tmp", "tes-")
+	if err == nil || errors.Is(err, os.ErrExist) {
+		var dir *os.File
+		if dir, err = m.openSockets(p.sockets, acc); err != nil {
+			if p.sockets, err = os.MkdirTemp("/tmp", "tes-"); err == nil {
+				dir, err = m.openSockets(p.sockets, acc)
+			}
+		}
+		if err == nil {
+			defer dir.Close()
+			m.at(stageSockets)
+			if err = dir.Chmod(0o700); err == nil {
+				return m.giveOpen(dir, acc)
+			}
 		}
 	}
+	return fmt.Errorf("make a directory for the socket: %w", err)
+}
+
+// openSockets opens a directory that is ours or the account's.
+func (m *machine) openSockets(path string, acc account) (*os.File, error) {
+	dir, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
-		return fmt.Errorf("make a directory for the socket: %w", err)
+		return nil, err //nolint:wrapcheck // the caller wraps it
 	}
-	return m.give(p.sockets, acc)
+	info, err := dir.Stat()
+	if err == nil && ownerOf(info) != acc.uid && ownerOf(info) != m.euid {
+		err = fmt.Errorf("%s belongs to uid %d", path, ownerOf(info))
+	}
+	if err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return dir, nil
 }
 
 // major says which PostgreSQL made the data directory; 0 if there is none yet.
