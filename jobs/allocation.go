@@ -23,13 +23,16 @@ func (r *run) allocates() bool {
 // allocate asks for what the definition requires before the attempt begins: the time that
 // a Resource Service takes, or the fallback for it, is not the attempt's. nil where the
 // definition requires nothing.
-func (r *run) allocate(ctx context.Context) (_ *Allocation, err error) {
+func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 	if !r.allocates() {
 		return nil, nil //nolint:nilnil // most need none
 	}
-	defer recovered(&err)
 	job := r.job()
-	got, err := r.r.cfg.Allocate(ContextWithTraceparent(ctx, text(r.claim.Traceparent)), job)
+	var got Allocation
+	err := r.foreign(ctx, func() (err error) {
+		got, err = r.r.cfg.Allocate(ContextWithTraceparent(ctx, text(r.claim.Traceparent)), job)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("allocate resources: %w", err)
 	}

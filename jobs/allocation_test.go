@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"runtime"
 	"testing"
 	"time"
 
@@ -58,14 +59,21 @@ func TestAllocationLeavesTheAttemptItsTime(t *testing.T) {
 	require.EqualValues(t, 1, task.Attempt)
 }
 
-func TestAllocationThatPanicsFailsTheAttempt(t *testing.T) {
+func TestAllocationThatDoesNotReturnFailsTheAttempt(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.work(noop(does("{}", nil)), func(cfg *RunnerConfig) {
-		cfg.Allocate = func(context.Context, Job) (Allocation, error) { panic("out of luck") }
-	})
-	task := b.create(func(req *Request) { req.Config.ResourceRequirements = &ResourceRequirements{CPU: "1"} })
-	require.Equal(t, "PANIC", codeOf(t, b.becomes(task.TaskID, Failed)))
+	for code, allocate := range map[string]func(){"PANIC": func() { panic("out of luck") }, "GOEXIT": runtime.Goexit} {
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.work(noop(does("{}", nil)), func(cfg *RunnerConfig) {
+				cfg.Slots = map[string]int{LaneAutomated: 1}
+				cfg.Allocate = func(context.Context, Job) (Allocation, error) { allocate(); return Allocation{}, nil }
+			})
+			task := b.create(func(req *Request) { req.Config.ResourceRequirements = &ResourceRequirements{CPU: "1"} })
+			require.Equal(t, code, codeOf(t, b.becomes(task.TaskID, Failed)))
+			b.becomes(b.create().TaskID, Completed)
+		})
+	}
 }
 
 func TestStopGivesBackWhatAsksForResources(t *testing.T) {

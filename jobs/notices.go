@@ -90,6 +90,9 @@ const (
 	rescueAfter = 2 * time.Minute
 )
 
+// noticePlaces is how many jobs of the queue a process works at once.
+const noticePlaces = 32
+
 // noticesKept is for how long it is known who was told what.
 const noticesKept = 30 * 24 * time.Hour
 
@@ -100,7 +103,7 @@ func (n *Notices) register(workers *river.Workers, cfg *river.Config) {
 	river.AddWorker(workers, &sendWorker{n: n})
 	river.AddWorker(workers, &forgetWorker{n: n})
 	// A poll is one probe of an index. Jobs come by SQL of ours, which wakes nobody.
-	cfg.Queues[queueNotices] = river.QueueConfig{MaxWorkers: 32, FetchPollInterval: 200 * time.Millisecond}
+	cfg.Queues[queueNotices] = river.QueueConfig{MaxWorkers: noticePlaces, FetchPollInterval: 200 * time.Millisecond}
 	cfg.PeriodicJobs = append(cfg.PeriodicJobs, river.NewPeriodicJob(river.PeriodicInterval(time.Hour),
 		func() (river.JobArgs, *river.InsertOpts) { return forgetArgs{}, nil }, nil))
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -392,6 +394,38 @@ func TestANoticeThatEveryChannelRefusesIsNot(t *testing.T) {
 		return ask[int](b, "SELECT count(*) FROM report.notice WHERE outcome = 'refused' AND detail = 'in-app: NOT_FOUND: no such user'") == 1
 	})
 	require.Equal(t, 50, b.comes(task.TaskID), "the chain goes on")
+}
+
+// rude does not return from its first notices, as many as River has places for; it
+// returns from the others.
+type rude struct {
+	post
+	left atomic.Int32
+}
+
+func (r *rude) Notify(ctx context.Context, n Notice) error {
+	if r.left.Add(-1) >= 0 {
+		runtime.Goexit()
+	}
+	return r.post.Notify(ctx, n)
+}
+
+// River frees a worker's place when Work returns, and never after runtime.Goexit.
+func TestANotifierThatDoesNotReturnKeepsNoPlace(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := &rude{}
+	p.left.Store(noticePlaces)
+	b.notices(p)
+	b.work(assigning("ann"))
+	for range noticePlaces {
+		b.create(manual)
+	}
+	waitFor(t, "them to be given up", func() bool {
+		return ask[int](b, "SELECT count(*) FROM report.notice WHERE outcome = 'refused' AND detail LIKE 'in-app: GOEXIT: %'") == noticePlaces
+	})
+	b.create(manual)
+	waitFor(t, "the next to be sent", func() bool { return len(p.told()) == 1 })
 }
 
 func TestANoticeIsMootOnceTheTaskHasGoneOn(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -50,6 +51,9 @@ func newMachine(t *testing.T) *machine {
 		case o := <-m.orders:
 			if o.err != nil && o.err.Error() == "panic" {
 				panic("as ordered")
+			}
+			if o.err != nil && o.err.Error() == "goexit" {
+				runtime.Goexit()
 			}
 			return o.result, o.err
 		case <-ctx.Done():
@@ -144,7 +148,7 @@ func (m *machine) ordered(r *rapid.T, task *believed) {
 	if !task.inside {
 		return
 	}
-	word := rapid.SampledFrom([]string{"done", "fail", "final", "panic", "outage", "await"}).Draw(r, "result")
+	word := rapid.SampledFrom([]string{"done", "fail", "final", "panic", "goexit", "outage", "await"}).Draw(r, "result")
 	switch word {
 	case "done":
 		m.orders <- order{result: Result{Output: []byte(`{"n": 1}`)}}
@@ -156,8 +160,8 @@ func (m *machine) ordered(r *rapid.T, task *believed) {
 	case "final":
 		m.orders <- order{err: &Failure{Code: "E", Retryable: ptr(false)}}
 		m.failed(task, false)
-	case "panic":
-		m.orders <- order{err: errors.New("panic")}
+	case "panic", "goexit":
+		m.orders <- order{err: errors.New(word)}
 		m.failed(task, false)
 	case "outage":
 		m.orders <- order{err: &Outage{Neighbour: "n", Err: errors.New("away")}}

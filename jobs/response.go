@@ -106,13 +106,17 @@ func (t *Tasks) responded(task db.Task, s *settings, in outbox.IntegrationRespon
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
-		return failed(h, t.cfg.Answers.Failure(f), now())
+		return failed(h, t.toldOf(f), now())
 	}
 	var call IntegrationCall
 	if s.config.Integration != nil {
 		call = *s.config.Integration
 	}
-	output, err := t.cfg.Answers.Output(call, in.Data)
+	var output json.RawMessage
+	err := apart(func() (err error) {
+		output, err = t.cfg.Answers.Output(call, in.Data)
+		return err
+	})
 	if err != nil {
 		return failed(h, failureOf(err), now())
 	}
@@ -123,6 +127,19 @@ func (t *Tasks) responded(task db.Task, s *settings, in outbox.IntegrationRespon
 		}
 	}
 	return completed(h, output)
+}
+
+// toldOf is a failure as Answers has it told. Where that code does not return, its own
+// failure is told instead: the other one may hold what nobody must see.
+func (t *Tasks) toldOf(f *Failure) (told *Failure) {
+	err := apart(func() error {
+		told = t.cfg.Answers.Failure(f)
+		return nil
+	})
+	if err != nil {
+		return failureOf(err)
+	}
+	return told
 }
 
 // RetryableCode reports whether an integration's error code is retryable where

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"runtime"
 	"testing"
 	"time"
 
@@ -271,6 +272,9 @@ func TestWaitOutlivesTheVisibilityTimeoutAndTheProcess(t *testing.T) {
 type upperAnswers struct{}
 
 func (upperAnswers) Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
+	if string(data) == `"goexit"` {
+		runtime.Goexit()
+	}
 	if string(data) == `"broken"` {
 		no := false
 		return nil, &Failure{Code: "VALIDATION_ERROR", Message: "it is broken", Retryable: &no}
@@ -279,6 +283,9 @@ func (upperAnswers) Output(call IntegrationCall, data json.RawMessage) (json.Raw
 }
 
 func (upperAnswers) Failure(f *Failure) *Failure {
+	if f.Code == "RUDE" {
+		runtime.Goexit()
+	}
 	return &Failure{Code: f.Code, Message: "kept", Retryable: f.Retryable}
 }
 
@@ -294,6 +301,10 @@ func TestResponseIsReadAsAnAnswer(t *testing.T) {
 	}{
 		"a success":                     {func(*outbox.IntegrationResponse) {}, Completed, `{"read": "create_invoice"}`},
 		"a success that cannot be read": {func(in *outbox.IntegrationResponse) { in.Data = json.RawMessage(`"broken"`) }, Failed, "VALIDATION_ERROR"},
+		"a success whose reader ends":   {func(in *outbox.IntegrationResponse) { in.Data = json.RawMessage(`"goexit"`) }, Failed, "GOEXIT"},
+		"a failure whose reader ends": {func(in *outbox.IntegrationResponse) {
+			in.Status, in.Error = "FAILED", &outbox.Problem{Code: "RUDE", Message: "Bearer canary"}
+		}, Failed, "GOEXIT"},
 		"a failure": {func(in *outbox.IntegrationResponse) {
 			in.Status, in.Error = "FAILED", &outbox.Problem{Code: "VALIDATION_ERROR", Message: "Bearer canary"}
 		}, Failed, "kept"},

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,23 +132,39 @@ func (r *run) end(ctx context.Context, result Result, err error) {
 	r.finish(result, err)
 }
 
-// recovered makes a panic a failure of the attempt, not of the process. Defer it.
-func recovered(err *error) {
-	if p := recover(); p != nil {
-		no := false
-		*err = &Failure{Code: "PANIC", Message: fmt.Sprint(p), StackTrace: string(debug.Stack()), Retryable: &no}
-	}
-}
-
 // execute calls the executor.
 func (r *run) execute(ctx context.Context, allocation *Allocation) (result Result, err error) {
-	defer recovered(&err)
 	job := r.job()
 	job.Allocation = allocation
 	if !r.exec.Assigns {
 		job.Deadline = r.started.Add(r.settings.timeout)
 	}
-	return r.exec.Executor.Execute(ctx, job)
+	err = r.foreign(ctx, func() error {
+		var err error
+		result, err = r.exec.Executor.Execute(ctx, job)
+		return err
+	})
+	return result, err
+}
+
+// foreign calls code that is not ours, and returns a panic as a *Failure. After
+// runtime.Goexit this goroutine runs deferred functions and nothing else, so the
+// attempt's end is handed in by one of them, and its place becomes free.
+func (r *run) foreign(ctx context.Context, call func() error) (err error) {
+	returned := false
+	defer func() {
+		if returned || err != nil {
+			return
+		}
+		if r.started.IsZero() { // resources were asked for
+			r.started = now()
+		}
+		r.end(ctx, Result{}, goexit())
+	}()
+	defer recovered(&err)
+	err = call()
+	returned = true
+	return err
 }
 
 func (r *run) job() Job {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
@@ -77,6 +78,7 @@ func TestFailedAttempts(t *testing.T) {
 		code     string
 	}{
 		"panic":                               {func(context.Context, Job) (Result, error) { panic("out of luck") }, "PANIC"},
+		"goexit":                              {func(context.Context, Job) (Result, error) { runtime.Goexit(); return Result{}, nil }, "GOEXIT"},
 		"plain error":                         {does("", errors.New("no")), CodeExecution},
 		"own code":                            {does("", &Failure{Code: "E_OWN", Message: "no"}), "E_OWN"},
 		"NUL in output":                       {does(`{"a": "\u0000"}`, nil), CodeOutput},
@@ -117,6 +119,25 @@ func TestPanicKeepsItsStackAndTheProcess(t *testing.T) {
 	require.Contains(t, problem.StackTrace, "run_test.go")
 	good := b.create()
 	b.becomes(good.TaskID, Completed)
+}
+
+// A handler that ends its goroutine, as testing.T.FailNow does, gives its place back: here
+// there is one place. It is not called again.
+func TestGoexitFreesThePlace(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(noop(func(_ context.Context, job Job) (Result, error) {
+		if job.StepID == "bad" {
+			runtime.Goexit()
+		}
+		return Result{}, nil
+	}), func(cfg *RunnerConfig) { cfg.Slots = map[string]int{LaneAutomated: 1} })
+	bad := b.create(policy(RetryPolicy{MaxRetries: 5}), func(req *Request) { req.StepID = "bad" })
+	good := b.create()
+	b.becomes(good.TaskID, Completed)
+	bad = b.becomes(bad.TaskID, Failed)
+	require.Equal(t, "GOEXIT", codeOf(t, bad))
+	require.EqualValues(t, 1, bad.Attempt, "code that ended its goroutine would do so again")
 }
 
 func TestExecutorThatNobodyHasFailsAtOnce(t *testing.T) {

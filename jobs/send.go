@@ -114,13 +114,14 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 	var reasons []string
 	for _, channel := range channels {
 		one, cancel := context.WithTimeout(ctx, channelTime)
-		err := w.n.notifier.Notify(one, Notice{
+		notice := Notice{
 			Key: fmt.Sprintf("notice-%d:%s", n.NoticeID, channel), Channel: channel, UserID: n.UserID, Template: template,
 			Data: NoticeData{
 				Event: n.What, TaskID: n.TaskID, TaskName: name, WorkflowID: n.WorkflowID, DueDate: &due,
 				Priority: priorityOf(n.Priority), Percent: int(n.Percent),
 			},
-		})
+		}
+		err := apart(func() error { return w.n.notifier.Notify(one, notice) })
 		cancel()
 		if err == nil {
 			return channel, brief(reasons), false
