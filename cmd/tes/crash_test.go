@@ -23,6 +23,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/seed-3f7a0631/tes/jobs/check"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
@@ -335,7 +336,7 @@ func holdRules(t *testing.T, dsn string, ears *recorder) {
 	for _, rule := range crashRules {
 		broken, err := collect(t.Context(), dsn, pgx.RowTo[string], rule.sql)
 		require.NoError(t, err, rule.rule)
-		require.Empty(t, broken, rule.rule)
+		require.Empty(t, broken[:min(5, len(broken))], "%s: broken by %d", rule.rule, len(broken))
 	}
 	holdTold(t, dsn, ears)
 }
@@ -344,8 +345,20 @@ func holdRules(t *testing.T, dsn string, ears *recorder) {
 // knows, while tasks are open.
 func holdTold(t *testing.T, dsn string, ears *recorder) {
 	t.Helper()
-	code, stdout, stderr := tes(t, environ("TES_DATABASE_URL="+dsn), "check", "--grace", "5s", "--ledger", ears.write(t))
-	require.Equal(t, exitOK, code, "%s\n%s", stdout, stderr)
+	code, stdout, stderr := tes(t, environ("TES_DATABASE_URL="+dsn), "check", "--json", "--grace", "5s", "--ledger", ears.write(t))
+	if code == exitOK {
+		return
+	}
+	var report check.Report
+	require.NoError(t, json.Unmarshal([]byte(stdout), &report), "%s\n%s", stdout, stderr)
+	var broken strings.Builder
+	for _, rule := range report.Offending() {
+		fmt.Fprintf(&broken, "%s: %s Broken by %d, such as:\n", rule.ID, rule.Sentence, rule.Count)
+		for _, one := range rule.First[:min(5, len(rule.First))] {
+			fmt.Fprintf(&broken, "    %s %s\n", one.Task, one.Detail)
+		}
+	}
+	require.Fail(t, "tes check ended with "+fmt.Sprint(code), "%s%s", &broken, stderr)
 }
 
 // crashRules must hold when every task has ended, beside those that tes check knows;

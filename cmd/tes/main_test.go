@@ -143,6 +143,7 @@ type program struct {
 // start runs tes inside this process. It is stopped with the test.
 func start(t *testing.T, env []string, args ...string) *program {
 	t.Helper()
+	saidBy(t)
 	p := launch(env, args...)
 	t.Cleanup(func() { p.end(t, args) })
 	return p
@@ -169,6 +170,7 @@ func startProcess(t *testing.T, env []string, args ...string) *program {
 // startBuild does so with another build of tes.
 func startBuild(t *testing.T, exe string, env []string, args ...string) *program {
 	t.Helper()
+	saidBy(t)
 	theirs, ours, err := os.Pipe()
 	require.NoError(t, err)
 	p := &program{stdout: &output{}, stderr: &output{}, done: make(chan struct{})}
@@ -203,8 +205,8 @@ func (p *program) end(t *testing.T, args []string) {
 	}
 	<-p.done
 	if t.Failed() {
-		said, _, _ := strings.Cut(p.stdout.String(), "\nTokens, ")
-		t.Logf("tes %s ended with %d\n%s\n%s", strings.Join(args, " "), p.code, said, p.stderr)
+		out, _, _ := strings.Cut(p.stdout.String(), "\nTokens, ")
+		saidBy(t).add(fmt.Sprintf("tes %s ended with %d\n%s\n%s", strings.Join(args, " "), p.code, out, p.stderr))
 	}
 }
 
