@@ -29,7 +29,7 @@ type Config struct {
 	// Tasks makes the moves.
 	Tasks *jobs.Tasks
 	// Reads is a pool for reading: not the engine's, so that readers cannot keep
-	// the moves waiting.
+	// the moves waiting. Its login must be able to become tes_read: see pgpool.ReadAs.
 	Reads *pgxpool.Pool
 	// Verifier knows good tokens from bad. It is the caller's to close.
 	Verifier *Verifier
@@ -84,7 +84,7 @@ type Mount struct {
 type API struct {
 	cfg        Config
 	log        *slog.Logger
-	q          *db.Queries
+	across     *db.Queries // over all tenants: see API.read
 	router     *chi.Mux
 	huma       huma.API
 	reader     reader
@@ -183,7 +183,7 @@ func build(cfg Config) (*API, error) {
 			return nil, fmt.Errorf("api: cannot mount at %q", m.Prefix)
 		}
 	}
-	a := &API{cfg: cfg, log: cfg.Logger, q: db.New(cfg.Reads), router: chi.NewMux()}
+	a := &API{cfg: cfg, log: cfg.Logger, across: db.New(cfg.Reads), router: chi.NewMux()}
 	if cfg.Version != "" {
 		a.server = []string{"tes/" + cfg.Version}
 	}

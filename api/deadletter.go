@@ -313,9 +313,14 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 	case last != nil:
 		return nil, flawed("query.cursor", "this is no cursor of ours")
 	}
-	rows, next, err := jobs.DeadLetters(ctx, a.q, tenant, f, from, in.Limit)
+	var rows []db.DeadLetterListRow
+	var next *jobs.DeadLetterPlace
+	err = a.read(ctx, func(q *db.Queries) (err error) {
+		rows, next, err = jobs.DeadLetters(ctx, q, tenant, f, from, in.Limit)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, readFailed("list dead letters", err)
 	}
 	out := &DeadLetterPage{Items: make([]DeadLetter, 0, len(rows)), Complete: next == nil || len(rows) == int(in.Limit)}
 	for _, row := range rows {
@@ -349,13 +354,17 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 	case last != nil:
 		return nil, flawed("query.cursor", "this is no cursor of ours")
 	}
-	rows, err := a.q.DeadLetterGroups(ctx, p)
+	var rows []db.DeadLetterGroupsRow
+	var more bool
+	err := a.read(ctx, func(q *db.Queries) (err error) {
+		if rows, err = q.DeadLetterGroups(ctx, p); err != nil {
+			return err
+		}
+		more, err = jobs.MoreDeadLetters(ctx, q)
+		return err
+	})
 	if err != nil {
 		return nil, readFailed("group dead letters", err)
-	}
-	more, err := jobs.MoreDeadLetters(ctx, a.q)
-	if err != nil {
-		return nil, err
 	}
 	out := &DeadLetterPage{Groups: make([]DeadLetterGroup, 0, len(rows)), Complete: !more}
 	if len(rows) > int(in.Limit) {
@@ -421,8 +430,15 @@ func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOut
 	if err != nil {
 		return nil, err
 	}
-	op, err := a.cfg.Tasks.Operation(ctx, callerOf(ctx).Tenant, id)
-	return operationAnswer(op, err)
+	var op jobs.Operation
+	err = a.read(ctx, func(q *db.Queries) (err error) {
+		op, err = jobs.ReadOperation(ctx, q, callerOf(ctx).Tenant, id)
+		return err
+	})
+	if err != nil {
+		return nil, readFailed("get operation "+in.OperationID, err)
+	}
+	return operationAnswer(op, nil)
 }
 
 func (a *API) stopRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {

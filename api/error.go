@@ -365,6 +365,8 @@ func readFailed(what string, err error) error {
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return fmt.Errorf("%s: %w", what, jobs.ErrNotFound)
+	case errors.Is(err, jobs.ErrNotFound):
+		return fmt.Errorf("%s: %w", what, err)
 	case errors.As(err, &pg) && !strings.HasPrefix(pg.Code, "57") && !strings.HasPrefix(pg.Code, "08") && !strings.HasPrefix(pg.Code, "53"):
 		return fmt.Errorf("%s: %w", what, err)
 	}

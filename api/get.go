@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -25,7 +26,19 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 		return nil, err
 	}
 	about(ctx, id)
-	row, err := a.q.TaskGet(ctx, id)
+	var row db.Task
+	var progress json.RawMessage
+	err = a.read(ctx, func(q *db.Queries) (err error) {
+		row, err = q.TaskGet(ctx, id)
+		if err != nil || row.Status != db.TaskStatusRUNNING || row.Executor != jobs.ExecutorWorker {
+			return err
+		}
+		progress, err = q.TaskProgress(ctx, db.TaskProgressParams{TaskID: id, Attempt: row.Attempt})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil // the worker has said nothing yet
+		}
+		return err
+	})
 	if err != nil {
 		return nil, readFailed("get task "+in.TaskID, err)
 	}
@@ -33,11 +46,6 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 		return nil, fmt.Errorf("get task %s: %w", in.TaskID, jobs.ErrNotFound)
 	}
 	out := answer(&row)
-	if row.Status == db.TaskStatusRUNNING && row.Executor == jobs.ExecutorWorker {
-		out.Body.Progress, err = a.q.TaskProgress(ctx, db.TaskProgressParams{TaskID: id, Attempt: row.Attempt})
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			return nil, readFailed("progress of task "+in.TaskID, err)
-		}
-	}
+	out.Body.Progress = progress
 	return out, nil
 }

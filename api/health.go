@@ -32,7 +32,7 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	err := a.cfg.Ready(ctx)
 	var resting []db.MaintenanceInForceRow
 	if err == nil {
-		resting, err = a.q.MaintenanceInForce(ctx)
+		resting, err = a.across.MaintenanceInForce(ctx)
 	}
 	if err != nil {
 		writeProblem(c, unavailable("the database does not answer").because(err))

@@ -54,7 +54,7 @@ var listTasksByUserDoc = doc{
 func (a *API) listTasksByWorkflow(ctx context.Context, in *listTasksByWorkflowInput) (*taskPageOutput, error) {
 	tenant := callerOf(ctx).Tenant
 	return in.page("workflow", in.WorkflowID, tenant, func(after uuid.UUID) ([]db.Task, error) {
-		return a.q.TaskListByWorkflow(ctx, db.TaskListByWorkflowParams{
+		return fetch(ctx, a, (*db.Queries).TaskListByWorkflow, db.TaskListByWorkflowParams{
 			WorkflowID: in.WorkflowID, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
 		})
 	})
@@ -67,14 +67,14 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 			return nil, flawed("query.claimable", "groups and roles say something with claimable=true only")
 		}
 		return in.page("user", in.UserID, tenant, func(after uuid.UUID) ([]db.Task, error) {
-			return a.q.TaskListByUser(ctx, db.TaskListByUserParams{
+			return fetch(ctx, a, (*db.Queries).TaskListByUser, db.TaskListByUserParams{
 				UserID: &in.UserID, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
 			})
 		})
 	}
 	names := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
 	return in.page("claimable", in.UserID, tenant, func(after uuid.UUID) ([]db.Task, error) {
-		return a.q.TaskListForUser(ctx, db.TaskListForUserParams{
+		return fetch(ctx, a, (*db.Queries).TaskListForUser, db.TaskListForUserParams{
 			UserID: &in.UserID, Principals: names, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
 		})
 	}, names...)

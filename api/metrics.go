@@ -136,27 +136,27 @@ const shownHours = 24
 func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, error) {
 	now := time.Now().UTC()
 	hours := now.Truncate(time.Hour).Add(-(shownHours - 1) * time.Hour)
-	tally, err := a.q.TallyRead(ctx)
+	tally, err := a.across.TallyRead(ctx)
 	if err != nil {
 		return nil, readFailed("read the tally", err)
 	}
-	waiting, err := a.q.LaneWaiting(ctx, db.LaneWaitingParams{Lanes: jobs.Lanes, Kinds: jobs.Kinds})
+	waiting, err := a.across.LaneWaiting(ctx, db.LaneWaitingParams{Lanes: jobs.Lanes, Kinds: jobs.Kinds})
 	if err != nil {
 		return nil, readFailed("read the lanes", err)
 	}
-	done, err := a.q.TallyHours(ctx, hours)
+	done, err := a.across.TallyHours(ctx, hours)
 	if err != nil {
 		return nil, readFailed("read the hours", err)
 	}
-	backlog, err := a.q.OutboxBacklog(ctx)
+	backlog, err := a.across.OutboxBacklog(ctx)
 	if err != nil {
 		return nil, readFailed("read the outbox's backlog", err)
 	}
-	inbound, err := a.q.InboundRead(ctx)
+	inbound, err := a.across.InboundRead(ctx)
 	if err != nil {
 		return nil, readFailed("read the counts of what was heard", err)
 	}
-	callbacks, err := a.q.CallbackBacklog(ctx)
+	callbacks, err := a.across.CallbackBacklog(ctx)
 	if err != nil {
 		return nil, readFailed("read the callbacks", err)
 	}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -117,13 +117,13 @@ var listTaskAttemptsDoc = doc{
 }
 
 func (a *API) listTaskEvents(ctx context.Context, in *trailInput) (*taskEventPageOutput, error) {
-	id, from, err := a.trail(ctx, "events", in)
+	var rows []db.TaskEventsRow
+	id, err := a.trail(ctx, "events", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+		rows, err = q.TaskEvents(ctx, db.TaskEventsParams{TaskID: id, After: from, Page: in.Limit + 1})
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	rows, err := a.q.TaskEvents(ctx, db.TaskEventsParams{TaskID: id, After: from, Page: in.Limit + 1})
-	if err != nil {
-		return nil, readFailed("list events of task "+in.TaskID, err)
 	}
 	out := &TaskEventPage{Items: make([]TaskEvent, 0, len(rows))}
 	if len(rows) > int(in.Limit) {
@@ -144,13 +144,13 @@ func (a *API) listTaskEvents(ctx context.Context, in *trailInput) (*taskEventPag
 }
 
 func (a *API) listTaskAttempts(ctx context.Context, in *trailInput) (*taskAttemptPageOutput, error) {
-	id, from, err := a.trail(ctx, "attempts", in)
+	var rows []db.TaskAttemptsRow
+	id, err := a.trail(ctx, "attempts", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+		rows, err = q.TaskAttempts(ctx, db.TaskAttemptsParams{TaskID: id, After: from, Page: in.Limit + 1})
+		return err
+	})
 	if err != nil {
 		return nil, err
-	}
-	rows, err := a.q.TaskAttempts(ctx, db.TaskAttemptsParams{TaskID: id, After: from, Page: in.Limit + 1})
-	if err != nil {
-		return nil, readFailed("list attempts of task "+in.TaskID, err)
 	}
 	out := &TaskAttemptPage{Items: make([]TaskAttempt, 0, len(rows))}
 	if len(rows) > int(in.Limit) {
@@ -170,30 +170,38 @@ func (a *API) listTaskAttempts(ctx context.Context, in *trailInput) (*taskAttemp
 	return &taskAttemptPageOutput{Body: out}, nil
 }
 
-// trail says which task is meant, if it is the caller's, and after which number the
-// page begins.
-func (a *API) trail(ctx context.Context, list string, in *trailInput) (id uuid.UUID, from int32, err error) {
+// trail reads a page of a task's past, if the task is the caller's: those after the
+// number that the cursor says.
+func (a *API) trail(ctx context.Context, list string, in *trailInput, page func(q *db.Queries, id uuid.UUID, from int32) error) (id uuid.UUID, err error) {
 	if id, err = in.id(); err != nil {
-		return id, 0, err
+		return id, err
 	}
 	about(ctx, id)
 	last, err := after(in.Cursor, list, id.String())
+	if err != nil {
+		return id, err
+	}
+	var from int32
 	switch {
-	case err != nil:
-		return id, 0, err
 	case len(last) == 4:
 		from = int32(binary.BigEndian.Uint32(last)) //nolint:gosec // a number of ours, which next wrote
 	case last != nil:
-		return id, 0, flawed("query.cursor", "this is no cursor of ours")
+		return id, flawed("query.cursor", "this is no cursor of ours")
 	}
-	tenant, err := a.q.TaskTenant(ctx, id)
+	err = a.read(ctx, func(q *db.Queries) error {
+		tenant, err := q.TaskTenant(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case tenant != callerOf(ctx).Tenant:
+			return pgx.ErrNoRows
+		}
+		return page(q, id, from)
+	})
 	if err != nil {
-		return id, 0, readFailed(list+" of task "+in.TaskID, err)
+		return id, readFailed(list+" of task "+in.TaskID, err)
 	}
-	if tenant != callerOf(ctx).Tenant {
-		return id, 0, fmt.Errorf("%s of task %s: %w", list, in.TaskID, jobs.ErrNotFound)
-	}
-	return id, from, nil
+	return id, nil
 }
 
 // next is the cursor of the page after this number.

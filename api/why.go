@@ -71,7 +71,7 @@ func (a *API) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, er
 		return nil, err
 	}
 	about(ctx, id)
-	row, err := a.q.TaskWhy(ctx, db.TaskWhyParams{
+	row, err := fetch(ctx, a, (*db.Queries).TaskWhy, db.TaskWhyParams{
 		TaskID: id, TenantID: callerOf(ctx).Tenant, SilenceSeconds: jobs.Silence.Seconds(), Most: mostAhead,
 	})
 	if err != nil {

@@ -502,50 +502,50 @@ func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflow
 
 const taskListForUser = `-- name: TaskListForUser :many
 WITH mine AS MATERIALIZED (
-    SELECT t.task_id
-    FROM task t
-    WHERE t.open_for && $5::text[] AND t.tenant_id = $6
+    SELECT open.task_id
+    FROM task_open_ids($6::text[]) AS open (task_id)
     UNION
     (
         SELECT t.task_id
         FROM task t
-        WHERE t.assignee_id = $7 AND t.task_id > $1 AND t.tenant_id = $6
-            AND ($2::text = '' OR t.status::text = $2::text)
-            AND ($3::text = '' OR t.type::text = $3::text)
+        WHERE t.assignee_id = $7 AND t.task_id > $1 AND t.tenant_id = $2
+            AND ($3::text = '' OR t.status::text = $3::text)
+            AND ($4::text = '' OR t.type::text = $4::text)
         ORDER BY t.task_id
-        LIMIT $4
+        LIMIT $5
     )
 )
 SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
-WHERE t.task_id > $1
-    AND ($2::text = '' OR t.status::text = $2::text)
-    AND ($3::text = '' OR t.type::text = $3::text)
+WHERE t.task_id > $1 AND t.tenant_id = $2
+    AND ($3::text = '' OR t.status::text = $3::text)
+    AND ($4::text = '' OR t.type::text = $4::text)
 ORDER BY t.task_id
-LIMIT $4
+LIMIT $5
 `
 
 type TaskListForUserParams struct {
 	After      uuid.UUID
+	TenantID   string
 	Status     string
 	Type       string
 	Page       int32
 	Principals []string
-	TenantID   string
 	UserID     *string
 }
 
 // What is assigned to a user, and what waits for somebody like them. Materialized,
-// or the LIMIT would tempt the planner to walk all of task in its order.
+// or the LIMIT would tempt the planner to walk all of task in its order. What waits is
+// the tenant's as whom this is read: see pgpool.ReadAs.
 func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams) ([]Task, error) {
 	rows, err := q.db.Query(ctx, taskListForUser,
 		arg.After,
+		arg.TenantID,
 		arg.Status,
 		arg.Type,
 		arg.Page,
 		arg.Principals,
-		arg.TenantID,
 		arg.UserID,
 	)
 	if err != nil {
@@ -719,6 +719,37 @@ func (q *Queries) TaskTenant(ctx context.Context, taskID uuid.UUID) (string, err
 	var tenant_id string
 	err := row.Scan(&tenant_id)
 	return tenant_id, err
+}
+
+const taskTokens = `-- name: TaskTokens :many
+SELECT t.task_id, t.job_id, t.status FROM task t WHERE t.task_id = ANY ($1::uuid[])
+`
+
+type TaskTokensRow struct {
+	TaskID uuid.UUID
+	JobID  int64
+	Status TaskStatus
+}
+
+// Whether these tasks still go by the jobs that somebody knows of.
+func (q *Queries) TaskTokens(ctx context.Context, taskIds []uuid.UUID) ([]TaskTokensRow, error) {
+	rows, err := q.db.Query(ctx, taskTokens, taskIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskTokensRow
+	for rows.Next() {
+		var i TaskTokensRow
+		if err := rows.Scan(&i.TaskID, &i.JobID, &i.Status); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const taskWhy = `-- name: TaskWhy :one

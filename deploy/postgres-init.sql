@@ -7,8 +7,9 @@
 --   tes_service  logs in to run "tes serve"; member of tes_app: rows, not tables
 --   tes_reader   logs in to read reports; member of tes_report: views, nothing else
 --
--- "tes migrate up" makes the three group roles itself if it may. Made here, the
--- migrations need no superuser.
+-- "tes migrate up" makes the four group roles itself if it may. Made here, the
+-- migrations need no superuser. The fourth, tes_read, is what "tes serve" becomes to
+-- read on behalf of one tenant: row-level security shows it no other's rows.
 
 \set ON_ERROR_STOP on
 \getenv migrate_password TES_MIGRATE_PASSWORD
@@ -17,7 +18,16 @@
 
 CREATE ROLE tes_owner NOLOGIN;
 CREATE ROLE tes_app NOLOGIN;
+CREATE ROLE tes_read NOLOGIN;
 CREATE ROLE tes_report NOLOGIN;
+
+-- From PostgreSQL 16 on, the service does not inherit what tes_read may do.
+SELECT current_setting('server_version_num')::int >= 160000 AS tells \gset
+\if :tells
+GRANT tes_read TO tes_app WITH INHERIT FALSE, SET TRUE;
+\else
+GRANT tes_read TO tes_app;
+\endif
 
 CREATE ROLE tes_migrate LOGIN PASSWORD :'migrate_password' IN ROLE tes_owner;
 CREATE ROLE tes_service LOGIN PASSWORD :'service_password' IN ROLE tes_app;

@@ -20,15 +20,20 @@ type Operation struct {
 }
 
 // Operation tells how far a redrive has come.
-func (t *Tasks) Operation(ctx context.Context, tenant string, id uuid.UUID) (out Operation, err error) {
+func (t *Tasks) Operation(ctx context.Context, tenant string, id uuid.UUID) (Operation, error) {
+	return ReadOperation(ctx, t.q, tenant, id)
+}
+
+// ReadOperation is Operation by any connection.
+func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UUID) (out Operation, err error) {
 	what := "operation " + id.String()
-	if out.RedriveOperation, err = t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: tenant}); err != nil {
+	if out.RedriveOperation, err = q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: tenant}); err != nil {
 		return Operation{}, readError(what, err)
 	}
-	if out.RedriveCountRow, err = t.q.RedriveCount(ctx, id); err != nil {
+	if out.RedriveCountRow, err = q.RedriveCount(ctx, id); err != nil {
 		return Operation{}, readError(what, err)
 	}
-	rows, err := t.q.RedriveRejected(ctx, id)
+	rows, err := q.RedriveRejected(ctx, id)
 	if err != nil {
 		return Operation{}, readError(what, err)
 	}

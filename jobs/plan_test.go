@@ -92,6 +92,43 @@ func TestPlansGoByIndexAtAnySize(t *testing.T) {
 			})
 		}
 	}
+	requireReadPlans(t, pool, size)
+}
+
+// reads are the statements that are read on behalf of a tenant.
+var reads = []string{
+	"TaskGet", "TaskProgress", "TaskTenant", "TaskListByWorkflow", "TaskListByUser", "TaskListForUser", "TaskWhy", "TaskEvents", "TaskAttempts",
+	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "RedriveGet", "RedriveCount", "RedriveRejected",
+}
+
+// requireReadPlans wants that the policies of tes_read keep no read from its index.
+func requireReadPlans(t *testing.T, pool *pgxpool.Pool, size int) {
+	t.Helper()
+	ctx := t.Context()
+	conn, err := pgx.Connect(ctx, dbtest.URL(pool))
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(ctx, "SET plan_cache_mode = force_generic_plan; SET jit = off; SET ROLE tes_read; SET tes.tenant = '='")
+	require.NoError(t, err)
+	indexes := indexesOf(t, pool)
+	plans := explain(t, conn, func(name string) bool { return slices.Contains(reads, name) })
+	require.Len(t, plans, len(reads))
+	for name, plan := range plans {
+		plan.walk(func(n node) {
+			by := indexes[n.Index]
+			switch {
+			case n.Type == "Seq Scan" && slices.Contains(growing, n.Relation) && size > 1000:
+				t.Errorf("%s reads the whole of %s as a tenant", name, n.Relation)
+			case slices.Contains(growing, by.Table) && by.Table != "river_job" && size > 1000 && !strings.Contains(n.Cond, by.Leading+" "):
+				t.Errorf("%s walks the whole of %s as a tenant (condition: %s)", name, n.Index, n.Cond)
+			}
+		})
+	}
+
+	// What task_open_ids asks with the owner's eyes.
+	var plan []byte
+	require.NoError(t, pool.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT t.task_id FROM task t WHERE t.open_for && '{x}' AND current_setting('tes.tenant', true) = '=' || t.tenant_id").Scan(&plan))
+	require.Contains(t, string(plan), `"Index Name": "task_open_for"`)
 }
 
 // node is one node of a plan.
@@ -140,9 +177,19 @@ func explainAll(t *testing.T, pool *pgxpool.Pool) map[string]node {
 	require.NoError(t, err)
 	conn := pooled.Hijack() // with the plans that it keeps
 	defer conn.Close(context.Background())
+	return explain(t, conn, func(string) bool { return true })
+}
+
+// explain returns the generic plans of those statements that are wanted.
+func explain(t *testing.T, conn *pgx.Conn, wanted func(name string) bool) map[string]node {
+	t.Helper()
+	ctx := t.Context()
 	plans := map[string]node{}
 	for _, sql := range statements(ctx) {
 		name := strings.Fields(strings.TrimPrefix(sql, "-- name: "))[0]
+		if !wanted(name) {
+			continue
+		}
 		prepared, err := conn.Prepare(ctx, name, sql)
 		require.NoError(t, err, name)
 		nulls := ""

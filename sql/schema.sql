@@ -174,6 +174,18 @@ CREATE FUNCTION public.task_open_for(assignee_id text, group_id text, candidates
     ) named
     $$;
 
+CREATE FUNCTION public.task_open_ids(principals text[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 100
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    -- Which of the reader's tasks wait for one of these. Under a policy the index on
+    -- open_for cannot be used, for && might tell of rows that are not to be seen. So
+    -- this passes by the policy, as the owner, and asks the same itself.
+    SELECT t.task_id
+    FROM task t
+    WHERE t.open_for && principals AND current_setting('tes.tenant', true) = '=' || t.tenant_id
+    $$;
+
 CREATE FUNCTION report.event_id(task_id uuid, seq integer) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1265,4 +1277,110 @@ CREATE TRIGGER job_signal_update AFTER UPDATE ON public.river_job FOR EACH ROW W
 CREATE TRIGGER task_guard_delete BEFORE DELETE ON public.task FOR EACH ROW WHEN ((current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text)) EXECUTE FUNCTION public.task_guard();
 
 CREATE TRIGGER task_guard_update BEFORE UPDATE ON public.task FOR EACH ROW WHEN (((current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text) OR (NOT public.task_move_legal(old.status, new.status, (new.version - old.version))))) EXECUTE FUNCTION public.task_guard();
+
+ALTER TABLE public.callback ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.callback_given_up ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.dead_letter_discard ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY engine ON public.callback TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.callback_given_up TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.dead_letter_discard TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.job_signal TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.lease TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.notice TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.outbox_parked TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.redrive_item TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.redrive_operation TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.task TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.task_attempt TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.task_checkpoint TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.task_event TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.task_request TO tes_app USING (true) WITH CHECK (true);
+
+ALTER TABLE public.job_signal ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.lease ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.notice ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.outbox_parked ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.redrive_item ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.redrive_operation ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.task ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.task_attempt ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.task_checkpoint ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.task_event ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.task_request ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY tenant ON public.callback FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = callback.task_id)));
+
+CREATE POLICY tenant ON public.callback_given_up FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = callback_given_up.task_id)));
+
+CREATE POLICY tenant ON public.dead_letter_discard FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = dead_letter_discard.task_id)));
+
+CREATE POLICY tenant ON public.job_signal FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = job_signal.task_id)));
+
+CREATE POLICY tenant ON public.lease FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = lease.task_id)));
+
+CREATE POLICY tenant ON public.notice FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = notice.task_id)));
+
+CREATE POLICY tenant ON public.outbox_parked FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = outbox_parked.task_id)));
+
+CREATE POLICY tenant ON public.redrive_item FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.redrive_operation o
+  WHERE (o.operation_id = redrive_item.operation_id)));
+
+CREATE POLICY tenant ON public.redrive_operation FOR SELECT TO tes_read USING ((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)));
+
+CREATE POLICY tenant ON public.task FOR SELECT TO tes_read USING ((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)));
+
+CREATE POLICY tenant ON public.task_attempt FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = task_attempt.task_id)));
+
+CREATE POLICY tenant ON public.task_checkpoint FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = task_checkpoint.task_id)));
+
+CREATE POLICY tenant ON public.task_event FOR SELECT TO tes_read USING (( SELECT true
+   FROM public.task t
+  WHERE (t.task_id = task_event.task_id)));
+
+CREATE POLICY tenant ON public.task_request FOR SELECT TO tes_read USING ((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)));
 

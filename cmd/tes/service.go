@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/seed-3f7a0631/tes/api"
@@ -93,6 +94,9 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	}
 	if err := migrated(ctx, cfg.DatabaseURL, own); err != nil {
 		return err
+	}
+	if err := pgpool.ReadAs(ctx, reads, "", func(pgx.Tx) error { return nil }); err != nil {
+		return fmt.Errorf("%w (the login must be a member of tes_app)", err)
 	}
 	process := jobs.NewProcessID()
 	if err := s.startTracing(ctx, process); err != nil {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -21,8 +22,13 @@ import (
 //go:embed *.sql
 var files embed.FS
 
-//go:embed grants.sql
-var grants string
+// What is run before the migrations, and after them.
+var (
+	//go:embed roles.sql
+	roles string
+	//go:embed grants.sql
+	grants string
+)
 
 // Step is one migration and whether the database has it.
 type Step struct {
@@ -49,33 +55,45 @@ func Fingerprint() string {
 // Up applies what is missing. Two processes may call it at once: one migrates,
 // the other waits. The role of dsn must be allowed to create roles and tables.
 func Up(ctx context.Context, dsn string) error {
-	return with(ctx, dsn, func(p *goose.Provider, pool *pgxpool.Pool) error {
+	return with(ctx, dsn, true, func(p *goose.Provider, pool *pgxpool.Pool) error {
+		if err := script(ctx, pool, "roles", roles); err != nil {
+			return err
+		}
 		if _, err := p.Up(ctx); err != nil {
 			return fmt.Errorf("migrate up: %w", err)
 		}
-		return finish(ctx, pool)
+		return script(ctx, pool, "grant", grants)
 	})
 }
 
-// finish grants what each role may do, one process at a time. The simple protocol,
-// for the file holds several statements: together they are one transaction.
-func finish(ctx context.Context, pool *pgxpool.Pool) error {
+// script runs a file of several statements, one process at a time. By the simple
+// protocol they are one transaction.
+func script(ctx context.Context, pool *pgxpool.Pool, what, text string) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("grant: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer conn.Release()
 	const lock = "SELECT pg_advisory_xact_lock(hashtextextended('tes grants', 0));\n"
-	if _, err := conn.Conn().PgConn().Exec(ctx, lock+grants).ReadAll(); err != nil {
-		return fmt.Errorf("grant: %w", err)
+	if _, err := conn.Conn().PgConn().Exec(ctx, lock+text).ReadAll(); err != nil {
+		return fmt.Errorf("%s: %w", what, explained(err))
 	}
 	return nil
+}
+
+// explained puts the server's hint into an error, which pgx leaves out of its text.
+func explained(err error) error {
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Hint != "" {
+		return fmt.Errorf("%w (%s)", err, refused.Hint)
+	}
+	return err
 }
 
 // Down takes back the newest step and returns it; nil if there was none.
 func Down(ctx context.Context, dsn string) (*Step, error) {
 	var step *Step
-	err := with(ctx, dsn, func(p *goose.Provider, _ *pgxpool.Pool) error {
+	err := with(ctx, dsn, true, func(p *goose.Provider, _ *pgxpool.Pool) error {
 		done, err := p.Down(ctx)
 		if errors.Is(err, goose.ErrNoNextVersion) {
 			return nil
@@ -89,10 +107,11 @@ func Down(ctx context.Context, dsn string) (*Step, error) {
 	return step, err
 }
 
-// Status lists every step, oldest first.
+// Status lists every step, oldest first. It waits for no lock: each process asks when it
+// starts, and the migrators' is an advisory one, which whoever may connect can take.
 func Status(ctx context.Context, dsn string) ([]Step, error) {
 	var steps []Step
-	err := with(ctx, dsn, func(p *goose.Provider, _ *pgxpool.Pool) error {
+	err := with(ctx, dsn, false, func(p *goose.Provider, _ *pgxpool.Pool) error {
 		list, err := p.Status(ctx)
 		if err != nil {
 			return fmt.Errorf("migration status: %w", err)
@@ -105,7 +124,7 @@ func Status(ctx context.Context, dsn string) ([]Step, error) {
 	return steps, err
 }
 
-func with(ctx context.Context, dsn string, do func(*goose.Provider, *pgxpool.Pool) error) error {
+func with(ctx context.Context, dsn string, locked bool, do func(*goose.Provider, *pgxpool.Pool) error) error {
 	pool, err := pgxpool.New(ctx, dsn)
 	if err != nil {
 		return fmt.Errorf("open database to migrate: %w", err)
@@ -113,29 +132,34 @@ func with(ctx context.Context, dsn string, do func(*goose.Provider, *pgxpool.Poo
 	defer pool.Close()
 	std := stdlib.OpenDBFromPool(pool)
 	defer func() { _ = std.Close() }()
-	provider, err := newProvider(std, pool)
+	provider, err := newProvider(std, pool, locked)
 	if err != nil {
 		return err
 	}
 	return do(provider, pool)
 }
 
-func newProvider(std *sql.DB, pool *pgxpool.Pool) (*goose.Provider, error) {
-	locker, err := lock.NewPostgresSessionLocker()
-	if err != nil {
-		return nil, fmt.Errorf("migration lock: %w", err)
+// lockTries is for how many seconds a migrator waits for another, or for whoever else
+// holds the lock.
+const lockTries = 300
+
+func newProvider(std *sql.DB, pool *pgxpool.Pool, locked bool) (*goose.Provider, error) {
+	options := []goose.ProviderOption{goose.WithGoMigrations(riverSteps(pool)...), goose.WithDisableGlobalRegistry(true)}
+	if locked {
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, lockTries))
+		if err != nil {
+			return nil, fmt.Errorf("migration lock: %w", err)
+		}
+		options = append(options, goose.WithSessionLocker(locker))
 	}
-	provider, err := goose.NewProvider(goose.DialectPostgres, std, numbered{files},
-		goose.WithSessionLocker(locker),
-		goose.WithGoMigrations(riverSteps(pool)...),
-		goose.WithDisableGlobalRegistry(true))
+	provider, err := goose.NewProvider(goose.DialectPostgres, std, numbered{files}, options...)
 	if err != nil {
 		return nil, fmt.Errorf("read migrations: %w", err)
 	}
 	return provider, nil
 }
 
-// numbered hides grants.sql from goose, which would ask for its number.
+// numbered hides the scripts from goose, which would ask for their numbers.
 type numbered struct{ embed.FS }
 
 func (f numbered) Glob(pattern string) ([]string, error) {
@@ -145,7 +169,7 @@ func (f numbered) Glob(pattern string) ([]string, error) {
 	}
 	var out []string
 	for _, name := range all {
-		if name != "grants.sql" {
+		if name != "grants.sql" && name != "roles.sql" {
 			out = append(out, name)
 		}
 	}

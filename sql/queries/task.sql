@@ -4,6 +4,10 @@ SELECT * FROM task WHERE task_id = @task_id;
 -- name: TaskGetMany :many
 SELECT * FROM task WHERE task_id = ANY (@task_ids::uuid[]);
 
+-- name: TaskTokens :many
+-- Whether these tasks still go by the jobs that somebody knows of.
+SELECT t.task_id, t.job_id, t.status FROM task t WHERE t.task_id = ANY (@task_ids::uuid[]);
+
 -- name: TaskListByWorkflow :many
 -- A page of a workflow's tasks in the order they were made; after is the last id
 -- of the page before, the nil UUID for the first.
@@ -106,11 +110,11 @@ WHERE t.task_id = @task_id AND t.tenant_id = @tenant_id;
 
 -- name: TaskListForUser :many
 -- What is assigned to a user, and what waits for somebody like them. Materialized,
--- or the LIMIT would tempt the planner to walk all of task in its order.
+-- or the LIMIT would tempt the planner to walk all of task in its order. What waits is
+-- the tenant's as whom this is read: see pgpool.ReadAs.
 WITH mine AS MATERIALIZED (
-    SELECT t.task_id
-    FROM task t
-    WHERE t.open_for && @principals::text[] AND t.tenant_id = @tenant_id
+    SELECT open.task_id
+    FROM task_open_ids(@principals::text[]) AS open (task_id)
     UNION
     (
         SELECT t.task_id
@@ -125,7 +129,7 @@ WITH mine AS MATERIALIZED (
 SELECT t.*
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
-WHERE t.task_id > @after
+WHERE t.task_id > @after AND t.tenant_id = @tenant_id
     AND (@status::text = '' OR t.status::text = @status::text)
     AND (@type::text = '' OR t.type::text = @type::text)
 ORDER BY t.task_id
