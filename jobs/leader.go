@@ -50,12 +50,16 @@ func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices
 		river.AddWorkerArgs(workers, stubArgs{kind}, stubWorker{})
 	}
 	cfg := &river.Config{
-		ID:                          riverID(processID),
-		Logger:                      logger,
-		Queues:                      map[string]river.QueueConfig{queueInternal: {MaxWorkers: 1, FetchPollInterval: time.Minute}},
-		Workers:                     workers,
-		MaxAttempts:                 1,
-		JobTimeout:                  -1,
+		ID:          riverID(processID),
+		Logger:      logger,
+		Queues:      map[string]river.QueueConfig{queueInternal: {MaxWorkers: 1, FetchPollInterval: time.Minute}},
+		Workers:     workers,
+		MaxAttempts: 1,
+		JobTimeout:  -1,
+		// River believes its notifications: one that anybody may send pauses a queue,
+		// cancels a job or makes the leader resign. So it does not listen. What they are
+		// for it finds by polling; a pause within some seconds.
+		PollOnly:                    true,
 		RescueStuckJobsAfter:        rescueAfter,
 		SoftStopTimeout:             stopPatience,
 		CompletedJobRetentionPeriod: 2 * time.Hour,

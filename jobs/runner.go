@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/seed-3f7a0631/tes/db"
 )
 
@@ -261,61 +259,5 @@ func (r *Runner) every(ctx context.Context, tick time.Duration, what string, do 
 			r.trouble(what, err)
 			_ = r.tasks.insist(ctx, r.complain(what), err, func() error { return do(ctx) })
 		}
-	}
-}
-
-// listen hears what other processes tell: new work, cancelled tasks, changed
-// definitions. Polls and heartbeats find what it misses.
-func (r *Runner) listen(ctx context.Context) {
-	for ctx.Err() == nil {
-		if err := r.hear(ctx); err != nil && ctx.Err() == nil {
-			r.trouble("listen", err)
-		}
-		pause(ctx, time.Second)
-	}
-}
-
-func (r *Runner) hear(ctx context.Context) error {
-	conn, err := r.tasks.pool.Acquire(ctx)
-	if err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
-	own := conn.Hijack()
-	defer func() {
-		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = own.Close(bye)
-	}()
-	for _, channel := range []string{channelShutdown, channelLane, channelCancel, channelDefinition} {
-		if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
-			return fmt.Errorf("listen to %s: %w", channel, err)
-		}
-	}
-	if err := r.orders(ctx); err != nil { // what was told while nobody listened
-		return err
-	}
-	for {
-		n, err := own.WaitForNotification(ctx)
-		if err != nil {
-			return fmt.Errorf("wait for a notification: %w", err)
-		}
-		if n.Channel == channelShutdown {
-			err = r.orders(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		r.heard(n)
-	}
-}
-
-func (r *Runner) heard(n *pgconn.Notification) {
-	switch n.Channel {
-	case channelLane:
-		r.tasks.wokenLane(n.Payload)
-	case channelCancel:
-		r.tasks.heardCancelled(n.Payload)
-	case channelDefinition:
-		r.tasks.defs.forget(n.Payload)
 	}
 }

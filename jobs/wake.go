@@ -3,8 +3,6 @@ package jobs
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -12,7 +10,7 @@ import (
 )
 
 // The channels on which processes tell each other. What is lost is found by
-// polling; they only make it soon.
+// polling; they only make it soon, and nothing that they say is believed: see hear.go.
 const (
 	channelLane       = "tes_lane"
 	channelCancel     = "tes_cancel"
@@ -154,24 +152,24 @@ func (t *Tasks) tellCancelled(ctx context.Context, all []cancelled) {
 	}
 }
 
-// heardCancelled is the same from another process.
-func (t *Tasks) heardCancelled(payload string) {
-	id, job, _ := strings.Cut(payload, " ")
-	task, err := uuid.Parse(id)
-	n, err2 := strconv.ParseInt(job, 10, 64)
-	if err == nil && err2 == nil {
-		t.cancelRun(cancelled{task, n}, ErrCancelled)
-	}
-}
-
 // cancelRun ends the context of an attempt's executor, if it runs in this process.
 func (t *Tasks) cancelRun(c cancelled, cause error) bool {
-	t.mu.Lock()
-	r := t.runs[c.task]
-	t.mu.Unlock()
-	if r == nil || r.claim.JobID != c.job {
+	r := t.runOf(c)
+	if r == nil {
 		return false
 	}
 	r.cancel(cause)
 	return true
+}
+
+func (t *Tasks) runsHere(c cancelled) bool { return t.runOf(c) != nil }
+
+func (t *Tasks) runOf(c cancelled) *run {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.runs[c.task]
+	if r == nil || r.claim.JobID != c.job {
+		return nil
+	}
+	return r
 }

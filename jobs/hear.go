@@ -1,0 +1,203 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Whoever may connect to the database may send any notification, as often as they like.
+// So none is believed: a notification makes this process look at rows, and the rows
+// decide. What names nothing that this process knows is dropped unread, and what is to
+// be looked at is gathered, so that a flood costs one look in hearEvery and no line in
+// the log.
+const hearEvery = 10 * time.Millisecond
+
+// The most that is gathered between two looks. What is beyond it is found by polls and
+// heartbeats, as if it had not been told.
+const (
+	mostHeardDefinitions = 1024
+	longestHeard         = 1024 // bytes of a payload of ours
+)
+
+// hearsay is what was told and is not looked at yet.
+type hearsay struct {
+	come chan struct{} // holds one: there is something
+
+	mu          sync.Mutex
+	orders      bool                // guarded by mu
+	lanes       map[string]bool     // guarded by mu
+	definitions map[string]bool     // guarded by mu
+	runs        map[uuid.UUID]int64 // attempts of this process that may be over; guarded by mu
+}
+
+func newHearsay() *hearsay { return &hearsay{come: make(chan struct{}, 1)} }
+
+// listen hears what other processes tell: new work, cancelled tasks, changed
+// definitions, orders to stop. Polls and heartbeats find what it misses.
+func (r *Runner) listen(ctx context.Context) {
+	heard := newHearsay()
+	var looking sync.WaitGroup
+	looking.Go(func() { r.lookAt(ctx, heard) })
+	defer looking.Wait()
+	for ctx.Err() == nil {
+		if err := r.hear(ctx, heard); err != nil && ctx.Err() == nil {
+			r.trouble("listen", err)
+		}
+		pause(ctx, time.Second)
+	}
+}
+
+func (r *Runner) hear(ctx context.Context, heard *hearsay) error {
+	conn, err := r.tasks.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	own := conn.Hijack()
+	defer func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = own.Close(bye)
+	}()
+	for _, channel := range []string{channelShutdown, channelLane, channelCancel, channelDefinition} {
+		if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
+			return fmt.Errorf("listen to %s: %w", channel, err)
+		}
+	}
+	heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown}) // what was told while nobody listened
+	for {
+		n, err := own.WaitForNotification(ctx)
+		if err != nil {
+			return fmt.Errorf("wait for a notification: %w", err)
+		}
+		heard.add(r.tasks, n)
+	}
+}
+
+// add notes what a notification is about, if it can be about something here.
+func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
+	if len(n.Payload) > longestHeard {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch n.Channel {
+	case channelShutdown:
+		h.orders = true
+	case channelLane:
+		if !knownLane(n.Payload) {
+			return
+		}
+		if h.lanes == nil {
+			h.lanes = map[string]bool{}
+		}
+		h.lanes[n.Payload] = true
+	case channelDefinition:
+		if h.definitions == nil {
+			h.definitions = map[string]bool{}
+		}
+		if len(h.definitions) >= mostHeardDefinitions {
+			return
+		}
+		h.definitions[n.Payload] = true
+	case channelCancel:
+		c, ok := parseCancelled(n.Payload)
+		if !ok || !t.runsHere(c) {
+			return
+		}
+		if h.runs == nil {
+			h.runs = map[uuid.UUID]int64{}
+		}
+		h.runs[c.task] = c.job
+	}
+	select {
+	case h.come <- struct{}{}:
+	default:
+	}
+}
+
+// lookAt looks at what was told, until ctx ends.
+func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-heard.come:
+		}
+		heard.mu.Lock()
+		orders, lanes, definitions, runs := heard.orders, heard.lanes, heard.definitions, heard.runs
+		heard.orders, heard.lanes, heard.definitions, heard.runs = false, nil, nil, nil
+		heard.mu.Unlock()
+
+		for lane := range lanes {
+			r.tasks.wokenLane(lane)
+		}
+		for id := range definitions {
+			r.tasks.defs.forget(id)
+		}
+		if err := r.tasks.heardCancelled(ctx, runs); err != nil && ctx.Err() == nil {
+			r.trouble("look at cancelled tasks", err) // heartbeats will tell
+		}
+		if orders {
+			if err := r.orders(ctx); err != nil && ctx.Err() == nil {
+				r.trouble("read the orders to stop", err)
+				heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown})
+				pause(ctx, time.Second)
+			}
+		}
+		if !pause(ctx, hearEvery) {
+			return
+		}
+	}
+}
+
+// knownLane says whether wokenLane would wake anybody by that name.
+func knownLane(name string) bool {
+	if name == KindWorker {
+		return true
+	}
+	for _, w := range wakeKinds {
+		if w.lane == name {
+			return true
+		}
+	}
+	return false
+}
+
+// parseCancelled reads "task job", as tellCancelled writes it.
+func parseCancelled(payload string) (c cancelled, ok bool) {
+	id, job, _ := strings.Cut(payload, " ")
+	task, err := uuid.Parse(id)
+	n, err2 := strconv.ParseInt(job, 10, 64)
+	return cancelled{task, n}, err == nil && err2 == nil
+}
+
+// heardCancelled ends the attempts of this process that are over by their tasks' rows.
+func (t *Tasks) heardCancelled(ctx context.Context, runs map[uuid.UUID]int64) error {
+	if len(runs) == 0 {
+		return nil
+	}
+	ids := make([]uuid.UUID, 0, len(runs))
+	for id := range runs {
+		ids = append(ids, id)
+	}
+	rows, err := t.q.TaskTokens(ctx, ids)
+	if err != nil {
+		return readError("tasks", err)
+	}
+	for _, row := range rows {
+		if row.JobID == runs[row.TaskID] && !Status(row.Status).Terminal() {
+			delete(runs, row.TaskID)
+		}
+	}
+	for id, job := range runs {
+		t.cancelRun(cancelled{id, job}, ErrCancelled)
+	}
+	return nil
+}
