@@ -112,6 +112,9 @@ keyed AS (
     SELECT request.tenant_id, request.request_key, request.task_id, request.created_at, request.body_hash
     FROM request
     WHERE request.request_key <> ''
+    -- In one order, as every process inserts them: two that have the same keys the other
+    -- way round would wait for each other.
+    ORDER BY request.tenant_id, request.request_key COLLATE "C"
     ON CONFLICT DO NOTHING
     RETURNING task_id
 ),

@@ -26,13 +26,21 @@ func (q *Queries) CancelNotify(ctx context.Context, attempts []string) error {
 }
 
 const jobsEnd = `-- name: JobsEnd :exec
+WITH held AS MATERIALIZED (
+    SELECT j.id
+    FROM (SELECT unnest($1::bigint[]) AS id) stale
+    JOIN river_job j ON j.id = stale.id AND (j.state = 'running') IS TRUE
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+)
 UPDATE river_job j
 SET state = 'cancelled', finalized_at = now()
-FROM (SELECT unnest($1::bigint[]) AS id) stale
-WHERE j.id = stale.id AND (j.state = 'running') IS TRUE
+FROM held
+WHERE j.id = held.id
 `
 
-// Stale tokens: claimed, but their task has gone on without them.
+// Stale tokens: claimed, but their task has gone on without them. LaneStale ends those
+// that somebody has locked.
 func (q *Queries) JobsEnd(ctx context.Context, jobIds []int64) error {
 	_, err := q.db.Exec(ctx, jobsEnd, jobIds)
 	return err

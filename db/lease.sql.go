@@ -156,7 +156,7 @@ held AS MATERIALIZED (
     FROM run
     JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id AND l.kind = 'process' AND l.owner = $3::text
     ORDER BY l.job_id
-    FOR UPDATE OF l
+    FOR UPDATE OF l SKIP LOCKED
 )
 UPDATE lease l
 SET expires_at = least(now() + make_interval(secs => l.visibility_ms / 1000.0), l.deadline_at)
@@ -172,8 +172,8 @@ type LeaseExtendParams struct {
 }
 
 // The heartbeat of a whole process: from now, never past the deadline. What does
-// not come back is lost. The rows are locked in one order, as in every statement that
-// takes many.
+// not come back is lost, or locked by somebody else: LeasesOf tells them apart. Were
+// it waited for, one locked lease would let all others of the process run out.
 func (q *Queries) LeaseExtend(ctx context.Context, arg LeaseExtendParams) ([]int64, error) {
 	rows, err := q.db.Query(ctx, leaseExtend, arg.TaskIds, arg.JobIds, arg.Owner)
 	if err != nil {
@@ -217,21 +217,61 @@ func (q *Queries) LeaseGet(ctx context.Context, taskID uuid.UUID) (Lease, error)
 }
 
 const leaseSweep = `-- name: LeaseSweep :execrows
+WITH over AS MATERIALIZED (
+    SELECT l.task_id
+    FROM lease l
+    WHERE l.expires_at <= now()
+        AND NOT EXISTS (
+            SELECT FROM task t
+            WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
+                AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
+        )
+    FOR UPDATE OF l SKIP LOCKED
+)
 DELETE FROM lease l
-WHERE l.expires_at <= now()
-    AND NOT EXISTS (
-        SELECT FROM task t
-        WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
-            AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
-    )
+USING over
+WHERE l.task_id = over.task_id
 `
 
 // Expired leases of attempts that are over: their end was committed side by side
-// with their beginning, and did not see them. A dead letter's goes with its return.
+// with their beginning, and did not see them. A dead letter's goes with its return. One
+// that somebody has locked is left for the next look.
 func (q *Queries) LeaseSweep(ctx context.Context) (int64, error) {
 	result, err := q.db.Exec(ctx, leaseSweep)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
+}
+
+const leasesOf = `-- name: LeasesOf :many
+SELECT l.job_id
+FROM (SELECT unnest($1::uuid[]) AS task_id, unnest($2::bigint[]) AS job_id) run
+JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id
+`
+
+type LeasesOfParams struct {
+	TaskIds []uuid.UUID
+	JobIds  []int64
+}
+
+// Which of these leases are there still.
+func (q *Queries) LeasesOf(ctx context.Context, arg LeasesOfParams) ([]int64, error) {
+	rows, err := q.db.Query(ctx, leasesOf, arg.TaskIds, arg.JobIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []int64
+	for rows.Next() {
+		var job_id int64
+		if err := rows.Scan(&job_id); err != nil {
+			return nil, err
+		}
+		items = append(items, job_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

@@ -12,6 +12,17 @@ import (
 	"github.com/google/uuid"
 )
 
+const lockBriefly = `-- name: LockBriefly :exec
+SELECT set_config('lock_timeout', '100ms', true)
+`
+
+// For the rest of a transaction: a statement that is one of many tries waits for no lock
+// longer than is usual between our own.
+func (q *Queries) LockBriefly(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, lockBriefly)
+	return err
+}
+
 const taskComplete = `-- name: TaskComplete :many
 WITH result AS (
     SELECT
@@ -175,7 +186,7 @@ func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]T
 }
 
 const taskLock = `-- name: TaskLock :exec
-SELECT FROM task t WHERE t.task_id = ANY($1::uuid[]) ORDER BY t.job_id FOR UPDATE
+SELECT FROM task t WHERE t.task_id = ANY($1::uuid[]) ORDER BY t.task_id FOR UPDATE
 `
 
 // In the order in which TaskMove and TaskComplete lock.
@@ -240,7 +251,7 @@ locked AS MATERIALIZED (
         )::boolean AS ok
     FROM move
     JOIN task t ON t.task_id = move.task_id
-    ORDER BY t.job_id
+    ORDER BY t.task_id
     FOR UPDATE OF t
 ),
 moved AS (

@@ -136,16 +136,23 @@ func (q *Queries) LaneRequeue(ctx context.Context, arg LaneRequeueParams) ([]Lan
 }
 
 const laneStale = `-- name: LaneStale :execrows
+WITH stale AS MATERIALIZED (
+    SELECT j.id
+    FROM river_job j
+    WHERE j.state = 'running'
+        AND j.queue = ANY ($1::text[])
+        AND j.kind LIKE 'task.%'
+        AND j.attempted_at < now() - make_interval(secs => $2::float8)
+        AND NOT EXISTS (
+            SELECT FROM task t
+            WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
+        )
+    FOR UPDATE OF j SKIP LOCKED
+)
 UPDATE river_job j
 SET state = 'cancelled', finalized_at = now()
-WHERE j.state = 'running'
-    AND j.queue = ANY ($1::text[])
-    AND j.kind LIKE 'task.%'
-    AND j.attempted_at < now() - make_interval(secs => $2::float8)
-    AND NOT EXISTS (
-        SELECT FROM task t
-        WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
-    )
+FROM stale
+WHERE j.id = stale.id
 `
 
 type LaneStaleParams struct {

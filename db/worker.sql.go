@@ -68,7 +68,7 @@ held AS MATERIALIZED (
     JOIN lease l ON l.task_id = beat.task_id AND l.job_id = beat.job_id
     JOIN task t ON t.task_id = beat.task_id AND t.tenant_id = $6::text
     ORDER BY l.job_id
-    FOR UPDATE OF l
+    FOR UPDATE OF l SKIP LOCKED
 ),
 kept AS (
     UPDATE lease l
@@ -112,7 +112,7 @@ type WorkerBeatRow struct {
 }
 
 // Heartbeats: from now, never past the deadline, and whatever the worker notes
-// down. What does not come back is lost. That it is a worker's lease is known from
+// down. What does not come back is lost, or locked by somebody else. That it is a worker's lease is known from
 // the token; were it asked here, the planner would look through all leases first.
 // In one order, whatever the caller's: two beats of the same leases would wait for each
 // other.

@@ -12,7 +12,8 @@ import (
 // process, waits for its locks.
 func (b *testBundle) beside(m *move, other func()) {
 	b.t.Helper()
-	p, err := b.moveParams(b.ctx, []*move{m})
+	require.NoError(b.t, b.number(b.ctx, []*move{m}))
+	p, err := moveParams([]*move{m})
 	require.NoError(b.t, err)
 	tx, err := b.pool.Begin(b.ctx)
 	require.NoError(b.t, err)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -56,9 +55,8 @@ type creation struct {
 	event    int64
 	job      int64
 	answer   chan error
-	answered bool // owned by the flusher
-	fresh    bool // made by this request, not by one before it
-	tried    bool // a flush of it ended in the unknown
+	left     <-chan struct{} // closed when its caller is gone
+	fresh    bool            // made by this request, not by one before it
 }
 
 // Create makes a task and answers when it is committed. The same key and body
@@ -74,7 +72,7 @@ func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created 
 		return db.Task{}, false, err
 	}
 	if c.fresh {
-		return c.row(), true, nil
+		return c.made(), true, nil
 	}
 	out := t.requested(ctx, []*creation{c})[0]
 	return out.Task, false, out.Err
@@ -116,7 +114,7 @@ func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 			continue
 		}
 		if out[i].Fresh = c.fresh; c.fresh {
-			out[i].Task = c.row()
+			out[i].Task = c.made()
 		} else {
 			old, places = append(old, c), append(places, i)
 		}
@@ -144,7 +142,6 @@ func (c *creation) settled(ctx context.Context) error {
 // requested finds the tasks that earlier requests with the same keys made.
 func (t *Tasks) requested(ctx context.Context, all []*creation) []Created {
 	out := make([]Created, len(all))
-	type tenantKey struct{ tenant, key string }
 	keys := map[string][]string{}
 	for _, c := range all {
 		keys[c.req.Tenant] = append(keys[c.req.Tenant], c.req.Key)
@@ -203,7 +200,7 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	if err := t.checkCallback(req.CallbackURL); err != nil {
 		return nil, err
 	}
-	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), at: now(), answer: make(chan error, 1)}
+	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), at: now(), answer: make(chan error, 1), left: ctx.Done()}
 	if c.executor, err = executorFor(req.TaskType, c.settings.config.Executor); err != nil {
 		return nil, err
 	}
@@ -293,8 +290,8 @@ func (c *creation) revision() int32 {
 	return c.def.Revision
 }
 
-// row is the task as the flush wrote it.
-func (c *creation) row() db.Task {
+// made is the task as the flush wrote it.
+func (c *creation) made() db.Task {
 	return db.Task{
 		TaskID: c.id, JobID: c.job, CreatedAt: c.at, DueAt: c.req.DueDate, Version: 1, Status: db.TaskStatusPENDING,
 		Type: db.TaskType(c.req.TaskType), Lane: db.TaskLane(laneOf(c.req.TaskType)), Revision: c.revision(),
@@ -319,60 +316,67 @@ func orNull(s string) []byte {
 	return []byte(s)
 }
 
-// flushCreates writes a batch and answers each of its requests.
-func (t *Tasks) flushCreates(batch []*creation) {
-	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-	defer cancel()
-	err := t.writeCreates(ctx, batch)
-	if err == nil {
-		t.cfg.Told()
-		t.wakeFor(ctx, batch)
-	}
-	for _, c := range batch {
-		if !c.answered {
-			c.answer <- err
-		}
+// newcomers is how creations are written. Their callers wait: an outage is told them.
+func (t *Tasks) newcomers() *group[*creation] {
+	return &group[*creation]{
+		t: t, b: t.creates, what: "creates",
+		row:    (*creation).row,
+		number: t.numberCreates,
+		write:  t.writeCreates,
+		excuse: func(batch []*creation, err error) []*creation {
+			// Unknown: it may have committed. The ids are ours alone.
+			ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+			defer cancel()
+			if err2 := findCreated(ctx, t.q, batch); err2 == nil {
+				t.answerCreates(ctx, batch)
+				return nil
+			}
+			for _, c := range batch {
+				c.answer <- fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+			return nil
+		},
+		waits:  func(c *creation) waiting { return waiting{left: c.left, caller: true} },
+		refuse: func(c *creation, err error) { c.answer <- err },
 	}
 }
 
-// writeCreates settles which of the batch are fresh. One bad request must not
-// fail the others, so after an error that blames the data they go one by one.
-func (t *Tasks) writeCreates(ctx context.Context, batch []*creation) error {
-	err := t.insert(ctx, batch)
-	for tries := 0; err != nil && tries < 5; tries++ {
-		switch {
-		case again(err):
-			err = t.insert(ctx, batch)
-		case away(err):
-			// Unknown: it may have committed. The task ids are ours alone.
-			for _, c := range batch {
-				c.tried = true
-			}
-			if err = t.findCreated(ctx, batch); err == nil {
-				return nil
-			}
-			return fmt.Errorf("%w: %w", ErrUnavailable, err)
-		case len(batch) > 1:
-			for _, c := range batch {
-				c.answer <- t.writeCreates(ctx, []*creation{c})
-				c.answered = true
-			}
-			return nil
-		default:
-			return err
-		}
+// row is what a creation may have to wait for: a request with its key that is being
+// written by somebody else.
+func (c *creation) row() any {
+	if c.req.Key == "" {
+		return c.id
 	}
-	return err
+	return tenantKey{c.req.Tenant, c.req.Key}
+}
+
+type tenantKey struct{ tenant, key string }
+
+// String is for the log, which needs no keys.
+func (k tenantKey) String() string { return "an idempotency key of tenant " + strconv.Quote(k.tenant) }
+
+// bytes is what a flush counts of a creation.
+func (c *creation) bytes() int { return len(c.req.Input) + len(c.req.Context) + len(c.config) }
+
+// flushCreates writes a batch and answers each of its requests.
+func (t *Tasks) flushCreates(batch []*creation) { t.newcomers().flush(batch) }
+
+func (t *Tasks) answerCreates(ctx context.Context, batch []*creation) {
+	for _, c := range batch {
+		c.answer <- nil
+	}
+	t.cfg.Told()
+	t.wakeFor(ctx, batch)
 }
 
 // findCreated looks up what became of a flush whose answer was lost. It returns
 // an error unless all of the batch is there.
-func (t *Tasks) findCreated(ctx context.Context, batch []*creation) error {
+func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 	events := make([]int64, len(batch))
 	for i, c := range batch {
 		events[i] = c.event
 	}
-	found, err := t.found(ctx, events)
+	found, err := found(ctx, q, events)
 	if err != nil {
 		return err
 	}
@@ -385,23 +389,55 @@ func (t *Tasks) findCreated(ctx context.Context, batch []*creation) error {
 	return nil
 }
 
-func (t *Tasks) insert(ctx context.Context, batch []*creation) error {
-	first, err := t.ids.events(ctx, len(batch))
+func (t *Tasks) numberCreates(ctx context.Context, batch []*creation) error {
+	fresh := 0
+	for _, c := range batch {
+		if c.event == 0 {
+			fresh++
+		}
+	}
+	event, err := t.ids.events(ctx, fresh)
 	if err != nil {
 		return err
 	}
-	jobIDs, err := t.ids.job(ctx, len(batch))
+	jobIDs, err := t.ids.job(ctx, fresh)
 	if err != nil {
 		return err
 	}
+	for _, c := range batch {
+		if c.event == 0 {
+			c.event, c.job, jobIDs = event, jobIDs[0], jobIDs[1:]
+			event++
+		}
+	}
+	return nil
+}
+
+// writeCreates settles which of the batch are fresh.
+func (t *Tasks) writeCreates(ctx context.Context, on writer, batch []*creation) (answer func(context.Context), err error) {
+	fresh, err := db.New(on).TaskCreate(ctx, createParams(batch))
+	if err != nil {
+		return nil, fmt.Errorf("insert tasks: %w", err)
+	}
+	made := make(map[uuid.UUID]bool, len(fresh))
+	for _, id := range fresh {
+		made[id] = true
+	}
+	for _, c := range batch {
+		c.fresh = made[c.id]
+	}
+	return func(ctx context.Context) { t.answerCreates(ctx, batch) }, nil
+}
+
+func createParams(batch []*creation) db.TaskCreateParams {
 	n := len(batch)
 	p := db.TaskCreateParams{
-		TaskIds: make([]uuid.UUID, 0, n), JobIds: jobIDs, EventIds: make([]int64, 0, n), CreatedAts: make([]time.Time, 0, n),
+		TaskIds: make([]uuid.UUID, 0, n), JobIds: make([]int64, 0, n), EventIds: make([]int64, 0, n), CreatedAts: make([]time.Time, 0, n),
 	}
-	for i, c := range batch {
-		c.event, c.job = first+int64(i), jobIDs[i]
+	for _, c := range batch {
 		kind, lane := kindOf(c.req.TaskType, c.executor), laneOf(c.req.TaskType)
 		p.TaskIds = append(p.TaskIds, c.id)
+		p.JobIds = append(p.JobIds, c.job)
 		p.EventIds = append(p.EventIds, c.event)
 		p.CreatedAts = append(p.CreatedAts, c.at)
 		p.DueAts = append(p.DueAts, orUnset(c.req.DueDate))
@@ -429,24 +465,7 @@ func (t *Tasks) insert(ctx context.Context, batch []*creation) error {
 		p.Metadata = append(p.Metadata, metadata(c.req.CorrelationID, c.req.Traceparent))
 		p.Tags = append(p.Tags, "wf-"+tag(c.req.WorkflowID))
 	}
-	fresh, err := t.q.TaskCreate(ctx, p)
-	if err != nil {
-		// A key of ours that is there already: an earlier try of this very flush
-		// did commit after all.
-		var pg *pgconn.PgError
-		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
-			return t.findCreated(ctx, batch)
-		}
-		return fmt.Errorf("insert tasks: %w", err)
-	}
-	made := make(map[uuid.UUID]bool, len(fresh))
-	for _, id := range fresh {
-		made[id] = true
-	}
-	for _, c := range batch {
-		c.fresh = made[c.id]
-	}
-	return nil
+	return p
 }
 
 // metadata of a River job: what traces it, nothing of what it works on.
@@ -483,9 +502,9 @@ func (t *Tasks) wakeFor(ctx context.Context, batch []*creation) {
 
 // found says which of these event ids were committed. Ids are never used twice,
 // so an event that is there is the trace of our own flush.
-func (t *Tasks) found(ctx context.Context, events []int64) (map[int64]bool, error) {
+func found(ctx context.Context, q *db.Queries, events []int64) (map[int64]bool, error) {
 	found := map[int64]bool{}
-	ids, err := t.q.EventsFound(ctx, events)
+	ids, err := q.EventsFound(ctx, events)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("look up a flush: %w", err)
 	}

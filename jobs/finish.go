@@ -1,10 +1,11 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,48 +33,56 @@ type completion struct {
 // flusher: it must not block.
 func (t *Tasks) complete(c *completion) { t.completes.add(c) }
 
-// flushCompletes writes a batch and settles each. The work is done, so a database
-// that is away is sat out.
-func (t *Tasks) flushCompletes(batch []*completion) {
-	write := func() error {
-		err := t.write(func(ctx context.Context) error { return t.writeCompletes(ctx, batch) })
-		if away(err) {
+// results is how completions are written. The work is done, so a database that is away
+// is sat out.
+func (t *Tasks) results() *group[*completion] {
+	return &group[*completion]{
+		t: t, b: t.completes, what: "results",
+		row:    func(c *completion) any { return c.task },
+		number: t.numberCompletes,
+		write:  t.writeCompletes,
+		excuse: func(batch []*completion, _ error) []*completion {
 			for _, c := range batch {
 				c.tried = true
 			}
-		}
-		return err
-	}
-	err := t.insist(t.givenUp, func(level slog.Level, err error, pause time.Duration) {
-		t.cfg.Logger.Log(t.givenUp, level, "results wait for the database", "results", len(batch), "error", err, "again_in", pause)
-	}, write(), write)
-	switch {
-	case err == nil:
-		t.cfg.Told()
-	case away(err): // given up
-		for _, c := range batch {
-			c.settled(false, err)
-		}
-	case len(batch) > 1:
-		for _, c := range batch {
-			t.flushCompletes([]*completion{c})
-		}
-	default:
-		t.cfg.Logger.Error("a result was refused by the database", "task", batch[0].task, "error", err)
-		batch[0].settled(false, err)
+			return batch
+		},
+		waits:  func(*completion) waiting { return waiting{} },
+		refuse: func(c *completion, err error) { c.settled(false, err) },
 	}
 }
 
-func (t *Tasks) writeCompletes(ctx context.Context, batch []*completion) error {
-	if batch[0].event == 0 {
-		first, err := t.ids.events(ctx, 2*len(batch))
-		if err != nil {
-			return err
-		}
-		for i, c := range batch {
-			c.event = first + int64(2*i)
+// flushCompletes writes a batch and settles each. Every statement that locks several
+// tasks locks them in the order of their ids: this one takes them as they come.
+func (t *Tasks) flushCompletes(batch []*completion) {
+	slices.SortFunc(batch, func(a, b *completion) int { return bytes.Compare(a.task[:], b.task[:]) })
+	t.results().flush(batch)
+}
+
+// bytes is what a flush counts of a completion.
+func (c *completion) bytes() int { return len(c.output) }
+
+func (t *Tasks) numberCompletes(ctx context.Context, batch []*completion) error {
+	fresh := 0
+	for _, c := range batch {
+		if c.event == 0 {
+			fresh++
 		}
 	}
+	event, err := t.ids.events(ctx, 2*fresh)
+	if err != nil {
+		return err
+	}
+	for _, c := range batch {
+		if c.event == 0 {
+			c.event = event
+			event += 2
+		}
+	}
+	return nil
+}
+
+func (t *Tasks) writeCompletes(ctx context.Context, on writer, batch []*completion) (answer func(context.Context), err error) {
 	n := len(batch)
 	p := db.TaskCompleteParams{
 		ExecutorID: t.cfg.ProcessID,
@@ -81,14 +90,17 @@ func (t *Tasks) writeCompletes(ctx context.Context, batch []*completion) error {
 		Fused: make([]bool, n), StartedAts: make([]time.Time, n), EndedAts: make([]time.Time, n),
 		Outputs: make([]string, n), Payloads: make([]string, n),
 	}
+	tried := false
 	for i, c := range batch {
 		p.TaskIds[i], p.JobIds[i], p.Attempts[i], p.EventIds[i] = c.task, c.job, c.attempt, c.event
 		p.Fused[i], p.StartedAts[i], p.EndedAts[i] = c.fused, c.started, c.ended
 		p.Outputs[i], p.Payloads[i] = string(c.output), summaryNote(c.output)
+		tried = tried || c.tried
 	}
-	rows, err := t.q.TaskComplete(ctx, p)
+	q := db.New(on)
+	rows, err := q.TaskComplete(ctx, p)
 	if err != nil {
-		return fmt.Errorf("write results: %w", err)
+		return nil, fmt.Errorf("write results: %w", err)
 	}
 	done := make(map[int64]bool, len(rows))
 	callsBack := false
@@ -96,27 +108,29 @@ func (t *Tasks) writeCompletes(ctx context.Context, batch []*completion) error {
 		done[row.JobID] = true
 		callsBack = callsBack || row.CallsBack
 	}
-	if callsBack {
-		t.cfg.CalledBack()
-	}
-	if len(rows) < n && batch[0].tried {
-		if err := t.doneBefore(ctx, batch, done); err != nil {
-			return err
+	if len(rows) < n && tried {
+		if err := doneBefore(ctx, q, batch, done); err != nil {
+			return nil, err
 		}
 	}
-	for _, c := range batch {
-		c.settled(done[c.job], nil)
-	}
-	return nil
+	return func(context.Context) {
+		t.cfg.Told()
+		if callsBack {
+			t.cfg.CalledBack()
+		}
+		for _, c := range batch {
+			c.settled(done[c.job], nil)
+		}
+	}, nil
 }
 
 // doneBefore adds what an earlier flush committed whose answer was lost.
-func (t *Tasks) doneBefore(ctx context.Context, batch []*completion, done map[int64]bool) error {
+func doneBefore(ctx context.Context, q *db.Queries, batch []*completion, done map[int64]bool) error {
 	events := make([]int64, len(batch))
 	for i, c := range batch {
 		events[i] = c.event + 1
 	}
-	found, err := t.found(ctx, events)
+	found, err := found(ctx, q, events)
 	if err != nil {
 		return err
 	}

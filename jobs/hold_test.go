@@ -22,13 +22,7 @@ type holder struct{ letGo func() }
 // hold locks the rows of these tasks until letGo, or until the test ends.
 func (b *testBundle) hold(tasks ...db.Task) holder {
 	b.t.Helper()
-	tx, err := b.pool.Begin(b.ctx)
-	require.NoError(b.t, err)
-	_, err = tx.Exec(b.ctx, "SELECT FROM task WHERE task_id = ANY ($1) FOR UPDATE", idsOf(tasks...))
-	require.NoError(b.t, err)
-	h := holder{letGo: sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(b.ctx)) })}
-	b.t.Cleanup(h.letGo)
-	return h
+	return b.lock("SELECT FROM task WHERE task_id = ANY ($1) FOR UPDATE", idsOf(tasks...))
 }
 
 // waiting waits until that many statements wait for a lock.
@@ -62,4 +56,26 @@ func hastyPool(t *testing.T, like *pgxpool.Pool) *pgxpool.Pool {
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	return pool
+}
+
+// enginePool is a pool as the engine has it in production, with its patience for locks.
+// The pool of a test has more, so that the test decides who waits.
+func enginePool(t *testing.T, like *pgxpool.Pool) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgpool.Open(t.Context(), dbtest.URL(like), pgpool.Config{Engine: true, Name: "engine", MaxConns: 16})
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// lock keeps the rows that a statement locks until letGo, or until the test ends.
+func (b *testBundle) lock(sql string, args ...any) holder {
+	b.t.Helper()
+	tx, err := b.pool.Begin(b.ctx)
+	require.NoError(b.t, err)
+	_, err = tx.Exec(b.ctx, sql, args...)
+	require.NoError(b.t, err)
+	h := holder{letGo: sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(b.ctx)) })}
+	b.t.Cleanup(h.letGo)
+	return h
 }

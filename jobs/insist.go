@@ -16,10 +16,15 @@ import (
 //
 // say is told each pause; at the level of an error when the tries are used up.
 func (t *Tasks) insist(ctx context.Context, say func(level slog.Level, err error, pause time.Duration), err error, operation func() error) error {
+	return t.insistOn(ctx, away, say, err, operation)
+}
+
+// insistOn is insist for the errors that worth names.
+func (t *Tasks) insistOn(ctx context.Context, worth func(error) bool, say func(level slog.Level, err error, pause time.Duration), err error, operation func() error) error {
 	policy := t.cfg.Queue.Or(retry.QueueOperations)
-	for away(err) && ctx.Err() == nil {
+	for worth(err) && ctx.Err() == nil {
 		failed := err // with which the round begins
-		line := retry.New[struct{}](policy, retry.Options{Worth: away, Paused: func(_ context.Context, err error, pause time.Duration) {
+		line := retry.New[struct{}](policy, retry.Options{Worth: worth, Paused: func(_ context.Context, err error, pause time.Duration) {
 			say(slog.LevelWarn, err, pause)
 		}})
 		_, err = line.Do(ctx, func(context.Context) (struct{}, error) {
@@ -29,7 +34,7 @@ func (t *Tasks) insist(ctx context.Context, say func(level slog.Level, err error
 			}
 			return struct{}{}, operation()
 		})
-		if away(err) && ctx.Err() == nil {
+		if worth(err) && ctx.Err() == nil {
 			say(slog.LevelError, err, policy.Pause(1))
 		}
 	}

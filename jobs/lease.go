@@ -3,11 +3,14 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -361,8 +364,8 @@ type Beat struct {
 	Checkpoint json.RawMessage // nil: as it was
 }
 
-// Beaten is the answer to a heartbeat. Err is ErrNotFound, ErrLeaseLost or a
-// *TaskEnded; else the lease lasts until ExpiresAt.
+// Beaten is the answer to a heartbeat. Err is ErrNotFound, ErrLeaseLost, a *TaskEnded, or
+// ErrUnavailable where somebody has locked the lease; else the lease lasts until ExpiresAt.
 type Beaten struct {
 	ExpiresAt time.Time
 	Directive Directive
@@ -387,16 +390,9 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 		p.ExtendMs = append(p.ExtendMs, b.Extend.Milliseconds())
 		p.Progress, p.Checkpoints = append(p.Progress, string(b.Progress)), append(p.Checkpoints, string(b.Checkpoint))
 	}
-	until := map[int64]time.Time{}
-	if len(p.JobIds) > 0 {
-		// What ends leases locks them in the order of its own.
-		rows, err := unlocked(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
-		if err != nil {
-			return nil, readError("heartbeat", err)
-		}
-		for _, row := range rows {
-			until[row.JobID] = row.ExpiresAt.UTC()
-		}
+	until, err := t.beatAll(ctx, p)
+	if err != nil {
+		return nil, err
 	}
 	for i, b := range beats {
 		if out[i].Err != nil {
@@ -419,6 +415,59 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 	return out, nil
 }
 
+// beatTries is how often a heartbeat is tried again that comes upon a locked lease, and
+// beatPause the first pause, which doubles. A move, or another beat of the same lease, has
+// the lock for milliseconds.
+const (
+	beatTries = 7
+	beatPause = 5 * time.Millisecond
+)
+
+// beatAll extends leases, and says until when. The statement passes over those that
+// somebody has locked, so that the others are extended: they are tried again for a short
+// while. Those that are locked even then are not among the answers, as lost ones.
+func (t *Tasks) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
+	until = make(map[int64]time.Time, len(p.JobIds))
+	for try := 0; len(p.JobIds) > 0; try++ {
+		// What ends leases locks them in the order of its own.
+		rows, err := unlocked(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
+		if err != nil {
+			return nil, readError("heartbeat", err)
+		}
+		for _, row := range rows {
+			until[row.JobID] = row.ExpiresAt.UTC()
+		}
+		if len(rows) == len(p.JobIds) || try == beatTries {
+			break
+		}
+		if p, err = t.stillLeased(ctx, p, until); err != nil {
+			return nil, err
+		}
+		if len(p.JobIds) > 0 && !pause(ctx, beatPause<<try) {
+			return nil, fmt.Errorf("heartbeat: %w: %w", ErrUnavailable, context.Cause(ctx))
+		}
+	}
+	return until, nil
+}
+
+// stillLeased is what of a beat was not done although its lease is there.
+func (t *Tasks) stillLeased(ctx context.Context, p db.WorkerBeatParams, done map[int64]time.Time) (rest db.WorkerBeatParams, err error) {
+	leases, err := t.q.LeasesOf(ctx, db.LeasesOfParams{TaskIds: p.TaskIds, JobIds: p.JobIds})
+	if err != nil {
+		return rest, readError("heartbeat", err)
+	}
+	rest.TenantID = p.TenantID
+	for i, job := range p.JobIds {
+		if _, beaten := done[job]; beaten || !slices.Contains(leases, job) {
+			continue
+		}
+		rest.TaskIds, rest.JobIds = append(rest.TaskIds, p.TaskIds[i]), append(rest.JobIds, job)
+		rest.ExtendMs = append(rest.ExtendMs, p.ExtendMs[i])
+		rest.Progress, rest.Checkpoints = append(rest.Progress, p.Progress[i]), append(rest.Checkpoints, p.Checkpoints[i])
+	}
+	return rest, nil
+}
+
 func (t *Tasks) atRest() bool {
 	select {
 	case <-t.resting:
@@ -435,6 +484,13 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 	task, err := t.Get(ctx, tenant, id.task)
 	if err != nil {
 		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
+	}
+	lease, err := t.q.LeaseGet(ctx, id.task)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return Beaten{}, readError("lease", err)
+	}
+	if err == nil && lease.JobID == id.job && lease.Attempt == id.attempt {
+		return Beaten{Err: fmt.Errorf("the lease is locked: %w", ErrUnavailable)}, nil
 	}
 	if id.letter {
 		return Beaten{Err: ErrLeaseLost}, nil

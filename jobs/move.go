@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -50,6 +49,7 @@ type move struct {
 	visibility  time.Duration // of the lease
 	toDeadline  bool          // the lease lasts until the timeout, without heartbeats
 	callerWaits bool          // an outage is told to the caller instead of being sat out
+	passing     bool          // its caller comes by again, and waits for no locked row
 	code        string        // of the failure that it tells of
 	ends        *traced       // the attempt that it ends, if it is to tell of it; see tellAttempt
 
@@ -59,7 +59,8 @@ type move struct {
 	// deadline names the chain of jobs that a new assignment begins (deadline.go).
 	deadline int64
 	answer   chan moved
-	tried    bool // a flush of it ended in the unknown
+	left     <-chan struct{} // closed when a caller that waits is gone; nil: none can go
+	tried    bool            // a flush of it ended in the unknown
 }
 
 // nextJob is the token of the attempt to come.
@@ -101,6 +102,9 @@ type moved struct {
 // make hands a move in and waits until it is settled.
 func (t *Tasks) make(ctx context.Context, m *move) moved {
 	m.answer = make(chan moved, 1)
+	if m.callerWaits {
+		m.left = ctx.Done()
+	}
 	t.moves.add(m)
 	if !m.callerWaits {
 		return <-m.answer
@@ -158,43 +162,29 @@ func (t *Tasks) flushMoves(batch []*move) {
 			seen[m.task] = true
 			round = append(round, m)
 		}
-		t.settleMoves(round)
+		t.steps().flush(round)
 		batch = rest
 	}
 }
 
-// settleMoves writes and answers a round. While the database is away, a move that
-// nobody waits for is sat out: the work behind it is done, and must be written.
-func (t *Tasks) settleMoves(round []*move) {
-	write := func() error {
-		err := t.write(func(ctx context.Context) error { return t.writeMoves(ctx, round) })
-		if !away(err) {
-			return err
-		}
-		if round = excused(round, err); len(round) == 0 {
-			return nil
-		}
-		return err
-	}
-	err := t.insist(t.givenUp, func(level slog.Level, err error, pause time.Duration) {
-		t.cfg.Logger.Log(t.givenUp, level, "moves wait for the database", "moves", len(round), "error", err, "again_in", pause)
-	}, write(), write)
-	switch {
-	case err == nil:
-	case away(err): // given up
-		for _, m := range round {
-			m.answer <- moved{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
-		}
-	case len(round) > 1:
-		// One of them is at fault; find it alone.
-		for _, m := range round {
-			t.settleMoves([]*move{m})
-		}
-	default:
-		t.cfg.Logger.Error("a move was refused by the database", "task", round[0].task, "to", round[0].to, "error", err)
-		round[0].answer <- moved{err: fmt.Errorf("move task %s to %s: %w", round[0].task, round[0].to, err)}
+// steps is how moves are written. While the database is away, a move that nobody waits
+// for is sat out: the work behind it is done, and must be written.
+func (t *Tasks) steps() *group[*move] {
+	return &group[*move]{
+		t: t, b: t.moves, what: "moves",
+		row:    func(m *move) any { return m.task },
+		number: t.number,
+		write:  t.writeMoves,
+		excuse: excused,
+		waits:  func(m *move) waiting { return waiting{left: m.left, caller: m.callerWaits, passing: m.passing} },
+		refuse: func(m *move, err error) {
+			m.answer <- moved{err: fmt.Errorf("move task %s to %s: %w", m.task, m.to, err)}
+		},
 	}
 }
+
+// bytes is what a flush counts of a move.
+func (m *move) bytes() int { return len(m.output) + len(m.input) + len(m.problem) }
 
 // excused tells those whose callers wait that the database is away, and returns the
 // others.
@@ -219,12 +209,12 @@ func (m *move) wherever() bool {
 // then, and everything else as it was: the job or the lease that was committed together
 // with the task's last move is not there for it, and would outlive this one. So what is
 // made wherever the task stands has its locks before its snapshot.
-func (t *Tasks) moveAll(ctx context.Context, round []*move, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
+func moveAll(ctx context.Context, on writer, round []*move, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
 	if !slices.ContainsFunc(round, (*move).wherever) {
-		return t.q.TaskMove(ctx, p)
+		return db.New(on).TaskMove(ctx, p)
 	}
-	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		q := t.q.WithTx(tx)
+	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
+		q := db.New(tx)
 		if err := q.TaskLock(ctx, p.TaskIds); err != nil {
 			return err
 		}
@@ -234,33 +224,39 @@ func (t *Tasks) moveAll(ctx context.Context, round []*move, p db.TaskMoveParams)
 	return rows, err
 }
 
-// writeMoves writes a round in one commit and answers it.
-func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
-	before, err := t.writtenBefore(ctx, round)
+// writeMoves writes a round in one commit.
+func (t *Tasks) writeMoves(ctx context.Context, on writer, round []*move) (answer func(context.Context), err error) {
+	q := db.New(on)
+	before, err := writtenBefore(ctx, q, round)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p, err := t.moveParams(ctx, round)
+	p, err := moveParams(round)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	rows, err := t.moveAll(ctx, round, p)
+	rows, err := moveAll(ctx, on, round, p)
 	if err != nil {
-		return fmt.Errorf("write moves: %w", err)
+		return nil, fmt.Errorf("write moves: %w", err)
 	}
+	if len(before) > 0 {
+		// Another look: the lost flush may have committed only while we waited for
+		// its locks.
+		if before, err = writtenBefore(ctx, q, round); err != nil {
+			return nil, err
+		}
+	}
+	return func(ctx context.Context) { t.answerMoves(ctx, round, rows, before) }, nil
+}
+
+// answerMoves answers a round that was written, and tells who has to do with it.
+func (t *Tasks) answerMoves(ctx context.Context, round []*move, rows []db.TaskMoveRow, before map[int64]bool) {
 	out := make(map[uuid.UUID]moved, len(rows))
 	callsBack := false
 	for _, row := range rows {
 		callsBack = callsBack || row.CallsBack && row.Ok
 		out[row.TaskID] = moved{
 			made: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion,
-		}
-	}
-	if len(before) > 0 {
-		// Another look: the lost flush may have committed only while we waited for
-		// its locks.
-		if before, err = t.writtenBefore(ctx, round); err != nil {
-			return err
 		}
 	}
 	var kinds [len(wakeKinds)]bool
@@ -287,12 +283,11 @@ func (t *Tasks) writeMoves(ctx context.Context, round []*move) error {
 	if len(ended) > 0 {
 		t.tellCancelled(ctx, ended)
 	}
-	return nil
 }
 
 // writtenBefore says which moves of a round were committed by an earlier flush
 // whose answer was lost; nil when there was none.
-func (t *Tasks) writtenBefore(ctx context.Context, round []*move) (map[int64]bool, error) {
+func writtenBefore(ctx context.Context, q *db.Queries, round []*move) (map[int64]bool, error) {
 	var events []int64
 	for _, m := range round {
 		if m.tried {
@@ -302,7 +297,7 @@ func (t *Tasks) writtenBefore(ctx context.Context, round []*move) (map[int64]boo
 	if events == nil {
 		return nil, nil
 	}
-	found, err := t.found(ctx, events)
+	found, err := found(ctx, q, events)
 	if err != nil {
 		return nil, err
 	}
@@ -312,10 +307,7 @@ func (t *Tasks) writtenBefore(ctx context.Context, round []*move) (map[int64]boo
 	return found, nil
 }
 
-func (t *Tasks) moveParams(ctx context.Context, round []*move) (p db.TaskMoveParams, err error) {
-	if err := t.number(ctx, round); err != nil {
-		return p, err
-	}
+func moveParams(round []*move) (p db.TaskMoveParams, err error) {
 	for _, m := range round {
 		next := nextJob{at: unset}
 		if m.next != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/google/uuid"
@@ -58,10 +59,15 @@ func (t *Tasks) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
 	if _, err := t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
 		return readError(what, err)
 	}
-	if err := t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason}); err != nil {
-		return readError(what, err)
+	for begun := time.Now(); ; {
+		err := t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason})
+		switch {
+		case err == nil:
+			return nil
+		case !stuck(err) || ctx.Err() != nil || time.Since(begun) > callerPatience:
+			return readError(what, err)
+		}
 	}
-	return nil
 }
 
 // UndoRedrive stops an operation and makes dead letters again of what it has put
@@ -218,11 +224,13 @@ func (t *Tasks) redriveStep(ctx context.Context) (more bool, err error) {
 		}
 	}
 	if n > 0 {
-		moved, err := t.redriveSome(ctx, q, op, patch, n)
+		moved, locked, err := t.redriveSome(ctx, q, op, patch, n)
 		if err != nil {
 			return false, err
 		}
-		if moved < n && pace.State == db.RedriveStateRUNNING {
+		if locked {
+			n = 0 // the next look is at the next tick, when others have had their turn
+		} else if moved < n && pace.State == db.RedriveStateRUNNING {
 			pace.State = db.RedriveStateDONE
 		}
 		pace.UnusedSeconds = max(0, saved-float64(n)/float64(op.Rate))
@@ -263,11 +271,12 @@ func (t *Tasks) canary(ctx context.Context, q *db.Queries, op db.RedriveOperatio
 	return n, nil
 }
 
-// redriveSome takes the next tasks of an operation, and says how many there were.
-func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (int, error) {
+// redriveSome takes the next tasks of an operation, and says how many there were, and
+// whether somebody had locked some of them: these wait for another step.
+func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (taken int, locked bool, err error) {
 	items, err := q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: op.OperationID, Page: int32(n)}) //nolint:gosec // at most a step
 	if err != nil || len(items) == 0 {
-		return 0, err
+		return 0, false, err
 	}
 	ids := make([]uuid.UUID, len(items))
 	for i, item := range items {
@@ -275,7 +284,7 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 	}
 	known, err := t.candidates(ctx, ids, patch)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	done := db.RedriveSettleParams{OperationID: op.OperationID}
 	refused := map[uuid.UUID]string{}
@@ -284,22 +293,26 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 		row := known[id]
 		code, input, err := t.fits(ctx, op.TenantID, row, patch)
 		if err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		if refused[id] = code; code != "" {
 			continue
 		}
 		m, err := t.redriven(ctx, op, row, input)
 		if err != nil {
-			return 0, err
+			return 0, false, err
 		}
+		m.passing = true
 		going = append(going, m)
 	}
 	gone := map[uuid.UUID]int32{}
+	waiting := map[uuid.UUID]bool{}
 	for i, out := range t.makeAll(going) {
 		switch {
+		case stuck(out.err):
+			waiting[going[i].task], locked = true, true
 		case out.err != nil:
-			return 0, out.err // what went is found by its trace
+			return 0, false, out.err // what went is found by its trace
 		case out.made:
 			gone[going[i].task] = going[i].wantVersion + 1
 		default:
@@ -307,9 +320,12 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 		}
 	}
 	if err := t.traced(ctx, op.OperationID, refused, gone); err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	for _, item := range items {
+		if waiting[item.TaskID] {
+			continue
+		}
 		if seq := gone[item.TaskID]; seq > 0 {
 			settle(&done, item.N, db.RedriveItemStateREDRIVEN, seq, "")
 		} else {
@@ -317,9 +333,9 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 		}
 	}
 	if err := q.RedriveSettle(ctx, done); err != nil {
-		return 0, fmt.Errorf("redrive %s: %w", op.OperationID, err)
+		return 0, false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
 	}
-	return len(items), nil
+	return len(items), locked, nil
 }
 
 // traced finds what this very operation moved before, in a step whose note was lost.

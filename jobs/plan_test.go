@@ -70,6 +70,7 @@ func TestPlansGoByIndexAtAnySize(t *testing.T) {
 		for _, name := range needed {
 			require.NotEmpty(t, plans[name].Type, "there is no statement %s any more", name)
 		}
+		requireLockOrder(t, plans["TaskComplete"], at)
 		for name, plan := range plans {
 			plan.walk(func(n node) {
 				if n.Type == "Seq Scan" && slices.Contains(growing, n.Relation) {
@@ -129,6 +130,32 @@ func requireReadPlans(t *testing.T, pool *pgxpool.Pool, size int) {
 	var plan []byte
 	require.NoError(t, pool.QueryRow(ctx, "EXPLAIN (FORMAT JSON) SELECT t.task_id FROM task t WHERE t.open_for && '{x}' AND current_setting('tes.tenant', true) = '=' || t.tenant_id").Scan(&plan))
 	require.Contains(t, string(plan), `"Index Name": "task_open_for"`)
+}
+
+// requireLockOrder holds that results lock tasks in the order of their ids, as every other
+// statement does: the list, which is in that order, is gone through and the task behind
+// each is looked up; or, in a small table, the primary key is gone through.
+func requireLockOrder(t *testing.T, plan node, at string) {
+	t.Helper()
+	found := false
+	plan.walk(func(n node) {
+		if n.Type != "ModifyTable" || n.Relation != "task" {
+			return
+		}
+		found = true
+		join := n.Plans[0]
+		require.Equal(t, "Nested Loop", join.Type, at)
+		require.Len(t, join.Plans, 2, at)
+		outer := join.Plans[0]
+		if outer.Relation == "task" {
+			require.Equal(t, "task_pkey", outer.Index, at)
+			return
+		}
+		outer.walk(func(from node) {
+			require.Contains(t, []string{"CTE Scan", "Subquery Scan", "ProjectSet", "Result"}, from.Type, at)
+		})
+	})
+	require.True(t, found, "TaskComplete does not update task any more")
 }
 
 // node is one node of a plan.

@@ -25,8 +25,8 @@ func (r *Runner) seen(ctx context.Context) error {
 	return r.tasks.q.ExecutorSeen(ctx, p)
 }
 
-// beats extends the leases of what runs here, all of them in one statement. What
-// does not come back is lost, and its executor's context ends. A beat that fails is
+// beats extends the leases of what runs here, all of them in one statement. What is
+// not there any more is lost, and its executor's context ends. A beat that fails is
 // followed by the next one, at its own rhythm: the pauses of other queue operations are
 // longer than a lease may be.
 func (r *Runner) beats(ctx context.Context) {
@@ -58,7 +58,28 @@ func (r *Runner) beatAll(ctx context.Context) error {
 		}
 		delete(due, job)
 	}
-	for _, one := range due {
+	if len(due) == 0 {
+		return nil
+	}
+	return r.beatLater(ctx, due)
+}
+
+// beatLater tells the leases that were not extended apart: those that are lost end their
+// executors, and those that somebody has locked just now are tried with the next beat.
+func (r *Runner) beatLater(ctx context.Context, missing map[int64]*run) error {
+	var p db.LeasesOfParams
+	for job, one := range missing {
+		p.JobIds = append(p.JobIds, job)
+		p.TaskIds = append(p.TaskIds, one.id())
+	}
+	locked, err := r.tasks.q.LeasesOf(ctx, p)
+	if err != nil {
+		return fmt.Errorf("look for leases that were not extended: %w", err)
+	}
+	for _, job := range locked {
+		delete(missing, job)
+	}
+	for _, one := range missing {
 		one.lose()
 	}
 	return nil
@@ -137,7 +158,9 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 			r.trouble("read a definition", err)
 			continue
 		}
-		ends = append(ends, expired(row, s))
+		end := expired(row, s)
+		end.passing = true // its lease is found again at the next tick
+		ends = append(ends, end)
 	}
 	for i, out := range r.tasks.makeAll(ends) {
 		if m := ends[i]; out.made {

@@ -165,6 +165,7 @@ func TestTextThatJSONBCannotHoldIsMadeFit(t *testing.T) {
 func TestStartBehindAFusedEndIsNotWritten(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
+	b.completes.flushers, b.completes.reserve = 1, 1 // who comes later waits, however late the first is
 	go1, go2 := make(chan struct{}), make(chan struct{})
 	b.work(map[string]Registration{"noop": {Pure: true, Executor: ExecutorFunc(func(_ context.Context, job Job) (Result, error) {
 		if job.StepID == "1" {

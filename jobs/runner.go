@@ -91,7 +91,7 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	}
 	r := &Runner{tasks: tasks, cfg: cfg, troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
-	r.stales = newBatcher(500, 1, 0, r.flushStale)
+	r.stales = newBatcher(r.flushStale, batching[int64]{most: flushMost})
 	for _, l := range lanesOf {
 		slots := cfg.Slots[string(l.lane)]
 		if slots == 0 {

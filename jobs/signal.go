@@ -3,6 +3,8 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -45,13 +47,15 @@ func (r *Runner) signals(ctx context.Context) {
 }
 
 // obey acts on a page of signals and forgets them. One whose move found no task at
-// its job is obeyed too: the task has gone on.
+// its job is obeyed too: the task has gone on. One whose task is locked stays, and holds
+// up no other.
 func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
-	done := make([]int64, len(rows))
+	done := make(map[int64]bool, len(rows))
 	var moves []*move
+	var asked []int64 // the signal of each move
 	var lost adrift
-	for i, row := range rows {
-		done[i] = row.ID
+	for _, row := range rows {
+		done[row.ID] = true
 		if row.Status == nil {
 			continue
 		}
@@ -72,37 +76,43 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 		}
 		switch {
 		case row.What != "discarded":
+			asked = append(asked, row.ID)
 			moves = append(moves, &move{
-				task: id, wantJob: row.JobID, wantAttempt: -1, want: []Status{Pending, Running},
+				passing: true, task: id, wantJob: row.JobID, wantAttempt: -1, want: []Status{Pending, Running},
 				to: Cancelled, event: db.TaskEventTypeCanceled, actor: who, executor: who,
 				payload: outbox.CanceledNote{Reason: "the job was " + row.What + " in the queue"},
 				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, ends: ends,
 			})
 		case *row.Status == db.TaskStatusRUNNING:
-			moves = append(moves, failed(held{
+			asked = append(asked, row.ID)
+			end := failed(held{
 				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
 				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, ends: ends,
-			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, now()))
+			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, now())
+			end.passing = true
+			moves = append(moves, end)
 		default: // it waits, to be run or as a dead letter
 			lost.add(id, row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
 	}
+	var trouble error
 	for i, out := range r.tasks.makeAll(moves) {
 		m := moves[i]
 		if out.made {
 			r.tasks.cfg.Logger.Info("a job was ended in the queue, and so its task", "task", m.task, "by", m.actor, "now", m.to)
 			r.tasks.cancelRun(cancelled{m.task, m.wantJob}, ErrCancelled)
-		} else if out.err != nil {
-			return out.err // it stays, and is tried again
+		} else if out.err != nil { // its signal stays, and is tried again
+			trouble = out.err
+			delete(done, asked[i])
 		}
 	}
 	if err := r.requeue(ctx, lost); err != nil {
 		return err
 	}
-	if err := r.tasks.q.SignalDone(ctx, done); err != nil {
+	if err := r.tasks.q.SignalDone(ctx, slices.Collect(maps.Keys(done))); err != nil {
 		return fmt.Errorf("forget signals: %w", err)
 	}
-	return nil
+	return trouble
 }
 
 // layAside discards a dead letter whose job was ended or deleted.

@@ -87,6 +87,9 @@ type Tasks struct {
 	resting chan struct{}             // closed by Rest
 	rest    sync.Once
 
+	suspects suspects
+	brief    chan struct{} // has room for briefly
+
 	wakes wakes
 	// givenUp ends when nobody waits for the database any more.
 	givenUp context.Context //nolint:containedctx // it is the process's, not a call's
@@ -120,12 +123,12 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 		cfg.Logger = slog.Default()
 	}
 	q := db.New(pool)
-	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[turn]chan struct{}{}}, resting: make(chan struct{})}
+	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[turn]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly)}
 	t.defs.q = q
 	t.givenUp, t.giveUp = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
-	t.creates = newBatcher(500, 1, 0, t.flushCreates)
-	t.completes = newBatcher(500, 2, 300, t.flushCompletes)
-	t.moves = newBatcher(500, 2, 300, t.flushMoves)
+	t.creates = newBatcher(t.flushCreates, batching[*creation]{most: flushMost, reserve: 2, size: (*creation).bytes})
+	t.completes = newBatcher(t.flushCompletes, batching[*completion]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*completion).bytes})
+	t.moves = newBatcher(t.flushMoves, batching[*move]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*move).bytes})
 	return t
 }
 
@@ -157,6 +160,9 @@ func (t *Tasks) Get(ctx context.Context, tenant string, id uuid.UUID) (db.Task, 
 // now is a time as the database keeps it, so that what is told from memory and
 // what is told from the table are equal to the byte.
 func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+
+// flushMost is how many items a flush takes.
+const flushMost = 500
 
 // flushTime bounds one flush. Moves are written whatever became of the caller.
 const flushTime = 20 * time.Second

@@ -1,9 +1,9 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -102,23 +102,17 @@ func TestOpposedHeartbeats(t *testing.T) {
 	require.Len(t, beats, 100)
 	back := slices.Clone(beats)
 	slices.Reverse(back)
-	var params [2]db.WorkerBeatParams
-	for i, list := range [][]Beat{beats, back} {
-		for _, beat := range list {
-			id, err := b.tokens.read(b.ctx, beat.Token)
-			require.NoError(t, err)
-			p := &params[i]
-			p.TaskIds, p.JobIds, p.ExtendMs = append(p.TaskIds, id.task), append(p.JobIds, id.job), append(p.ExtendMs, 0)
-			p.Progress, p.Checkpoints = append(p.Progress, "{}"), append(p.Checkpoints, "")
-		}
-	}
 	var all sync.WaitGroup
 	failed := make(chan error, 2)
-	for _, p := range params {
+	for _, list := range [][]Beat{beats, back} {
 		all.Go(func() {
 			for range 50 {
-				if kept, err := b.q.WorkerBeat(b.ctx, p); err != nil || len(kept) != len(beats) {
-					failed <- fmt.Errorf("%d kept: %w", len(kept), err)
+				out, err := b.Heartbeat(b.ctx, "", list)
+				for _, one := range out {
+					err = cmp.Or(err, one.Err)
+				}
+				if err != nil {
+					failed <- err
 					return
 				}
 			}

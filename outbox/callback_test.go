@@ -22,6 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/seed-3f7a0631/tes/db/dbtest"
+	"github.com/seed-3f7a0631/tes/db/pgpool"
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
@@ -587,4 +589,44 @@ func TestSettledWhenTheDatabaseAnswers(t *testing.T) {
 	require.NoError(t, holder.Rollback(b.ctx))
 	b.allTold()
 	require.Empty(t, called, "it was called once")
+}
+
+// One row that somebody has locked keeps no other callback from being made or settled,
+// and is settled without a second call when the lock is gone.
+func TestOneLockedCallbackHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	near := *b // with the engine's own patience for locks
+	var err error
+	near.pool, err = pgpool.Open(t.Context(), dbtest.URL(b.pool), pgpool.Config{Engine: true, Name: "engine"})
+	require.NoError(t, err)
+	t.Cleanup(near.pool.Close)
+	held := b.called("https://example.org/held")
+	b.moves(held, 0, "started")
+	called, let := make(chan string, 99), make(chan struct{})
+	near.courier(scripted(func(_ context.Context, address, _ string) error {
+		called <- address
+		if address == "https://example.org/held" {
+			<-let
+		}
+		return nil
+	}))
+	require.Equal(t, "https://example.org/held", receive(t, called))
+	holder, err := b.pool.Begin(b.ctx)
+	require.NoError(t, err)
+	defer holder.Rollback(b.ctx)
+	_, err = holder.Exec(b.ctx, "SELECT FROM callback WHERE task_id = $1 FOR UPDATE", held)
+	require.NoError(t, err)
+	close(let)
+	for range 3 { // one after the other
+		other := b.called("https://example.org/other")
+		b.moves(other, 0, "started", "completed")
+		waitFor(t, "another to be settled", func() bool {
+			return ask[int](b, "SELECT count(*) FROM callback WHERE task_id = $1", other) == 0
+		})
+	}
+	require.Equal(t, 1, ask[int](b, "SELECT count(*) FROM callback"))
+	require.NoError(t, holder.Rollback(b.ctx))
+	b.allTold()
+	require.Len(t, called, 6, "nobody was called twice")
 }

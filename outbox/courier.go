@@ -2,10 +2,13 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
@@ -28,6 +31,7 @@ type courier struct {
 	back    chan trip        // has room for all that are out
 	out     int              // trips that are not back; owned by the loop
 	settled []trip           // back, and not written yet
+	locked  []trip           // the same, but somebody had locked their rows
 	next    time.Time        // when to look again
 	pause   time.Duration    // after an error of the database
 	swept   time.Time
@@ -135,14 +139,64 @@ func (r *courier) round(ctx, calls context.Context, stopping bool) error {
 	return nil
 }
 
-// settle writes what became of trips.
+// settle writes what became of trips. One whose row somebody has locked waits for the
+// next round, by itself, and holds up no other.
 func (r *courier) settle(ctx context.Context) error {
+	if err := r.settleLocked(ctx); err != nil {
+		return err
+	}
 	if len(r.settled) == 0 {
 		return nil
 	}
+	err := r.write(ctx, r.q, r.settled)
+	switch {
+	case lockedOut(err):
+		r.locked, r.settled = append(r.locked, r.settled...), r.settled[:0]
+		return r.settleLocked(ctx)
+	case err != nil:
+		return err
+	}
+	done := r.settled
+	r.settled = nil
+	return r.told(ctx, done)
+}
+
+// settleLocked writes those that somebody had locked, one by one.
+func (r *courier) settleLocked(ctx context.Context) error {
+	waiting := r.locked
+	r.locked = nil
+	for i, t := range waiting {
+		err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+			q := r.q.WithTx(tx)
+			if err := q.LockBriefly(ctx); err != nil {
+				return fmt.Errorf("settle a callback: %w", err)
+			}
+			return r.write(ctx, q, waiting[i:i+1])
+		})
+		switch {
+		case lockedOut(err):
+			r.locked = append(r.locked, t)
+		case err != nil:
+			r.locked = append(r.locked, waiting[i:]...)
+			return err
+		default:
+			if err := r.told(ctx, waiting[i:i+1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// lockedOut reports a statement that waited for a lock in vain.
+func lockedOut(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "55P03"
+}
+
+func (r *courier) write(ctx context.Context, q *db.Queries, trips []trip) error {
 	var p db.CallbackSettleParams
-	away := map[*host]string{}
-	for _, t := range r.settled {
+	for _, t := range trips {
 		p.TaskIds = append(p.TaskIds, t.task)
 		p.Claims = append(p.Claims, t.claim)
 		p.FromTolds = append(p.FromTolds, t.from)
@@ -151,14 +205,20 @@ func (r *courier) settle(ctx context.Context) error {
 		p.GivenUps = append(p.GivenUps, t.givenUp)
 		p.Waits = append(p.Waits, t.wait.Seconds())
 		p.Problems = append(p.Problems, t.problem)
+	}
+	if err := q.CallbackSettle(ctx, p); err != nil {
+		return fmt.Errorf("settle callbacks: %w", err)
+	}
+	return nil
+}
+
+// told does what follows from trips that were written.
+func (r *courier) told(ctx context.Context, trips []trip) error {
+	away := map[*host]string{}
+	for _, t := range trips {
 		if t.away && t.host.breaker.Status().State != retry.Closed {
 			away[t.host] = t.problem
 		}
-	}
-	if err := r.q.CallbackSettle(ctx, p); err != nil {
-		return fmt.Errorf("settle callbacks: %w", err)
-	}
-	for _, t := range r.settled {
 		if due := time.Now().Add(t.wait); t.wait > 0 && due.Before(r.next) {
 			r.next = due
 		}
@@ -166,7 +226,6 @@ func (r *courier) settle(ctx context.Context) error {
 			r.cfg.Logger.Error("callback given up", "task", t.task, "seq", t.told, "host", t.host.name, "tries", t.tries, "reason", t.problem)
 		}
 	}
-	r.settled = r.settled[:0]
 	for h, problem := range away {
 		if err := r.expire(ctx, h.name, problem); err != nil {
 			return err

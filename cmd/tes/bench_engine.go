@@ -59,7 +59,7 @@ func (b *bench) engine() (e *benchEngine, err error) {
 		e.onClose(func() error { return b.server.drop(e.name) })
 	}
 	url := b.server.url(e.name)
-	if e.pool, err = e.open(url, pgpool.Config{Name: "tes engine", MaxConns: 12, Engine: true}); err != nil {
+	if e.pool, err = e.open(url, pgpool.Config{Name: "tes engine", MaxConns: 16, Engine: true}); err != nil {
 		return nil, err
 	}
 	own, err := e.open(url, pgpool.Config{Name: "tes river", MaxConns: 4})

@@ -81,7 +81,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	s.url = "http://" + listener.Addr().String()
 	s.listen(listener)
 
-	if s.engine, err = s.open(ctx, pgpool.Config{Name: "tes engine", MaxConns: 12, Engine: true}); err != nil {
+	if s.engine, err = s.open(ctx, pgpool.Config{Name: "tes engine", MaxConns: 16, Engine: true}); err != nil {
 		return err
 	}
 	reads, err := s.open(ctx, pgpool.Config{Name: "tes reads", MaxConns: 8, StatementTimeout: 5 * time.Second})

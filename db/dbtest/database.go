@@ -26,7 +26,10 @@ type database struct {
 
 func (d *database) open(ctx context.Context, t testing.TB) *pgxpool.Pool {
 	t.Helper()
-	pool, err := pgpool.Open(ctx, d.server.dsn(d.name), pgpool.Config{Name: "test", MaxConns: maxConns, Engine: true})
+	pool, err := pgpool.Open(ctx, d.server.dsn(d.name), pgpool.Config{
+		Name: "test", MaxConns: maxConns, Engine: true, StatementTimeout: 30 * time.Second,
+		LockTimeout: 10 * time.Second, // a test that holds a lock decides who waits
+	})
 	if err != nil {
 		t.Fatalf("dbtest: open %s: %v", d.name, err)
 	}

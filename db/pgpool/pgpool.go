@@ -43,8 +43,15 @@ type Config struct {
 	// turns to scans that grow with the table. The guard on the table task lets
 	// these connections through. Default false.
 	Engine bool
-	// StatementTimeout ends a statement that hangs; default 30 s.
+	// StatementTimeout ends a statement that hangs; default 30 s, of an Engine pool
+	// 15 s: its callers give a statement 20 s, and what the server ended did nothing,
+	// while nobody knows what became of a statement that was hung up on.
 	StatementTimeout time.Duration
+	// LockTimeout ends a statement that waits for a lock of somebody else; default none,
+	// of an Engine pool 1 s. Its statements write for many callers at a time, and one
+	// locked row would keep them all waiting. It is as long as deadlock_timeout: a
+	// statement that waits for longer waits for no statement of ours.
+	LockTimeout time.Duration
 }
 
 // Open makes a pool and proves that the database answers.
@@ -61,6 +68,12 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	}
 	if cfg.StatementTimeout == 0 {
 		cfg.StatementTimeout = 30 * time.Second
+		if cfg.Engine {
+			cfg.StatementTimeout = 15 * time.Second
+		}
+	}
+	if cfg.LockTimeout == 0 && cfg.Engine {
+		cfg.LockTimeout = time.Second
 	}
 	conf.MaxConns = cfg.MaxConns
 	conf.MaxConnIdleTime = 5 * time.Minute
@@ -69,6 +82,9 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	params["application_name"] = cfg.Name
 	params["timezone"] = "UTC"
 	params["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
+	if cfg.LockTimeout > 0 {
+		params["lock_timeout"] = fmt.Sprint(cfg.LockTimeout.Milliseconds())
+	}
 	params["idle_in_transaction_session_timeout"] = "60000"
 	// A host that vanishes takes its locks with it within a minute, and not within the
 	// two hours of Linux: one of them is the lead of the relay.

@@ -133,8 +133,16 @@ SELECT pg_notify('tes_cancel', a.id)
 FROM (SELECT unnest(@attempts::text[]) AS id) a;
 
 -- name: JobsEnd :exec
--- Stale tokens: claimed, but their task has gone on without them.
+-- Stale tokens: claimed, but their task has gone on without them. LaneStale ends those
+-- that somebody has locked.
+WITH held AS MATERIALIZED (
+    SELECT j.id
+    FROM (SELECT unnest(@job_ids::bigint[]) AS id) stale
+    JOIN river_job j ON j.id = stale.id AND (j.state = 'running') IS TRUE
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+)
 UPDATE river_job j
 SET state = 'cancelled', finalized_at = now()
-FROM (SELECT unnest(@job_ids::bigint[]) AS id) stale
-WHERE j.id = stale.id AND (j.state = 'running') IS TRUE;
+FROM held
+WHERE j.id = held.id;

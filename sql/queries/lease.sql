@@ -1,7 +1,7 @@
 -- name: LeaseExtend :many
 -- The heartbeat of a whole process: from now, never past the deadline. What does
--- not come back is lost. The rows are locked in one order, as in every statement that
--- takes many.
+-- not come back is lost, or locked by somebody else: LeasesOf tells them apart. Were
+-- it waited for, one locked lease would let all others of the process run out.
 WITH run AS (
     SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id
 ),
@@ -10,13 +10,19 @@ held AS MATERIALIZED (
     FROM run
     JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id AND l.kind = 'process' AND l.owner = @owner::text
     ORDER BY l.job_id
-    FOR UPDATE OF l
+    FOR UPDATE OF l SKIP LOCKED
 )
 UPDATE lease l
 SET expires_at = least(now() + make_interval(secs => l.visibility_ms / 1000.0), l.deadline_at)
 FROM held
 WHERE l.task_id = held.task_id AND l.job_id = held.job_id
 RETURNING l.job_id;
+
+-- name: LeasesOf :many
+-- Which of these leases are there still.
+SELECT l.job_id
+FROM (SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id) run
+JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id;
 
 -- name: LeaseAwait :execrows
 -- The work went to another system: the lease becomes the wait for its answer,
@@ -45,14 +51,22 @@ LIMIT 500;
 
 -- name: LeaseSweep :execrows
 -- Expired leases of attempts that are over: their end was committed side by side
--- with their beginning, and did not see them. A dead letter's goes with its return.
+-- with their beginning, and did not see them. A dead letter's goes with its return. One
+-- that somebody has locked is left for the next look.
+WITH over AS MATERIALIZED (
+    SELECT l.task_id
+    FROM lease l
+    WHERE l.expires_at <= now()
+        AND NOT EXISTS (
+            SELECT FROM task t
+            WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
+                AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
+        )
+    FOR UPDATE OF l SKIP LOCKED
+)
 DELETE FROM lease l
-WHERE l.expires_at <= now()
-    AND NOT EXISTS (
-        SELECT FROM task t
-        WHERE t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
-            AND (t.status = 'RUNNING' OR (l.kind = 'letter' AND t.status IN ('FAILED', 'TIMED_OUT')))
-    );
+USING over
+WHERE l.task_id = over.task_id;
 
 -- name: LeaseGet :one
 SELECT * FROM lease WHERE task_id = @task_id;

@@ -66,7 +66,7 @@ letter AS MATERIALIZED (
         FROM (SELECT h.job_id, h.kind, h.expires_at FROM lease h WHERE h.task_id = asked.task_id LIMIT 1) l
         WHERE l.job_id = asked.job_id AND l.kind = 'letter' AND (NOT @expired::boolean OR l.expires_at <= now())
     )
-    ORDER BY t.job_id
+    ORDER BY t.task_id
     FOR UPDATE OF t
 ),
 ended_job AS (

@@ -110,9 +110,14 @@ new_tally AS (
 SELECT done.job_id, (done.callback_url IS NOT NULL)::boolean AS calls_back
 FROM done;
 
+-- name: LockBriefly :exec
+-- For the rest of a transaction: a statement that is one of many tries waits for no lock
+-- longer than is usual between our own.
+SELECT set_config('lock_timeout', '100ms', true);
+
 -- name: TaskLock :exec
 -- In the order in which TaskMove and TaskComplete lock.
-SELECT FROM task t WHERE t.task_id = ANY(@task_ids::uuid[]) ORDER BY t.job_id FOR UPDATE;
+SELECT FROM task t WHERE t.task_id = ANY(@task_ids::uuid[]) ORDER BY t.task_id FOR UPDATE;
 
 -- name: TaskMove :many
 -- A batch of moves of every other kind, at most one a task. A move names what it
@@ -175,7 +180,7 @@ locked AS MATERIALIZED (
         )::boolean AS ok
     FROM move
     JOIN task t ON t.task_id = move.task_id
-    ORDER BY t.job_id
+    ORDER BY t.task_id
     FOR UPDATE OF t
 ),
 moved AS (

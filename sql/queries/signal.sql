@@ -84,16 +84,23 @@ RETURNING t.task_id, fresh.queue AS lane;
 -- name: LaneStale :execrows
 -- Tokens that run and are nobody's: their task has gone on by another, or is gone.
 -- A claim that is being begun this moment is younger.
+WITH stale AS MATERIALIZED (
+    SELECT j.id
+    FROM river_job j
+    WHERE j.state = 'running'
+        AND j.queue = ANY (@lanes::text[])
+        AND j.kind LIKE 'task.%'
+        AND j.attempted_at < now() - make_interval(secs => @grace_seconds::float8)
+        AND NOT EXISTS (
+            SELECT FROM task t
+            WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
+        )
+    FOR UPDATE OF j SKIP LOCKED
+)
 UPDATE river_job j
 SET state = 'cancelled', finalized_at = now()
-WHERE j.state = 'running'
-    AND j.queue = ANY (@lanes::text[])
-    AND j.kind LIKE 'task.%'
-    AND j.attempted_at < now() - make_interval(secs => @grace_seconds::float8)
-    AND NOT EXISTS (
-        SELECT FROM task t
-        WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
-    );
+FROM stale
+WHERE j.id = stale.id;
 
 -- name: JobTasks :many
 -- The tasks behind these jobs. current: the task goes by the job still.

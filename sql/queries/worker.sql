@@ -64,7 +64,7 @@ ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job
 
 -- name: WorkerBeat :many
 -- Heartbeats: from now, never past the deadline, and whatever the worker notes
--- down. What does not come back is lost. That it is a worker's lease is known from
+-- down. What does not come back is lost, or locked by somebody else. That it is a worker's lease is known from
 -- the token; were it asked here, the planner would look through all leases first.
 WITH beat AS (
     SELECT
@@ -82,7 +82,7 @@ held AS MATERIALIZED (
     JOIN lease l ON l.task_id = beat.task_id AND l.job_id = beat.job_id
     JOIN task t ON t.task_id = beat.task_id AND t.tenant_id = @tenant_id::text
     ORDER BY l.job_id
-    FOR UPDATE OF l
+    FOR UPDATE OF l SKIP LOCKED
 ),
 kept AS (
     UPDATE lease l
