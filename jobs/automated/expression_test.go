@@ -118,7 +118,7 @@ func TestExpressionFailures(t *testing.T) {
 		"input.d % 0": "EXPRESSION_ERROR", "sum(input.strings)": "EXPRESSION_ERROR", "round(input.s, 2)": "EXPRESSION_ERROR", "round(input.d, 99)": "EXPRESSION_ERROR", "round(input.d, -1)": "EXPRESSION_ERROR",
 		"input.strings.join()": "EXPRESSION_ERROR", "1e308 * input.d * 10.0": "EXPRESSION_ERROR", `"\u0000"`: "EXPRESSION_ERROR", `{"1": 1, 1: 2}`: "EXPRESSION_ERROR", "type(1)": "EXPRESSION_ERROR",
 		`"a".replace(input.d, "b")`: "EXPRESSION_ERROR", "input.l[7/2.0]": "EXPRESSION_ERROR", `timestamp("x")`: "EXPRESSION_INVALID", "timestamp(input.s)": "EXPRESSION_ERROR", "math.ceil(input.s)": "EXPRESSION_ERROR",
-		`input.s.replace("", input.s)`: "EXPRESSION_ERROR", "input.l.map(i, input.s).join()": "EXPRESSION_ERROR", `input.s.matches("(a{1000}){1000}")`: "EXPRESSION_INVALID", `input.s.matches(".{900}" + input.strings[0])`: "EXPRESSION_ERROR",
+		`input.s.replace("", input.s)`: "EXPRESSION_ERROR", "input.l.map(i, input.s).join()": "EXPRESSION_ERROR", `input.s.matches("(a{1000}){1000}")`: "EXPRESSION_INVALID", `"a".matches(input.strings[0] + "(")`: "EXPRESSION_ERROR",
 
 		"input.l.map(a, input.l.map(b, input.l.map(c, c in input.l)))": "EXPRESSION_COST",
 		"input.l.map(a, sum(input.l))":                                 "EXPRESSION_COST",
@@ -128,6 +128,7 @@ func TestExpressionFailures(t *testing.T) {
 		"input.l.filter(a, 5 in input.l)":                              "EXPRESSION_COST",
 		"input.l.map(a, input.s)":                                      "EXPRESSION_COST",
 		"input.l.map(a, input.s.contains(\"y\"))":                      "EXPRESSION_COST",
+		`input.s.matches(".{900}" + input.strings[0])`:                 "EXPRESSION_COST",
 	} {
 		name := source
 		if len(name) > 60 {
@@ -199,6 +200,8 @@ func TestCheckExpression(t *testing.T) {
 			}
 		})
 	}
+
+	require.NoError(t, CheckExpression([]jobs.Assign{{Name: "a", Value: `input.zip.matches("^[0-9]{5}$")`}}))
 
 	var wrong *ExpressionError
 	require.ErrorAs(t, CheckExpression([]jobs.Assign{{Name: "a", Value: "1"}, {Name: "b", Value: "("}}), &wrong)

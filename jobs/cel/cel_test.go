@@ -3,6 +3,7 @@ package cel
 import (
 	"encoding/json"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -76,4 +77,29 @@ func FuzzDecode(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, read, again)
 	})
+}
+
+// A pattern may count: {n} used to panic in the look for its size.
+func TestPatternsMayCount(t *testing.T) {
+	t.Parallel()
+	vars := map[string]any{"zip": "12345", "pattern": "^[0-9]{5}$"}
+	require.Equal(t, "true", evaluate(t, `zip.matches("^[0-9]{5}$")`, vars))
+	require.Equal(t, "false", evaluate(t, `zip.matches("^[0-9]{6,}$")`, vars))
+	require.Equal(t, "true", evaluate(t, `zip.matches(pattern) && matches(zip, pattern)`, vars))
+	require.Equal(t, "true", evaluate(t, `zip.matches("^(" + "[0-9]{2}" + "){2}5$")`, vars))
+
+	for source, why := range map[string]string{
+		`zip.matches("(")`:                                      "missing closing",
+		`zip.matches("(.{1000}){2}")`:                           "invalid repeat count",
+		`zip.matches("` + strings.Repeat("(a{999})", 20) + `")`: "instructions",
+	} {
+		_, err := Names("zip").Compile(source)
+		require.ErrorContains(t, err, why)
+	}
+	p, err := Names("zip").Compile(`"x".matches(zip)`)
+	require.NoError(t, err)
+	for text, why := range map[string]string{"(": "missing closing", strings.Repeat("(a{999})", 20): "instructions"} {
+		_, err := p.Eval(t.Context(), map[string]any{"zip": text})
+		require.ErrorContains(t, err, why)
+	}
 }

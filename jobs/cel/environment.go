@@ -9,11 +9,14 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
 	"cel.dev/cel-go/ext"
 	"cel.dev/cel-go/interpreter"
+
+	"github.com/seed-3f7a0631/tes/jobs/pattern"
 )
 
 // What one expression may cost. CEL counts about one unit a step; half a million take
@@ -22,7 +25,7 @@ const (
 	costLimit     = 500_000
 	maxText       = 1 << 20 // bytes that one function may write at once
 	maxNodes      = 4096    // of an expression's syntax tree
-	maxRegexSize  = 2000    // instructions of a compiled pattern
+	visitsPerUnit = 50      // instructions of a pattern for one unit of cost
 	interruptStep = 64      // loop turns between looks at the context
 )
 
@@ -39,7 +42,6 @@ func environment(names []string) (*cel.Env, error) {
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserRecursionLimit(64),
 		cel.ExpressionNodeLimit(maxNodes),
-		cel.RegexProgramSizeLimit(maxRegexSize),
 		ext.Strings(),
 		ext.Math(),
 		cel.Function("sum", cel.Overload("sum_list", []*cel.Type{cel.ListType(cel.DynType)}, cel.DynType,
@@ -100,6 +102,12 @@ func decorate(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error
 		return i, nil
 	}
 	do := ours[c.Function()]
+	if c.Function() == overloads.Matches {
+		var err error
+		if do, err = matcher(c.Args()); err != nil {
+			return nil, err
+		}
+	}
 	if operator := arithmetic[c.Function()]; operator != nil && (c.OverloadID() == "" || strings.HasPrefix(c.OverloadID(), mixed)) {
 		do = func(args []ref.Val) ref.Val { return operator(args[0], args[1]) }
 	}
@@ -351,6 +359,39 @@ func join(args []ref.Val) ref.Val {
 		}
 	}
 	return types.String(b.String())
+}
+
+// matcher is matches() with a pattern of bounded size. CEL's own limit on the size
+// compiles the pattern without simplifying it, which panics at every {n}. A pattern
+// that stands in the expression is compiled once, and refused with the expression.
+func matcher(args []interpreter.InterpretableV2) (func([]ref.Val) ref.Val, error) {
+	var known *pattern.Pattern
+	if constant, ok := args[1].(interpreter.InterpretableConst); ok {
+		if source, ok := constant.Value().(types.String); ok {
+			var err error
+			if known, err = pattern.Compile(string(source)); err != nil {
+				return nil, fmt.Errorf("matches: %w", err)
+			}
+		}
+	}
+	return func(values []ref.Val) ref.Val {
+		s, okS := values[0].(types.String)
+		source, okSource := values[1].(types.String)
+		if !okS || !okSource {
+			return noOverload(overloads.Matches)
+		}
+		p := known
+		if p == nil {
+			var err error
+			if p, err = pattern.Compile(string(source)); err != nil {
+				return types.WrapErr(fmt.Errorf("matches: %w", err))
+			}
+		}
+		if p.Cost(len(s))/visitsPerUnit > costLimit {
+			panic(interpreter.EvalCancelledError{Cause: interpreter.CostLimitExceeded, Message: ErrCost.Error()})
+		}
+		return types.Bool(p.MatchString(string(s)))
+	}, nil
 }
 
 var errTooLong = types.NewErr("text longer than 1 MiB")

@@ -78,7 +78,15 @@ var compiling sync.Mutex
 // Compile parses, checks and plans; only the plan finds a constant that is no
 // pattern or no timestamp. format is left out: its result can be a thousand times
 // its arguments, and string() with + does the same in steps that are paid.
-func (e *Env) Compile(source string) (*Program, error) {
+//
+// A panic of the library is an error of this expression: it must end neither a
+// request nor a consumer of the bus.
+func (e *Env) Compile(source string) (p *Program, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			p, err = nil, fmt.Errorf("the expression cannot be compiled: %v", r)
+		}
+	}()
 	// All parsers share a cache in antlr that does not guard itself.
 	compiling.Lock()
 	defer compiling.Unlock()

@@ -281,6 +281,7 @@ func TestCheckRules(t *testing.T) {
 	t.Parallel()
 	require.NoError(t, manual.CheckRules(nil))
 	require.NoError(t, manual.CheckRules(&jobs.AssignmentRules{Role: "r"}))
+	require.NoError(t, manual.CheckRules(&jobs.AssignmentRules{Expression: `input.zip.matches("^[0-9]{5}$") ? "ann" : ""`}))
 	require.ErrorContains(t, manual.CheckRules(&jobs.AssignmentRules{Expression: "output.x"}), "undeclared reference to 'output'")
 	require.ErrorContains(t, manual.CheckRules(&jobs.AssignmentRules{Expression: "people["}), "Syntax error")
 }
