@@ -214,8 +214,8 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		}
 	}
 	if def != nil {
-		if broken := def.input.Validate(req.Input); len(broken) > 0 {
-			return nil, &Invalid{Message: "the input does not match the definition's schema", Violations: below("/input", broken)}
+		if err := misfit(ctx, def.input, "input", req.Input); err != nil {
+			return nil, err
 		}
 	}
 	if req.Config != nil && req.Config.Timeout != 0 {

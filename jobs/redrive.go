@@ -230,8 +230,14 @@ func (t *Tasks) fits(ctx context.Context, tenant string, row db.DeadLetterTasksR
 	if err != nil {
 		return "", nil, err
 	}
-	if def != nil && len(def.input.Validate(input)) > 0 {
-		return RejectedInput, nil, nil
+	if def != nil {
+		broken, err := def.input.Validate(ctx, input)
+		if err != nil {
+			return "", nil, err
+		}
+		if len(broken) > 0 {
+			return RejectedInput, nil, nil
+		}
 	}
 	return "", input, nil
 }

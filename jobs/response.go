@@ -73,7 +73,10 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	if err != nil {
 		return "", err
 	}
-	m := t.responded(task, s, in)
+	m, err := t.responded(ctx, task, s, in)
+	if err != nil {
+		return "", err
+	}
 	m.callerWaits = true // the bus keeps the response, and tells it again
 	if out := t.make(ctx, m); !out.made {
 		if out.err != nil {
@@ -87,8 +90,8 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	return "failed", nil
 }
 
-// responded is the move that a response asks for.
-func (t *Tasks) responded(task db.Task, s *settings, in outbox.IntegrationResponse) *move {
+// responded is the move that a response asks for. The error is ctx's.
+func (t *Tasks) responded(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*move, error) {
 	h := held{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
 		failures: task.Failures, crashes: task.Crashes, settings: s, by: "integration:" + storable(in.IntegrationID, 64),
@@ -106,7 +109,7 @@ func (t *Tasks) responded(task db.Task, s *settings, in outbox.IntegrationRespon
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
-		return failed(h, t.toldOf(f), now())
+		return failed(h, t.toldOf(f), now()), nil
 	}
 	var call IntegrationCall
 	if s.config.Integration != nil {
@@ -118,15 +121,18 @@ func (t *Tasks) responded(task db.Task, s *settings, in outbox.IntegrationRespon
 		return err
 	})
 	if err != nil {
-		return failed(h, failureOf(err), now())
+		return failed(h, failureOf(err), now()), nil
 	}
 	if s.def != nil {
-		if broken := s.def.output.Validate(orEmpty(output)); len(broken) > 0 {
-			details, _ := json.Marshal(broken)
-			return failed(h, &Failure{Code: CodeOutput, Message: "the response does not match the definition's schema", Details: details, Retryable: &no}, now())
+		err := badOutput(ctx, s.def.output, "response", output)
+		if bad := (*Failure)(nil); errors.As(err, &bad) {
+			return failed(h, bad, now()), nil
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
-	return completed(h, output)
+	return completed(h, output), nil
 }
 
 // toldOf is a failure as Answers has it told. Where that code does not return, its own

@@ -279,13 +279,9 @@ func (r *run) checkOutput(output json.RawMessage) error {
 	if r.settings.def == nil {
 		return nil
 	}
-	if broken := r.settings.def.output.Validate(orEmpty(output)); len(broken) > 0 {
-		details, _ := json.Marshal(broken)
-		return &Failure{
-			Code: CodeOutput, Message: "the output does not match the definition's schema", Details: details, Retryable: &no,
-		}
-	}
-	return nil
+	// The executor has done its work: a stop of the process is no reason to lose that,
+	// and what the check may cost is bounded.
+	return badOutput(context.WithoutCancel(r.r.ctx), r.settings.def.output, "output", output)
 }
 
 // fail hands in a failure, or gives the attempt back if a neighbour is away.

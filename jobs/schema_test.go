@@ -1,183 +1,48 @@
 package jobs
 
 import (
+	"context"
 	"encoding/json"
-	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-const orderSchema = `{"type":"object","required":["orderId","items","taxRate"],"properties":{
-	"orderId":{"type":"string"},"taxRate":{"type":"number","minimum":0},
-	"items":{"type":"array","items":{"type":"object","required":["id","quantity","price"],"properties":{
-		"id":{"type":"string"},"quantity":{"type":"number"},"price":{"type":"number"}}}}}}`
-
-func TestSchemaValidate(t *testing.T) {
+func TestCompileSchema(t *testing.T) {
 	t.Parallel()
-
-	for name, tt := range map[string]struct {
-		schema, doc string
-		want        []Violation
-	}{
-		"Valid":   {orderSchema, `{"orderId":"O","items":[{"id":"a","quantity":1,"price":2.5}],"taxRate":0}`, nil},
-		"AnyType": {`true`, `[1]`, nil},
-		"Leaves": {orderSchema, `{"orderId":7,"items":[{"id":"a","quantity":"s3cret"},true],"taxRate":-1}`, []Violation{
-			{"/items/0/price", "is required"},
-			{"/items/0/quantity", "must be number, is string"},
-			{"/items/1", "must be object, is boolean"},
-			{"/orderId", "must be string, is number"},
-			{"/taxRate", "must be at least 0"},
-		}},
-		"WholeDocument":  {orderSchema, `[]`, []Violation{{"", "must be object, is array"}}},
-		"NotJSON":        {orderSchema, `{`, []Violation{{"", "is not valid JSON"}}},
-		"EscapedPointer": {`{"properties":{"a/b~c":{"type":"null"}}}`, `{"a/b~c":1}`, []Violation{{"/a~1b~0c", "must be null, is number"}}},
-		"DateTime":       {`{"format":"date-time"}`, `"s3cret"`, []Violation{{"", "must have the format date-time"}}},
-		"Pattern":        {`{"pattern":"^[a-z]+$"}`, `"S3cret"`, []Violation{{"", "must match the pattern ^[a-z]+$"}}},
-		"Enum":           {`{"enum":["a",1]}`, `"s3cret"`, []Violation{{"", `must be one of ["a",1]`}}},
-		"Const":          {`{"const":{"a":1}}`, `"s3cret"`, []Violation{{"", `must be {"a":1}`}}},
-		"Additional": {`{"properties":{"a":true},"additionalProperties":false}`, `{"c":"s3cret","a":2,"b":3}`, []Violation{
-			{"/b", "is not allowed"}, {"/c", "is not allowed"},
-		}},
-		"Unevaluated":   {`{"unevaluatedProperties":false}`, `{"b":3}`, []Violation{{"/b", "is not allowed"}}},
-		"PropertyNames": {`{"propertyNames":{"maxLength":1}}`, `{"ab":3}`, []Violation{{"/ab", "has a name that is not allowed"}}},
-		"AnyOf": {`{"anyOf":[{"type":"string"},{"type":"object","required":["a"]}]}`, `{}`, []Violation{
-			{"", "must be string, is object"}, {"/a", "is required"},
-		}},
-		"OneOfSeveral": {`{"oneOf":[{"type":"number"},{"minimum":0}]}`, `1`, []Violation{{"", "must match exactly one of the alternatives, matches several"}}},
-		"Not":          {`{"not":{"type":"string"}}`, `"s3cret"`, []Violation{{"", "matches what is ruled out"}}},
-		"ExactNumbers": {`{"maximum":9007199254740992}`, `9007199254740993`, []Violation{{"", "must be at most 9007199254740992"}}},
-		"MultipleOf":   {`{"multipleOf":0.01}`, `10.99`, nil},
-		"Unique":       {`{"uniqueItems":true}`, `["s3cret",1,"s3cret"]`, []Violation{{"", "must have no equal items, 0 and 2 are"}}},
-		"RefCycle":     {`{"$ref":"#"}`, `1`, []Violation{{"", "does not match the schema"}}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, err := CompileSchema(json.RawMessage(tt.schema))
-			require.NoError(t, err)
-			for range 3 { // the library walks maps: the order must not show it
-				got := s.Validate(json.RawMessage(tt.doc))
-				require.Equal(t, tt.want, got)
-				require.NotContains(t, fmt.Sprint(got), "s3cret")
-			}
-		})
+	for _, none := range []string{``, ` `, `null`} {
+		s, err := CompileSchema(json.RawMessage(none))
+		require.NoError(t, err)
+		require.Nil(t, s)
+		require.NoError(t, misfit(t.Context(), s, "input", json.RawMessage(`{"any":1}`)))
 	}
-
-	t.Run("NilAcceptsEverything", func(t *testing.T) {
-		t.Parallel()
-		for _, raw := range []string{``, ` `, `null`} {
-			s, err := CompileSchema(json.RawMessage(raw))
-			require.NoError(t, err)
-			require.Nil(t, s)
-			require.Empty(t, s.Validate(json.RawMessage(`{"any":1}`)))
-		}
-	})
-
-	t.Run("AtMostSixteen", func(t *testing.T) {
-		t.Parallel()
-		s, err := CompileSchema(json.RawMessage(`{"items":{"type":"string"}}`))
-		require.NoError(t, err)
-		require.Len(t, s.Validate(json.RawMessage(`[`+strings.Repeat("1,", 5000)+`1]`)), maxViolations)
-	})
-
-	t.Run("Concurrent", func(t *testing.T) {
-		t.Parallel()
-		s, err := CompileSchema(json.RawMessage(orderSchema))
-		require.NoError(t, err)
-		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				for range 50 {
-					if n := len(s.Validate(json.RawMessage(`{"orderId":1}`))); n != 3 {
-						t.Errorf("%d violations", n)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		require.LessOrEqual(t, len(s.idle), 8)
-	})
-}
-
-// A schema of a hundred bytes that asks for 2^60 evaluations.
-func TestSchemaBomb(t *testing.T) {
-	t.Parallel()
-
-	for name, schema := range map[string]string{
-		"All":    `{"properties":{"a":{"allOf":[{"$ref":"#"},{"$ref":"#"}]}}}`,
-		"Any":    `{"type":"object","properties":{"a":{"anyOf":[{"$ref":"#"},{"$ref":"#"}]}}}`,
-		"Hidden": `{"not":{"$ref":"#/$defs/n"},"$defs":{"n":{"type":"object","properties":{"a":{"anyOf":[{"$ref":"#/$defs/n"},{"$ref":"#/$defs/n"}]}}}}}`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, err := CompileSchema(json.RawMessage(schema))
-			require.NoError(t, err)
-			doc := strings.Repeat(`{"a":`, 60) + `1` + strings.Repeat(`}`, 60)
-			require.Equal(t, []Violation{{"", "takes too much work to validate against its schema"}}, s.Validate(json.RawMessage(doc)))
-			s.Validate(json.RawMessage(`{"a":{}}`)) // and goes on working
-		})
+	for _, bad := range []string{`{"type":"string","type":"number"}`, `{"type":`, `{"const":1e999}`, `{"description":"` + strings.Repeat("x", 64<<10) + `"}`} {
+		_, err := CompileSchema(json.RawMessage(bad))
+		require.Error(t, err)
 	}
 }
 
-func TestCompileSchemaRefuses(t *testing.T) {
+func TestMisfit(t *testing.T) {
 	t.Parallel()
+	s, err := CompileSchema(json.RawMessage(`{"items":{"type":"string"}}`))
+	require.NoError(t, err)
 
-	var visits atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		visits.Add(1)
-		fmt.Fprint(w, `true`)
-	}))
-	t.Cleanup(server.Close)
-	file := filepath.Join(t.TempDir(), "schema.json")
-	require.NoError(t, os.WriteFile(file, []byte(`true`), 0o600))
+	var bad *Invalid
+	require.ErrorAs(t, misfit(t.Context(), s, "input", json.RawMessage(`["a",1]`)), &bad)
+	require.Equal(t, "the input does not match the definition's schema", bad.Message)
+	require.Equal(t, []Violation{{Path: "/input/1", Message: "must be string, is number"}}, bad.Violations)
 
-	for name, schema := range map[string]string{
-		"File":         `{"$ref":"file://` + file + `"}`,
-		"FileInside":   `{"properties":{"a":{"allOf":[{"$ref":"file://` + file + `"}]}}}`,
-		"FileNoScheme": `{"$ref":"` + file + `"}`,
-		"FileByID":     `{"$id":"file://` + filepath.Dir(file) + `/","$ref":"schema.json"}`,
-		"HTTP":         `{"$ref":"` + server.URL + `/schema"}`,
-		"HTTPByID":     `{"$id":"` + server.URL + `/","properties":{"a":{"$ref":"other"}}}`,
-		"Metaschema":   `{"$schema":"` + server.URL + `/schema"}`,
-		"DynamicRef":   `{"$dynamicRef":"` + server.URL + `/schema#x"}`,
-		"NotASchema":   `{"type":"strange"}`,
-		"NotAnObject":  `7`,
-		"BadPattern":   `{"pattern":"("}`,
-		"NotJSON":      `{"type":`,
-		"TooLarge":     `{"description":"` + strings.Repeat("x", maxSchemaSize) + `"}`,
-		"Duplicate":    `{"type":"string","type":"number"}`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s, err := CompileSchema(json.RawMessage(schema))
-			require.Error(t, err)
-			require.Nil(t, s)
-		})
-	}
-	t.Cleanup(func() { require.Zero(t, visits.Load()) })
+	require.ErrorAs(t, misfit(t.Context(), s, "output", json.RawMessage(`[`+strings.Repeat("1,", 5000)+`1]`)), &bad)
+	require.Equal(t, "the output does not match the definition's schema; these are the first 16 places, and there may be more", bad.Message)
+	require.Len(t, bad.Violations, 16)
 
-	t.Run("KnowsTheMetaschemas", func(t *testing.T) {
-		t.Parallel()
-		s, err := CompileSchema(json.RawMessage(`{"$schema":"http://json-schema.org/draft-07/schema#","properties":{"s":{"$ref":"https://json-schema.org/draft/2020-12/schema"}}}`))
-		require.NoError(t, err)
-		require.NotEmpty(t, s.Validate(json.RawMessage(`{"s":{"type":5}}`)))
-		require.Empty(t, s.Validate(json.RawMessage(`{"s":{"type":"string"}}`)))
-	})
-}
+	var failure *Failure
+	require.ErrorAs(t, badOutput(t.Context(), s, "response", json.RawMessage(`[1]`)), &failure)
+	require.Equal(t, CodeOutput, failure.Code)
+	require.False(t, *failure.Retryable)
 
-func BenchmarkSchemaValidate(b *testing.B) {
-	s, err := CompileSchema(json.RawMessage(orderSchema))
-	require.NoError(b, err)
-	doc := json.RawMessage(`{"orderId":"ORD-123","items":[{"id":"ITEM-1","quantity":2,"price":10.99},{"id":"ITEM-2","quantity":1,"price":24.99}],"taxRate":0.08}`)
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Validate(doc)
-	}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	require.ErrorIs(t, misfit(left, s, "input", json.RawMessage(`[1]`)), context.Canceled)
 }

@@ -74,8 +74,8 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 	switch to.Status {
 	case Completed:
 		if s.def != nil {
-			if broken := s.def.output.Validate(orEmpty(to.Output)); len(broken) > 0 {
-				return nil, &Invalid{Message: "the output does not match the definition's schema", Violations: below("/output", broken)}
+			if err := misfit(ctx, s.def.output, "output", orEmpty(to.Output)); err != nil {
+				return nil, err
 			}
 		}
 		m.event, m.output, m.outcome = db.TaskEventTypeCompleted, to.Output, db.AttemptOutcomeCOMPLETED

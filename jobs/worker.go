@@ -33,8 +33,8 @@ func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output 
 		return t.repeated(ctx, w, output, nil, 0)
 	}
 	if w.settings.def != nil {
-		if broken := w.settings.def.output.Validate(orEmpty(output)); len(broken) > 0 {
-			return db.Task{}, &Invalid{Message: "the output does not match the definition's schema", Violations: below("/output", broken)}
+		if err := misfit(ctx, w.settings.def.output, "output", orEmpty(output)); err != nil {
+			return db.Task{}, err
 		}
 	}
 	m := completed(w.held(), output)

@@ -36,7 +36,7 @@ var doors = map[string][]string{
 	"github.com/failsafe-go/":        {"outbox/retry"},
 	"cel.dev/":                       {"jobs/cel"},
 	"github.com/rickar/cal":          {"jobs/calendar"},
-	"github.com/santhosh-tekuri/":    {"jobs"},
+	"github.com/santhosh-tekuri/":    {"jobs/schema"},
 	"github.com/evanphx/":            {"jobs"},
 	"github.com/standard-webhooks/":  {"outbox/webhook"},
 	"code.dny.dev/ssrf":              {"outbox/outside"},
