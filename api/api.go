@@ -49,6 +49,9 @@ type Config struct {
 	Draining func() bool
 	// BusConnected says whether the bus answers; default nobody asks.
 	BusConnected func() bool
+	// Relay says in a word whether this process publishes events: leading, standing by,
+	// silent or failing; default nobody asks.
+	Relay func() string
 	// MaxBody is the largest request body, and an eighth of the largest batch;
 	// default 1 MiB.
 	MaxBody int64

@@ -47,6 +47,9 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 			answer.Bus = "away"
 		}
 	}
+	if a.cfg.Relay != nil {
+		answer.Relay = a.cfg.Relay()
+	}
 	text, err := json.Marshal(answer)
 	if err != nil {
 		writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText).because(err))
@@ -60,7 +63,8 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 type readiness struct {
 	Status      string        `json:"status"`
 	Database    string        `json:"database"`
-	Bus         string        `json:"bus,omitempty"` // ok or away
+	Bus         string        `json:"bus,omitempty"`   // ok or away
+	Relay       string        `json:"relay,omitempty"` // leading, standing by, silent or failing
 	Maintenance []restingLane `json:"maintenance"`
 }
 

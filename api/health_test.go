@@ -30,6 +30,7 @@ func TestReadinessTellsTheTruth(t *testing.T) {
 	b := setup(t, func(cfg *api.Config) {
 		cfg.Draining = draining.Load
 		cfg.BusConnected = func() bool { return !away.Load() }
+		cfg.Relay = func() string { return map[bool]string{true: "failing", false: "leading"}[away.Load()] }
 		ping := cfg.Reads.Ping
 		cfg.Ready = func(ctx context.Context) error {
 			if gone.Load() {
@@ -38,10 +39,10 @@ func TestReadinessTellsTheTruth(t *testing.T) {
 			return ping(ctx)
 		}
 	})
-	want := object{"status": "ok", "database": "ok", "bus": "ok", "maintenance": []any{}}
+	want := object{"status": "ok", "database": "ok", "bus": "ok", "relay": "leading", "maintenance": []any{}}
 	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
 	away.Store(true)
-	want["bus"] = "away"
+	want["bus"], want["relay"] = "away", "failing"
 	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
 	gone.Store(true)
 	require.Equal(t, "the database does not answer", b.askWith(t, "", "GET", "/readyz", nil).fails(t, 503, "UNAVAILABLE")["detail"])

@@ -593,6 +593,15 @@ type RedriveOperation struct {
 	UndoReason  *string
 }
 
+type RelayLeader struct {
+	OnlyOne      bool
+	Term         int64
+	Holder       string
+	BackendPid   *int32
+	BackendStart *time.Time
+	HeartbeatAt  time.Time
+}
+
 // One row an attempt: who ran it, how long, how it ended.
 type ReportAttempt struct {
 	TaskID       uuid.UUID

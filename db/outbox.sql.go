@@ -15,12 +15,12 @@ import (
 
 const outboxAdvance = `-- name: OutboxAdvance :many
 WITH done AS (
-    SELECT unnest($1::bigint[]) AS id, unnest($4::bigint[]) AS last_seq
+    SELECT unnest($1::bigint[]) AS id, unnest($5::bigint[]) AS last_seq
 ),
 told AS (
     DELETE FROM outbox o
     USING done
-    WHERE o.id = done.id
+    WHERE o.id = done.id AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $3)
     RETURNING o.id, o.lo, o.hi
 ),
 logged AS (
@@ -33,13 +33,15 @@ logged AS (
 SELECT o.id, o.lo, o.hi
 FROM outbox o
 WHERE o.id <> ALL ($1::bigint[]) AND o.id <> ALL ($2::bigint[])
+    AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $3)
 ORDER BY o.id
-LIMIT $3
+LIMIT $4
 `
 
 type OutboxAdvanceParams struct {
 	Told     []int64
 	UnderWay []int64
+	Term     int64
 	Flushes  int32
 	LastSeqs []int64
 }
@@ -52,11 +54,13 @@ type OutboxAdvanceRow struct {
 
 // Logs what was told and says what comes next, oldest first, but for what is
 // under way already. By row, not by "the last id seen": ids are handed out before
-// they are committed.
+// they are committed. As every write of a leader it names the term, and under another
+// one it does, and shows, nothing.
 func (q *Queries) OutboxAdvance(ctx context.Context, arg OutboxAdvanceParams) ([]OutboxAdvanceRow, error) {
 	rows, err := q.db.Query(ctx, outboxAdvance,
 		arg.Told,
 		arg.UnderWay,
+		arg.Term,
 		arg.Flushes,
 		arg.LastSeqs,
 	)
@@ -202,11 +206,17 @@ const outboxForget = `-- name: OutboxForget :execrows
 DELETE FROM outbox_published p
 WHERE p.id IN (SELECT o.id FROM outbox_published o ORDER BY o.id LIMIT 10000)
     AND p.published_at < now() - make_interval(hours => $1::integer)
+    AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
 `
 
+type OutboxForgetParams struct {
+	Hours int32
+	Term  int64
+}
+
 // From the oldest on, some at a time: nothing is looked at that may stay.
-func (q *Queries) OutboxForget(ctx context.Context, hours int32) (int64, error) {
-	result, err := q.db.Exec(ctx, outboxForget, hours)
+func (q *Queries) OutboxForget(ctx context.Context, arg OutboxForgetParams) (int64, error) {
+	result, err := q.db.Exec(ctx, outboxForget, arg.Hours, arg.Term)
 	if err != nil {
 		return 0, err
 	}
@@ -215,7 +225,8 @@ func (q *Queries) OutboxForget(ctx context.Context, hours int32) (int64, error) 
 
 const outboxPark = `-- name: OutboxPark :exec
 INSERT INTO outbox_parked (event_id, task_id, reason)
-VALUES ($1, $2, $3)
+SELECT $1, $2, $3
+WHERE EXISTS (SELECT FROM relay_leader l WHERE l.term = $4)
 ON CONFLICT (event_id) DO NOTHING
 `
 
@@ -223,10 +234,16 @@ type OutboxParkParams struct {
 	EventID int64
 	TaskID  uuid.UUID
 	Reason  string
+	Term    int64
 }
 
 func (q *Queries) OutboxPark(ctx context.Context, arg OutboxParkParams) error {
-	_, err := q.db.Exec(ctx, outboxPark, arg.EventID, arg.TaskID, arg.Reason)
+	_, err := q.db.Exec(ctx, outboxPark,
+		arg.EventID,
+		arg.TaskID,
+		arg.Reason,
+		arg.Term,
+	)
 	return err
 }
 
@@ -262,7 +279,7 @@ func (q *Queries) OutboxParkedIDs(ctx context.Context, arg OutboxParkedIDsParams
 const outboxRequeue = `-- name: OutboxRequeue :execrows
 WITH lost AS (
     DELETE FROM outbox_published p
-    WHERE p.last_seq > $1
+    WHERE p.last_seq > $1 AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
     RETURNING p.id, p.lo, p.hi
 )
 INSERT INTO outbox (id, lo, hi)
@@ -272,9 +289,14 @@ FROM lost
 ON CONFLICT (id) DO NOTHING
 `
 
+type OutboxRequeueParams struct {
+	SurvivingSeq int64
+	Term         int64
+}
+
 // The stream has lost everything after this sequence: tell it again.
-func (q *Queries) OutboxRequeue(ctx context.Context, survivingSeq int64) (int64, error) {
-	result, err := q.db.Exec(ctx, outboxRequeue, survivingSeq)
+func (q *Queries) OutboxRequeue(ctx context.Context, arg OutboxRequeueParams) (int64, error) {
+	result, err := q.db.Exec(ctx, outboxRequeue, arg.SurvivingSeq, arg.Term)
 	if err != nil {
 		return 0, err
 	}
@@ -284,7 +306,7 @@ func (q *Queries) OutboxRequeue(ctx context.Context, survivingSeq int64) (int64,
 const outboxRequeueRound = `-- name: OutboxRequeueRound :execrows
 WITH lost AS (
     DELETE FROM outbox_published p
-    WHERE p.last_seq = $1
+    WHERE p.last_seq = $1 AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
     RETURNING p.id, p.lo, p.hi
 )
 INSERT INTO outbox (id, lo, hi)
@@ -294,9 +316,14 @@ FROM lost
 ON CONFLICT (id) DO NOTHING
 `
 
+type OutboxRequeueRoundParams struct {
+	LastSeq int64
+	Term    int64
+}
+
 // One round is not where the stream said it was: tell it again.
-func (q *Queries) OutboxRequeueRound(ctx context.Context, lastSeq int64) (int64, error) {
-	result, err := q.db.Exec(ctx, outboxRequeueRound, lastSeq)
+func (q *Queries) OutboxRequeueRound(ctx context.Context, arg OutboxRequeueRoundParams) (int64, error) {
+	result, err := q.db.Exec(ctx, outboxRequeueRound, arg.LastSeq, arg.Term)
 	if err != nil {
 		return 0, err
 	}
@@ -364,34 +391,205 @@ func (q *Queries) OutboxStream(ctx context.Context) (time.Time, error) {
 
 const outboxStreamPut = `-- name: OutboxStreamPut :exec
 INSERT INTO outbox_stream (stream_created_at)
-VALUES ($1)
+SELECT $1
+WHERE EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
 ON CONFLICT (only_one) DO UPDATE SET stream_created_at = excluded.stream_created_at
 `
 
-func (q *Queries) OutboxStreamPut(ctx context.Context, streamCreatedAt time.Time) error {
-	_, err := q.db.Exec(ctx, outboxStreamPut, streamCreatedAt)
+type OutboxStreamPutParams struct {
+	StreamCreatedAt time.Time
+	Term            int64
+}
+
+func (q *Queries) OutboxStreamPut(ctx context.Context, arg OutboxStreamPutParams) error {
+	_, err := q.db.Exec(ctx, outboxStreamPut, arg.StreamCreatedAt, arg.Term)
 	return err
 }
 
-const relayLead = `-- name: RelayLead :one
-SELECT pg_try_advisory_lock(hashtextextended('tes relay', 0))::boolean AS leads
+const relayBeat = `-- name: RelayBeat :one
+WITH mine AS (
+    SELECT l.only_one
+    FROM relay_leader l
+    WHERE l.term = $1 AND l.holder <> ''
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+beat AS (
+    UPDATE relay_leader l
+    SET heartbeat_at = now()
+    FROM mine
+    WHERE l.only_one = mine.only_one
+    RETURNING l.term
+)
+SELECT (l.term = $1 AND l.holder <> '')::boolean AS leads, EXISTS (SELECT FROM beat)::boolean AS beaten
+FROM relay_leader l
 `
 
-// One relay at a time, for as long as its session lives: events of one task stay
-// in order only under a single publisher.
-func (q *Queries) RelayLead(ctx context.Context) (bool, error) {
-	row := q.db.QueryRow(ctx, relayLead)
-	var leads bool
-	err := row.Scan(&leads)
-	return leads, err
+type RelayBeatRow struct {
+	Leads  bool
+	Beaten bool
+}
+
+// The heartbeat of a leader. It waits for nobody who has the row locked: beaten is false
+// then, and the lead is kept, for nobody else can take it either.
+func (q *Queries) RelayBeat(ctx context.Context, term int64) (RelayBeatRow, error) {
+	row := q.db.QueryRow(ctx, relayBeat, term)
+	var i RelayBeatRow
+	err := row.Scan(&i.Leads, &i.Beaten)
+	return i, err
+}
+
+const relayKey = `-- name: RelayKey :one
+SELECT
+    pg_try_advisory_lock(hashtextextended('tes relay', 0))::boolean AS held,
+    EXISTS (
+        SELECT FROM pg_catalog.pg_locks k
+        JOIN pg_catalog.pg_database d ON d.oid = k.database
+        JOIN pg_catalog.pg_stat_activity a ON a.pid = k.pid
+        WHERE k.locktype = 'advisory'
+            AND d.datname = current_database()
+            AND ((k.classid::bigint << 32) | k.objid::bigint) = hashtextextended('tes relay', 0)
+            AND k.objsubid = 1
+            AND k.granted
+            AND a.application_name = 'tes engine'
+            AND (a.usename = session_user OR pg_has_role(a.usesysid, 'tes_app', 'MEMBER'))
+    )::boolean AS older_leads
+`
+
+type RelayKeyRow struct {
+	Held       bool
+	OlderLeads bool
+}
+
+// The key of the programs from before the table relay_leader: they publish while they
+// hold this advisory lock, in a session of their engine's pool. A leader by the row takes
+// the key too, so that they stand by. Anybody who may connect can take an advisory lock:
+// only such a session counts, and only of our own login role or one that is tes_app.
+// Whoever else has the key is passed over.
+func (q *Queries) RelayKey(ctx context.Context) (RelayKeyRow, error) {
+	row := q.db.QueryRow(ctx, relayKey)
+	var i RelayKeyRow
+	err := row.Scan(&i.Held, &i.OlderLeads)
+	return i, err
+}
+
+const relayLeader = `-- name: RelayLeader :one
+SELECT
+    l.holder, l.term,
+    coalesce(extract(epoch FROM now() - nullif(l.heartbeat_at, '-infinity')), 0)::float8 AS silent_seconds
+FROM relay_leader l
+`
+
+type RelayLeaderRow struct {
+	Holder        string
+	Term          int64
+	SilentSeconds float64
+}
+
+// Who leads, and for how long its heartbeat has been silent.
+func (q *Queries) RelayLeader(ctx context.Context) (RelayLeaderRow, error) {
+	row := q.db.QueryRow(ctx, relayLeader)
+	var i RelayLeaderRow
+	err := row.Scan(&i.Holder, &i.Term, &i.SilentSeconds)
+	return i, err
+}
+
+const relayName = `-- name: RelayName :exec
+SELECT set_config('application_name', 'tes relay', false)
+`
+
+// The leader's session says what it is.
+func (q *Queries) RelayName(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, relayName)
+	return err
+}
+
+const relayOust = `-- name: RelayOust :one
+SELECT coalesce(bool_and(pg_terminate_backend(a.pid, 2000)), true)::boolean AS gone
+FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = $1::integer AND a.backend_start = $2::timestamptz AND a.pid <> pg_backend_pid()
+`
+
+type RelayOustParams struct {
+	Pid       int32
+	StartedAt time.Time
+}
+
+// Ends the session of a leader that was silent, and waits for up to two seconds until it
+// is gone: what the session had begun to write is written, or never will be.
+func (q *Queries) RelayOust(ctx context.Context, arg RelayOustParams) (bool, error) {
+	row := q.db.QueryRow(ctx, relayOust, arg.Pid, arg.StartedAt)
+	var gone bool
+	err := row.Scan(&gone)
+	return gone, err
+}
+
+const relayTake = `-- name: RelayTake :one
+WITH free AS (
+    SELECT l.only_one, l.holder, l.backend_pid, l.backend_start, l.heartbeat_at
+    FROM relay_leader l
+    WHERE l.holder = ''
+        OR l.heartbeat_at < now() - make_interval(secs => $2::float8)
+        OR NOT EXISTS (
+            SELECT FROM pg_catalog.pg_stat_activity a
+            WHERE a.pid = l.backend_pid AND (a.backend_start IS NULL OR a.backend_start = l.backend_start)
+        )
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE relay_leader l
+SET
+    term = l.term + 1,
+    holder = $1,
+    backend_pid = pg_backend_pid(),
+    backend_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_backend_pid()),
+    heartbeat_at = now()
+FROM free
+WHERE l.only_one = free.only_one
+RETURNING
+    l.term, free.holder AS ousted, free.backend_pid AS ousted_pid, free.backend_start AS ousted_start,
+    coalesce(extract(epoch FROM now() - nullif(free.heartbeat_at, '-infinity')), 0)::float8 AS silent_seconds
+`
+
+type RelayTakeParams struct {
+	Holder         string
+	SilenceSeconds float64
+}
+
+type RelayTakeRow struct {
+	Term          int64
+	Ousted        string
+	OustedPid     *int32
+	OustedStart   *time.Time
+	SilentSeconds float64
+}
+
+// Takes the lead where nobody leads: the leader has given it back, its session is gone,
+// or its heartbeat has been silent for too long. The caller's session becomes the
+// leader's. No row is returned where another process leads, or where another session
+// has the row locked: then nobody can take the lead, and nobody can lose it.
+//
+// A session that another role has opened shows no backend_start, and counts as alive.
+func (q *Queries) RelayTake(ctx context.Context, arg RelayTakeParams) (RelayTakeRow, error) {
+	row := q.db.QueryRow(ctx, relayTake, arg.Holder, arg.SilenceSeconds)
+	var i RelayTakeRow
+	err := row.Scan(
+		&i.Term,
+		&i.Ousted,
+		&i.OustedPid,
+		&i.OustedStart,
+		&i.SilentSeconds,
+	)
+	return i, err
 }
 
 const relayYield = `-- name: RelayYield :exec
-SELECT pg_advisory_unlock(hashtextextended('tes relay', 0))
+UPDATE relay_leader l
+SET holder = ''
+WHERE l.term = $1
+    AND l.only_one IN (SELECT o.only_one FROM relay_leader o WHERE o.term = $1 FOR NO KEY UPDATE SKIP LOCKED)
 `
 
 // Gives the lead back before the session ends, which the server notices later.
-func (q *Queries) RelayYield(ctx context.Context) error {
-	_, err := q.db.Exec(ctx, relayYield)
+func (q *Queries) RelayYield(ctx context.Context, term int64) error {
+	_, err := q.db.Exec(ctx, relayYield, term)
 	return err
 }

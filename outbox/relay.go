@@ -3,16 +3,13 @@ package outbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -39,6 +36,12 @@ type RelayConfig struct {
 	Poll time.Duration
 	// Stand is how often a process without the lead asks for it; default 1 s.
 	Stand time.Duration
+	// Silence is how long a leader's heartbeat may be missing before another process
+	// takes the lead; the leader beats five times in it. Default 5 s.
+	Silence time.Duration
+	// Holder is the name of this process in the table relay_leader; default the host's
+	// name and the process number.
+	Holder string
 	// Retry is how the bus is asked again while it is away; what it leaves open is as
 	// in retry.EventPublishing.
 	Retry retry.Policy
@@ -62,6 +65,8 @@ type Relay struct {
 	back      chan struct{}
 	check     atomic.Bool // the bus was reconnected: look at its tail before the next round
 	leads     atomic.Bool
+	failing   atomic.Bool // the last turn of this process failed, and nothing was published since
+	standing  atomic.Pointer[Standing]
 	published atomic.Int64
 	failures  atomic.Int64
 }
@@ -76,6 +81,12 @@ func NewRelay(pool *pgxpool.Pool, bus Publisher, cfg RelayConfig) *Relay {
 	}
 	if cfg.Stand == 0 {
 		cfg.Stand = time.Second
+	}
+	if cfg.Silence == 0 {
+		cfg.Silence = 5 * time.Second
+	}
+	if cfg.Holder == "" {
+		cfg.Holder = holderName()
 	}
 	cfg.Retry = cfg.Retry.Or(retry.EventPublishing)
 	if cfg.Logger == nil {
@@ -151,6 +162,7 @@ func (r *Relay) Run(ctx context.Context) {
 // open breaker is waited for, whatever it was that failed last.
 func (r *Relay) fail(err error, failed int) time.Duration {
 	r.failures.Add(1)
+	r.failing.Store(true)
 	pause := r.cfg.Retry.Pause(failed)
 	var bus *busError
 	switch {
@@ -162,42 +174,4 @@ func (r *Relay) fail(err error, failed int) time.Duration {
 	pause = max(pause, r.breaker.Rest())
 	r.cfg.Logger.Warn("relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause, "breaker", r.breaker.Status().State)
 	return pause
-}
-
-// lead publishes for as long as this session holds the lead. It returns nil if
-// another process has it.
-func (r *Relay) lead(ctx context.Context) error {
-	conn, err := r.pool.Acquire(ctx)
-	if err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
-	// The lock goes with the session: a connection that is given back would keep it.
-	held := conn.Hijack()
-	defer func() {
-		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = held.Close(bye)
-	}()
-	q := db.New(held)
-	if leads, err := q.RelayLead(context.WithoutCancel(ctx)); err != nil || !leads {
-		return err
-	}
-	r.leads.Store(true)
-	defer r.leads.Store(false)
-	r.check.Store(true)
-
-	voice, hush := context.WithCancel(context.WithoutCancel(ctx))
-	defer hush()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastWords, hush) })()
-	t := &turn{Relay: r, conn: held, q: q, rounds: make(chan round), acks: make(chan ack, 1), over: make(chan struct{}), voice: voice}
-	var publisher sync.WaitGroup
-	publisher.Go(t.publish)
-	err = t.read(ctx)
-	close(t.over)
-	close(t.rounds)
-	publisher.Wait()
-	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = q.RelayYield(bye) // if it cannot be said, the end of the session says it
-	return err
 }

@@ -324,10 +324,9 @@ func TestRoundOfParkedEventsOnly(t *testing.T) {
 func (b *testBundle) kill() {
 	b.t.Helper()
 	require.True(b.t, ask[bool](b, `
-		SELECT pg_terminate_backend(l.pid)
-		FROM pg_locks l
-		JOIN pg_database d ON d.oid = l.database
-		WHERE l.locktype = 'advisory' AND d.datname = current_database()`))
+		SELECT pg_terminate_backend(l.backend_pid)
+		FROM relay_leader l
+		WHERE l.holder <> ''`))
 }
 
 // What no envelope can be made of is parked, and those behind it go on.

@@ -47,6 +47,12 @@ func setup(t *testing.T) *testBundle {
 // relay runs one until the test ends, in a quick rhythm.
 func (b *testBundle) relay(bus outbox.Publisher, change ...func(*outbox.RelayConfig)) *running {
 	b.t.Helper()
+	return b.relayOn(b.pool, bus, change...)
+}
+
+// relayOn runs one with connections of its own.
+func (b *testBundle) relayOn(pool *pgxpool.Pool, bus outbox.Publisher, change ...func(*outbox.RelayConfig)) *running {
+	b.t.Helper()
 	cfg := outbox.RelayConfig{
 		Poll: 5 * time.Millisecond, Stand: 20 * time.Millisecond,
 		Retry:  retry.Policy{Backoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, OpenFor: 20 * time.Millisecond},
@@ -55,7 +61,7 @@ func (b *testBundle) relay(bus outbox.Publisher, change ...func(*outbox.RelayCon
 	for _, fn := range change {
 		fn(&cfg)
 	}
-	r := &running{Relay: outbox.NewRelay(b.pool, bus, cfg)}
+	r := &running{Relay: outbox.NewRelay(pool, bus, cfg)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); r.Run(ctx) }()

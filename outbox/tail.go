@@ -19,25 +19,25 @@ const keepHours = 24
 // verifyTail asks whether the stream still ends with what it acknowledged. A bus
 // may lose its tail (a power cut before fsync) or its whole stream; whatever lies
 // behind the surviving end goes back into the outbox. Consumers know the ids.
-func (r *Relay) verifyTail(ctx context.Context, q *db.Queries) error {
-	end, created, err := r.bus.Tail(ctx)
+func (t *turn) verifyTail(ctx context.Context) error {
+	end, created, err := t.bus.Tail(ctx)
 	if err != nil {
 		return &busError{fmt.Errorf("read the stream's tail: %w", err)}
 	}
-	survived, err := r.surviving(ctx, q, created)
+	survived, err := t.surviving(ctx, t.q, created)
 	if err != nil {
 		return err
 	}
 	if survived >= 0 {
-		n, err := q.OutboxRequeue(ctx, survived)
+		n, err := t.q.OutboxRequeue(ctx, db.OutboxRequeueParams{SurvivingSeq: survived, Term: t.term})
 		if err != nil {
 			return fmt.Errorf("requeue what the stream lost: %w", err)
 		}
 		if n > 0 {
-			r.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "flushes", n, "stream_ends_at", end)
+			t.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "flushes", n, "stream_ends_at", end)
 		}
 	}
-	if err := q.OutboxStreamPut(ctx, created); err != nil {
+	if err := t.q.OutboxStreamPut(ctx, db.OutboxStreamPutParams{StreamCreatedAt: created, Term: t.term}); err != nil {
 		return fmt.Errorf("note the stream: %w", err)
 	}
 	return nil
@@ -104,24 +104,24 @@ func (r *Relay) holds(ctx context.Context, q *db.Queries, round db.OutboxRoundsR
 // verifyOverlap looks at the rounds whose places a new one has been given: the
 // stream hands a sequence out twice only if it has lost what stood there, or if
 // the new round was partly told before. Call it before the new round is logged.
-func (r *Relay) verifyOverlap(ctx context.Context, q *db.Queries, first uint64) error {
+func (t *turn) verifyOverlap(ctx context.Context, first uint64) error {
 	end := int64(math.MaxInt64)
 	for {
 		// All of them: what is not found now is passed by what comes next.
-		rounds, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), EndSeq: end, Rounds: rememberedRounds})
+		rounds, err := t.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), EndSeq: end, Rounds: rememberedRounds})
 		if err != nil {
 			return fmt.Errorf("read the last publications: %w", err)
 		}
 		for _, round := range rounds {
-			holds, err := r.holds(ctx, q, round)
+			holds, err := t.holds(ctx, t.q, round)
 			if err != nil {
 				return err
 			}
 			if holds {
 				continue
 			}
-			r.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "was_at", round.LastSeq)
-			if _, err := q.OutboxRequeueRound(ctx, round.LastSeq); err != nil {
+			t.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "was_at", round.LastSeq)
+			if _, err := t.q.OutboxRequeueRound(ctx, db.OutboxRequeueRoundParams{LastSeq: round.LastSeq, Term: t.term}); err != nil {
 				return fmt.Errorf("requeue what the stream lost: %w", err)
 			}
 		}

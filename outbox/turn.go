@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,6 +38,18 @@ type turn struct {
 	acks   chan ack
 	over   chan struct{}   // closed when the reader has gone: nobody wants acks any more
 	voice  context.Context // of publishing; ends lastWords after the relay is asked to stop
+	hush   func()          // ends voice
+
+	term     int64     // of this lead; every write names it
+	keyed    bool      // the session holds the older programs' key; owned by the reader
+	keyAsked time.Time // when the key was last asked for; owned by the reader
+
+	lost    chan struct{}      // closed when the heartbeat found the lead gone, or failed
+	whyLost error              // written before lost is closed
+	doubts  chan chan struct{} // asks for a heartbeat at once; the answer closes what was sent
+
+	mu        sync.Mutex
+	confirmed time.Time // when the last heartbeat that was written, or found the row locked, set out; guarded by mu
 
 	highest uint64    // sequence that was ever logged; owned by the reader
 	early   *ack      // came before the one ahead of it was noted; owned by the reader
@@ -86,6 +99,11 @@ func (t *turn) read(ctx context.Context) error {
 	var asked time.Time
 	behind := false // the last look did not show all that waits
 	for {
+		select {
+		case <-t.lost:
+			return t.whyLost
+		default:
+		}
 		if done.n >= busyRound && !behind {
 			t.gather(ctx)
 		}
@@ -99,6 +117,9 @@ func (t *turn) read(ctx context.Context) error {
 		}
 		if !asked.IsZero() && len(underWay) == 0 && (len(rows) == 0 || time.Since(asked) > lastWords) {
 			return nil
+		}
+		if len(rows) == 0 && len(underWay) == 0 {
+			t.failing.Store(false)
 		}
 		var next round
 		var rounds chan round // nil: nothing to hand over
@@ -128,13 +149,13 @@ func (t *turn) look(ctx context.Context, done ack, underWay []int64) ([]db.Outbo
 		return nil, err
 	}
 	if done.n > 0 && done.first() <= t.highest {
-		if err := t.verifyOverlap(ctx, t.q, done.first()); err != nil {
+		if err := t.verifyOverlap(ctx, done.first()); err != nil {
 			return nil, err
 		}
 	}
 	t.highest = max(t.highest, done.last)
 	rows, err := t.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{
-		Told: done.flushes, LastSeqs: done.seqs, UnderWay: underWay, Flushes: t.cfg.Flushes,
+		Term: t.term, Told: done.flushes, LastSeqs: done.seqs, UnderWay: underWay, Flushes: t.cfg.Flushes,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the outbox: %w", err)
@@ -184,6 +205,8 @@ func (t *turn) await(ctx context.Context, rounds chan round, next round, underWa
 	case <-wake:
 	case <-poll:
 	case <-stop:
+	case <-t.lost:
+		return none, t.whyLost
 	}
 	return none, nil
 }
@@ -208,7 +231,7 @@ func (t *turn) handOver(rounds chan round, next round, underWay *[]int64) {
 // maintain does now and then what a long lead needs.
 func (t *turn) maintain(ctx context.Context, busy bool) error {
 	if !busy && t.check.Swap(false) {
-		if err := t.verifyTail(ctx, t.q); err != nil {
+		if err := t.verifyTail(ctx); err != nil {
 			t.check.Store(true)
 			return err
 		}
@@ -221,12 +244,34 @@ func (t *turn) maintain(ctx context.Context, busy bool) error {
 		}
 	}
 	if time.Since(t.forgot) > forgetEvery {
-		if _, err := t.q.OutboxForget(ctx, keepHours); err != nil {
+		if _, err := t.q.OutboxForget(ctx, db.OutboxForgetParams{Hours: keepHours, Term: t.term}); err != nil {
 			return fmt.Errorf("forget old publications: %w", err)
 		}
 		t.forgot = time.Now()
 	}
+	if err := t.keepKey(ctx); err != nil {
+		return err
+	}
 	return pgpool.Replan(ctx, t.conn)
+}
+
+// keepKey asks again for the older programs' key where a stranger, or a leader whose
+// session would not end, had it. If such a program has got it meanwhile, it publishes, and
+// this one stands back.
+func (t *turn) keepKey(ctx context.Context) error {
+	if t.keyed || time.Since(t.keyAsked) < t.cfg.Silence/beatsInSilence {
+		return nil
+	}
+	t.keyAsked = time.Now()
+	key, err := t.q.RelayKey(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("take the older programs' key: %w", err)
+	case key.OlderLeads:
+		return errSuperseded
+	}
+	t.keyed = key.Held
+	return nil
 }
 
 // prepare reads a round and puts it into envelopes.
@@ -257,7 +302,12 @@ func (r round) ids() []int64 {
 // follows must not overtake.
 func (t *turn) publish() {
 	for next := range t.rounds {
-		batch, last, err := t.tell(t.voice, next.batch)
+		var batch []told
+		var last uint64
+		err := t.sure(t.voice)
+		if err == nil {
+			batch, last, err = t.tell(t.voice, next.batch)
+		}
 		a := next.told(batch, last)
 		a.err = err
 		select {
@@ -272,19 +322,19 @@ func (t *turn) publish() {
 
 // tell publishes a batch and returns what of it the bus has taken, and the sequence of
 // the last message. The breaker counts it by what the bus said.
-func (r *Relay) tell(ctx context.Context, batch []told) ([]told, uint64, error) {
+func (t *turn) tell(ctx context.Context, batch []told) ([]told, uint64, error) {
 	if len(batch) == 0 {
 		return nil, 0, nil // moves for the audit trail alone
 	}
-	if !r.breaker.Allow() {
+	if !t.breaker.Allow() {
 		return nil, 0, &busError{fmt.Errorf("publish: %w", retry.ErrOpen)}
 	}
-	batch, last, err := r.tellAll(ctx, batch)
+	batch, last, err := t.tellAll(ctx, batch)
 	var bus *busError
 	if errors.As(err, &bus) {
-		r.breaker.Done(bus)
+		t.breaker.Done(bus)
 	} else {
-		r.breaker.Done(nil)
+		t.breaker.Done(nil)
 	}
 	return batch, last, err
 }
@@ -292,13 +342,14 @@ func (r *Relay) tell(ctx context.Context, batch []told) ([]told, uint64, error) 
 // tellAll has no deadline of its own: the bus bounds each of its questions, and what a
 // broken round has left in the stream is stepped over message by message, which may
 // take longer than any deadline, and would begin anew after it.
-func (r *Relay) tellAll(ctx context.Context, batch []told) (_ []told, last uint64, err error) {
-	ctx, span := r.span(ctx, batch)
+func (t *turn) tellAll(ctx context.Context, batch []told) (_ []told, last uint64, err error) {
+	ctx, span := t.span(ctx, batch)
 	defer func() { endSpan(span, err) }()
 	for len(batch) > 0 {
-		last, err := r.bus.Publish(ctx, messages(batch))
+		last, err := t.bus.Publish(ctx, messages(batch))
 		if err == nil {
-			r.published.Add(int64(len(batch)))
+			t.published.Add(int64(len(batch)))
+			t.failing.Store(false)
 			return batch, last, nil
 		}
 		var never interface {
@@ -308,7 +359,7 @@ func (r *Relay) tellAll(ctx context.Context, batch []told) (_ []told, last uint6
 		if !errors.As(err, &never) {
 			return nil, 0, &busError{fmt.Errorf("publish: %w", err)}
 		}
-		if batch, err = r.setAside(ctx, batch, never.MessageID(), never); err != nil {
+		if batch, err = t.setAside(ctx, batch, never.MessageID(), never); err != nil {
 			return nil, 0, err
 		}
 	}
@@ -366,10 +417,10 @@ func messages(batch []told) []Message {
 }
 
 // setAside parks one event and returns the others.
-func (r *Relay) setAside(ctx context.Context, batch []told, id string, reason error) ([]told, error) {
+func (t *turn) setAside(ctx context.Context, batch []told, id string, reason error) ([]told, error) {
 	for i, m := range batch {
 		if m.ID == id {
-			return append(batch[:i:i], batch[i+1:]...), r.park(ctx, db.New(r.pool), m.row, reason)
+			return append(batch[:i:i], batch[i+1:]...), t.park(ctx, db.New(t.pool), m.row, reason)
 		}
 	}
 	return nil, fmt.Errorf("publish: %w", reason)
@@ -377,10 +428,10 @@ func (r *Relay) setAside(ctx context.Context, batch []told, id string, reason er
 
 // park keeps an event that can never be told where operators find it; those behind it
 // go on.
-func (r *Relay) park(ctx context.Context, q *db.Queries, row db.OutboxEventsRow, reason error) error {
+func (t *turn) park(ctx context.Context, q *db.Queries, row db.OutboxEventsRow, reason error) error {
 	id := EventID(row.TaskID, row.Seq)
-	r.cfg.Logger.Error("relay: event parked, it can never be told", "event", id, "task", row.TaskID, "reason", reason)
-	if err := q.OutboxPark(ctx, db.OutboxParkParams{EventID: row.ID, TaskID: row.TaskID, Reason: reason.Error()}); err != nil {
+	t.cfg.Logger.Error("relay: event parked, it can never be told", "event", id, "task", row.TaskID, "reason", reason)
+	if err := q.OutboxPark(ctx, db.OutboxParkParams{Term: t.term, EventID: row.ID, TaskID: row.TaskID, Reason: reason.Error()}); err != nil {
 		return fmt.Errorf("park event %s: %w", id, err)
 	}
 	return nil

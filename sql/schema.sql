@@ -442,6 +442,16 @@ CREATE TABLE public.redrive_operation (
     CONSTRAINT rate_positive CHECK ((rate > 0))
 );
 
+CREATE TABLE public.relay_leader (
+    only_one boolean DEFAULT true NOT NULL,
+    term bigint DEFAULT 0 NOT NULL,
+    holder text DEFAULT ''::text NOT NULL,
+    backend_pid integer,
+    backend_start timestamp with time zone,
+    heartbeat_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    CONSTRAINT only_one_leader CHECK (only_one)
+);
+
 CREATE TABLE public.river_job (
     id bigint NOT NULL,
     state public.river_job_state DEFAULT 'available'::public.river_job_state NOT NULL,
@@ -1184,6 +1194,9 @@ ALTER TABLE ONLY public.redrive_item
 
 ALTER TABLE ONLY public.redrive_operation
     ADD CONSTRAINT redrive_operation_pkey PRIMARY KEY (operation_id);
+
+ALTER TABLE ONLY public.relay_leader
+    ADD CONSTRAINT relay_leader_pkey PRIMARY KEY (only_one);
 
 ALTER TABLE ONLY public.river_job
     ADD CONSTRAINT river_job_pkey PRIMARY KEY (id);

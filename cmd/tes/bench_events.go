@@ -97,7 +97,12 @@ func (e *benchEngine) tell(n int) (t timed, err error) {
 
 // untell brings the outbox back to what it was before it was told.
 func (e *benchEngine) untell() error {
-	if _, err := db.New(e.pool).OutboxRequeue(e.b.ctx, 0); err != nil {
+	q := db.New(e.pool)
+	leader, err := q.RelayLeader(e.b.ctx)
+	if err != nil {
+		return fmt.Errorf("refill the outbox: %w", err)
+	}
+	if _, err := q.OutboxRequeue(e.b.ctx, db.OutboxRequeueParams{Term: leader.Term}); err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
 	// Else the relay would take the new bus for one that has lost its stream.

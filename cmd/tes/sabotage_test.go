@@ -43,11 +43,11 @@ const brokenTag = "tesbroken"
 // for any of it.
 var edits = []edit{
 	{"outbox/turn.go", `
-		last, err := r.bus.Publish(ctx, messages(batch))
+		last, err := t.bus.Publish(ctx, messages(batch))
 		if err == nil {
 `, `
 		sabotage.At("before publish", len(batch))
-		last, err := r.bus.Publish(ctx, messages(batch))
+		last, err := t.bus.Publish(ctx, messages(batch))
 		if err == nil {
 			sabotage.At("after the acknowledgement", len(batch))
 `},
@@ -63,7 +63,7 @@ var edits = []edit{
 			rounds = t.rounds
 			if sabotage.Is("mark before publish") {
 				told := next.told(next.batch, 0)
-				if _, err = t.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{Told: told.flushes, LastSeqs: told.seqs, UnderWay: underWay}); err != nil {
+				if _, err = t.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{Term: t.term, Told: told.flushes, LastSeqs: told.seqs, UnderWay: underWay}); err != nil {
 					return err
 				}
 			}

@@ -110,7 +110,9 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
 		CalledBack: func() { s.calls.Wake() }, CheckCallback: cfg.checkCallback,
 	})
-	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed})
+	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{
+		Holder: process, Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed,
+	})
 	s.breakers = append(s.breakers, s.relay.Breaker())
 	bus.OnReconnect(s.relay.Recheck)
 	s.background(func(ctx context.Context) { s.relay.Run(ctx) })
@@ -167,6 +169,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
 		Draining: s.draining.Load, BusConnected: bus.Connected,
+		Relay: func() string { return s.relay.Standing().State },
 	})
 	if err != nil {
 		return err

@@ -47,9 +47,11 @@ func TestUpFromNothingTwiceAndBackAgain(t *testing.T) {
 	require.Greater(t, len(whole), 100)
 	steps, err := migrations.Status(ctx, dsn)
 	require.NoError(t, err)
-	for i, step := range steps {
+	last := int64(0)
+	for _, step := range steps {
 		require.True(t, step.Applied, step.Name)
-		require.EqualValues(t, i+1, step.Version, "no number is left out")
+		require.Greater(t, step.Version, last, "no number is given twice")
+		last = step.Version
 	}
 	require.NoError(t, migrations.Up(ctx, dsn), "there is nothing left to do")
 	require.Equal(t, whole, shapeOf(t, dsn))

@@ -29,14 +29,15 @@ ORDER BY r.id, e.id;
 -- name: OutboxAdvance :many
 -- Logs what was told and says what comes next, oldest first, but for what is
 -- under way already. By row, not by "the last id seen": ids are handed out before
--- they are committed.
+-- they are committed. As every write of a leader it names the term, and under another
+-- one it does, and shows, nothing.
 WITH done AS (
     SELECT unnest(@told::bigint[]) AS id, unnest(@last_seqs::bigint[]) AS last_seq
 ),
 told AS (
     DELETE FROM outbox o
     USING done
-    WHERE o.id = done.id
+    WHERE o.id = done.id AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
     RETURNING o.id, o.lo, o.hi
 ),
 logged AS (
@@ -49,12 +50,14 @@ logged AS (
 SELECT o.id, o.lo, o.hi
 FROM outbox o
 WHERE o.id <> ALL (@told::bigint[]) AND o.id <> ALL (@under_way::bigint[])
+    AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
 ORDER BY o.id
 LIMIT @flushes;
 
 -- name: OutboxPark :exec
 INSERT INTO outbox_parked (event_id, task_id, reason)
-VALUES (@event_id, @task_id, @reason)
+SELECT @event_id, @task_id, @reason
+WHERE EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
 ON CONFLICT (event_id) DO NOTHING;
 
 -- name: OutboxParkedIDs :many
@@ -64,7 +67,7 @@ SELECT p.event_id FROM outbox_parked p WHERE p.event_id >= @lo AND p.event_id < 
 -- The stream has lost everything after this sequence: tell it again.
 WITH lost AS (
     DELETE FROM outbox_published p
-    WHERE p.last_seq > @surviving_seq
+    WHERE p.last_seq > @surviving_seq AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
     RETURNING p.id, p.lo, p.hi
 )
 INSERT INTO outbox (id, lo, hi)
@@ -77,7 +80,7 @@ ON CONFLICT (id) DO NOTHING;
 -- One round is not where the stream said it was: tell it again.
 WITH lost AS (
     DELETE FROM outbox_published p
-    WHERE p.last_seq = @last_seq
+    WHERE p.last_seq = @last_seq AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
     RETURNING p.id, p.lo, p.hi
 )
 INSERT INTO outbox (id, lo, hi)
@@ -99,14 +102,16 @@ LIMIT @rounds;
 -- From the oldest on, some at a time: nothing is looked at that may stay.
 DELETE FROM outbox_published p
 WHERE p.id IN (SELECT o.id FROM outbox_published o ORDER BY o.id LIMIT 10000)
-    AND p.published_at < now() - make_interval(hours => @hours::integer);
+    AND p.published_at < now() - make_interval(hours => @hours::integer)
+    AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term);
 
 -- name: OutboxStream :one
 SELECT s.stream_created_at FROM outbox_stream s;
 
 -- name: OutboxStreamPut :exec
 INSERT INTO outbox_stream (stream_created_at)
-VALUES (@stream_created_at)
+SELECT @stream_created_at
+WHERE EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
 ON CONFLICT (only_one) DO UPDATE SET stream_created_at = excluded.stream_created_at;
 
 -- name: OutboxBacklog :one
@@ -116,11 +121,98 @@ SELECT
     coalesce((extract(epoch FROM now() - min(b.created_at)) * 1000)::bigint, 0)::bigint AS oldest_ms
 FROM (SELECT o.lo, o.hi, o.created_at FROM outbox o ORDER BY o.id LIMIT 10000) b;
 
--- name: RelayLead :one
--- One relay at a time, for as long as its session lives: events of one task stay
--- in order only under a single publisher.
-SELECT pg_try_advisory_lock(hashtextextended('tes relay', 0))::boolean AS leads;
+-- name: RelayTake :one
+-- Takes the lead where nobody leads: the leader has given it back, its session is gone,
+-- or its heartbeat has been silent for too long. The caller's session becomes the
+-- leader's. No row is returned where another process leads, or where another session
+-- has the row locked: then nobody can take the lead, and nobody can lose it.
+--
+-- A session that another role has opened shows no backend_start, and counts as alive.
+WITH free AS (
+    SELECT l.only_one, l.holder, l.backend_pid, l.backend_start, l.heartbeat_at
+    FROM relay_leader l
+    WHERE l.holder = ''
+        OR l.heartbeat_at < now() - make_interval(secs => @silence_seconds::float8)
+        OR NOT EXISTS (
+            SELECT FROM pg_catalog.pg_stat_activity a
+            WHERE a.pid = l.backend_pid AND (a.backend_start IS NULL OR a.backend_start = l.backend_start)
+        )
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE relay_leader l
+SET
+    term = l.term + 1,
+    holder = @holder,
+    backend_pid = pg_backend_pid(),
+    backend_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_backend_pid()),
+    heartbeat_at = now()
+FROM free
+WHERE l.only_one = free.only_one
+RETURNING
+    l.term, free.holder AS ousted, free.backend_pid AS ousted_pid, free.backend_start AS ousted_start,
+    coalesce(extract(epoch FROM now() - nullif(free.heartbeat_at, '-infinity')), 0)::float8 AS silent_seconds;
+
+-- name: RelayOust :one
+-- Ends the session of a leader that was silent, and waits for up to two seconds until it
+-- is gone: what the session had begun to write is written, or never will be.
+SELECT coalesce(bool_and(pg_terminate_backend(a.pid, 2000)), true)::boolean AS gone
+FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = @pid::integer AND a.backend_start = @started_at::timestamptz AND a.pid <> pg_backend_pid();
+
+-- name: RelayBeat :one
+-- The heartbeat of a leader. It waits for nobody who has the row locked: beaten is false
+-- then, and the lead is kept, for nobody else can take it either.
+WITH mine AS (
+    SELECT l.only_one
+    FROM relay_leader l
+    WHERE l.term = @term AND l.holder <> ''
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+beat AS (
+    UPDATE relay_leader l
+    SET heartbeat_at = now()
+    FROM mine
+    WHERE l.only_one = mine.only_one
+    RETURNING l.term
+)
+SELECT (l.term = @term AND l.holder <> '')::boolean AS leads, EXISTS (SELECT FROM beat)::boolean AS beaten
+FROM relay_leader l;
 
 -- name: RelayYield :exec
 -- Gives the lead back before the session ends, which the server notices later.
-SELECT pg_advisory_unlock(hashtextextended('tes relay', 0));
+UPDATE relay_leader l
+SET holder = ''
+WHERE l.term = @term
+    AND l.only_one IN (SELECT o.only_one FROM relay_leader o WHERE o.term = @term FOR NO KEY UPDATE SKIP LOCKED);
+
+-- name: RelayLeader :one
+-- Who leads, and for how long its heartbeat has been silent.
+SELECT
+    l.holder, l.term,
+    coalesce(extract(epoch FROM now() - nullif(l.heartbeat_at, '-infinity')), 0)::float8 AS silent_seconds
+FROM relay_leader l;
+
+-- name: RelayName :exec
+-- The leader's session says what it is.
+SELECT set_config('application_name', 'tes relay', false);
+
+-- name: RelayKey :one
+-- The key of the programs from before the table relay_leader: they publish while they
+-- hold this advisory lock, in a session of their engine's pool. A leader by the row takes
+-- the key too, so that they stand by. Anybody who may connect can take an advisory lock:
+-- only such a session counts, and only of our own login role or one that is tes_app.
+-- Whoever else has the key is passed over.
+SELECT
+    pg_try_advisory_lock(hashtextextended('tes relay', 0))::boolean AS held,
+    EXISTS (
+        SELECT FROM pg_catalog.pg_locks k
+        JOIN pg_catalog.pg_database d ON d.oid = k.database
+        JOIN pg_catalog.pg_stat_activity a ON a.pid = k.pid
+        WHERE k.locktype = 'advisory'
+            AND d.datname = current_database()
+            AND ((k.classid::bigint << 32) | k.objid::bigint) = hashtextextended('tes relay', 0)
+            AND k.objsubid = 1
+            AND k.granted
+            AND a.application_name = 'tes engine'
+            AND (a.usename = session_user OR pg_has_role(a.usesysid, 'tes_app', 'MEMBER'))
+    )::boolean AS older_leads;
