@@ -202,25 +202,49 @@ func (q *Queries) OutboxEvents(ctx context.Context, arg OutboxEventsParams) ([]O
 	return items, nil
 }
 
-const outboxForget = `-- name: OutboxForget :execrows
-DELETE FROM outbox_published p
-WHERE p.id IN (SELECT o.id FROM outbox_published o ORDER BY o.id LIMIT 10000)
-    AND p.published_at < now() - make_interval(hours => $1::integer)
-    AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
+const outboxForget = `-- name: OutboxForget :one
+WITH page AS (
+    SELECT o.id, o.published_at
+    FROM outbox_published o
+    WHERE o.id > $1 AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
+    ORDER BY o.id
+    LIMIT $3
+),
+gone AS (
+    DELETE FROM outbox_published p
+    USING page
+    WHERE p.id = page.id AND page.published_at < now() - make_interval(hours => $4::integer)
+    RETURNING p.id
+)
+SELECT
+    (SELECT count(*) FROM gone)::bigint AS forgotten,
+    (SELECT coalesce(max(page.id), 0) FROM page)::bigint AS last_id
 `
 
 type OutboxForgetParams struct {
-	Hours int32
+	After int64
 	Term  int64
+	Page  int32
+	Hours int32
 }
 
-// From the oldest on, some at a time: nothing is looked at that may stay.
-func (q *Queries) OutboxForget(ctx context.Context, arg OutboxForgetParams) (int64, error) {
-	result, err := q.db.Exec(ctx, outboxForget, arg.Hours, arg.Term)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+type OutboxForgetRow struct {
+	Forgotten int64
+	LastID    int64
+}
+
+// A page of the oldest publications, after an id: what is older than so many hours goes.
+// The id spares a sweep of many pages the look at what the pages before have removed.
+func (q *Queries) OutboxForget(ctx context.Context, arg OutboxForgetParams) (OutboxForgetRow, error) {
+	row := q.db.QueryRow(ctx, outboxForget,
+		arg.After,
+		arg.Term,
+		arg.Page,
+		arg.Hours,
+	)
+	var i OutboxForgetRow
+	err := row.Scan(&i.Forgotten, &i.LastID)
+	return i, err
 }
 
 const outboxPark = `-- name: OutboxPark :exec
@@ -276,31 +300,51 @@ func (q *Queries) OutboxParkedIDs(ctx context.Context, arg OutboxParkedIDsParams
 	return items, nil
 }
 
-const outboxRequeue = `-- name: OutboxRequeue :execrows
-WITH lost AS (
-    DELETE FROM outbox_published p
+const outboxRequeue = `-- name: OutboxRequeue :one
+WITH page AS (
+    SELECT p.id
+    FROM outbox_published p
     WHERE p.last_seq > $1 AND EXISTS (SELECT FROM relay_leader l WHERE l.term = $2)
-    RETURNING p.id, p.lo, p.hi
+    ORDER BY p.last_seq
+    FETCH FIRST ($3::integer) ROWS WITH TIES
+),
+lost AS (
+    DELETE FROM outbox_published p
+    USING page
+    WHERE p.id = page.id
+    RETURNING p.id, p.lo, p.hi, p.last_seq
+),
+back AS (
+    INSERT INTO outbox (id, lo, hi)
+    OVERRIDING SYSTEM VALUE
+    SELECT lost.id, lost.lo, lost.hi
+    FROM lost
+    ON CONFLICT (id) DO NOTHING
 )
-INSERT INTO outbox (id, lo, hi)
-OVERRIDING SYSTEM VALUE
-SELECT lost.id, lost.lo, lost.hi
+SELECT count(*)::bigint AS flushes, coalesce(max(lost.last_seq), 0)::bigint AS last_seq
 FROM lost
-ON CONFLICT (id) DO NOTHING
 `
 
 type OutboxRequeueParams struct {
-	SurvivingSeq int64
-	Term         int64
+	AfterSeq int64
+	Term     int64
+	Page     int32
 }
 
-// The stream has lost everything after this sequence: tell it again.
-func (q *Queries) OutboxRequeue(ctx context.Context, arg OutboxRequeueParams) (int64, error) {
-	result, err := q.db.Exec(ctx, outboxRequeue, arg.SurvivingSeq, arg.Term)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+type OutboxRequeueRow struct {
+	Flushes int64
+	LastSeq int64
+}
+
+// The stream has lost what it acknowledged after a sequence: a page of it goes back into
+// the outbox, oldest first and whole rounds. Call it again with the last_seq that it
+// returned, until it returns no flushes. What is left of a run that was cut short is found
+// by the same look at the stream that found the loss.
+func (q *Queries) OutboxRequeue(ctx context.Context, arg OutboxRequeueParams) (OutboxRequeueRow, error) {
+	row := q.db.QueryRow(ctx, outboxRequeue, arg.AfterSeq, arg.Term, arg.Page)
+	var i OutboxRequeueRow
+	err := row.Scan(&i.Flushes, &i.LastSeq)
+	return i, err
 }
 
 const outboxRequeueRound = `-- name: OutboxRequeueRound :execrows

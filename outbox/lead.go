@@ -90,7 +90,7 @@ func (r *Relay) lead(ctx context.Context) error {
 
 // take asks for the lead; nil if another process has it.
 func (r *Relay) take(ctx context.Context, q *db.Queries) (*db.RelayTakeRow, error) {
-	ctx, enough := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+	ctx, enough := bounded(ctx)
 	defer enough()
 	taken, err := q.RelayTake(ctx, db.RelayTakeParams{Holder: r.cfg.Holder, SilenceSeconds: r.cfg.Silence.Seconds()})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -126,10 +126,10 @@ func (r *Relay) standBy(ctx context.Context, q *db.Queries) error {
 // settle ends the session of the leader before, if that one was silent, and looks after
 // the key of older programs. older says that such a program publishes at this moment.
 func (t *turn) settle(ctx context.Context, taken *db.RelayTakeRow) (older bool, err error) {
-	ctx, enough := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+	ctx, enough := bounded(ctx)
 	defer enough()
 	if taken.Ousted != "" {
-		t.cfg.Logger.Warn("relay: the leader was silent and is replaced", "leader", taken.Ousted, "silent", seconds(taken.SilentSeconds), "term", taken.Term)
+		t.cfg.Logger.Warn("relay: the leader was gone or silent and is replaced", "leader", taken.Ousted, "silent", seconds(taken.SilentSeconds), "term", taken.Term)
 		t.oust(ctx, t.q, taken)
 	}
 	if err := t.q.RelayName(ctx); err != nil {

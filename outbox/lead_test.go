@@ -257,11 +257,11 @@ func TestSupersededLeaderChangesNothing(t *testing.T) {
 			return q.OutboxPark(b.ctx, db.OutboxParkParams{Term: term, EventID: 1, TaskID: uuid.Nil, Reason: "r"})
 		},
 		"forget": func(term int64) error {
-			_, err := q.OutboxForget(b.ctx, db.OutboxForgetParams{Term: term, Hours: 1})
+			_, err := q.OutboxForget(b.ctx, db.OutboxForgetParams{Term: term, Hours: 1, Page: 9})
 			return err
 		},
 		"requeue": func(term int64) error {
-			_, err := q.OutboxRequeue(b.ctx, db.OutboxRequeueParams{Term: term})
+			_, err := q.OutboxRequeue(b.ctx, db.OutboxRequeueParams{Term: term, Page: 9})
 			return err
 		},
 		"requeue round": func(term int64) error {

@@ -36,6 +36,9 @@ type RelayConfig struct {
 	Poll time.Duration
 	// Stand is how often a process without the lead asks for it; default 1 s.
 	Stand time.Duration
+	// Page is how many rows of outbox_published go back into the outbox in one statement
+	// when the stream has lost them; default 10,000.
+	Page int32
 	// Silence is how long a leader's heartbeat may be missing before another process
 	// takes the lead; the leader beats five times in it. Default 5 s.
 	Silence time.Duration
@@ -81,6 +84,9 @@ func NewRelay(pool *pgxpool.Pool, bus Publisher, cfg RelayConfig) *Relay {
 	}
 	if cfg.Stand == 0 {
 		cfg.Stand = time.Second
+	}
+	if cfg.Page == 0 {
+		cfg.Page = 10_000
 	}
 	if cfg.Silence == 0 {
 		cfg.Silence = 5 * time.Second

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -19,32 +20,97 @@ const keepHours = 24
 // verifyTail asks whether the stream still ends with what it acknowledged. A bus
 // may lose its tail (a power cut before fsync) or its whole stream; whatever lies
 // behind the surviving end goes back into the outbox. Consumers know the ids.
+//
+// Nothing is published before all of it is back, or an event could overtake an older one
+// of its task. Whoever is cut short leaves the newest of what was lost where the next look
+// finds it, and the stream that was noted as it was.
 func (t *turn) verifyTail(ctx context.Context) error {
-	end, created, err := t.bus.Tail(ctx)
-	if err != nil {
-		return &busError{fmt.Errorf("read the stream's tail: %w", err)}
-	}
-	survived, err := t.surviving(ctx, t.q, created)
+	end, created, survived, err := t.compare(ctx)
 	if err != nil {
 		return err
 	}
 	if survived >= 0 {
-		n, err := t.q.OutboxRequeue(ctx, db.OutboxRequeueParams{SurvivingSeq: survived, Term: t.term})
-		if err != nil {
-			return fmt.Errorf("requeue what the stream lost: %w", err)
-		}
-		if n > 0 {
-			t.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "flushes", n, "stream_ends_at", end)
+		if err := t.requeue(ctx, survived, end); err != nil {
+			return err
 		}
 	}
+	ctx, enough := bounded(ctx)
+	defer enough()
 	if err := t.q.OutboxStreamPut(ctx, db.OutboxStreamPutParams{StreamCreatedAt: created, Term: t.term}); err != nil {
 		return fmt.Errorf("note the stream: %w", err)
 	}
 	return nil
 }
 
-// rememberedRounds is how far back the stream is compared with what was logged;
-// if none of these rounds is where it was, nothing is trusted.
+func (t *turn) compare(ctx context.Context) (end uint64, created time.Time, survived int64, err error) {
+	ctx, enough := bounded(ctx)
+	defer enough()
+	if end, created, err = t.bus.Tail(ctx); err != nil {
+		return 0, created, 0, &busError{fmt.Errorf("read the stream's tail: %w", err)}
+	}
+	survived, err = t.surviving(ctx, t.q, created)
+	return end, created, survived, err
+}
+
+// smallestPage is as far as the pages of a requeue shrink when the database ends statements.
+const smallestPage = 100
+
+// requeue puts what was published after a sequence back into the outbox, page by page,
+// each in a statement of its own and in order.
+func (t *turn) requeue(ctx context.Context, survived int64, end uint64) error {
+	n, page := int64(0), t.cfg.Page
+	for after := survived; ; {
+		if err := t.interrupted(ctx); err != nil {
+			return err
+		}
+		moved, err := t.requeuePage(ctx, after, page)
+		if tooLong(err) && page > smallestPage {
+			page = max(page/4, smallestPage)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("requeue what the stream lost: %w", err)
+		}
+		if moved.Flushes == 0 {
+			break
+		}
+		if n == 0 {
+			t.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "after", survived, "stream_ends_at", end)
+		}
+		n, after = n+moved.Flushes, moved.LastSeq
+	}
+	if n > 0 {
+		t.cfg.Logger.Info("relay: what the stream lost is back in the outbox", "flushes", n)
+	}
+	return nil
+}
+
+func (t *turn) requeuePage(ctx context.Context, after int64, page int32) (db.OutboxRequeueRow, error) {
+	ctx, enough := bounded(ctx)
+	defer enough()
+	return t.q.OutboxRequeue(ctx, db.OutboxRequeueParams{AfterSeq: after, Term: t.term, Page: page})
+}
+
+// tooLong says that the database ended a statement for its time, or for a lock's.
+func tooLong(err error) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && (refused.Code == "57014" || refused.Code == "55P03")
+}
+
+// interrupted says why a long work should be left to whoever leads next.
+func (t *turn) interrupted(ctx context.Context) error {
+	select {
+	case <-t.lost:
+		return t.whyLost
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	default:
+		return nil
+	}
+}
+
+// rememberedRounds is how far back the stream is compared with what was logged round by
+// round; further back it is looked at in steps that double.
 const rememberedRounds = 256
 
 // surviving returns the last sequence that is known to be there, or -1 if all is.
@@ -76,6 +142,30 @@ func (r *Relay) surviving(ctx context.Context, q *db.Queries, created time.Time)
 	}
 	if len(rounds) == 0 {
 		return -1, nil
+	}
+	return r.survivingFar(ctx, q, rounds)
+}
+
+// survivingFar goes back from rounds that are all lost, each step twice as far, until a
+// round is where it was. What lies behind that one is told again: at most about twice of
+// what was lost.
+func (r *Relay) survivingFar(ctx context.Context, q *db.Queries, lost []db.OutboxRoundsRow) (int64, error) {
+	newest := lost[0].LastSeq
+	for end := lost[len(lost)-1].LastSeq; end > 1; end -= newest - end + 1 {
+		round, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: end, Rounds: 1})
+		if err != nil {
+			return 0, fmt.Errorf("read the last publications: %w", err)
+		}
+		if len(round) == 0 {
+			break
+		}
+		holds, err := r.holds(ctx, q, round[0])
+		if err != nil {
+			return 0, err
+		}
+		if holds {
+			return round[0].LastSeq, nil
+		}
 	}
 	return 0, nil
 }

@@ -20,8 +20,13 @@ import (
 // is committed; the next one continues.
 const lastWords = 5 * time.Second
 
-// forgetEvery spaces the forgetting of old publications, ten thousand at a time.
-const forgetEvery = time.Minute
+// Old publications are forgotten a page with each look until a page is short, and then not
+// for forgetEvery. A look notes a few dozen flushes at most, so that forgetting keeps up
+// with any rate, and a page takes some milliseconds.
+const (
+	forgetEvery = time.Minute
+	forgetPage  = 2000
+)
 
 // busyRound is how many messages make a round after which the next may gather: a
 // batch costs the bus the same dozen syncs whether it holds ten or a thousand.
@@ -53,7 +58,8 @@ type turn struct {
 
 	highest uint64    // sequence that was ever logged; owned by the reader
 	early   *ack      // came before the one ahead of it was noted; owned by the reader
-	forgot  time.Time // when old publications were; owned by the reader
+	forgot  time.Time // when old publications were, to the last; owned by the reader
+	swept   int64     // id up to which the sweep under way has come; owned by the reader
 }
 
 // round is what some flushes left to tell.
@@ -140,14 +146,19 @@ func (t *turn) read(ctx context.Context) error {
 // not keep the lead, and its process, for as long as TCP is patient.
 const lookTime = time.Minute
 
+// bounded is for one question. It does not end with ctx: a statement that is cut short
+// takes the connection with it, and the lead.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+}
+
 // look logs what was told, even if we are asked to stop, and returns what comes next.
 func (t *turn) look(ctx context.Context, done ack, underWay []int64) ([]db.OutboxAdvanceRow, error) {
-	// A statement that is cut short takes the connection with it, and the lead.
-	ctx, enough := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
-	defer enough()
 	if err := t.maintain(ctx, len(underWay)+done.n > 0); err != nil {
 		return nil, err
 	}
+	ctx, enough := bounded(ctx)
+	defer enough()
 	if done.n > 0 && done.first() <= t.highest {
 		if err := t.verifyOverlap(ctx, done.first()); err != nil {
 			return nil, err
@@ -231,28 +242,57 @@ func (t *turn) handOver(rounds chan round, next round, underWay *[]int64) {
 // maintain does now and then what a long lead needs.
 func (t *turn) maintain(ctx context.Context, busy bool) error {
 	if !busy && t.check.Swap(false) {
-		if err := t.verifyTail(ctx); err != nil {
+		if err := t.verify(ctx); err != nil {
 			t.check.Store(true)
 			return err
 		}
-		newest, err := t.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: math.MaxInt64, Rounds: 1})
-		if err != nil {
-			return fmt.Errorf("read the last publication: %w", err)
-		}
-		if t.highest = 0; len(newest) > 0 {
-			t.highest = uint64(newest[0].LastSeq)
-		}
 	}
-	if time.Since(t.forgot) > forgetEvery {
-		if _, err := t.q.OutboxForget(ctx, db.OutboxForgetParams{Hours: keepHours, Term: t.term}); err != nil {
-			return fmt.Errorf("forget old publications: %w", err)
-		}
-		t.forgot = time.Now()
+	ctx, enough := bounded(ctx)
+	defer enough()
+	if err := t.forget(ctx); err != nil {
+		return err
 	}
 	if err := t.keepKey(ctx); err != nil {
 		return err
 	}
 	return pgpool.Replan(ctx, t.conn)
+}
+
+// verify looks at the stream's tail and where the last publication stands after that.
+func (t *turn) verify(ctx context.Context) error {
+	if err := t.verifyTail(ctx); err != nil {
+		return err
+	}
+	ctx, enough := bounded(ctx)
+	defer enough()
+	newest, err := t.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: math.MaxInt64, Rounds: 1})
+	if err != nil {
+		return fmt.Errorf("read the last publication: %w", err)
+	}
+	if t.highest = 0; len(newest) > 0 {
+		t.highest = uint64(newest[0].LastSeq)
+	}
+	return nil
+}
+
+// forget removes a page of old publications, if it is time to. Publishing does not depend
+// on it: a statement that was refused is tried again in a while.
+func (t *turn) forget(ctx context.Context) error {
+	if time.Since(t.forgot) < forgetEvery {
+		return nil
+	}
+	page, err := t.q.OutboxForget(ctx, db.OutboxForgetParams{After: t.swept, Term: t.term, Page: forgetPage, Hours: keepHours})
+	if err != nil && t.conn.IsClosed() {
+		return fmt.Errorf("forget old publications: %w", err)
+	}
+	if err != nil {
+		t.cfg.Logger.Warn("relay: old publications are not forgotten yet", "error", err)
+	}
+	t.swept = page.LastID
+	if err != nil || page.Forgotten < forgetPage {
+		t.forgot, t.swept = time.Now(), 0
+	}
+	return nil
 }
 
 // keepKey asks again for the older programs' key where a stranger, or a leader whose
@@ -276,7 +316,7 @@ func (t *turn) keepKey(ctx context.Context) error {
 
 // prepare reads a round and puts it into envelopes.
 func (t *turn) prepare(ctx context.Context, rows []db.OutboxAdvanceRow) (round, error) {
-	ctx, enough := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+	ctx, enough := bounded(ctx)
 	defer enough()
 	batch, broken, err := t.Relay.read(ctx, t.q, rows)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -102,7 +103,7 @@ func (e *benchEngine) untell() error {
 	if err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
-	if _, err := q.OutboxRequeue(e.b.ctx, db.OutboxRequeueParams{Term: leader.Term}); err != nil {
+	if _, err := q.OutboxRequeue(e.b.ctx, db.OutboxRequeueParams{Term: leader.Term, Page: math.MaxInt32}); err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
 	// Else the relay would take the new bus for one that has lost its stream.

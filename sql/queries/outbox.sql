@@ -63,18 +63,33 @@ ON CONFLICT (event_id) DO NOTHING;
 -- name: OutboxParkedIDs :many
 SELECT p.event_id FROM outbox_parked p WHERE p.event_id >= @lo AND p.event_id < @hi;
 
--- name: OutboxRequeue :execrows
--- The stream has lost everything after this sequence: tell it again.
-WITH lost AS (
+-- name: OutboxRequeue :one
+-- The stream has lost what it acknowledged after a sequence: a page of it goes back into
+-- the outbox, oldest first and whole rounds. Call it again with the last_seq that it
+-- returned, until it returns no flushes. What is left of a run that was cut short is found
+-- by the same look at the stream that found the loss.
+WITH page AS (
+    SELECT p.id
+    FROM outbox_published p
+    WHERE p.last_seq > @after_seq AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
+    ORDER BY p.last_seq
+    FETCH FIRST (@page::integer) ROWS WITH TIES
+),
+lost AS (
     DELETE FROM outbox_published p
-    WHERE p.last_seq > @surviving_seq AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
-    RETURNING p.id, p.lo, p.hi
+    USING page
+    WHERE p.id = page.id
+    RETURNING p.id, p.lo, p.hi, p.last_seq
+),
+back AS (
+    INSERT INTO outbox (id, lo, hi)
+    OVERRIDING SYSTEM VALUE
+    SELECT lost.id, lost.lo, lost.hi
+    FROM lost
+    ON CONFLICT (id) DO NOTHING
 )
-INSERT INTO outbox (id, lo, hi)
-OVERRIDING SYSTEM VALUE
-SELECT lost.id, lost.lo, lost.hi
-FROM lost
-ON CONFLICT (id) DO NOTHING;
+SELECT count(*)::bigint AS flushes, coalesce(max(lost.last_seq), 0)::bigint AS last_seq
+FROM lost;
 
 -- name: OutboxRequeueRound :execrows
 -- One round is not where the stream said it was: tell it again.
@@ -98,12 +113,25 @@ WHERE p.last_seq >= @first_seq AND p.last_seq < @end_seq
 ORDER BY p.last_seq DESC, p.id DESC
 LIMIT @rounds;
 
--- name: OutboxForget :execrows
--- From the oldest on, some at a time: nothing is looked at that may stay.
-DELETE FROM outbox_published p
-WHERE p.id IN (SELECT o.id FROM outbox_published o ORDER BY o.id LIMIT 10000)
-    AND p.published_at < now() - make_interval(hours => @hours::integer)
-    AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term);
+-- name: OutboxForget :one
+-- A page of the oldest publications, after an id: what is older than so many hours goes.
+-- The id spares a sweep of many pages the look at what the pages before have removed.
+WITH page AS (
+    SELECT o.id, o.published_at
+    FROM outbox_published o
+    WHERE o.id > @after AND EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
+    ORDER BY o.id
+    LIMIT @page
+),
+gone AS (
+    DELETE FROM outbox_published p
+    USING page
+    WHERE p.id = page.id AND page.published_at < now() - make_interval(hours => @hours::integer)
+    RETURNING p.id
+)
+SELECT
+    (SELECT count(*) FROM gone)::bigint AS forgotten,
+    (SELECT coalesce(max(page.id), 0) FROM page)::bigint AS last_id;
 
 -- name: OutboxStream :one
 SELECT s.stream_created_at FROM outbox_stream s;
