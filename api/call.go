@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -35,6 +36,33 @@ type call struct {
 	err         error      // what we do not tell the client
 	status      int        // 0: nobody has said it yet
 	sent        bool       // the status and the header are on their way
+	asked100    bool       // the client sends its body when it is told to
+	rest        *arriving  // the request's body, until it has been read to its end; nil: there is none
+}
+
+// arriving is a request's body. It notes when all of it has come.
+type arriving struct {
+	io.ReadCloser
+	c *call
+}
+
+// Read is io.Reader's.
+func (a *arriving) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		a.c.rest = nil
+	}
+	return n, err
+}
+
+// expects notes whether the request has a body. The request must not be the server's own:
+// net/http looks at the type of that one's body.
+func (c *call) expects(r *http.Request) {
+	if r.ContentLength != 0 && r.Body != nil {
+		c.rest = &arriving{r.Body, c}
+		r.Body = c.rest
+		c.asked100 = r.Header.Get("Expect") != ""
+	}
 }
 
 type callKey struct{}
@@ -67,7 +95,38 @@ func (c *call) send() {
 	if c.status == 0 {
 		c.status = http.StatusOK
 	}
+	if c.rest != nil {
+		c.leaveBody()
+	}
 	c.ResponseWriter.WriteHeader(c.status)
+}
+
+// How long, and for how much, a body is waited for that no answer depends on.
+const (
+	besideTime = 50 * time.Millisecond // before the answer
+	afterTime  = time.Second           // after it, so that a client still sending gets to read it
+	mostBeside = 64 << 10
+)
+
+// leaveBody keeps an answer from waiting for a body that nobody has read. net/http would
+// read the body to its end before it sends anything: a stranger who announces one and
+// sends none would hold the connection until the server's read timeout, and hear the 401
+// only then. A body that is there already is taken, and the connection used again; else
+// it is closed after the answer.
+func (c *call) leaveBody() {
+	header, control := c.Header(), http.NewResponseController(c.ResponseWriter)
+	if header.Get("Connection") != "close" && !c.asked100 { // else net/http does not wait
+		if control.SetReadDeadline(time.Now().Add(besideTime)) != nil {
+			return // no connection of ours
+		}
+		_, _ = io.CopyN(io.Discard, c.rest, mostBeside)
+		if c.rest == nil {
+			_ = control.SetReadDeadline(time.Time{})
+			return
+		}
+		header.Set("Connection", "close")
+	}
+	_ = control.SetReadDeadline(time.Now().Add(afterTime))
 }
 
 // Unwrap is for http.ResponseController.
@@ -111,6 +170,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 			defer cancel()
 		}
 		r = r.WithContext(ctx)
+		c.expects(r)
 		defer a.finish(c, r)
 		if !plainPath(c.path) {
 			writeProblem(c, problem(http.StatusBadRequest, codeValidation, "the path holds what no id may: control characters, or no UTF-8"))

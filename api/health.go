@@ -79,10 +79,11 @@ type restingLane struct {
 func Starting() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path}
+		c.expects(r.WithContext(r.Context()))
 		header := w.Header()
 		header["X-Request-Id"], header["X-Content-Type-Options"], header["Cache-Control"] = []string{c.id}, noSniff, noStore
 		if c.path == "/livez" {
-			writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
+			writeText(c, "application/json", []byte(`{"status":"ok"}`+"\n"))
 			return
 		}
 		writeProblem(c, unavailable("the process is starting"))

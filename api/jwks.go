@@ -20,8 +20,13 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// errNoKeys: no key set was ever had, so that nothing can be said of any token.
-var errNoKeys = errors.New("the auth service's keys are not known yet")
+var (
+	// errNoKeys: no key set was ever had, so that nothing can be said of any token.
+	errNoKeys = errors.New("the auth service's keys are not known yet")
+	// errKeysLate: the token's key is not known, and the Auth Service, which was asked for
+	// it, has not answered in time. The key may be a new one.
+	errKeysLate = errors.New("the auth service has not said in time whether it has a new key")
+)
 
 // The bounds of a key set and of the asking for it.
 const (
@@ -29,8 +34,8 @@ const (
 	maxKeys       = 64
 	minRSABits    = 2048
 	fetchTime     = 5 * time.Second
-	firstWait     = 2 * time.Second       // for the first fetch of all, without which there is no key
-	unknownWait   = 50 * time.Millisecond // of a request for a fetch, and for leave to begin one
+	firstWait     = 2 * time.Second        // for the first fetch of all, without which there is no key
+	unknownWait   = 100 * time.Millisecond // of a request whose key is not known, in all
 	unknownPerSec = 1
 	unknownBurst  = 3
 )
@@ -54,7 +59,13 @@ type keySet struct {
 	cancel context.CancelFunc
 	busy   sync.WaitGroup
 	mu     sync.Mutex
-	flight chan struct{} // guarded by mu; closed when the fetch under way has ended; nil: none
+	flight *flight // guarded by mu; the fetch under way; nil: none
+}
+
+// flight is one fetch. Whoever needs it waits for the same one.
+type flight struct {
+	began time.Time
+	done  chan struct{} // closed when it has ended, well or not
 }
 
 func newKeySet(url string, transport http.RoundTripper, every time.Duration, log *slog.Logger) *keySet {
@@ -84,7 +95,7 @@ func (k *keySet) keepFresh() {
 	defer k.busy.Done()
 	failures := 0
 	for {
-		<-k.fetchOnce()
+		<-k.fetchOnce().done
 		wait := k.every
 		if k.known.Load() {
 			failures = 0
@@ -103,65 +114,95 @@ func (k *keySet) keepFresh() {
 	}
 }
 
-// KeyRead finds a key, asking Auth anew where it is not known.
+// KeyRead finds a key, asking Auth anew where it is not known. Who hears that there is no
+// such key may believe it: Auth was asked after the token came, or less than a second
+// before, or is away.
 func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
 	key, err := k.MemoryJWKSet.KeyRead(ctx, kid)
 	if err == nil {
 		return key, nil
 	}
-	k.refreshFor(ctx)
+	late := k.refreshFor(ctx, kid)
 	if key, err = k.MemoryJWKSet.KeyRead(ctx, kid); err == nil {
 		return key, nil
 	}
-	if !k.known.Load() {
+	switch {
+	case !k.known.Load():
 		return jwkset.JWK{}, errNoKeys
+	case late:
+		return jwkset.JWK{}, errKeysLate
 	}
 	return jwkset.JWK{}, jwkset.ErrKeyNotFound // not err: it quotes the kid
 }
 
-// refreshFor waits for a fetch, its own or the one under way. Bogus key ids cannot
-// make it ask more than once a second, and an Auth Service that hangs holds nobody: a token
-// of a key that nobody knows is refused within 100 ms. A slower fetch goes on, and the
-// next request has its keys.
-func (k *keySet) refreshFor(ctx context.Context) {
-	k.mu.Lock()
-	var done <-chan struct{} = k.flight
-	k.mu.Unlock()
-	if done == nil {
-		limited, cancel := context.WithTimeout(ctx, unknownWait)
-		err := k.unknown.Wait(limited)
-		cancel()
-		if err != nil {
-			return
-		}
-		done = k.fetchOnce()
-	}
+// refreshFor waits for a fetch, its own or the one under way, and says whether that was
+// too late. Bogus key ids cannot make it ask more than once a second. An Auth Service
+// that hangs holds nobody: a fetch is waited for until it is 100 ms old, whoever waits, and
+// it goes on after that, so that the next request has its keys.
+func (k *keySet) refreshFor(ctx context.Context, kid string) (late bool) {
 	wait := unknownWait
 	if !k.asked.Load() {
 		wait = firstWait
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-	case <-ctx.Done():
+	came := time.Now()
+	ctx, cancel := context.WithDeadline(ctx, came.Add(wait))
+	defer cancel()
+
+	for {
+		f := k.underWay()
+		if f == nil {
+			if k.unknown.Wait(ctx) != nil {
+				return false
+			}
+			f = k.fetchOnce()
+		}
+		if !f.ended(ctx, wait) {
+			return true
+		}
+		// A fetch that began before the token came may have missed its key.
+		if _, err := k.MemoryJWKSet.KeyRead(ctx, kid); err == nil || !f.began.Before(came) {
+			return false
+		}
 	}
 }
 
-// fetchOnce begins a fetch unless one is under way; the channel closes with it.
-func (k *keySet) fetchOnce() <-chan struct{} {
+// ended waits until the fetch has ended, but no longer than ctx and until it is so old.
+func (f *flight) ended(ctx context.Context, old time.Duration) bool {
+	timer := time.NewTimer(time.Until(f.began.Add(old)))
+	defer timer.Stop()
+	select {
+	case <-f.done:
+		return true
+	default:
+	}
+	select {
+	case <-f.done:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (k *keySet) underWay() *flight {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.flight
+}
+
+// fetchOnce begins a fetch unless one is under way.
+func (k *keySet) fetchOnce() *flight {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.flight != nil {
 		return k.flight
 	}
-	done := make(chan struct{})
+	f := &flight{began: time.Now(), done: make(chan struct{})}
 	if k.ctx.Err() != nil {
-		close(done)
-		return done
+		close(f.done)
+		return f
 	}
-	k.flight = done
+	k.flight = f
 	k.busy.Add(1)
 	go func() {
 		defer k.busy.Done()
@@ -173,9 +214,9 @@ func (k *keySet) fetchOnce() <-chan struct{} {
 		k.mu.Lock()
 		k.flight = nil
 		k.mu.Unlock()
-		close(done)
+		close(f.done)
 	}()
-	return done
+	return f
 }
 
 func (k *keySet) fetch() error {

@@ -22,9 +22,10 @@ import (
 
 // Caller is who asks, as a verified service token says it.
 type Caller struct {
-	Name   string // service_name
-	Tenant string // tenant_id; empty for none
-	scopes []string
+	Name    string // service_name
+	Subject string // sub; empty for none
+	Tenant  string // tenant_id; empty for none
+	scopes  []string
 }
 
 // Holds says whether the caller was given a scope.
@@ -40,6 +41,9 @@ type VerifierConfig struct {
 	Audience string
 	// Refresh is how often the keys are fetched anew; default 2 min.
 	Refresh time.Duration
+	// MaxLife is the longest that a token may be good for, from its issue to its expiry;
+	// of one that does not say when it was issued, from now. Default 24 h.
+	MaxLife time.Duration
 	// Remembered bounds how many verified tokens are kept; default 10,000.
 	Remembered int
 	// Transport of the fetches; default a clone of http.DefaultTransport.
@@ -54,6 +58,7 @@ type Verifier struct {
 	keys   *keySet
 	find   keyfunc.Keyfunc
 	parser *jwt.Parser
+	life   time.Duration // of a token, at most
 	good   *otter.Cache[[sha256.Size]byte, verified]
 }
 
@@ -83,6 +88,9 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	if cfg.Refresh == 0 {
 		cfg.Refresh = 2 * time.Minute
 	}
+	if cfg.MaxLife == 0 {
+		cfg.MaxLife = 24 * time.Hour
+	}
 	if cfg.Remembered == 0 {
 		cfg.Remembered = 10_000
 	}
@@ -103,7 +111,7 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 		return nil, fmt.Errorf("verify tokens: %w", err)
 	}
 	return &Verifier{
-		keys: keys, find: find, good: good,
+		keys: keys, find: find, good: good, life: cfg.MaxLife,
 		parser: jwt.NewParser(
 			jwt.WithValidMethods([]string{"ES256", "RS256", "EdDSA"}), jwt.WithIssuer(cfg.Issuer), jwt.WithAudience(cfg.Audience),
 			jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithLeeway(leeway), jwt.WithStrictDecoding(),
@@ -119,7 +127,8 @@ type badToken string
 
 func (b badToken) Error() string { return "the token is not valid: " + string(b) }
 
-// Verify answers whose token it is. An error is a badToken, or errNoKeys.
+// Verify answers whose token it is. An error is a badToken; or errNoKeys or errKeysLate,
+// after which nothing is known of the token.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 	if len(token) > maxToken {
 		return nil, badToken("too long")
@@ -139,45 +148,28 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 	if _, err := v.parser.ParseWithClaims(token, &c, v.find.KeyfuncCtx(ctx)); err != nil {
 		return nil, reason(err)
 	}
-	caller, err := c.caller()
+	caller, err := c.caller(v.life)
 	if err != nil {
 		return nil, err
 	}
 	until := time.Now().Add(rememberFor)
-	if c.ExpiresAt.Before(until) {
-		until = c.ExpiresAt.Time
+	if c.expires.Before(until) {
+		until = c.expires.Time
 	}
 	v.good.Set(sum, verified{caller, until})
 	return caller, nil
 }
 
-type claims struct {
-	jwt.RegisteredClaims
-	Scope   string `json:"scope"`
-	Service *bool  `json:"is_service_account"`
-	Name    string `json:"service_name"`
-	Tenant  string `json:"tenant_id"`
-}
-
-// farFuture is past every honest expiry: a number beyond it may wrap round.
-var farFuture = time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)
-
-func (c *claims) caller() (*Caller, error) {
-	switch {
-	case c.Service != nil && !*c.Service:
-		return nil, badToken("a person's")
-	case c.Name == "":
-		return nil, badToken("no service_name")
-	case c.ExpiresAt.After(farFuture):
-		return nil, badToken("expires in another age")
-	}
-	return &Caller{Name: c.Name, Tenant: c.Tenant, scopes: strings.Fields(c.Scope)}, nil
-}
-
 // reason puts a parser's error into our words.
 func reason(err error) error {
-	if errors.Is(err, errNoKeys) {
-		return errNoKeys
+	for _, unknown := range []error{errNoKeys, errKeysLate} {
+		if errors.Is(err, unknown) {
+			return unknown
+		}
+	}
+	var bad badToken
+	if errors.As(err, &bad) {
+		return bad
 	}
 	for _, known := range []struct {
 		err  error
@@ -218,14 +210,15 @@ func sane(token string) error {
 		return err
 	}
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(header, &members); err != nil {
+	if err := json.Unmarshal(header, &members); err != nil { // a map's names are taken as they stand
 		return badToken("malformed")
 	}
 	for name := range members {
-		// Whatever must be understood is not; and the names are matched as golang-jwt
-		// matches them.
-		if strings.EqualFold(name, "crit") || strings.EqualFold(name, "b64") {
+		switch {
+		case name == "crit" || name == "b64": // whatever must be understood is not
 			return badToken("a critical extension")
+		case disguised(name, headerNames):
+			return badToken("a header's name in another case")
 		}
 	}
 	var kid, alg string

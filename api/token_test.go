@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -167,6 +168,10 @@ func TestGoodTokens(t *testing.T) {
 		"begins within leeway":    signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"nbf": now.Add(20 * time.Second).Unix(), "iat": now.Add(20 * time.Second).Unix()})),
 		"without nbf and iat":     signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"nbf": nil, "iat": nil})),
 		"without service account": signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"is_service_account": nil})),
+		"a day, no more":          signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"exp": now.Add(24 * time.Hour).Unix()})),
+		"a day, without iat":      signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"exp": now.Add(24 * time.Hour).Unix(), "iat": nil})),
+		"times with a fraction":   signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"exp": float64(now.Add(time.Hour).Unix()) + 0.5, "iat": float64(now.Unix()) + 0.25})),
+		"claims it ignores":       signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"EXPIRES": 1, "nested": object{"exp": 1, "EXP": 2}})),
 		"headers it ignores":      signed(t, jwt.SigningMethodES256, a.ec, "ec", good(), object{"jku": a.url + "/evil", "x5u": a.url + "/evil"}),
 	} {
 		for range 2 { // the second time from memory
@@ -260,6 +265,29 @@ func TestBadTokens(t *testing.T) {
 		"claims nothing":            a.crafted(t, head(""), ``),
 		"claims deep":               a.crafted(t, head(""), strings.Repeat("[", 1000)+strings.Repeat("]", 1000)),
 		"claims not UTF-8":          a.crafted(t, head(""), claims(",\"x\":\"\xff\"")),
+		"EXP beside exp":            signed(t, es, a.ec, "ec", good(object{"exp": now.Add(-time.Hour).Unix(), "EXP": now.Add(time.Hour).Unix()})),
+		"Exp for exp":               signed(t, es, a.ec, "ec", good(object{"exp": nil, "Exp": now.Add(time.Hour).Unix()})),
+		"NBF beside nbf":            signed(t, es, a.ec, "ec", good(object{"nbf": now.Add(time.Hour).Unix(), "NBF": now.Unix()})),
+		"Tenant_ID over tenant_id":  a.crafted(t, head(""), claims(`,"Tenant_ID":"mallory"`)),
+		"Tenant_ID for tenant_id":   signed(t, es, a.ec, "ec", good(object{"tenant_id": nil, "Tenant_ID": "acme"})),
+		"Scope beside scope":        a.crafted(t, head(""), claims(`,"Scope":"tasks:define"`)),
+		"a scope with a long s":     a.crafted(t, head(""), claims(`,"\u017fcope":"tasks:define"`)),
+		"Service_Name":              a.crafted(t, head(""), claims(`,"Service_Name":"error-handler"`)),
+		"AUD for aud":               signed(t, es, a.ec, "ec", good(object{"aud": nil, "AUD": "api"})),
+		"ALG beside alg":            a.crafted(t, head(`,"ALG":"none"`), claims("")),
+		"Kid beside kid":            a.crafted(t, head(`,"Kid":"rsa"`), claims("")),
+		"exp a text of digits":      signed(t, es, a.ec, "ec", good(object{"exp": strconv.FormatInt(now.Add(time.Hour).Unix(), 10)})),
+		"nbf a text of digits":      signed(t, es, a.ec, "ec", good(object{"nbf": strconv.FormatInt(now.Unix(), 10)})),
+		"iat a text of digits":      signed(t, es, a.ec, "ec", good(object{"iat": strconv.FormatInt(now.Unix(), 10)})),
+		"exp with an exponent":      a.crafted(t, head(""), strings.Replace(claims(""), `"exp":`, `"exp":0.2e10,"was":`, 1)),
+		"nbf negative":              signed(t, es, a.ec, "ec", good(object{"nbf": -1})),
+		"iat negative":              signed(t, es, a.ec, "ec", good(object{"iat": -now.Unix()})),
+		"exp NaN":                   signed(t, es, a.ec, "ec", good(object{"exp": "NaN"})),
+		"exp a list":                signed(t, es, a.ec, "ec", good(object{"exp": []int64{now.Add(time.Hour).Unix()}})),
+		"nbf true":                  signed(t, es, a.ec, "ec", good(object{"nbf": true})),
+		"lives too long":            signed(t, es, a.ec, "ec", good(object{"exp": now.Add(24*time.Hour + 2*time.Second).Unix()})),
+		"lives too long, no iat":    signed(t, es, a.ec, "ec", good(object{"exp": now.Add(25 * time.Hour).Unix(), "iat": nil})),
+		"issued long ago":           signed(t, es, a.ec, "ec", good(object{"iat": now.Add(-24 * time.Hour).Unix()})),
 		"signature cut":             whole[:len(whole)-4],
 		"signature of a bit more":   whole + "AAAA",
 		"signature another's":       parts[0] + "." + parts[1] + "." + strings.Split(signed(t, es, a.ec, "ec", good()), ".")[2],
@@ -463,6 +491,10 @@ func TestAuthHangs(t *testing.T) {
 	require.Less(t, unknown(), quickly)
 	<-asked
 	known()
+	b := setup(t, func(c *api.Config) { c.Verifier = v })
+	r := b.askWith(t, signed(t, jwt.SigningMethodES256, a.ec, "unknown", good()), "GET", definitionsPath, nil)
+	r.fails(t, 503, "UNAVAILABLE") // the key may be a new one
+	require.Equal(t, "1", r.header.Get("Retry-After"))
 	require.Less(t, unknown(), quickly, "a fetch is under way")
 	select {
 	case fail <- struct{}{}:
@@ -511,3 +543,17 @@ func TestTokensAreForgotten(t *testing.T) {
 }
 
 const leeway = 30 * time.Second
+
+// TestTokenMaxLife: how long a token may be good for is a setting.
+func TestTokenMaxLife(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	v, err := api.NewVerifier(api.VerifierConfig{JWKS: a.url + "/jwks.json", MaxLife: 48 * time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	t.Cleanup(v.Close)
+	now := time.Now()
+	for life, fine := range map[time.Duration]bool{48 * time.Hour: true, 48*time.Hour + 2*time.Second: false} {
+		_, err := v.Verify(t.Context(), signed(t, jwt.SigningMethodES256, a.ec, "ec", good(object{"iat": now.Unix(), "exp": now.Add(life).Unix()})))
+		require.Equal(t, fine, err == nil, "%s: %v", life, err)
+	}
+}

@@ -60,6 +60,8 @@ type Config struct {
 
 	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
 
+	TokenMaxLife string `env:"TES_TOKEN_MAX_LIFE" help:"The longest that a service token may be good for, from its issue to its expiry. Default: 24h."`
+
 	otel    map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
 	allow   []netip.Prefix
 	secrets webhook.Secrets
@@ -67,6 +69,7 @@ type Config struct {
 	due     time.Duration
 
 	drainDelay time.Duration
+	tokenLife  time.Duration
 }
 
 // elsewhere are the TES_ variables that are read by the tests, not by us.
@@ -180,6 +183,7 @@ func (c *Config) parse() (wrong []error) {
 	c.grace = duration("TES_SHUTDOWN_GRACE", c.GraceTime, 20*time.Second)
 	c.drainDelay = duration("TES_DRAIN_DELAY", c.DrainDelay, 0)
 	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
+	c.tokenLife = duration("TES_TOKEN_MAX_LIFE", c.TokenMaxLife, 24*time.Hour)
 	return append(wrong, c.parseOTel()...)
 }
 

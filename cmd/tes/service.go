@@ -147,7 +147,9 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	}
 	s.onStop(river.Stop)
 
-	verifier, err := api.NewVerifier(api.VerifierConfig{JWKS: strings.TrimSuffix(cfg.orElse(cfg.AuthURL), "/") + "/.well-known/jwks.json", Logger: log})
+	verifier, err := api.NewVerifier(api.VerifierConfig{
+		JWKS: strings.TrimSuffix(cfg.orElse(cfg.AuthURL), "/") + "/.well-known/jwks.json", MaxLife: cfg.tokenLife, Logger: log,
+	})
 	if err != nil {
 		return err
 	}

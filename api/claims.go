@@ -1,0 +1,179 @@
+package api
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/tidwall/gjson"
+)
+
+// claims are the members of a token that decide something. They are read by a decoder
+// of our own: encoding/json takes a member's name in any case, so that "EXP" would
+// overwrite "exp", and golang-jwt takes a time that is written as a text.
+type claims struct {
+	issuer, subject            string
+	audience                   []string
+	expires, notBefore, issued *jwt.NumericDate // nil: absent
+	scope, name, tenant        string
+	service                    *bool // nil: absent
+}
+
+// The names that mean something to us, each in the one spelling that is taken.
+var (
+	headerNames = []string{"alg", "kid", "typ", "cty", "crit", "b64"}
+	claimNames  = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "scope", "is_service_account", "service_name", "client_id", "tenant_id"}
+)
+
+// disguised says whether a name is one of the known ones in another case. RFC 7519 would
+// have it ignored; but another service, in another language, may take it for the claim
+// itself, and whoever signs both spellings means harm or is broken.
+func disguised(name string, known []string) bool {
+	return !slices.Contains(known, name) && slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, name) })
+}
+
+// UnmarshalJSON is how golang-jwt has the claims read. The text has passed
+// jobs.GuardJSON, so no name stands in it twice. An error is a badToken.
+func (c *claims) UnmarshalJSON(text []byte) error {
+	doc := gjson.ParseBytes(text)
+	if !doc.IsObject() {
+		return badToken("malformed")
+	}
+	var err error
+	doc.ForEach(func(name, v gjson.Result) bool {
+		err = c.take(name.Str, v)
+		return err == nil
+	})
+	return err
+}
+
+// take reads one member; null is as good as absent.
+func (c *claims) take(name string, v gjson.Result) error {
+	if disguised(name, claimNames) {
+		return badToken("a claim's name in another case")
+	}
+	if v.Type == gjson.Null {
+		return nil
+	}
+	switch name {
+	case "iss":
+		return takeText(v, &c.issuer)
+	case "sub":
+		return takeText(v, &c.subject)
+	case "aud":
+		return c.takeAudience(v)
+	case "exp":
+		return takeDate(v, &c.expires)
+	case "nbf":
+		return takeDate(v, &c.notBefore)
+	case "iat":
+		return takeDate(v, &c.issued)
+	case "scope":
+		return takeText(v, &c.scope)
+	case "service_name":
+		return takeText(v, &c.name)
+	case "tenant_id":
+		return takeText(v, &c.tenant)
+	case "is_service_account":
+		if !v.IsBool() {
+			return badToken("malformed")
+		}
+		is := v.Bool()
+		c.service = &is
+	}
+	return nil
+}
+
+func takeText(v gjson.Result, to *string) error {
+	if v.Type != gjson.String {
+		return badToken("malformed")
+	}
+	*to = v.Str
+	return nil
+}
+
+// takeAudience reads one text or a list of them.
+func (c *claims) takeAudience(v gjson.Result) error {
+	if v.Type == gjson.String {
+		c.audience = []string{v.Str}
+		return nil
+	}
+	if !v.IsArray() {
+		return badToken("malformed")
+	}
+	for _, one := range v.Array() {
+		if one.Type != gjson.String {
+			return badToken("malformed")
+		}
+		c.audience = append(c.audience, one.Str)
+	}
+	return nil
+}
+
+// mostDigits are those of the seconds of a year that has four: no honest time has more.
+const mostDigits = 12
+
+// takeDate reads seconds since 1970, as plain digits. A fraction is allowed and does not
+// count. A sign, an exponent, or a number within a text is no time.
+func takeDate(v gjson.Result, to **jwt.NumericDate) error {
+	whole, fraction, _ := strings.Cut(v.Raw, ".")
+	const digits = "0123456789"
+	if v.Type != gjson.Number || whole == "" || len(whole) > mostDigits || strings.Trim(whole+fraction, digits) != "" {
+		return badToken("a time that is none")
+	}
+	seconds, err := strconv.ParseInt(whole, 10, 64)
+	if err != nil {
+		return badToken("a time that is none")
+	}
+	*to = jwt.NewNumericDate(time.Unix(seconds, 0))
+	return nil
+}
+
+// The rest is what golang-jwt's validator asks for.
+
+// GetExpirationTime is exp.
+func (c *claims) GetExpirationTime() (*jwt.NumericDate, error) { return c.expires, nil }
+
+// GetNotBefore is nbf.
+func (c *claims) GetNotBefore() (*jwt.NumericDate, error) { return c.notBefore, nil }
+
+// GetIssuedAt is iat.
+func (c *claims) GetIssuedAt() (*jwt.NumericDate, error) { return c.issued, nil }
+
+// GetIssuer is iss.
+func (c *claims) GetIssuer() (string, error) { return c.issuer, nil }
+
+// GetSubject is sub.
+func (c *claims) GetSubject() (string, error) { return c.subject, nil }
+
+// GetAudience is aud.
+func (c *claims) GetAudience() (jwt.ClaimStrings, error) { return c.audience, nil }
+
+// farFuture is past every honest expiry: a number beyond it may wrap round.
+var farFuture = time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// lives is how long the token is good for, from its issue, or from now where it does not
+// say when that was.
+func (c *claims) lives() time.Duration {
+	if c.issued != nil {
+		return c.expires.Sub(c.issued.Time)
+	}
+	return time.Until(c.expires.Time) - leeway
+}
+
+// caller is whom a verified token names. An error is a badToken.
+func (c *claims) caller(maxLife time.Duration) (*Caller, error) {
+	switch {
+	case c.service != nil && !*c.service:
+		return nil, badToken("a person's")
+	case c.name == "":
+		return nil, badToken("no service_name")
+	case c.expires.After(farFuture):
+		return nil, badToken("expires in another age")
+	case c.lives() > maxLife:
+		return nil, badToken("lives longer than tokens may")
+	}
+	return &Caller{Name: c.name, Subject: c.subject, Tenant: c.tenant, scopes: strings.Fields(c.scope)}, nil
+}
