@@ -13,8 +13,8 @@ import (
 // PersonNamed is who a claim is for. Exported, or huma would not look into it.
 type PersonNamed struct {
 	UserID string   `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person."`
-	Groups []string `json:"groups,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The groups that the person is in."`
-	Roles  []string `json:"roles,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The roles that the person has."`
+	Groups []string `json:"groups,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The groups that the person is in. With X-User-Token some of the token's; default all of them."`
+	Roles  []string `json:"roles,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The roles that the person has. With X-User-Token some of the token's; default all of them."`
 }
 
 func (p PersonNamed) person() jobs.Person {
@@ -119,10 +119,11 @@ func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, e
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+	who, _, err := a.forUser(ctx, in.OnBehalf, in.Body.person())
+	if err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.Claim(ctx, id, ask(ctx, match, ""), in.Body.person())
+	row, err := a.cfg.Tasks.Claim(ctx, id, ask(ctx, match, ""), who)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +135,7 @@ func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutpu
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
 	row, err := a.cfg.Tasks.Unclaim(ctx, id, ask(ctx, match, in.Body.Reason), in.Body.UserID)
@@ -149,7 +150,7 @@ func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOut
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
 	row, err := a.cfg.Tasks.Complete(ctx, id, ask(ctx, match, ""), in.Body.UserID, given(in.Body.Output), in.Body.Comment)
@@ -160,10 +161,11 @@ func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOut
 }
 
 func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claimNextTaskOutput, error) {
-	if _, err := a.forUser(ctx, in.OnBehalf, in.Body.UserID); err != nil {
+	who, _, err := a.forUser(ctx, in.OnBehalf, in.Body.person())
+	if err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.ClaimNext(ctx, ask(ctx, ifMatch{}, ""), in.Body.person())
+	row, err := a.cfg.Tasks.ClaimNext(ctx, ask(ctx, ifMatch{}, ""), who)
 	switch {
 	case err != nil:
 		return nil, err

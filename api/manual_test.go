@@ -227,7 +227,7 @@ type verdicts struct{ auth *peer.Auth }
 
 func (v verdicts) Whose(ctx context.Context, token string) (api.Person, error) {
 	claims, err := v.auth.ValidateToken(ctx, token)
-	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID}, err
+	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID, Roles: claims.Roles, Groups: claims.Groups}, err
 }
 
 func TestUserTokens(t *testing.T) {
@@ -255,10 +255,11 @@ func TestUserTokens(t *testing.T) {
 	}
 	b.ask(t, ui, "POST", path+"/claim", jane, "X-User-Token", mint("jane")).is(t, 200)
 	b.ask(t, ui, "POST", path+"/unclaim", jane, "X-User-Token", mint("jane")).is(t, 200)
-	b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "jane"}, "X-User-Token", mint("boss")).is(t, 200)
+	b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "jane"}, "X-User-Token", mint("boss")).fails(t, 403, "FORBIDDEN")
+	b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "jane"}, "X-User-Token", mint("jane")).is(t, 200)
 	var by string
 	require.NoError(t, b.pool.QueryRow(t.Context(), "SELECT actor FROM task_event ORDER BY seq DESC LIMIT 1").Scan(&by))
-	require.Equal(t, "boss", by)
+	require.Equal(t, "jane", by, "not the service that carried it")
 
 	// A namesake of another tenant is another person, also where the answer is remembered.
 	of := func(tenant string) string {

@@ -243,7 +243,7 @@ func limit(r huma.Registry) {
 	at("HttpCall", "headers").AdditionalProperties.(*huma.Schema).MaxLength = new(4096)
 	channel := at("Notifications", "channels").Items
 	channel.Enum = []any{"in-app", "email", "push", "chat"}
-	for _, member := range []string{"skills", "candidateUsers", "candidateRoles", "candidateGroups"} {
+	for _, member := range []string{"skills", "candidateUsers", "candidateRoles", "candidateGroups", "reassignRoles"} {
 		at("AssignmentRules", member).Items.MaxLength = new(256)
 	}
 	at("SOAPCall", "order").Items.MaxLength = new(128)

@@ -23,10 +23,11 @@ type reassignTaskInput struct {
 
 var reassignTaskDoc = doc{
 	id: "reassignTask", tag: tagTasks, summary: "Reassign a manual task",
-	description: "Gives a manual task to somebody else, whether it was begun or not. A task of another type answers 409.",
-	errors:      []int{404, 409, 412, 413, 415},
-	request:     map[string]any{"assigneeId": "jane", "reason": "on leave"},
-	answer:      exampleTask,
+	description: "Gives a manual task to somebody else, whether it was begun or not. A task of another type answers 409. " +
+		"With X-User-Token the task must be the person's to give: assigned to them, waiting for them as a candidate, or of a definition whose assignmentRules.reassignRoles name a role of theirs; else 403.",
+	errors:  []int{404, 409, 412, 413, 415},
+	request: map[string]any{"assigneeId": "jane", "reason": "on leave"},
+	answer:  exampleTask,
 }
 
 func (a *API) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOutput, error) {
@@ -35,16 +36,16 @@ func (a *API) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOut
 		return nil, err
 	}
 	act := ask(ctx, match, in.Body.Reason)
-	person, err := a.forUser(ctx, in.OnBehalf, "")
+	to := jobs.Reassignment{AssigneeID: in.Body.AssigneeID, GroupID: in.Body.GroupID, DueDate: in.Body.DueDate}
+	who, proven, err := a.forUser(ctx, in.OnBehalf, jobs.Person{})
 	if err != nil {
 		return nil, err
 	}
-	if person != "" {
-		act.By = person // the audit trail names who is known to have done it
+	if proven {
+		to.Who = &who
+		act.By = who.ID // the audit trail names who is known to have done it
 	}
-	row, err := a.cfg.Tasks.Reassign(ctx, id, act, jobs.Reassignment{
-		AssigneeID: in.Body.AssigneeID, GroupID: in.Body.GroupID, DueDate: in.Body.DueDate,
-	})
+	row, err := a.cfg.Tasks.Reassign(ctx, id, act, to)
 	if err != nil {
 		return nil, err
 	}

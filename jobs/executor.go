@@ -151,16 +151,32 @@ type ExecutionConfig struct {
 	SLA                  *SLA                  `json:"sla,omitempty"`
 }
 
-// SecurityContext says on whose behalf a task is done, and with what rights. We hand it
-// on to whoever does the work, and enforce nothing of it; a task that is asked for on the
-// bus belongs to its tenant.
+// SecurityContext says on whose behalf a task is done, and with what rights. All but the
+// tenant is the word of whoever asked for the task, or registered its definition: we hand
+// it on to whoever does the work, and hold none of it against anything. TenantID is the
+// task's own where it has one: see of. A task that is asked for on the bus belongs to it.
 type SecurityContext struct {
 	UserID        string   `json:"userId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
-	TenantID      string   `json:"tenantId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
+	TenantID      string   `json:"tenantId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"The token's own tenant, or absent; a token without a tenant may name one. Whoever does the work is told the task's."`
 	Roles         []string `json:"roles,omitempty" maxItems:"256" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
 	Permissions   []string `json:"permissions,omitempty" maxItems:"256" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
 	SecurityLevel string   `json:"securityLevel,omitempty" enum:"LOW,MEDIUM,HIGH"`
-	RunAs         string   `json:"runAs,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
+	RunAs         string   `json:"runAs,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"The word of whoever asked for the task, as are userId, roles, permissions and securityLevel: handed on, and held against nothing."`
+}
+
+// of is the context as a task of a tenant hands it on: it names that tenant, whatever the
+// request or the definition says, and whatever was stored before this was held against the
+// caller's token. A task of no tenant may name one. Settings are shared, so it is a copy.
+func (c *SecurityContext) of(tenant string) *SecurityContext {
+	if tenant == "" || c != nil && c.TenantID == tenant {
+		return c
+	}
+	var out SecurityContext
+	if c != nil {
+		out = *c
+	}
+	out.TenantID = tenant
+	return &out
 }
 
 // Assign computes one member of the output: CEL over input, context and the
@@ -215,6 +231,7 @@ type AssignmentRules struct {
 	CandidateGroups []string `json:"candidateGroups,omitempty" maxItems:"32"`
 	DefaultAssignee string   `json:"defaultAssignee,omitempty" maxLength:"128"`
 	DefaultGroup    string   `json:"defaultGroup,omitempty" maxLength:"128"`
+	ReassignRoles   []string `json:"reassignRoles,omitempty" maxItems:"32" doc:"Roles that may give the task to another though it is not theirs, where a person's own token says that they hold one."`
 }
 
 // Strategies of AssignmentRules.

@@ -388,3 +388,22 @@ func TestReassignEndsCandidacy(t *testing.T) {
 	_, err = b.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
 	require.NoError(t, err)
 }
+
+// A reassignment by a person holds for the task as it was looked at: who lost it
+// meanwhile gives nothing away.
+func TestReassignIsDecidedForOneVersion(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(map[string]Registration{"manual": {Assigns: true, Executor: ExecutorFunc(func(context.Context, Job) (Result, error) {
+		return Result{Assign: &Assignment{AssigneeID: "ann"}}, nil
+	})}})
+	task := b.becomes(b.create(manual).TaskID, Assigned)
+	m, err := b.reassigned(b.ctx, task, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	require.NoError(t, err)
+	_, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "carl"})
+	require.NoError(t, err)
+	require.False(t, b.make(b.ctx, m).made)
+	require.Equal(t, "carl", *b.get(task.TaskID).AssigneeID)
+	_, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	require.ErrorIs(t, err, ErrForbidden)
+}

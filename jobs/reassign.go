@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,9 +18,13 @@ type Reassignment struct {
 	AssigneeName string
 	GroupID      string
 	DueDate      *time.Time
+	// Who asks, as a token of their own says it: then the task must be theirs to give.
+	// Default nil: the caller vouches for it.
+	Who *Person
 }
 
-// Reassign gives a manual task to somebody else, whether it was begun or not.
+// Reassign gives a manual task to somebody else, whether it was begun or not. A person
+// whose task it is not to give is ErrForbidden.
 func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassignment) (db.Task, error) {
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
@@ -36,25 +41,62 @@ func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassign
 	if to.DueDate, err = timeAt("/dueDate", to.DueDate); err != nil {
 		return db.Task{}, err
 	}
-	task, err := t.Get(ctx, ask.Tenant, id)
-	if err != nil {
-		return db.Task{}, err
+	for {
+		task, err := t.Get(ctx, ask.Tenant, id)
+		if err != nil {
+			return db.Task{}, err
+		}
+		m, err := t.reassigned(ctx, task, ask, to)
+		if err != nil {
+			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
+		}
+		out := t.make(ctx, m)
+		if to.Who != nil && ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+			continue // it moved meanwhile, and may be another's now: decided anew
+		}
+		return t.after(ctx, ask.Tenant, m, out)
 	}
+}
+
+// reassigned is the move of a reassignment, for the task as it stands.
+func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*move, error) {
 	if task.Type != db.TaskTypeMANUAL {
-		return db.Task{}, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", id, task.Type)}
+		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
 	}
 	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
 	if err != nil {
-		return db.Task{}, err
+		return nil, err
+	}
+	version := ask.IfMatch
+	if to.Who != nil {
+		switch {
+		case !to.Who.mayGive(task, s):
+			return nil, ErrForbidden
+		case version != 0 && version != task.Version:
+			return nil, ErrStale
+		}
+		version = task.Version // whose it is was looked up at this one
 	}
 	m := t.assigned(task, s, ask.By, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, ask.Reason)
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
-	m.wantVersion, m.wantAttempt, m.callerWaits = ask.IfMatch, -1, true
+	m.wantVersion, m.wantAttempt, m.callerWaits = version, -1, true
 	m.want = []Status{Pending, Assigned, Running}
 	m.outcome, m.ends = db.AttemptOutcomeRELEASED, tracedOf(task) // the attempt that somebody had begun
-	return t.after(ctx, ask.Tenant, m, t.make(ctx, m))
+	return m, nil
+}
+
+// mayGive reports whether the task is the person's to give to another: it is assigned to
+// them, it waits for them as one of several, or they hold a role that the definition
+// names for it. A candidate's say ends when somebody has claimed the task, or the claim
+// would keep nobody out.
+func (p Person) mayGive(task db.Task, s *settings) bool {
+	if text(task.AssigneeID) == p.ID || p.may(task) {
+		return true
+	}
+	rules := s.config.AssignmentRules
+	return rules != nil && slices.ContainsFunc(rules.ReassignRoles, func(role string) bool { return slices.Contains(p.Roles, role) })
 }
 
 // assigned is the move that makes it somebody's turn.

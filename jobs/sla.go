@@ -76,7 +76,8 @@ func checkNamed(c ExecutionConfig) error {
 		one("assignmentRules/defaultAssignee", r.DefaultAssignee)
 		one("assignmentRules/defaultGroup", r.DefaultGroup)
 		all = append(all, named{"assignmentRules/candidateUsers", r.CandidateUsers},
-			named{"assignmentRules/candidateRoles", r.CandidateRoles}, named{"assignmentRules/candidateGroups", r.CandidateGroups})
+			named{"assignmentRules/candidateRoles", r.CandidateRoles}, named{"assignmentRules/candidateGroups", r.CandidateGroups},
+			named{"assignmentRules/reassignRoles", r.ReassignRoles})
 	}
 	if e := c.Escalation; e != nil {
 		all = append(all, named{"escalation/notify", e.Notify})

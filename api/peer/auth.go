@@ -49,6 +49,7 @@ type Claims struct {
 	Valid       bool      `json:"valid"`
 	Subject     string    `json:"subject"`
 	Roles       []string  `json:"roles"`
+	Groups      []string  `json:"groups"` // empty where the Auth Service knows of none
 	Permissions []string  `json:"permissions"`
 	TenantID    string    `json:"tenantId"`
 	ExpiresAt   time.Time `json:"expiresAt"` // zero if it was not said

@@ -65,7 +65,7 @@ type userTokens struct{ auth *peer.Auth }
 
 func (u userTokens) Whose(ctx context.Context, token string) (api.Person, error) {
 	claims, err := u.auth.ValidateToken(ctx, token)
-	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID}, err
+	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID, Roles: claims.Roles, Groups: claims.Groups}, err
 }
 
 type invoker struct{ *peer.Integrations }

@@ -27,6 +27,7 @@ type verdict struct {
 	Valid       bool       `json:"valid"`
 	Subject     string     `json:"subject,omitempty"`
 	Roles       []string   `json:"roles"`
+	Groups      []string   `json:"groups,omitempty"`
 	Permissions []string   `json:"permissions"`
 	TenantID    string     `json:"tenantId,omitempty"`
 	ExpiresAt   *time.Time `json:"expiresAt,omitempty"`
@@ -38,6 +39,7 @@ type userClaims struct {
 	Scope       string   `json:"scope"`
 	TenantID    string   `json:"tenant_id"`
 	Roles       []string `json:"roles"`
+	Groups      []string `json:"groups"`
 	Permissions []string `json:"permissions"`
 }
 
@@ -64,6 +66,7 @@ func (s *Server) validateToken(w http.ResponseWriter, r *http.Request, _ Steerin
 		Valid:       true,
 		Subject:     claims.Subject,
 		Roles:       append([]string{}, claims.Roles...),
+		Groups:      claims.Groups,
 		Permissions: append([]string{}, permissions...),
 		TenantID:    claims.TenantID,
 		ExpiresAt:   &expiry,

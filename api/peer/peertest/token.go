@@ -39,6 +39,7 @@ type TokenOptions struct {
 	Tenant      string         // default none
 	Scopes      []string       // default DefaultScopes(Service)
 	Roles       []string       // of a person; default none
+	Groups      []string       // of a person; default none, and validate-token says nothing of any
 	Permissions []string       // of a person; default none
 	TTL         time.Duration  // default 1 h; negative mints an expired one
 	Claims      map[string]any // put over all others; a nil value takes the claim away
@@ -99,6 +100,9 @@ func (opts TokenOptions) claims(now time.Time) jwt.MapClaims {
 	}
 	if opts.Roles != nil {
 		claims["roles"] = opts.Roles
+	}
+	if opts.Groups != nil {
+		claims["groups"] = opts.Groups
 	}
 	if opts.Permissions != nil {
 		claims["permissions"] = opts.Permissions
