@@ -88,6 +88,10 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
+		if p := c.caller.owns("body", body.ExecutionConfig); p != nil {
+			results[i].Error = &p.at(nil).Err
+			continue
+		}
 		reqs, places = append(reqs, body.request(c.asker(), body.RequestID, []byte(text.Raw))), append(places, i)
 	}
 	var away error

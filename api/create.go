@@ -52,6 +52,9 @@ var createTaskDoc = doc{
 func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskOutput, error) {
 	c := callOf(ctx)
 	body := &in.Body
+	if p := c.caller.owns("body", body.ExecutionConfig); p != nil {
+		return nil, p
+	}
 	key := in.Key
 	if key == "" {
 		key = body.RequestID

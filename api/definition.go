@@ -102,6 +102,9 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	if body.ExecutionConfig != nil {
 		def.ExecutionConfig = *body.ExecutionConfig
 	}
+	if p := callerOf(ctx).ownsContext("body", def.ExecutionConfig.SecurityContext); p != nil {
+		return nil, p
+	}
 	out, created, err := a.cfg.Tasks.PutDefinition(ctx, callerOf(ctx).Name, match.version, def)
 	if err != nil {
 		return nil, err

@@ -64,13 +64,9 @@ type heard struct {
 	metadata outbox.Metadata
 }
 
-// by is who speaks.
-func (h *heard) by(otherwise string) string {
-	if h.metadata.Source == "" {
-		return otherwise
-	}
-	return tame(h.metadata.Source, 128)
-}
+// by is who acts, in events and orders: whoever may publish on the subject. What the
+// message calls itself is its own word, and only logged.
+func (h *heard) by() string { return "bus:" + h.Subject }
 
 // door reads the envelope, acts once on each event, and waits where the database is
 // away: deliveries are counted, and the message is not to blame.
@@ -105,6 +101,7 @@ func (l *listener) once(ctx context.Context, h *heard, act func(context.Context,
 	}
 	l.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "heard",
 		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", said.Word), slog.String("detail", said.Detail),
+		slog.String("claimed_source", tame(h.metadata.Source, 128)),
 		slog.Float64("ms", float64(time.Since(begun).Microseconds())/1000))
 	return nil
 }
@@ -178,7 +175,7 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *heard) (outbox.Outcom
 	if span == "" {
 		span = h.Header["ce-traceparent"]
 	}
-	row, created, err := t.cfg.Tasks.Create(ctx, body.request(asker{h.by(orchestrator), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
+	row, created, err := t.cfg.Tasks.Create(ctx, body.request(asker{h.by(), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
 	var invalid *jobs.Invalid
 	switch {
 	case errors.As(err, &invalid):
@@ -281,7 +278,7 @@ func (s SystemEventHandler) shutdown(ctx context.Context, h *heard) (outbox.Outc
 	if err := h.into(&data); err != nil {
 		return outbox.Outcome{}, err
 	}
-	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: tame(data.Reason, 1024), By: h.by("")}
+	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: tame(data.Reason, 1024), By: h.by()}
 	if data.GraceSeconds != nil {
 		grace := time.Duration(*data.GraceSeconds * float64(time.Second))
 		order.Grace = &grace
@@ -307,7 +304,7 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *heard) (outbox.O
 	}
 	lanes = slices.Compact(slices.Sorted(slices.Values(lanes)))
 	changed, err := s.cfg.Tasks.SetMaintenance(ctx, jobs.Maintenance{
-		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: tame(data.Reason, 1024), By: h.by(""),
+		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: tame(data.Reason, 1024), By: h.by(),
 	})
 	var invalid *jobs.Invalid
 	switch {

@@ -154,7 +154,7 @@ func TestTaskRequestHandlerCreatesTheTask(t *testing.T) {
 	}))
 	e.send(t, requestedSubject, body, "traceparent", span)
 	becomes(t, e, "acme c-1 r-1 s-1 2 "+span, `SELECT concat_ws(' ', tenant_id, correlation_id, request_id, step_id, priority, traceparent) FROM task`)
-	becomes(t, e, "workflow-orchestrator", "SELECT actor FROM task_event WHERE type = 'created'")
+	becomes(t, e, "bus:workflow.task_requested", "SELECT actor FROM task_event WHERE type = 'created'")
 	e.counted(t, requestedSubject, 1, 0, 0, 0)
 	becomes(t, e, "created true", "SELECT outcome || ' ' || (detail = task_id::text) FROM inbox, task WHERE event_id = $1", body["id"])
 
@@ -169,12 +169,11 @@ func TestTaskRequestHandlerCreatesTheTask(t *testing.T) {
 	e.askWith(t, token, "POST", tasksPath, body["data"]).is(t, 200)
 	becomes(t, e, 1, "SELECT count(*)::int FROM task")
 
-	// Without a requestId it is the event's id, without a tenant it is nobody's, and
-	// without a source it is the orchestrator's.
+	// Without a requestId it is the event's id, and without a tenant it is nobody's.
 	plain := envelope(requestedSubject, noop(), object{"metadata": nil})
 	e.send(t, requestedSubject, plain, "ce-traceparent", span)
 	becomes(t, e, " "+span, "SELECT tenant_id || ' ' || traceparent FROM task WHERE request_id = $1", plain["id"])
-	becomes(t, e, 2, "SELECT count(*)::int FROM task_event WHERE type = 'created' AND actor = 'workflow-orchestrator'")
+	becomes(t, e, 2, "SELECT count(*)::int FROM task_event WHERE type = 'created' AND actor = 'bus:workflow.task_requested'")
 	require.Empty(t, e.letters)
 }
 
@@ -463,7 +462,7 @@ func TestSystemEventHandlerMaintenance(t *testing.T) {
 
 	// The same again, prolonged: since is what it was. Then until passes.
 	since := w["since"]
-	becomes(t, e, 1, "SELECT count(*)::int FROM report.maintenance WHERE in_force AND reason = 'new disks' AND actor = 'workflow-orchestrator'")
+	becomes(t, e, 1, "SELECT count(*)::int FROM report.maintenance WHERE in_force AND reason = 'new disks' AND actor = 'bus:system.maintenance_mode'")
 	set(object{"enabled": true, "lanes": []string{jobs.LaneAutomated}, "until": "2100-01-01T00:00:00Z"})
 	e.counted(t, maintenanceSubject, 2, 0, 0, 0)
 	w = e.why(t, path, "MAINTENANCE", ", until 2100-01-01T00:00:00Z$")
@@ -512,7 +511,7 @@ func TestSystemEventHandlerShutdown(t *testing.T) {
 		e.send(t, subject, in)
 		e.send(t, subject, in)
 		e.counted(t, subject, i+1, 0, i+1, 0)
-		becomes(t, e, "1.5 the rack is moved workflow-orchestrator", "SELECT concat_ws(' ', grace_seconds, reason, actor) FROM shutdown_order WHERE event_id = $1", in["id"])
+		becomes(t, e, "1.5 the rack is moved bus:system.shutdown_requested", "SELECT concat_ws(' ', grace_seconds, reason, actor) FROM shutdown_order WHERE event_id = $1", in["id"])
 	}
 	for i, target := range []string{"user-service", "host", "host-1/47"} {
 		e.send(t, subject, envelope(subject, object{"target": target}))
@@ -524,4 +523,30 @@ func TestSystemEventHandlerShutdown(t *testing.T) {
 		require.Contains(t, e.letter(t).Header["Tes-Reason"], "not a system.shutdown_requested: data")
 	}
 	e.counted(t, subject, 7, 3, 7, 4)
+}
+
+// TestActorsOfTheBus: who acts is who may publish on the subject, whatever the message
+// calls itself; its own word for that is logged as no more than that.
+func TestActorsOfTheBus(t *testing.T) {
+	t.Parallel()
+	e := listening(t, setup(t))
+	posing := object{"metadata": object{"correlationId": "c-1", "source": "root@tes:escalation"}}
+	e.send(t, requestedSubject, envelope(requestedSubject, noop(object{"requestId": "r-1"}), posing))
+	becomes(t, e, "bus:workflow.task_requested", "SELECT actor FROM task_event WHERE type = 'created'")
+
+	id := e.waiting(t)
+	e.send(t, responseSubject, response(id, object{"integrationId": "root"}, posing))
+	becomes(t, e, "bus:integration.response_received", "SELECT actor FROM task_event WHERE task_id = $1 AND type = 'completed'", id)
+
+	e.send(t, outbox.SubjectMaintenance, envelope(outbox.SubjectMaintenance, object{"enabled": true, "lanes": []any{jobs.LaneRetry}}, posing))
+	becomes(t, e, "bus:system.maintenance_mode", "SELECT actor FROM report.maintenance WHERE in_force")
+	order := envelope(outbox.SubjectShutdown, object{"target": "", "reason": "posing"}, posing)
+	e.exec(t, "INSERT INTO executor (executor_id, seen_at) VALUES ('host/1/x', now()) ON CONFLICT DO NOTHING")
+	e.send(t, outbox.SubjectShutdown, order)
+	becomes(t, e, "bus:system.shutdown_requested", "SELECT actor FROM shutdown_order WHERE event_id = $1", order["id"])
+
+	for _, table := range []string{"task_event", "shutdown_order", "maintenance", "inbox"} {
+		becomes(t, e, 0, "SELECT count(*)::int FROM "+table+" x WHERE x::text LIKE '%root@%'")
+	}
+	require.Contains(t, e.log.String(), `"claimed_source":"root@tes:escalation"`)
 }

@@ -329,7 +329,7 @@ func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			EnqueuedAt: row.EnqueuedAt.UTC(), Checkpoint: row.Checkpoint, Status: Status(row.Status),
 			TaskID: row.TaskID, WorkflowID: row.WorkflowID, DefinitionID: row.DefinitionID, Type: Type(row.Type),
 			Priority: priorityOf(row.Priority), CorrelationID: row.CorrelationID, Input: row.Input, Context: row.Context,
-			Timeout: s.timeout, Retry: s.retry, Security: s.config.SecurityContext,
+			Timeout: s.timeout, Retry: s.retry, Security: s.config.SecurityContext.of(req.Tenant),
 		}
 		if letter {
 			found[i].Error = row.Error

@@ -94,7 +94,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 func (t *Tasks) responded(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*move, error) {
 	h := held{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
-		failures: task.Failures, crashes: task.Crashes, settings: s, by: "integration:" + storable(in.IntegrationID, 64),
+		failures: task.Failures, crashes: task.Crashes, settings: s, by: answeredBy(s),
 		ends: tracedOf(task),
 	}
 	no := false
@@ -146,6 +146,15 @@ func (t *Tasks) toldOf(f *Failure) (told *Failure) {
 		return failureOf(err)
 	}
 	return told
+}
+
+// answeredBy is who ended an attempt by its response: the integration that the task asks,
+// and never the one that the message calls itself.
+func answeredBy(s *settings) string {
+	if s.config.Integration == nil {
+		return "bus:" + outbox.SubjectIntegrationResponse
+	}
+	return "integration:" + s.config.Integration.Instance
 }
 
 // RetryableCode reports whether an integration's error code is retryable where

@@ -180,6 +180,7 @@ func (r *run) job() Job {
 	if r.settings.def != nil {
 		job.Name, job.Description = r.settings.def.Name, r.settings.def.Description
 	}
+	job.Config.SecurityContext = job.Config.SecurityContext.of(*c.TenantID)
 	return job
 }
 
