@@ -36,6 +36,7 @@ type Config struct {
 
 	NATSURL         string `env:"TES_NATS_URL" help:"NATS 2.10 or newer with JetStream. Unset, the bus is embedded."`
 	NATSCredentials string `env:"TES_NATS_CREDENTIALS" help:"Path of a .creds file for that server."`
+	NATSReaders     string `env:"TES_NATS_READERS" help:"Durable consumers to make on the events stream for others, by name, such as orchestrator,events: their users then need no right to make any. Default: none."`
 	NATSSync        string `env:"TES_NATS_SYNC" oneof:"on off" help:"off: the embedded bus acknowledges before the write is on disk. For tests."`
 	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" help:"What clients of the embedded bus must present. Default: random."`
 
@@ -273,6 +274,11 @@ func (c Config) natsDir() string {
 		return ""
 	}
 	return filepath.Join(c.DataDir, "nats")
+}
+
+// natsReaders are the names of others' consumers.
+func (c Config) natsReaders() []string {
+	return strings.FieldsFunc(c.NATSReaders, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 func (c Config) httpAddress() string {

@@ -38,7 +38,7 @@ func (c *serveCmd) Run(s *shell) error {
 	log := logger(s, slog.LevelInfo, "json")
 	bus, err := natsbus.Open(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off", Logger: log,
-		StoreDir: cfg.natsDir(),
+		StoreDir: cfg.natsDir(), Readers: cfg.natsReaders(),
 	})
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)

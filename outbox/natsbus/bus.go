@@ -53,6 +53,9 @@ type Bus struct {
 // most.
 func Open(ctx context.Context, cfg Config) (*Bus, error) {
 	cfg = cfg.withDefaults()
+	if err := checkReaders(cfg.Readers); err != nil {
+		return nil, fmt.Errorf("open the bus: %w", err)
+	}
 	b := &Bus{cfg: cfg, url: cfg.URL, pause: redeliverAfter}
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
 	// Dialling looks at the bus's own context, which outlives this call.

@@ -50,6 +50,10 @@ type Config struct {
 	// Replicas is how many servers of an external cluster keep each stream; it
 	// is used when a stream is made and leaves an existing one alone. Default: 1.
 	Replicas int
+	// Readers are names of durable pull consumers that are made on the events stream for
+	// others, who so need no right to make any. One that is there stays as it is.
+	// Default: none.
+	Readers []string
 	// MaxDeliveries is how often an inbound message is tried before it goes to
 	// the dead letters. With the growing pauses in between, 20 is about eight
 	// minutes. Default: 20.

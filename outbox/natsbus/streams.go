@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -42,6 +44,9 @@ func (b *Bus) ensureStreams(ctx context.Context) (another bool, err error) {
 	if another {
 		b.callHooks()
 	}
+	if err := b.ensureReaders(ctx, events); err != nil {
+		return another, err
+	}
 	// What the server answers counts: one that does not know a setting drops it.
 	b.batches.Store(events.CachedInfo().Config.AllowAtomicPublish)
 
@@ -49,6 +54,37 @@ func (b *Bus) ensureStreams(ctx context.Context) (another bool, err error) {
 		return another, err
 	}
 	return another, b.ensureShared(ctx, b.cfg.DeadLetters, "Messages that could not be acted on, with the reason in Tes-Reason", []string{deadLetterSubjects})
+}
+
+// readerName is what a reader's consumer may be called: one word of a subject.
+var readerName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// checkReaders refuses names that no consumer can have, and those of our own.
+func checkReaders(names []string) error {
+	for _, name := range names {
+		if !readerName.MatchString(name) || strings.HasPrefix(name, "tes-") {
+			return fmt.Errorf("%q is no name for a consumer of others: letters, digits, - and _, at most 64, and not tes-…", name)
+		}
+	}
+	return nil
+}
+
+// ensureReaders makes the consumers of others that are not there, each from the oldest
+// event that is kept.
+func (b *Bus) ensureReaders(ctx context.Context, events jetstream.Stream) error {
+	for _, name := range b.cfg.Readers {
+		_, err := events.Consumer(ctx, name)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			_, err = events.CreateConsumer(ctx, jetstream.ConsumerConfig{
+				Durable: name, Description: "Events, for whoever may ask this consumer for them",
+				AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1,
+			})
+		}
+		if err != nil {
+			return fmt.Errorf("make consumer %s on stream %s: %w", name, b.cfg.Stream, why(ctx, err))
+		}
+	}
+	return nil
 }
 
 // ensureShared makes a stream of those subjects that no other stream has. The
