@@ -237,6 +237,9 @@ func (a *API) logCall(c *call, r *http.Request) {
 		if c.caller.Tenant != "" {
 			attrs = append(attrs, slog.String("tenant", tame(c.caller.Tenant, 128)))
 		}
+		if c.caller.Subject != "" && c.caller.Subject != c.caller.Name {
+			attrs = append(attrs, slog.String("subject", tame(c.caller.Subject, 128)))
+		}
 	}
 	if c.task != "" {
 		attrs = append(attrs, slog.String("task", c.task))

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -60,8 +59,11 @@ type listTaskDefinitionsInput struct {
 
 var putTaskDefinitionDoc = doc{
 	id: "putTaskDefinition", tag: tagDefinitions, summary: "Register a task definition",
-	description: "The same content again changes nothing; other content becomes the next revision, and tasks that exist keep theirs.",
-	status:      http.StatusOK, also: http.StatusCreated, alsoText: "The first revision.",
+	description: "The definition belongs to the tenant of the token that registers it, and no other tenant sees it; a token without a tenant registers " +
+		"the platform's, which all tenants may use. One id may exist in several tenants, each with revisions of its own. " +
+		"The same content again changes nothing; other content becomes the next revision, and tasks that exist keep theirs. " +
+		"A header whose value is *** keeps the value that it has in the tenant's newest revision, as long as the URL's scheme, host and port stay the same.",
+	status: http.StatusOK, also: http.StatusCreated, alsoText: "The tenant's first revision.",
 	errors:  []int{412, 413, 415},
 	request: exampleDefinition(false),
 	answer:  exampleDefinition(true),
@@ -69,17 +71,18 @@ var putTaskDefinitionDoc = doc{
 
 var getTaskDefinitionDoc = doc{
 	id: "getTaskDefinition", tag: tagDefinitions, summary: "Get a task definition",
-	description: "Answers the newest revision.", errors: []int{404}, answer: exampleDefinition(true),
+	description: "Answers the newest revision of the token's tenant, else the platform's. Values of headers are masked (***).", errors: []int{404}, answer: exampleDefinition(true),
 }
 
 var listTaskDefinitionsDoc = doc{
 	id: "listTaskDefinitions", tag: tagDefinitions, summary: "List task definitions",
-	description: "Pages through the definitions by id, each at its newest revision.",
-	answer:      map[string]any{"items": []any{exampleDefinition(true)}, "nextCursor": nil},
+	description: "Pages through the definitions that the token's tenant uses, by id, each at its newest revision: its own and the platform's, " +
+		"its own instead of the platform's of the same id.",
+	answer: map[string]any{"items": []any{exampleDefinition(true)}, "nextCursor": nil},
 }
 
 func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput) (*putTaskDefinitionOutput, error) {
-	body := &in.Body
+	caller, body := callerOf(ctx), &in.Body
 	if body.ID != "" && body.ID != in.ID {
 		return nil, flawed("body.id", "must be the id in the path, or be left out")
 	}
@@ -89,23 +92,25 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	}
 	if match.exists && match.version == 0 {
 		// Definitions are never taken away, so what is there stays there.
-		if _, err := a.cfg.Tasks.GetDefinition(ctx, in.ID); errors.Is(err, jobs.ErrNotFound) {
-			return nil, jobs.ErrStale
-		} else if err != nil {
+		found, err := a.cfg.Tasks.HasDefinition(ctx, caller.Tenant, in.ID)
+		switch {
+		case err != nil:
 			return nil, err
+		case !found:
+			return nil, jobs.ErrStale
 		}
 	}
 	def := jobs.Definition{
-		ID: in.ID, Name: body.Name, Description: body.Description, Type: body.Type, Version: body.Version,
+		TenantID: caller.Tenant, ID: in.ID, Name: body.Name, Description: body.Description, Type: body.Type, Version: body.Version,
 		InputSchema: given(body.InputSchema), OutputSchema: given(body.OutputSchema), Timeout: body.Timeout, RetryPolicy: body.RetryPolicy,
 	}
 	if body.ExecutionConfig != nil {
 		def.ExecutionConfig = *body.ExecutionConfig
 	}
-	if p := callerOf(ctx).ownsContext("body", def.ExecutionConfig.SecurityContext); p != nil {
+	if p := caller.ownsContext("body", def.ExecutionConfig.SecurityContext); p != nil {
 		return nil, p
 	}
-	out, created, err := a.cfg.Tasks.PutDefinition(ctx, callerOf(ctx).Name, match.version, def)
+	out, created, err := a.cfg.Tasks.PutDefinition(ctx, caller.whole(), match.version, def)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +122,7 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 }
 
 func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath }) (*definitionOutput, error) {
-	def, err := a.cfg.Tasks.GetDefinition(ctx, in.ID)
+	def, err := a.cfg.Tasks.GetDefinition(ctx, callerOf(ctx).Tenant, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +137,7 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 	if !plainPath(string(last)) {
 		return nil, flawed("query.cursor", "this is no cursor of ours")
 	}
-	defs, err := a.cfg.Tasks.ListDefinitions(ctx, string(last), in.Limit+1)
+	defs, err := a.cfg.Tasks.ListDefinitions(ctx, callerOf(ctx).Tenant, string(last), in.Limit+1)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func TestTaskDefinitions(t *testing.T) {
 	require.Equal(t, `"1"`, first.header.Get("ETag"))
 	require.Equal(t, "order-total", def["id"])
 	require.EqualValues(t, 1, def["revision"])
-	require.Equal(t, orchestrator, def["createdBy"])
+	require.Equal(t, "workflow-orchestrator (subject workflow-orchestrator)", def["createdBy"])
 
 	same := b.ask(t, orchestrator, "PUT", path, definition(object{"id": "order-total"}))
 	require.Equal(t, def["revision"], same.is(t, 200)["revision"], "the same again changes nothing")

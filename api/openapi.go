@@ -135,6 +135,7 @@ func describe() huma.Config {
 	r.RegisterTypeAlias(reflect.TypeFor[jobs.Type](), reflect.TypeFor[typeName]())
 	r.RegisterTypeAlias(reflect.TypeFor[jobs.Priority](), reflect.TypeFor[priorityName]())
 	r.RegisterTypeAlias(reflect.TypeFor[db.TaskLane](), reflect.TypeFor[laneName]())
+	r.RegisterTypeAlias(reflect.TypeFor[jobs.HeaderValue](), reflect.TypeFor[headerValue]())
 	cfg.Components.Schemas = r
 	return cfg
 }
@@ -194,6 +195,26 @@ func (laneName) Schema(r huma.Registry) *huma.Schema {
 	return named(r, "TaskLane", "A queue of the interface document.", jobs.Lanes)
 }
 
+// headerValue is a text or a reference to a secret.
+type headerValue struct{}
+
+// Schema is how huma asks.
+func (headerValue) Schema(r huma.Registry) *huma.Schema {
+	const name = "HeaderValue"
+	if r.Map()[name] == nil {
+		text := &huma.Schema{Type: huma.TypeString, MaxLength: new(4096), Description: "The value itself. An answer has *** instead."}
+		ref := &huma.Schema{
+			Type: huma.TypeObject, AdditionalProperties: false, Required: []string{"secretRef"}, Description: "A secret, looked up at each attempt.",
+			Properties: map[string]*huma.Schema{"secretRef": {Type: huma.TypeString, Pattern: "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$", Description: "Its name."}},
+		}
+		for _, s := range []*huma.Schema{text, ref.Properties["secretRef"], ref} {
+			s.PrecomputeMessages()
+		}
+		r.Map()[name] = &huma.Schema{OneOf: []*huma.Schema{text, ref}}
+	}
+	return &huma.Schema{Ref: "#/components/schemas/" + name}
+}
+
 // orNull is a word of a list, or null: a schema that is named could not be both.
 func orNull[T ~string](description string, values ...T) *huma.Schema {
 	s := &huma.Schema{Type: huma.TypeString, Nullable: true, Description: description}
@@ -240,7 +261,6 @@ func limit(r huma.Registry) {
 	span(at("TaskExecutionConfig", "timeout"), 1, 2_592_000_000)
 	at("HttpCall", "url").Pattern = "^https?://[!-~]+$"
 	at("HttpCall", "headers").MaxProperties = new(64)
-	at("HttpCall", "headers").AdditionalProperties.(*huma.Schema).MaxLength = new(4096)
 	channel := at("Notifications", "channels").Items
 	channel.Enum = []any{"in-app", "email", "push", "chat"}
 	for _, member := range []string{"skills", "candidateUsers", "candidateRoles", "candidateGroups", "reassignRoles"} {

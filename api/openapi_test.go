@@ -112,6 +112,12 @@ func bounded(t *testing.T, schemas, s object, at string) {
 	if ref, ok := s["$ref"].(string); ok {
 		s = schemas[strings.TrimPrefix(ref, "#/components/schemas/")].(object)
 	}
+	if one := list(s["oneOf"]); one != nil {
+		for _, either := range one {
+			bounded(t, schemas, either.(object), at)
+		}
+		return
+	}
 	kind := s["type"]
 	if either := list(kind); len(either) == 2 && either[1] == "null" {
 		kind = either[0]

@@ -86,26 +86,27 @@ WITH request AS (
         unnest($6::text[])::task_type AS type,
         unnest($7::text[])::task_lane AS lane,
         unnest($8::integer[]) AS revision,
-        unnest($9::smallint[]) AS priority,
-        unnest($10::text[]) AS tenant_id,
-        unnest($11::text[]) AS workflow_id,
-        unnest($12::text[]) AS definition_id,
-        unnest($13::text[]) AS executor,
-        unnest($14::text[]) AS correlation_id,
-        unnest($15::text[]) AS step_id,
-        unnest($16::text[]) AS request_key,
-        unnest($17::bytea[]) AS body_hash,
-        unnest($18::text[]) AS reference,
-        unnest($19::text[]) AS callback_url,
-        unnest($20::text[]) AS traceparent,
-        unnest($21::text[]) AS input,
-        unnest($22::text[]) AS config,
-        unnest($23::text[]) AS context,
-        unnest($24::text[]) AS actor,
-        unnest($25::text[]) AS kind,
-        unnest($26::text[]) AS args,
-        unnest($27::text[]) AS metadata,
-        unnest($28::text[]) AS tag
+        unnest($9::boolean[]) AS own_definition,
+        unnest($10::smallint[]) AS priority,
+        unnest($11::text[]) AS tenant_id,
+        unnest($12::text[]) AS workflow_id,
+        unnest($13::text[]) AS definition_id,
+        unnest($14::text[]) AS executor,
+        unnest($15::text[]) AS correlation_id,
+        unnest($16::text[]) AS step_id,
+        unnest($17::text[]) AS request_key,
+        unnest($18::bytea[]) AS body_hash,
+        unnest($19::text[]) AS reference,
+        unnest($20::text[]) AS callback_url,
+        unnest($21::text[]) AS traceparent,
+        unnest($22::text[]) AS input,
+        unnest($23::text[]) AS config,
+        unnest($24::text[]) AS context,
+        unnest($25::text[]) AS actor,
+        unnest($26::text[]) AS kind,
+        unnest($27::text[]) AS args,
+        unnest($28::text[]) AS metadata,
+        unnest($29::text[]) AS tag
 ),
 keyed AS (
     INSERT INTO task_request (tenant_id, request_key, task_id, created_at, body_hash)
@@ -119,7 +120,7 @@ keyed AS (
     RETURNING task_id
 ),
 fresh AS MATERIALIZED (
-    SELECT request.task_id, request.job_id, request.event_id, request.created_at, request.due_at, request.type, request.lane, request.revision, request.priority, request.tenant_id, request.workflow_id, request.definition_id, request.executor, request.correlation_id, request.step_id, request.request_key, request.body_hash, request.reference, request.callback_url, request.traceparent, request.input, request.config, request.context, request.actor, request.kind, request.args, request.metadata, request.tag
+    SELECT request.task_id, request.job_id, request.event_id, request.created_at, request.due_at, request.type, request.lane, request.revision, request.own_definition, request.priority, request.tenant_id, request.workflow_id, request.definition_id, request.executor, request.correlation_id, request.step_id, request.request_key, request.body_hash, request.reference, request.callback_url, request.traceparent, request.input, request.config, request.context, request.actor, request.kind, request.args, request.metadata, request.tag
     FROM request
     WHERE request.request_key = '' OR request.task_id IN (SELECT keyed.task_id FROM keyed)
 ),
@@ -127,14 +128,14 @@ new_task AS (
     INSERT INTO task (
         task_id, job_id, created_at, due_at, type, lane, revision, priority, tenant_id, workflow_id,
         definition_id, executor, correlation_id, step_id, request_id, reference, callback_url, traceparent,
-        input, config, context
+        input, config, context, own_definition
     )
     SELECT
         fresh.task_id, fresh.job_id, fresh.created_at, nullif(fresh.due_at, 'epoch'), fresh.type, fresh.lane,
         fresh.revision, fresh.priority, fresh.tenant_id, fresh.workflow_id, fresh.definition_id, fresh.executor,
         fresh.correlation_id, nullif(fresh.step_id, ''), nullif(fresh.request_key, ''), nullif(fresh.reference, ''),
         nullif(fresh.callback_url, ''), nullif(fresh.traceparent, ''),
-        fresh.input::jsonb, nullif(fresh.config, '')::jsonb, nullif(fresh.context, '')::jsonb
+        fresh.input::jsonb, nullif(fresh.config, '')::jsonb, nullif(fresh.context, '')::jsonb, fresh.own_definition
     FROM fresh
 ),
 new_job AS (
@@ -177,6 +178,7 @@ type TaskCreateParams struct {
 	Types          []string
 	Lanes          []string
 	Revisions      []int32
+	OwnDefinitions []bool
 	Priorities     []int16
 	TenantIds      []string
 	WorkflowIds    []string
@@ -212,6 +214,7 @@ func (q *Queries) TaskCreate(ctx context.Context, arg TaskCreateParams) ([]uuid.
 		arg.Types,
 		arg.Lanes,
 		arg.Revisions,
+		arg.OwnDefinitions,
 		arg.Priorities,
 		arg.TenantIds,
 		arg.WorkflowIds,

@@ -389,7 +389,8 @@ func (q *Queries) DeadLetterReach(ctx context.Context, arg DeadLetterReachParams
 
 const deadLetterTasks = `-- name: DeadLetterTasks :many
 SELECT
-    t.task_id, t.tenant_id, t.status, t.version, t.job_id, t.type, t.executor, t.definition_id, t.revision, t.config,
+    t.task_id, t.tenant_id, t.status, t.version, t.job_id, t.type, t.executor, t.definition_id, t.own_definition, t.revision,
+    t.config,
     (CASE WHEN $1::boolean THEN t.input END)::jsonb AS input,
     (t.status IN ('FAILED', 'TIMED_OUT') AND j.id IS NOT NULL)::boolean AS dead
 FROM task t
@@ -403,18 +404,19 @@ type DeadLetterTasksParams struct {
 }
 
 type DeadLetterTasksRow struct {
-	TaskID       uuid.UUID
-	TenantID     string
-	Status       TaskStatus
-	Version      int32
-	JobID        int64
-	Type         TaskType
-	Executor     string
-	DefinitionID string
-	Revision     int32
-	Config       json.RawMessage
-	Input        json.RawMessage
-	Dead         bool
+	TaskID        uuid.UUID
+	TenantID      string
+	Status        TaskStatus
+	Version       int32
+	JobID         int64
+	Type          TaskType
+	Executor      string
+	DefinitionID  string
+	OwnDefinition bool
+	Revision      int32
+	Config        json.RawMessage
+	Input         json.RawMessage
+	Dead          bool
 }
 
 // These tasks as a redrive needs them, and whether each is a dead letter.
@@ -436,6 +438,7 @@ func (q *Queries) DeadLetterTasks(ctx context.Context, arg DeadLetterTasksParams
 			&i.Type,
 			&i.Executor,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Revision,
 			&i.Config,
 			&i.Input,

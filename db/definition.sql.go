@@ -11,18 +11,19 @@ import (
 )
 
 const definitionGet = `-- name: DefinitionGet :one
-SELECT definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config
+SELECT definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config, tenant_id
 FROM task_definition
-WHERE definition_id = $1 AND revision = $2
+WHERE tenant_id = $1 AND definition_id = $2 AND revision = $3
 `
 
 type DefinitionGetParams struct {
+	TenantID     string
 	DefinitionID string
 	Revision     int32
 }
 
 func (q *Queries) DefinitionGet(ctx context.Context, arg DefinitionGetParams) (TaskDefinition, error) {
-	row := q.db.QueryRow(ctx, definitionGet, arg.DefinitionID, arg.Revision)
+	row := q.db.QueryRow(ctx, definitionGet, arg.TenantID, arg.DefinitionID, arg.Revision)
 	var i TaskDefinition
 	err := row.Scan(
 		&i.DefinitionID,
@@ -38,25 +39,50 @@ func (q *Queries) DefinitionGet(ctx context.Context, arg DefinitionGetParams) (T
 		&i.OutputSchema,
 		&i.RetryPolicy,
 		&i.ExecutionConfig,
+		&i.TenantID,
 	)
 	return i, err
 }
 
 const definitionList = `-- name: DefinitionList :many
-SELECT DISTINCT ON (d.definition_id) definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config
-FROM task_definition d
-WHERE d.definition_id > $1
-ORDER BY d.definition_id, d.revision DESC
-LIMIT $2
+WITH own AS (
+    SELECT DISTINCT ON (o.definition_id) o.tenant_id, o.definition_id, o.revision
+    FROM task_definition o
+    WHERE o.tenant_id = $1 AND o.definition_id > $2
+    ORDER BY o.definition_id, o.revision DESC
+    LIMIT $3
+),
+platform AS (
+    SELECT DISTINCT ON (p.definition_id) p.tenant_id, p.definition_id, p.revision
+    FROM task_definition p
+    WHERE p.tenant_id = '' AND p.definition_id > $2
+    ORDER BY p.definition_id, p.revision DESC
+    LIMIT $3
+),
+used AS (
+    SELECT DISTINCT ON (b.definition_id) b.tenant_id, b.definition_id, b.revision
+    FROM (SELECT tenant_id, definition_id, revision FROM own UNION ALL SELECT tenant_id, definition_id, revision FROM platform) b
+    ORDER BY b.definition_id, b.tenant_id DESC
+    LIMIT $3
+)
+SELECT d.definition_id, d.revision, d.type, d.created_at, d.timeout_ms, d.version, d.name, d.description, d.created_by, d.input_schema, d.output_schema, d.retry_policy, d.execution_config, d.tenant_id
+FROM used
+JOIN task_definition d
+    ON d.tenant_id = used.tenant_id AND d.definition_id = used.definition_id AND d.revision = used.revision
+ORDER BY d.definition_id
 `
 
 type DefinitionListParams struct {
-	After string
-	Page  int32
+	TenantID string
+	After    string
+	Page     int32
 }
 
+// A page of what a tenant uses, by id, each at its newest revision: its own and the
+// platform's, an own one instead of the platform's of the same id. Each half walks the
+// primary key and stops after a page.
 func (q *Queries) DefinitionList(ctx context.Context, arg DefinitionListParams) ([]TaskDefinition, error) {
-	rows, err := q.db.Query(ctx, definitionList, arg.After, arg.Page)
+	rows, err := q.db.Query(ctx, definitionList, arg.TenantID, arg.After, arg.Page)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +104,7 @@ func (q *Queries) DefinitionList(ctx context.Context, arg DefinitionListParams) 
 			&i.OutputSchema,
 			&i.RetryPolicy,
 			&i.ExecutionConfig,
+			&i.TenantID,
 		); err != nil {
 			return nil, err
 		}
@@ -89,26 +116,39 @@ func (q *Queries) DefinitionList(ctx context.Context, arg DefinitionListParams) 
 	return items, nil
 }
 
-const definitionLock = `-- name: DefinitionLock :exec
-SELECT pg_advisory_xact_lock(hashtextextended('task_definition ' || $1::text, 0))
-`
-
-// One writer a definition at a time, also for the first revision.
-func (q *Queries) DefinitionLock(ctx context.Context, definitionID string) error {
-	_, err := q.db.Exec(ctx, definitionLock, definitionID)
-	return err
-}
-
 const definitionNewest = `-- name: DefinitionNewest :one
-SELECT definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config
-FROM task_definition
-WHERE definition_id = $1
-ORDER BY revision DESC
+SELECT definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config, tenant_id
+FROM task_definition d
+WHERE (d.tenant_id, d.definition_id, d.revision) IN (
+    (
+        SELECT own.tenant_id, own.definition_id, own.revision
+        FROM task_definition own
+        WHERE own.tenant_id = $1 AND own.definition_id = $2
+        ORDER BY own.revision DESC
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT platform.tenant_id, platform.definition_id, platform.revision
+        FROM task_definition platform
+        WHERE platform.tenant_id = '' AND platform.definition_id = $2
+        ORDER BY platform.revision DESC
+        LIMIT 1
+    )
+)
+ORDER BY d.tenant_id DESC
 LIMIT 1
 `
 
-func (q *Queries) DefinitionNewest(ctx context.Context, definitionID string) (TaskDefinition, error) {
-	row := q.db.QueryRow(ctx, definitionNewest, definitionID)
+type DefinitionNewestParams struct {
+	TenantID     string
+	DefinitionID string
+}
+
+// The newest revision that a tenant uses: its own, else the platform's. ” sorts before
+// every tenant. Two probes of the primary key, however many revisions there are.
+func (q *Queries) DefinitionNewest(ctx context.Context, arg DefinitionNewestParams) (TaskDefinition, error) {
+	row := q.db.QueryRow(ctx, definitionNewest, arg.TenantID, arg.DefinitionID)
 	var i TaskDefinition
 	err := row.Scan(
 		&i.DefinitionID,
@@ -124,26 +164,63 @@ func (q *Queries) DefinitionNewest(ctx context.Context, definitionID string) (Ta
 		&i.OutputSchema,
 		&i.RetryPolicy,
 		&i.ExecutionConfig,
+		&i.TenantID,
+	)
+	return i, err
+}
+
+const definitionOwn = `-- name: DefinitionOwn :one
+SELECT definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config, tenant_id
+FROM task_definition
+WHERE tenant_id = $1 AND definition_id = $2
+ORDER BY revision DESC
+LIMIT 1
+`
+
+type DefinitionOwnParams struct {
+	TenantID     string
+	DefinitionID string
+}
+
+// The newest revision that a tenant registered itself.
+func (q *Queries) DefinitionOwn(ctx context.Context, arg DefinitionOwnParams) (TaskDefinition, error) {
+	row := q.db.QueryRow(ctx, definitionOwn, arg.TenantID, arg.DefinitionID)
+	var i TaskDefinition
+	err := row.Scan(
+		&i.DefinitionID,
+		&i.Revision,
+		&i.Type,
+		&i.CreatedAt,
+		&i.TimeoutMs,
+		&i.Version,
+		&i.Name,
+		&i.Description,
+		&i.CreatedBy,
+		&i.InputSchema,
+		&i.OutputSchema,
+		&i.RetryPolicy,
+		&i.ExecutionConfig,
+		&i.TenantID,
 	)
 	return i, err
 }
 
 const definitionPut = `-- name: DefinitionPut :one
 INSERT INTO task_definition (
-    definition_id, revision, type, timeout_ms, version, name, description, created_by, input_schema, output_schema,
-    retry_policy, execution_config
+    tenant_id, definition_id, revision, type, timeout_ms, version, name, description, created_by, input_schema,
+    output_schema, retry_policy, execution_config
 )
 VALUES (
-    $1,
-    (SELECT coalesce(max(d.revision), 0) + 1 FROM task_definition d WHERE d.definition_id = $1),
-    $2, $3, $4, $5, $6, $7, $8, $9, $10,
-    $11
+    $1, $2, $3, $4, $5, $6, $7, $8, $9,
+    $10, $11, $12, $13
 )
-RETURNING definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config
+RETURNING definition_id, revision, type, created_at, timeout_ms, version, name, description, created_by, input_schema, output_schema, retry_policy, execution_config, tenant_id
 `
 
 type DefinitionPutParams struct {
+	TenantID        string
 	DefinitionID    string
+	Revision        int32
 	Type            TaskType
 	TimeoutMs       int64
 	Version         string
@@ -156,10 +233,13 @@ type DefinitionPutParams struct {
 	ExecutionConfig json.RawMessage
 }
 
-// A new revision, unless the newest says the same already.
+// Writes a revision. The primary key lets one writer have a revision: whoever comes
+// second gets a unique violation, reads the newest again and decides anew.
 func (q *Queries) DefinitionPut(ctx context.Context, arg DefinitionPutParams) (TaskDefinition, error) {
 	row := q.db.QueryRow(ctx, definitionPut,
+		arg.TenantID,
 		arg.DefinitionID,
+		arg.Revision,
 		arg.Type,
 		arg.TimeoutMs,
 		arg.Version,
@@ -186,6 +266,7 @@ func (q *Queries) DefinitionPut(ctx context.Context, arg DefinitionPutParams) (T
 		&i.OutputSchema,
 		&i.RetryPolicy,
 		&i.ExecutionConfig,
+		&i.TenantID,
 	)
 	return i, err
 }

@@ -117,7 +117,7 @@ claimed AS (
 )
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
-    t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.executor, t.correlation_id, t.traceparent,
+    t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
     t.input, t.config, t.context
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING'
@@ -145,6 +145,7 @@ type LaneClaimRow struct {
 	WorkflowID    *string
 	StepID        *string
 	DefinitionID  *string
+	OwnDefinition *bool
 	Executor      *string
 	CorrelationID *string
 	Traceparent   *string
@@ -186,6 +187,7 @@ func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneCla
 			&i.WorkflowID,
 			&i.StepID,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Executor,
 			&i.CorrelationID,
 			&i.Traceparent,

@@ -83,7 +83,8 @@ const leaseExpired = `-- name: LeaseExpired :many
 SELECT
     l.task_id, l.job_id, l.attempt, l.kind, l.owner,
     (l.deadline_at IS NOT NULL AND l.deadline_at <= now())::boolean AS timed_out,
-    t.type, t.lane, t.definition_id, t.revision, t.executor, t.config, t.failures, t.crashes, t.started_at, t.traceparent
+    t.type, t.lane, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.executor, t.config, t.failures, t.crashes,
+    t.started_at, t.traceparent
 FROM lease l
 JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
 WHERE l.expires_at <= now()
@@ -92,22 +93,24 @@ LIMIT 500
 `
 
 type LeaseExpiredRow struct {
-	TaskID       uuid.UUID
-	JobID        int64
-	Attempt      int32
-	Kind         LeaseKind
-	Owner        string
-	TimedOut     bool
-	Type         TaskType
-	Lane         TaskLane
-	DefinitionID string
-	Revision     int32
-	Executor     string
-	Config       json.RawMessage
-	Failures     int32
-	Crashes      int32
-	StartedAt    *time.Time
-	Traceparent  *string
+	TaskID        uuid.UUID
+	JobID         int64
+	Attempt       int32
+	Kind          LeaseKind
+	Owner         string
+	TimedOut      bool
+	Type          TaskType
+	Lane          TaskLane
+	TenantID      string
+	DefinitionID  string
+	OwnDefinition bool
+	Revision      int32
+	Executor      string
+	Config        json.RawMessage
+	Failures      int32
+	Crashes       int32
+	StartedAt     *time.Time
+	Traceparent   *string
 }
 
 func (q *Queries) LeaseExpired(ctx context.Context) ([]LeaseExpiredRow, error) {
@@ -128,7 +131,9 @@ func (q *Queries) LeaseExpired(ctx context.Context) ([]LeaseExpiredRow, error) {
 			&i.TimedOut,
 			&i.Type,
 			&i.Lane,
+			&i.TenantID,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Revision,
 			&i.Executor,
 			&i.Config,

@@ -602,7 +602,6 @@ type RelayLeader struct {
 	HeartbeatAt  time.Time
 }
 
-// One row an attempt: who ran it, how long, how it ended.
 type ReportAttempt struct {
 	TaskID       uuid.UUID
 	Attempt      int32
@@ -615,6 +614,8 @@ type ReportAttempt struct {
 	StartedAt    time.Time
 	EndedAt      *time.Time
 	RunSeconds   pgtype.Numeric
+	// whose the task definition is; empty: the platform's
+	DefinitionTenantID string
 }
 
 // Status updates that a callback address has not taken: one row a task that waits, one row an update that was given up.
@@ -654,8 +655,9 @@ type ReportDeadLetter struct {
 	Attempts     int32
 	DiedAt       *time.Time
 	JobID        int64
-	// the same for alike failures: see report.failure_fingerprint
-	Fingerprint string
+	Fingerprint  string
+	// whose the task definition is; empty: the platform's
+	DefinitionTenantID string
 }
 
 // The audit trail: every move of every task, in order of seq.
@@ -749,7 +751,6 @@ type ReportQueue struct {
 	PausedAt      *time.Time
 }
 
-// One row a task, without its payloads.
 type ReportTask struct {
 	TaskID        uuid.UUID
 	WorkflowID    string
@@ -773,6 +774,8 @@ type ReportTask struct {
 	NextRetryAt   *time.Time
 	DueAt         *time.Time
 	TotalSeconds  pgtype.Numeric
+	// whose the task definition is; empty: the platform's
+	DefinitionTenantID string
 }
 
 type ReportThroughputByHour struct {
@@ -900,6 +903,7 @@ type Task struct {
 	Context       json.RawMessage
 	OpenFor       []string
 	DeadlineID    *int64
+	OwnDefinition bool
 }
 
 type TaskAttempt struct {
@@ -935,6 +939,7 @@ type TaskDefinition struct {
 	OutputSchema    json.RawMessage
 	RetryPolicy     json.RawMessage
 	ExecutionConfig json.RawMessage
+	TenantID        string
 }
 
 type TaskEvent struct {

@@ -142,28 +142,31 @@ func (q *Queries) DeadlineStep(ctx context.Context, arg DeadlineStepParams) (int
 
 const deadlineTask = `-- name: DeadlineTask :one
 SELECT
-    t.task_id, t.status, t.type, t.version, t.definition_id, t.revision, t.config, t.priority, t.deadline_id,
+    t.task_id, t.status, t.type, t.version, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config, t.priority,
+    t.deadline_id,
     t.assignee_id, t.group_id, t.candidates, t.assigned_at, t.due_at, now()::timestamptz AS read_at
 FROM task t
 WHERE t.task_id = $1
 `
 
 type DeadlineTaskRow struct {
-	TaskID       uuid.UUID
-	Status       TaskStatus
-	Type         TaskType
-	Version      int32
-	DefinitionID string
-	Revision     int32
-	Config       json.RawMessage
-	Priority     int16
-	DeadlineID   *int64
-	AssigneeID   *string
-	GroupID      *string
-	Candidates   json.RawMessage
-	AssignedAt   *time.Time
-	DueAt        *time.Time
-	ReadAt       time.Time
+	TaskID        uuid.UUID
+	Status        TaskStatus
+	Type          TaskType
+	Version       int32
+	TenantID      string
+	DefinitionID  string
+	OwnDefinition bool
+	Revision      int32
+	Config        json.RawMessage
+	Priority      int16
+	DeadlineID    *int64
+	AssigneeID    *string
+	GroupID       *string
+	Candidates    json.RawMessage
+	AssignedAt    *time.Time
+	DueAt         *time.Time
+	ReadAt        time.Time
 }
 
 // A task as its deadline sees it, and what time it is there.
@@ -175,7 +178,9 @@ func (q *Queries) DeadlineTask(ctx context.Context, taskID uuid.UUID) (DeadlineT
 		&i.Status,
 		&i.Type,
 		&i.Version,
+		&i.TenantID,
 		&i.DefinitionID,
+		&i.OwnDefinition,
 		&i.Revision,
 		&i.Config,
 		&i.Priority,
@@ -205,7 +210,7 @@ func (q *Queries) NoticeForget(ctx context.Context, ageSeconds float64) (int64, 
 const noticeGet = `-- name: NoticeGet :one
 SELECT
     n.notice_id, n.task_id, n.deadline_id, n.percent, n.what, n.outcome, n.user_id, n.tries,
-    t.status, t.type, t.workflow_id, t.definition_id, t.revision, t.config, t.priority, t.due_at,
+    t.status, t.type, t.tenant_id, t.workflow_id, t.definition_id, t.own_definition, t.revision, t.config, t.priority, t.due_at,
     t.deadline_id AS deadline_now
 FROM notice n
 JOIN task t ON t.task_id = n.task_id
@@ -213,23 +218,25 @@ WHERE n.notice_id = $1
 `
 
 type NoticeGetRow struct {
-	NoticeID     int64
-	TaskID       uuid.UUID
-	DeadlineID   int64
-	Percent      int16
-	What         string
-	Outcome      string
-	UserID       string
-	Tries        int32
-	Status       TaskStatus
-	Type         TaskType
-	WorkflowID   string
-	DefinitionID string
-	Revision     int32
-	Config       json.RawMessage
-	Priority     int16
-	DueAt        *time.Time
-	DeadlineNow  *int64
+	NoticeID      int64
+	TaskID        uuid.UUID
+	DeadlineID    int64
+	Percent       int16
+	What          string
+	Outcome       string
+	UserID        string
+	Tries         int32
+	Status        TaskStatus
+	Type          TaskType
+	TenantID      string
+	WorkflowID    string
+	DefinitionID  string
+	OwnDefinition bool
+	Revision      int32
+	Config        json.RawMessage
+	Priority      int16
+	DueAt         *time.Time
+	DeadlineNow   *int64
 }
 
 // A notice with what it says of its task.
@@ -247,8 +254,10 @@ func (q *Queries) NoticeGet(ctx context.Context, noticeID int64) (NoticeGetRow, 
 		&i.Tries,
 		&i.Status,
 		&i.Type,
+		&i.TenantID,
 		&i.WorkflowID,
 		&i.DefinitionID,
+		&i.OwnDefinition,
 		&i.Revision,
 		&i.Config,
 		&i.Priority,

@@ -183,32 +183,33 @@ func (q *Queries) SignalDone(ctx context.Context, ids []int64) error {
 
 const signalList = `-- name: SignalList :many
 SELECT
-    s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
-    t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
+    s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id,
+    t.own_definition, t.revision, t.executor, t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
 FROM (SELECT id, at, job_id, task_id, what, by_role FROM job_signal ORDER BY job_signal.id LIMIT 500) s
 LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
 ORDER BY s.id
 `
 
 type SignalListRow struct {
-	ID           int64
-	What         string
-	ByRole       string
-	JobID        int64
-	TaskID       pgtype.UUID
-	TenantID     *string
-	Status       *TaskStatus
-	Attempt      *int32
-	Type         *TaskType
-	DefinitionID *string
-	Revision     *int32
-	Executor     *string
-	Config       json.RawMessage
-	Failures     *int32
-	Crashes      *int32
-	Lane         *TaskLane
-	StartedAt    *time.Time
-	Traceparent  *string
+	ID            int64
+	What          string
+	ByRole        string
+	JobID         int64
+	TaskID        pgtype.UUID
+	TenantID      *string
+	Status        *TaskStatus
+	Attempt       *int32
+	Type          *TaskType
+	DefinitionID  *string
+	OwnDefinition *bool
+	Revision      *int32
+	Executor      *string
+	Config        json.RawMessage
+	Failures      *int32
+	Crashes       *int32
+	Lane          *TaskLane
+	StartedAt     *time.Time
+	Traceparent   *string
 }
 
 // What was done to jobs behind our back, each with its task if that still goes by
@@ -233,6 +234,7 @@ func (q *Queries) SignalList(ctx context.Context) ([]SignalListRow, error) {
 			&i.Attempt,
 			&i.Type,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Revision,
 			&i.Executor,
 			&i.Config,
@@ -254,7 +256,9 @@ func (q *Queries) SignalList(ctx context.Context) ([]SignalListRow, error) {
 
 const taskAdrift = `-- name: TaskAdrift :many
 WITH page AS MATERIALIZED (
-    SELECT t.task_id, t.job_id, t.status, t.type, t.definition_id, t.revision, t.executor, t.config, t.lane
+    SELECT
+        t.task_id, t.job_id, t.status, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.executor, t.config,
+        t.lane
     FROM task t
     WHERE t.task_id > $1
     ORDER BY t.task_id
@@ -267,8 +271,8 @@ last AS (
     LIMIT 1
 )
 SELECT
-    last.task_id AS page_end, page.task_id, page.job_id, page.type, page.definition_id, page.revision, page.executor,
-    page.config, page.lane
+    last.task_id AS page_end, page.task_id, page.job_id, page.type, page.tenant_id, page.definition_id, page.own_definition,
+    page.revision, page.executor, page.config, page.lane
 FROM last
 LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
     AND page.job_id <> 0 -- a dead letter that was laid aside
@@ -286,15 +290,17 @@ type TaskAdriftParams struct {
 }
 
 type TaskAdriftRow struct {
-	PageEnd      uuid.UUID
-	TaskID       pgtype.UUID
-	JobID        *int64
-	Type         *TaskType
-	DefinitionID *string
-	Revision     *int32
-	Executor     *string
-	Config       json.RawMessage
-	Lane         *TaskLane
+	PageEnd       uuid.UUID
+	TaskID        pgtype.UUID
+	JobID         *int64
+	Type          *TaskType
+	TenantID      *string
+	DefinitionID  *string
+	OwnDefinition *bool
+	Revision      *int32
+	Executor      *string
+	Config        json.RawMessage
+	Lane          *TaskLane
 }
 
 // Of a page of all tasks: those that wait, to be run or as dead letters, and whose job
@@ -314,7 +320,9 @@ func (q *Queries) TaskAdrift(ctx context.Context, arg TaskAdriftParams) ([]TaskA
 			&i.TaskID,
 			&i.JobID,
 			&i.Type,
+			&i.TenantID,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Revision,
 			&i.Executor,
 			&i.Config,

@@ -135,7 +135,7 @@ func (q *Queries) TaskEvents(ctx context.Context, arg TaskEventsParams) ([]TaskE
 }
 
 const taskGet = `-- name: TaskGet :one
-SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id FROM task WHERE task_id = $1
+SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id, own_definition FROM task WHERE task_id = $1
 `
 
 func (q *Queries) TaskGet(ctx context.Context, taskID uuid.UUID) (Task, error) {
@@ -180,12 +180,13 @@ func (q *Queries) TaskGet(ctx context.Context, taskID uuid.UUID) (Task, error) {
 		&i.Context,
 		&i.OpenFor,
 		&i.DeadlineID,
+		&i.OwnDefinition,
 	)
 	return i, err
 }
 
 const taskGetMany = `-- name: TaskGetMany :many
-SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id FROM task WHERE task_id = ANY ($1::uuid[])
+SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id, own_definition FROM task WHERE task_id = ANY ($1::uuid[])
 `
 
 func (q *Queries) TaskGetMany(ctx context.Context, taskIds []uuid.UUID) ([]Task, error) {
@@ -236,6 +237,7 @@ func (q *Queries) TaskGetMany(ctx context.Context, taskIds []uuid.UUID) ([]Task,
 			&i.Context,
 			&i.OpenFor,
 			&i.DeadlineID,
+			&i.OwnDefinition,
 		); err != nil {
 			return nil, err
 		}
@@ -248,7 +250,7 @@ func (q *Queries) TaskGetMany(ctx context.Context, taskIds []uuid.UUID) ([]Task,
 }
 
 const taskHeld = `-- name: TaskHeld :one
-SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id, coalesce(a.executor_id, '')::text AS held_by
+SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id, t.own_definition, coalesce(a.executor_id, '')::text AS held_by
 FROM task t
 LEFT JOIN task_attempt a ON a.task_id = t.task_id AND a.attempt = t.attempt AND a.outcome IS NULL
 WHERE t.task_id = $1
@@ -302,6 +304,7 @@ func (q *Queries) TaskHeld(ctx context.Context, taskID uuid.UUID) (TaskHeldRow, 
 		&i.Task.Context,
 		&i.Task.OpenFor,
 		&i.Task.DeadlineID,
+		&i.Task.OwnDefinition,
 		&i.HeldBy,
 	)
 	return i, err
@@ -325,7 +328,7 @@ func (q *Queries) TaskLastAssigned(ctx context.Context, taskID uuid.UUID) (*stri
 }
 
 const taskListByUser = `-- name: TaskListByUser :many
-SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id
+SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id, own_definition
 FROM task t
 WHERE t.assignee_id = $1
     AND t.task_id > $2
@@ -400,6 +403,7 @@ func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) 
 			&i.Context,
 			&i.OpenFor,
 			&i.DeadlineID,
+			&i.OwnDefinition,
 		); err != nil {
 			return nil, err
 		}
@@ -412,7 +416,7 @@ func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) 
 }
 
 const taskListByWorkflow = `-- name: TaskListByWorkflow :many
-SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id
+SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id, own_definition
 FROM task t
 WHERE t.workflow_id = $1
     AND t.task_id > $2
@@ -489,6 +493,7 @@ func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflow
 			&i.Context,
 			&i.OpenFor,
 			&i.DeadlineID,
+			&i.OwnDefinition,
 		); err != nil {
 			return nil, err
 		}
@@ -515,7 +520,7 @@ WITH mine AS MATERIALIZED (
         LIMIT $5
     )
 )
-SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id
+SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id, t.own_definition
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
 WHERE t.task_id > $1 AND t.tenant_id = $2
@@ -594,6 +599,7 @@ func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams
 			&i.Context,
 			&i.OpenFor,
 			&i.DeadlineID,
+			&i.OwnDefinition,
 		); err != nil {
 			return nil, err
 		}
@@ -617,7 +623,7 @@ best AS MATERIALIZED (
     ORDER BY open.priority, open.due_at, open.created_at, open.task_id
     LIMIT $3
 )
-SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id
+SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id, t.own_definition
 FROM best
 JOIN task t ON t.task_id = best.task_id
 WHERE t.status = 'ASSIGNED'
@@ -679,6 +685,7 @@ func (q *Queries) TaskOpenFor(ctx context.Context, arg TaskOpenForParams) ([]Tas
 			&i.Context,
 			&i.OpenFor,
 			&i.DeadlineID,
+			&i.OwnDefinition,
 		); err != nil {
 			return nil, err
 		}

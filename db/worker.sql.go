@@ -179,7 +179,7 @@ claimed AS (
     RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
 )
 SELECT
-    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.definition_id, t.revision, t.config
+    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
 FROM claimed
 JOIN task t ON t.task_id = claimed.task_id
 `
@@ -194,13 +194,15 @@ type WorkerClaimParams struct {
 }
 
 type WorkerClaimRow struct {
-	JobID        int64
-	TaskID       uuid.UUID
-	Attempt      int32
-	Type         TaskType
-	DefinitionID string
-	Revision     int32
-	Config       json.RawMessage
+	JobID         int64
+	TaskID        uuid.UUID
+	Attempt       int32
+	Type          TaskType
+	TenantID      string
+	DefinitionID  string
+	OwnDefinition bool
+	Revision      int32
+	Config        json.RawMessage
 }
 
 // The lane claim for a remote worker: the same order and the same pause, but only
@@ -227,7 +229,9 @@ func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]Wor
 			&i.TaskID,
 			&i.Attempt,
 			&i.Type,
+			&i.TenantID,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Revision,
 			&i.Config,
 		); err != nil {
@@ -244,7 +248,8 @@ func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]Wor
 const workerLeases = `-- name: WorkerLeases :many
 SELECT
     l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
-    t.task_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.revision, t.correlation_id, t.traceparent,
+    t.task_id, t.tenant_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.own_definition, t.revision,
+    t.correlation_id, t.traceparent,
     t.input, t.config, t.context, l.kind, t.status, t.error
 FROM lease l
 JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt
@@ -275,11 +280,13 @@ type WorkerLeasesRow struct {
 	Progress      json.RawMessage
 	Checkpoint    json.RawMessage
 	TaskID        uuid.UUID
+	TenantID      string
 	WorkflowID    string
 	StepID        *string
 	Type          TaskType
 	Priority      int16
 	DefinitionID  string
+	OwnDefinition bool
 	Revision      int32
 	CorrelationID string
 	Traceparent   *string
@@ -312,11 +319,13 @@ func (q *Queries) WorkerLeases(ctx context.Context, arg WorkerLeasesParams) ([]W
 			&i.Progress,
 			&i.Checkpoint,
 			&i.TaskID,
+			&i.TenantID,
 			&i.WorkflowID,
 			&i.StepID,
 			&i.Type,
 			&i.Priority,
 			&i.DefinitionID,
+			&i.OwnDefinition,
 			&i.Revision,
 			&i.CorrelationID,
 			&i.Traceparent,

@@ -190,7 +190,7 @@ func (t *Tasks) requested(ctx context.Context, all []*creation) []Created {
 
 // prepare checks a request and gives it an id.
 func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
-	def, err := t.defs.get(ctx, req.TaskDefinitionID)
+	def, err := t.defs.get(ctx, req.Tenant, req.TaskDefinitionID)
 	if err != nil {
 		return nil, err
 	}
@@ -208,6 +208,11 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	if err := checkConfig(c.settings.config); err != nil {
 		return nil, err
 	}
+	if def == nil {
+		if err := checkRequestHeaders(c.settings.config.HTTP); err != nil {
+			return nil, err
+		}
+	}
 	if def == nil && t.cfg.CheckDefinition != nil {
 		if err := t.cfg.CheckDefinition(c.settings.config); err != nil {
 			return nil, invalid("/executionConfig", "%v", err)
@@ -224,7 +229,7 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		}
 	}
 	if req.Config != nil {
-		text, err := json.Marshal(req.Config)
+		text, err := storedConfig(req.Config, req.Config.HTTP)
 		if err != nil {
 			return nil, fmt.Errorf("write executionConfig: %w", err)
 		}
@@ -290,11 +295,14 @@ func (c *creation) revision() int32 {
 	return c.def.Revision
 }
 
+// own says that the task is made under a definition of its tenant, not the platform's.
+func (c *creation) own() bool { return c.def != nil && c.def.TenantID != "" }
+
 // made is the task as the flush wrote it.
 func (c *creation) made() db.Task {
 	return db.Task{
 		TaskID: c.id, JobID: c.job, CreatedAt: c.at, DueAt: c.req.DueDate, Version: 1, Status: db.TaskStatusPENDING,
-		Type: db.TaskType(c.req.TaskType), Lane: db.TaskLane(laneOf(c.req.TaskType)), Revision: c.revision(),
+		Type: db.TaskType(c.req.TaskType), Lane: db.TaskLane(laneOf(c.req.TaskType)), Revision: c.revision(), OwnDefinition: c.own(),
 		Priority: c.req.Priority.Rank(), TenantID: c.req.Tenant, WorkflowID: c.req.WorkflowID,
 		DefinitionID: c.req.TaskDefinitionID, Executor: c.executor, CorrelationID: c.req.CorrelationID,
 		StepID: orNil(c.req.StepID), RequestID: orNil(c.req.Key), Reference: orNil(c.req.Reference),
@@ -444,6 +452,7 @@ func createParams(batch []*creation) db.TaskCreateParams {
 		p.Types = append(p.Types, string(c.req.TaskType))
 		p.Lanes = append(p.Lanes, lane)
 		p.Revisions = append(p.Revisions, c.revision())
+		p.OwnDefinitions = append(p.OwnDefinitions, c.own())
 		p.Priorities = append(p.Priorities, c.req.Priority.Rank())
 		p.TenantIds = append(p.TenantIds, c.req.Tenant)
 		p.WorkflowIds = append(p.WorkflowIds, c.req.WorkflowID)

@@ -166,6 +166,6 @@ func (t *Tasks) deadlineTask(ctx context.Context, id uuid.UUID) (db.DeadlineTask
 	if err != nil {
 		return task, nil, fmt.Errorf("read task %s: %w", id, err)
 	}
-	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	return task, s, err
 }

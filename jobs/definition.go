@@ -6,16 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
 
 // Definition is what a kind of task is made of, as it is registered.
 type Definition struct {
+	// TenantID is whose it is; empty for the platform's, which every tenant may use.
+	TenantID        string          `json:"tenantId,omitempty" doc:"Whose it is. Absent: the platform's, which every tenant may use."`
 	ID              string          `json:"id"`
 	Name            string          `json:"name"`
 	Description     string          `json:"description"`
@@ -28,7 +30,7 @@ type Definition struct {
 	ExecutionConfig ExecutionConfig `json:"executionConfig"`
 	Revision        int32           `json:"revision"`
 	CreatedAt       time.Time       `json:"createdAt"`
-	CreatedBy       string          `json:"createdBy"`
+	CreatedBy       string          `json:"createdBy" doc:"Who registered this revision: the service, its tenant and the token's subject, as in workflow-orchestrator (tenant acme, subject svc-1)."`
 }
 
 // Default timeouts of an attempt, for definitions that name none.
@@ -41,181 +43,61 @@ var defaultTimeout = map[Type]time.Duration{
 // DefaultVisibility is how long a lease lasts without a heartbeat.
 const DefaultVisibility = 30 * time.Second
 
-// definition is a Definition, compiled.
-type definition struct {
-	Definition
-	input  *Schema
-	output *Schema
-}
-
-// definitions keeps compiled revisions for ever (they never change), and for a
-// short while which revision is the newest.
-type definitions struct {
-	q *db.Queries
-
-	mu        sync.RWMutex
-	revisions map[revisionKey]*definition // guarded by mu
-	newest    map[string]newestRevision   // guarded by mu
-}
-
-type revisionKey struct {
-	id       string
-	revision int32
-}
-
-type newestRevision struct {
-	def   *definition // nil: there is none
-	until time.Time
-}
-
-// A change made by another process is heard by NOTIFY; this bounds how long it
-// goes unheard when that is lost.
-const newestFor = 2 * time.Second
-
-// cachedDefinitions bounds the memory of each of the two maps.
-const cachedDefinitions = 4096
-
-// get returns the newest revision, or nil if there is none.
-func (d *definitions) get(ctx context.Context, id string) (*definition, error) {
-	d.mu.RLock()
-	hit, ok := d.newest[id]
-	d.mu.RUnlock()
-	if ok && time.Now().Before(hit.until) {
-		return hit.def, nil
-	}
-	row, err := d.q.DefinitionNewest(ctx, id)
-	if errors.Is(err, pgx.ErrNoRows) {
-		d.remember(id, nil)
-		return nil, nil
-	}
-	if err != nil {
-		return nil, readError("definition "+id, err)
-	}
-	def, err := d.compiled(row)
-	if err != nil {
-		return nil, err
-	}
-	d.remember(id, def)
-	return def, nil
-}
-
-// at returns one revision. Revision 0 is a task without a definition.
-func (d *definitions) at(ctx context.Context, id string, revision int32) (*definition, error) {
-	if revision == 0 {
-		return nil, nil
-	}
-	d.mu.RLock()
-	def := d.revisions[revisionKey{id, revision}]
-	d.mu.RUnlock()
-	if def != nil {
-		return def, nil
-	}
-	row, err := d.q.DefinitionGet(ctx, db.DefinitionGetParams{DefinitionID: id, Revision: revision})
-	if err != nil {
-		return nil, readError(fmt.Sprintf("definition %s revision %d", id, revision), err)
-	}
-	return d.compiled(row)
-}
-
-func (d *definitions) compiled(row db.TaskDefinition) (*definition, error) {
-	key := revisionKey{row.DefinitionID, row.Revision}
-	d.mu.RLock()
-	def := d.revisions[key]
-	d.mu.RUnlock()
-	if def != nil {
-		return def, nil
-	}
-	public, err := definitionOf(row)
-	if err != nil {
-		return nil, err
-	}
-	def, err = compile(public)
-	if err != nil {
-		return nil, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.revisions == nil || len(d.revisions) >= cachedDefinitions {
-		d.revisions = map[revisionKey]*definition{}
-	}
-	d.revisions[key] = def
-	return def, nil
-}
-
-func (d *definitions) remember(id string, def *definition) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.newest == nil || len(d.newest) >= cachedDefinitions {
-		d.newest = map[string]newestRevision{}
-	}
-	d.newest[id] = newestRevision{def, time.Now().Add(newestFor)}
-}
-
-func (d *definitions) forget(id string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.newest, id)
-}
-
-func compile(public Definition) (*definition, error) {
-	def := &definition{Definition: public}
-	var err error
-	if def.input, err = CompileSchema(public.InputSchema); err != nil {
-		return nil, invalid("/inputSchema", "the input schema: %v", err)
-	}
-	if def.output, err = CompileSchema(public.OutputSchema); err != nil {
-		return nil, invalid("/outputSchema", "the output schema: %v", err)
-	}
-	return def, nil
-}
-
-// PutDefinition registers a definition. The same content again changes nothing;
-// other content becomes the next revision, and tasks that exist keep theirs.
-// created says whether this is the first revision. ifMatch, if not zero, must be
-// the newest revision.
+// PutDefinition registers a definition of the tenant that it names; of the platform where
+// that is empty. The same content again changes nothing; other content becomes the next
+// revision, and tasks that exist keep theirs. created says whether this is the tenant's
+// first revision. ifMatch, if not zero, must be its newest.
+//
+// A header whose value is Mask keeps the value that it has in the tenant's newest
+// revision. Where there is none, the error is an *Invalid.
 func (t *Tasks) PutDefinition(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
 	if err := t.checkDefinition(&in); err != nil {
 		return Definition{}, false, err
 	}
-	tx, err := t.pool.Begin(ctx)
-	if err != nil {
-		return Definition{}, false, readError("definition "+in.ID, err)
+	for range mostWriters {
+		out, created, err = t.putDefinition(ctx, by, ifMatch, in)
+		if !revisionTaken(err) {
+			break
+		}
 	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	out, created, err = t.putDefinition(ctx, t.q.WithTx(tx), by, ifMatch, in)
-	if err != nil {
+	switch {
+	case revisionTaken(err):
+		return Definition{}, false, fmt.Errorf("definition %s: others write it all the time: %w", in.ID, ErrUnavailable)
+	case err != nil:
 		return Definition{}, false, err
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return Definition{}, false, readError("definition "+in.ID, err)
 	}
 	t.defs.forget(in.ID)
 	t.notify(ctx, channelDefinition, in.ID)
 	return out, created, nil
 }
 
-func (t *Tasks) putDefinition(ctx context.Context, q *db.Queries, by string, ifMatch int32, in Definition) (Definition, bool, error) {
-	if err := q.DefinitionLock(ctx, in.ID); err != nil {
-		return Definition{}, false, readError("definition "+in.ID, err)
-	}
-	old, err := q.DefinitionNewest(ctx, in.ID)
-	first := errors.Is(err, pgx.ErrNoRows)
-	if err != nil && !first {
-		return Definition{}, false, readError("definition "+in.ID, err)
+// mostWriters is how often a writer begins anew because another was quicker: each time,
+// one of them is done.
+const mostWriters = 64
+
+// revisionTaken says that another writer has made the revision that this one wanted to.
+func revisionTaken(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.ConstraintName == "task_definition_pkey"
+}
+
+// putDefinition writes the revision after the newest, if the content differs. No lock
+// keeps others from it: the primary key does, see revisionTaken.
+func (t *Tasks) putDefinition(ctx context.Context, by string, ifMatch int32, in Definition) (Definition, bool, error) {
+	old, found, err := t.ownDefinition(ctx, in.TenantID, in.ID)
+	if err != nil {
+		return Definition{}, false, err
 	}
 	if ifMatch != 0 && ifMatch != old.Revision {
 		return Definition{}, false, fmt.Errorf("definition %s is at revision %d: %w", in.ID, old.Revision, ErrStale)
 	}
-	if !first {
-		same, err := definitionOf(old)
-		if err != nil {
-			return Definition{}, false, err
-		}
-		if same.equal(in) {
-			return same, false, nil
-		}
+	if in.ExecutionConfig.HTTP, err = in.ExecutionConfig.HTTP.keepMasked(old.ExecutionConfig.HTTP); err != nil {
+		return Definition{}, false, err
 	}
-	config, err := json.Marshal(in.ExecutionConfig)
+	if found && old.equal(in) {
+		return old, false, nil
+	}
+	config, err := storedConfig(in.ExecutionConfig, in.ExecutionConfig.HTTP)
 	if err != nil {
 		return Definition{}, false, fmt.Errorf("write definition %s: %w", in.ID, err)
 	}
@@ -225,8 +107,9 @@ func (t *Tasks) putDefinition(ctx context.Context, q *db.Queries, by string, ifM
 			return Definition{}, false, fmt.Errorf("write definition %s: %w", in.ID, err)
 		}
 	}
-	row, err := q.DefinitionPut(ctx, db.DefinitionPutParams{
-		DefinitionID: in.ID, Type: db.TaskType(in.Type), TimeoutMs: in.Timeout, Version: in.Version, Name: in.Name,
+	row, err := t.q.DefinitionPut(ctx, db.DefinitionPutParams{
+		TenantID: in.TenantID, DefinitionID: in.ID, Revision: old.Revision + 1,
+		Type: db.TaskType(in.Type), TimeoutMs: in.Timeout, Version: in.Version, Name: in.Name,
 		Description: in.Description, CreatedBy: by, InputSchema: in.InputSchema, OutputSchema: in.OutputSchema,
 		RetryPolicy: policy, ExecutionConfig: config,
 	})
@@ -234,21 +117,44 @@ func (t *Tasks) putDefinition(ctx context.Context, q *db.Queries, by string, ifM
 		return Definition{}, false, readError("definition "+in.ID, err)
 	}
 	out, err := definitionOf(row)
-	return out, first, err
+	return out, !found, err
 }
 
-// GetDefinition returns the newest revision.
-func (t *Tasks) GetDefinition(ctx context.Context, id string) (Definition, error) {
-	row, err := t.q.DefinitionNewest(ctx, id)
+// ownDefinition is the newest revision that a tenant registered itself; the platform's
+// for no tenant.
+func (t *Tasks) ownDefinition(ctx context.Context, tenant, id string) (def Definition, found bool, err error) {
+	row, err := t.q.DefinitionOwn(ctx, db.DefinitionOwnParams{TenantID: tenant, DefinitionID: id})
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Definition{}, false, nil
+	case err != nil:
+		return Definition{}, false, readError("definition "+id, err)
+	}
+	def, err = definitionOf(row)
+	return def, err == nil, err
+}
+
+// HasDefinition says whether a tenant has registered a definition itself.
+func (t *Tasks) HasDefinition(ctx context.Context, tenant, id string) (bool, error) {
+	_, found, err := t.ownDefinition(ctx, tenant, id)
+	return found, err
+}
+
+// GetDefinition returns the newest revision that a tenant uses: its own, else the
+// platform's. ErrNotFound where there is neither.
+func (t *Tasks) GetDefinition(ctx context.Context, tenant, id string) (Definition, error) {
+	row, err := t.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
 	if err != nil {
 		return Definition{}, readError("definition "+id, err)
 	}
 	return definitionOf(row)
 }
 
-// ListDefinitions returns a page of newest revisions by id, after the one named.
-func (t *Tasks) ListDefinitions(ctx context.Context, after string, limit int32) ([]Definition, error) {
-	rows, err := t.q.DefinitionList(ctx, db.DefinitionListParams{After: after, Page: limit})
+// ListDefinitions returns a page of the newest revisions that a tenant uses, by id, after
+// the one named: its own and the platform's, an own one instead of the platform's of the
+// same id.
+func (t *Tasks) ListDefinitions(ctx context.Context, tenant, after string, limit int32) ([]Definition, error) {
+	rows, err := t.q.DefinitionList(ctx, db.DefinitionListParams{TenantID: tenant, After: after, Page: limit})
 	if err != nil {
 		return nil, readError("definitions", err)
 	}
@@ -336,14 +242,25 @@ func checkConfig(c ExecutionConfig) error {
 	case c.Executor == "integration" && c.Integration == nil:
 		return invalid("/executionConfig/integration", "the integration executor needs {type, method, instance}")
 	}
+	if err := checkHeaders(c.HTTP); err != nil {
+		return err
+	}
 	return checkManual(c)
 }
 
-// equal compares what a client sends; Revision and the like are ours.
+// equal compares what a client sends, the texts of headers too; Revision and the like are
+// ours.
 func (d Definition) equal(o Definition) bool {
 	strip := func(d Definition) []byte {
-		d.Revision, d.CreatedAt, d.CreatedBy = 0, time.Time{}, ""
-		text, err := json.Marshal(d)
+		d.TenantID, d.Revision, d.CreatedAt, d.CreatedBy = "", 0, time.Time{}, ""
+		config, err := storedConfig(d.ExecutionConfig, d.ExecutionConfig.HTTP)
+		if err != nil {
+			return nil
+		}
+		text, err := json.Marshal(struct {
+			Definition
+			ExecutionConfig json.RawMessage `json:"executionConfig"` // instead of the masked one
+		}{d, config})
 		if err != nil {
 			return nil
 		}
@@ -359,7 +276,7 @@ func (d Definition) equal(o Definition) bool {
 
 func definitionOf(row db.TaskDefinition) (Definition, error) {
 	def := Definition{
-		ID: row.DefinitionID, Name: row.Name, Description: row.Description, Type: Type(row.Type), Version: row.Version,
+		TenantID: row.TenantID, ID: row.DefinitionID, Name: row.Name, Description: row.Description, Type: Type(row.Type), Version: row.Version,
 		InputSchema: row.InputSchema, OutputSchema: row.OutputSchema, Timeout: row.TimeoutMs, Revision: row.Revision,
 		CreatedAt: row.CreatedAt.UTC(), CreatedBy: row.CreatedBy,
 	}

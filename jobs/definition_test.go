@@ -81,7 +81,7 @@ func TestOtherContentIsTheNextRevision(t *testing.T) {
 			require.EqualValues(t, 3, third.Revision, "back to the first content is a change too")
 			third.Revision, third.CreatedAt = first.Revision, first.CreatedAt
 			require.Equal(t, first, third)
-			newest, err := b.GetDefinition(b.ctx, "calculate")
+			newest, err := b.GetDefinition(b.ctx, "", "calculate")
 			require.NoError(t, err)
 			require.EqualValues(t, 3, newest.Revision)
 		})
@@ -125,16 +125,16 @@ func TestDefinitionsAreListedByID(t *testing.T) {
 		define(t, b, func(d *Definition) { d.ID = id })
 	}
 	define(t, b, func(d *Definition) { d.ID, d.Version = "b", "2.0.0" })
-	page, err := b.ListDefinitions(b.ctx, "", 2)
+	page, err := b.ListDefinitions(b.ctx, "", "", 2)
 	require.NoError(t, err)
 	require.Len(t, page, 2)
 	require.Equal(t, "a", page[0].ID)
 	require.Equal(t, "b", page[1].ID)
 	require.EqualValues(t, 2, page[1].Revision)
-	page, err = b.ListDefinitions(b.ctx, "b", 2)
+	page, err = b.ListDefinitions(b.ctx, "", "b", 2)
 	require.NoError(t, err)
 	require.Len(t, page, 1)
-	_, err = b.GetDefinition(b.ctx, "none")
+	_, err = b.GetDefinition(b.ctx, "", "none")
 	require.ErrorIs(t, err, ErrNotFound)
 }
 
@@ -238,9 +238,9 @@ func TestRevisionIsReadFromAnotherProcess(t *testing.T) {
 	define(t, b)
 	task := b.create(of("calculate"))
 	p2 := join(t, b.pool, "p2")
-	s, err := p2.settings(p2.ctx, db.TaskTypeAUTOMATED, task.DefinitionID, task.Revision, task.Config)
+	s, err := p2.settings(p2.ctx, db.TaskTypeAUTOMATED, taskDefinition("", task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	require.NoError(t, err)
 	require.Equal(t, 2, s.retry.MaxRetries)
-	_, err = p2.settings(p2.ctx, db.TaskTypeAUTOMATED, task.DefinitionID, 99, nil)
+	_, err = p2.settings(p2.ctx, db.TaskTypeAUTOMATED, taskDefinition("", false, task.DefinitionID, 99), nil)
 	require.ErrorIs(t, err, ErrNotFound)
 }

@@ -38,8 +38,9 @@ type Job struct {
 	WorkflowID    string
 	StepID        string
 	DefinitionID  string
-	Name          string // of the definition
-	Description   string // of the definition
+	Owner         *string // whose definition it is, and whose secrets it may use: a tenant's, "" the platform's; nil: the task has no definition, and may use none
+	Name          string  // of the definition
+	Description   string  // of the definition
 	Type          Type
 	Priority      Priority
 	CorrelationID string
@@ -189,9 +190,9 @@ type Assign struct {
 // HTTPCall is the http executor's request. The task's input is the body unless
 // the method has none (GET, HEAD, DELETE).
 type HTTPCall struct {
-	Method  string            `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" default:"POST"`
-	URL     string            `json:"url" minLength:"1" maxLength:"2048"`
-	Headers map[string]string `json:"headers,omitempty"`
+	Method  string                 `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" default:"POST"`
+	URL     string                 `json:"url" minLength:"1" maxLength:"2048"`
+	Headers map[string]HeaderValue `json:"headers,omitempty" doc:"A value is a text, which is never shown again (*** stands for it), or {\"secretRef\": \"name\"}, a secret that is looked up at each attempt."`
 }
 
 // IntegrationCall names what the Integration Service is to do.

@@ -68,7 +68,7 @@ func TestForgedCancellationEndsNothing(t *testing.T) {
 
 	// What comes after them on the same session is looked at after them: a definition
 	// that changes by hand is forgotten.
-	b.defs.remember("heard", nil)
+	b.defs.remember("", "heard", definitionKey{}, b.defs.changes)
 	notify("tes_definition", "heard")
 	waitFor(t, "the notifications to be heard", func() bool {
 		b.defs.mu.RLock()

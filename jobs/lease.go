@@ -271,7 +271,7 @@ func typeOf(lane string) Type {
 
 // leased is the start of an attempt by a remote worker.
 func (t *Tasks) leased(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*move, error) {
-	s, err := t.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+	s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -315,7 +315,7 @@ func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	}
 	found := make([]Lease, len(rows))
 	for i, row := range rows {
-		s, err := t.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+		s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 		if err != nil {
 			return nil, err
 		}
@@ -496,7 +496,7 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 		return Beaten{Err: ErrLeaseLost}, nil
 	}
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
-		s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+		s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {
 			return Beaten{}, err
 		}

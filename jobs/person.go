@@ -200,7 +200,7 @@ func (t *Tasks) claimed(ctx context.Context, task db.Task, heldBy string, who Pe
 
 // toldBy is the move for a person's own word, made only from where the task stands.
 func (t *Tasks) toldBy(ctx context.Context, task db.Task, user, reason string, to Update) (*move, error) {
-	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return nil, err
 	}

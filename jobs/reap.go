@@ -153,7 +153,7 @@ const reapPage = 500
 func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made int) {
 	var ends []*move
 	for _, row := range rows {
-		s, err := r.tasks.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+		s, err := r.tasks.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 		if err != nil {
 			r.trouble("read a definition", err)
 			continue

@@ -63,7 +63,7 @@ func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassi
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
 	}
-	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, id uuid.UUID, ids 
 // redriven is the move back into the task's lane. The error stays until the next
 // end, for whoever asks why it was there.
 func (t *Tasks) redriven(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*move, error) {
-	s, err := t.settings(ctx, row.Type, row.DefinitionID, row.Revision, row.Config)
+	s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func (t *Tasks) fits(ctx context.Context, tenant string, row db.DeadLetterTasksR
 	if err != nil {
 		return RejectedInput, nil, nil //nolint:nilerr // the code says it
 	}
-	def, err := t.defs.at(ctx, row.DefinitionID, row.Revision)
+	def, err := t.defs.at(ctx, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision))
 	if err != nil {
 		return "", nil, err
 	}

@@ -69,7 +69,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	case in.InvocationID != "" && lease.InvocationID != nil && *lease.InvocationID != in.InvocationID:
 		return "late", nil // the answer to an attempt before this one
 	}
-	s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return "", err
 	}

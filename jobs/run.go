@@ -178,7 +178,8 @@ func (r *run) job() Job {
 		job.StepID = *c.StepID
 	}
 	if r.settings.def != nil {
-		job.Name, job.Description = r.settings.def.Name, r.settings.def.Description
+		def := r.settings.def
+		job.Name, job.Description, job.Owner = def.Name, def.Description, &def.TenantID
 	}
 	job.Config.SecurityContext = job.Config.SecurityContext.of(*c.TenantID)
 	return job

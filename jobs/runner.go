@@ -190,7 +190,7 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	}
 	one := &run{r: r, claim: row, place: c}
 	r.work.Go(func() {
-		s, err := r.tasks.settings(r.ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
+		s, err := r.tasks.settings(r.ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
 		one.settings = s
 		if err != nil {
 			one.unrunnable(err)

@@ -57,7 +57,7 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 	case w.n.notifier == nil:
 		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "off", Detail: "there is no Notification Service"})
 	}
-	s, err := t.settings(ctx, n.Type, n.DefinitionID, n.Revision, n.Config)
+	s, err := t.settings(ctx, n.Type, taskDefinition(n.TenantID, n.OwnDefinition, n.DefinitionID, n.Revision), n.Config)
 	if err != nil {
 		return err
 	}

@@ -32,12 +32,12 @@ type settings struct {
 
 // settings of a task, from its type, the revision it was created under and its
 // own config. What they come to is kept: thousands of tasks a second share a few.
-func (t *Tasks) settings(ctx context.Context, kind db.TaskType, id string, revision int32, own json.RawMessage) (*settings, error) {
-	key := settingsKey{kind, id, revision}
+func (t *Tasks) settings(ctx context.Context, kind db.TaskType, of definitionKey, own json.RawMessage) (*settings, error) {
+	key := settingsKey{kind, of}
 	if s := t.known.get(key, own); s != nil {
 		return s, nil
 	}
-	def, err := t.defs.at(ctx, id, revision)
+	def, err := t.defs.at(ctx, of)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func (t *Tasks) settings(ctx context.Context, kind db.TaskType, id string, revis
 	s := combine(Type(kind), def, config)
 	if s.config.SLA != nil {
 		if s.working, err = s.config.SLA.Calendar.open(); err != nil {
-			return nil, fmt.Errorf("read the calendar of definition %s: %w", id, err)
+			return nil, fmt.Errorf("read the calendar of %s: %w", of, err)
 		}
 	}
 	t.known.put(key, own, s)
@@ -66,9 +66,8 @@ type knownSettings struct {
 }
 
 type settingsKey struct {
-	kind     db.TaskType
-	id       string
-	revision int32
+	kind db.TaskType
+	of   definitionKey // of no task's definition, but for its id, where the revision is 0
 }
 
 func (k *knownSettings) get(key settingsKey, own []byte) *settings {
@@ -77,7 +76,13 @@ func (k *knownSettings) get(key settingsKey, own []byte) *settings {
 	return k.all[key][string(own)]
 }
 
+// longestKnown bounds the memory of one task's own config, which is the caller's word.
+const longestKnown = 4096
+
 func (k *knownSettings) put(key settingsKey, own []byte, s *settings) {
+	if len(own) > longestKnown {
+		return
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.all == nil || k.n >= cachedDefinitions {

@@ -66,7 +66,7 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 			}
 			continue
 		}
-		s, err := r.tasks.settings(ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
+		s, err := r.tasks.settings(ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
 		if err != nil {
 			return err
 		}
@@ -187,7 +187,7 @@ func (r *Runner) reconcile(ctx context.Context) {
 			if row.JobID == nil {
 				continue
 			}
-			s, err := r.tasks.settings(ctx, *row.Type, *row.DefinitionID, *row.Revision, row.Config)
+			s, err := r.tasks.settings(ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
 			if err != nil {
 				return err
 			}

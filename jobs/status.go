@@ -36,7 +36,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 		if from.Terminal() || !slices.Contains(Legal(from), to.Status) {
 			return db.Task{}, illegal(from, to.Status)
 		}
-		s, err := t.settings(ctx, task.Type, task.DefinitionID, task.Revision, task.Config)
+		s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {
 			return db.Task{}, err
 		}

@@ -93,9 +93,9 @@ func TestChangedDefinitionIsHeardInAnotherProcess(t *testing.T) {
 	define(t, other, func(d *Definition) { d.Version = "2.0.0" })
 	// The cache alone would forget after two seconds.
 	b.defs.mu.Lock()
-	if hit, ok := b.defs.newest["calculate"]; ok {
+	if hit, ok := b.defs.newest["calculate"][""]; ok {
 		hit.until = time.Now().Add(time.Hour)
-		b.defs.newest["calculate"] = hit
+		b.defs.newest["calculate"][""] = hit
 	}
 	b.defs.mu.Unlock()
 	waitFor(t, "the change to be heard", func() bool { return b.create(of("calculate")).Revision == 2 })

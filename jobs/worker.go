@@ -137,7 +137,7 @@ func (t *Tasks) word(ctx context.Context, tenant, token string) (*word, error) {
 	if w.task, w.by, err = t.getHeld(ctx, tenant, id.task); err != nil {
 		return nil, err
 	}
-	if w.settings, err = t.settings(ctx, w.task.Type, w.task.DefinitionID, w.task.Revision, w.task.Config); err != nil {
+	if w.settings, err = t.settings(ctx, w.task.Type, taskDefinition(w.task.TenantID, w.task.OwnDefinition, w.task.DefinitionID, w.task.Revision), w.task.Config); err != nil {
 		return nil, err
 	}
 	return w, nil

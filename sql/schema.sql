@@ -633,6 +633,7 @@ CASE
     ELSE NULL::text[]
 END) STORED,
     deadline_id bigint,
+    own_definition boolean DEFAULT false NOT NULL,
     CONSTRAINT assigned_to_somebody CHECK (((status <> 'ASSIGNED'::public.task_status) OR (assignee_id IS NOT NULL) OR (group_id IS NOT NULL) OR (candidates IS NOT NULL))),
     CONSTRAINT attempt_not_negative CHECK (((attempt >= 0) AND (failures >= 0) AND (crashes >= 0))),
     CONSTRAINT ended_when_terminal CHECK (((ended_at IS NOT NULL) = (status = ANY (ARRAY['COMPLETED'::public.task_status, 'FAILED'::public.task_status, 'CANCELLED'::public.task_status, 'TIMED_OUT'::public.task_status])))),
@@ -675,6 +676,7 @@ CREATE TABLE public.task_definition (
     output_schema jsonb,
     retry_policy jsonb,
     execution_config jsonb NOT NULL,
+    tenant_id text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
     CONSTRAINT revision_positive CHECK ((revision > 0)),
     CONSTRAINT timeout_positive CHECK ((timeout_ms > 0))
 );
@@ -724,7 +726,11 @@ CREATE VIEW report.attempt AS
     (a.error ->> 'code'::text) AS error_code,
     a.started_at,
     a.ended_at,
-    EXTRACT(epoch FROM (a.ended_at - a.started_at)) AS run_seconds
+    EXTRACT(epoch FROM (a.ended_at - a.started_at)) AS run_seconds,
+        CASE
+            WHEN t.own_definition THEN t.tenant_id
+            ELSE ''::text
+        END AS definition_tenant_id
    FROM (public.task_attempt a
      JOIN public.task t ON ((t.task_id = a.task_id)));
 
@@ -751,6 +757,8 @@ COMMENT ON COLUMN report.attempt.started_at IS 'when the attempt began';
 COMMENT ON COLUMN report.attempt.ended_at IS 'when it ended';
 
 COMMENT ON COLUMN report.attempt.run_seconds IS 'how long the attempt took';
+
+COMMENT ON COLUMN report.attempt.definition_tenant_id IS 'whose the task definition is; empty: the platform''s';
 
 CREATE VIEW report.callback AS
  SELECT c.task_id,
@@ -817,7 +825,11 @@ CREATE VIEW report.dead_letter AS
     t.attempt AS attempts,
     t.ended_at AS died_at,
     t.job_id,
-    report.failure_fingerprint(t.definition_id, (t.error ->> 'code'::text), (t.error ->> 'message'::text)) AS fingerprint
+    report.failure_fingerprint(t.definition_id, (t.error ->> 'code'::text), (t.error ->> 'message'::text)) AS fingerprint,
+        CASE
+            WHEN t.own_definition THEN t.tenant_id
+            ELSE ''::text
+        END AS definition_tenant_id
    FROM (public.river_job j
      JOIN public.task t ON (((t.task_id = ((j.args ->> 'task_id'::text))::uuid) AND (t.job_id = j.id))))
   WHERE ((j.queue = 'task-execution-deadletter'::text) AND (j.state = ANY (ARRAY['available'::public.river_job_state, 'running'::public.river_job_state])));
@@ -845,6 +857,8 @@ COMMENT ON COLUMN report.dead_letter.died_at IS 'when the task ended';
 COMMENT ON COLUMN report.dead_letter.job_id IS 'its token in river_job';
 
 COMMENT ON COLUMN report.dead_letter.fingerprint IS 'the same for alike failures: see report.failure_fingerprint';
+
+COMMENT ON COLUMN report.dead_letter.definition_tenant_id IS 'whose the task definition is; empty: the platform''s';
 
 CREATE VIEW report.event AS
  SELECT e.task_id,
@@ -1055,7 +1069,11 @@ CREATE VIEW report.task AS
     t.ended_at,
     t.next_retry_at,
     t.due_at,
-    EXTRACT(epoch FROM (t.ended_at - t.created_at)) AS total_seconds
+    EXTRACT(epoch FROM (t.ended_at - t.created_at)) AS total_seconds,
+        CASE
+            WHEN t.own_definition THEN t.tenant_id
+            ELSE ''::text
+        END AS definition_tenant_id
    FROM public.task t;
 
 COMMENT ON VIEW report.task IS 'One row a task, without its payloads.';
@@ -1103,6 +1121,8 @@ COMMENT ON COLUMN report.task.next_retry_at IS 'when the next attempt is due';
 COMMENT ON COLUMN report.task.due_at IS 'when a person should be done';
 
 COMMENT ON COLUMN report.task.total_seconds IS 'from acceptance to the end';
+
+COMMENT ON COLUMN report.task.definition_tenant_id IS 'whose the task definition is; empty: the platform''s';
 
 CREATE VIEW report.throughput_by_hour AS
  SELECT h.hour,
@@ -1235,7 +1255,7 @@ ALTER TABLE ONLY public.task_checkpoint
     ADD CONSTRAINT task_checkpoint_pkey PRIMARY KEY (task_id);
 
 ALTER TABLE ONLY public.task_definition
-    ADD CONSTRAINT task_definition_pkey PRIMARY KEY (definition_id, revision);
+    ADD CONSTRAINT task_definition_pkey PRIMARY KEY (tenant_id, definition_id, revision);
 
 ALTER TABLE ONLY public.task_event
     ADD CONSTRAINT task_event_pkey PRIMARY KEY (id);

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/seed-3f7a0631/tes/jobs/automated"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
@@ -63,6 +64,10 @@ type Config struct {
 
 	TokenMaxLife string `env:"TES_TOKEN_MAX_LIFE" help:"The longest that a service token may be good for, from its issue to its expiry. Default: 24h."`
 
+	SecretsDir string `env:"TES_SECRETS_DIR" help:"Directory with the secrets that headers of definitions refer to: NAME for the platform's, tenants/TENANT/NAME for a tenant's. The platform's may also be TES_SECRET_NAME. Default: none."`
+
+	headerSecrets map[string]string // the TES_SECRET_ variables, by what follows that
+
 	otel    map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
 	allow   []netip.Prefix
 	secrets webhook.Secrets
@@ -96,6 +101,12 @@ func readConfig(env []string) (Config, error) {
 		if !strings.HasPrefix(name, "TES_") || slices.Contains(elsewhere, name) {
 			continue
 		}
+		if secret, ok := strings.CutPrefix(name, secretPrefix); ok && distance(name, secretsDir) > 1 {
+			if err := c.setSecret(secret, text); err != nil {
+				wrong = append(wrong, fmt.Errorf("%s: %w", name, err))
+			}
+			continue
+		}
 		if base, ok := strings.CutSuffix(name, "_FILE"); ok && fields[base].IsValid() {
 			raw, err := os.ReadFile(text)
 			if err != nil {
@@ -115,6 +126,28 @@ func readConfig(env []string) (Config, error) {
 	}
 	wrong = append(wrong, c.parse()...)
 	return c, errors.Join(wrong...)
+}
+
+// secretPrefix begins the variables that hold the platform's secrets, each by its name:
+// see automated.EnvName.
+const secretPrefix = "TES_SECRET_"
+
+// secretsDir is what TES_SECRET_DIR was meant to be: a slip of the finger is no secret.
+const secretsDir = "TES_SECRETS_DIR"
+
+// setSecret takes the value of one secret. Its errors do not repeat it.
+func (c *Config) setSecret(name, value string) error {
+	if name == "" || automated.EnvName(name) != name {
+		return errors.New("a secret's variable ends in its name, in capital letters, digits and underscores")
+	}
+	if strings.HasSuffix(name, "_FILE") {
+		return errors.New("a secret in a file belongs into TES_SECRETS_DIR")
+	}
+	if c.headerSecrets == nil {
+		c.headerSecrets = map[string]string{}
+	}
+	c.headerSecrets[name] = value
+	return nil
 }
 
 func oneOf(config reflect.Value, name string) []string {

@@ -98,6 +98,10 @@ func TestConfigRefuses(t *testing.T) {
 		"TES_DATA_DIR_FILES=x":        `unknown variable TES_DATA_DIR_FILES (did you mean TES_DATA_DIR?)`,
 		"TES_SERVICE_TOKEN_FILE=/no":  `TES_SERVICE_TOKEN_FILE: open /no: no such file or directory`,
 		"TES_NO_SUCH_FILE=/etc/motd":  `unknown variable TES_NO_SUCH_FILE`,
+		"TES_SECRET_DIR=/run/secrets": `unknown variable TES_SECRET_DIR (did you mean TES_SECRETS_DIR?)`,
+		"TES_SECRET_=x":               `TES_SECRET_: a secret's variable ends in its name`,
+		"TES_SECRET_key=x":            `TES_SECRET_key: a secret's variable ends in its name, in capital letters`,
+		"TES_SECRET_KEY_FILE=/a":      `TES_SECRET_KEY_FILE: a secret in a file belongs into TES_SECRETS_DIR`,
 	} {
 		_, err := readConfig([]string{entry})
 		require.ErrorContains(t, err, text, entry)
@@ -161,6 +165,18 @@ func TestConfigFromAFile(t *testing.T) {
 	require.ErrorContains(t, err, "TES_SERVICE_TOKEN_FILE: ")
 }
 
+// The platform's secrets are variables without a list: each by its own name.
+func TestConfigTakesSecrets(t *testing.T) {
+	t.Parallel()
+	c, err := readConfig([]string{"TES_SECRET_PAY_KEY=" + canary, "TES_SECRET_2=x=y", "TES_SECRETS_DIR=/run/secrets"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"PAY_KEY": canary, "2": "x=y"}, c.headerSecrets)
+	require.Equal(t, "/run/secrets", c.SecretsDir)
+	_, err = readConfig([]string{"TES_SECRET_pay=" + canary, "TES_SECRET_PAY_FILE=" + canary})
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), canary)
+}
+
 // The variables of the tests are none of ours, and no mistake.
 func TestConfigLeavesTheTestsTheirOwn(t *testing.T) {
 	t.Parallel()
@@ -202,7 +218,7 @@ func FuzzReadConfig(f *testing.F) {
 				pair[1] = "/dev/null" // what else is on this machine is nobody's business
 				pair[0] = name
 			}
-			unknown = unknown || strings.HasPrefix(name, "TES_") && !known[name]
+			unknown = unknown || strings.HasPrefix(name, "TES_") && !strings.HasPrefix(name, "TES_SECRET_") && !known[name]
 			env = append(env, pair[0]+"="+pair[1])
 		}
 		c, err := readConfig(env)

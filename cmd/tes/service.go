@@ -246,7 +246,10 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		return nil, err
 	}
 	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
-	web := automated.NewHTTP(automated.HTTPConfig{Allow: s.cfg.allow, Wrap: s.spans.Transport("task"), Logger: s.log})
+	web := automated.NewHTTP(automated.HTTPConfig{
+		Allow: s.cfg.allow, Wrap: s.spans.Transport("task"), Logger: s.log,
+		Secrets: automated.Secrets{Dir: s.cfg.SecretsDir, Env: s.cfg.headerSecrets},
+	})
 	s.onStop(func(context.Context) error { web.Close(); return nil })
 	return map[string]jobs.Registration{
 		"noop":        {Executor: automated.Noop{}, Pure: true},

@@ -27,6 +27,7 @@ type HTTPConfig struct {
 	Allow   []netip.Prefix // networks that may be called, on any port; default none but the public internet, on 80 and 443
 	Timeout time.Duration  // of one call, within the attempt's own deadline; default 30 s
 	MaxBody int64          // bytes read of a response; default 1 MiB
+	Secrets Secrets        // what headers refer to; default none
 
 	// Wrap goes round the transport, for tracing. Default nothing does.
 	Wrap func(http.RoundTripper) http.RoundTripper
@@ -43,6 +44,7 @@ type HTTP struct {
 	timeout time.Duration
 	maxBody int64
 	log     *slog.Logger
+	secrets Secrets
 }
 
 // NewHTTP returns an executor with connections of its own. Close drops the idle
@@ -55,6 +57,7 @@ func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 		timeout: cmp.Or(cfg.Timeout, 30*time.Second),
 		maxBody: cmp.Or(cfg.MaxBody, 1<<20),
 		log:     cmp.Or(cfg.Logger, slog.Default()),
+		secrets: cfg.Secrets,
 		client:  outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver, Wrap: cfg.Wrap}),
 	}
 }
@@ -62,17 +65,28 @@ func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 // Close drops idle connections. Calls that run go on.
 func (h *HTTP) Close() { h.client.CloseIdleConnections() }
 
-// Execute makes one call. It retries nothing: that is the task's policy.
+// Execute makes one call. It retries nothing: that is the task's policy. Neither the output
+// nor a failure repeats a secret that was sent.
 func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	callCtx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
-	request, err := newRequest(callCtx, job)
+	request, secrets, err := h.newRequest(callCtx, job)
 	if err != nil {
 		return jobs.Result{}, err
 	}
+	result, err := h.call(ctx, callCtx, job, secrets, request)
+	if f := (*jobs.Failure)(nil); errors.As(err, &f) {
+		err = secrets.failure(f)
+	}
+	result.Output = secrets.output(result.Output)
+	return result, err
+}
+
+// call makes the request. ctx is the attempt's, callCtx the request's.
+func (h *HTTP) call(ctx, callCtx context.Context, job jobs.Job, secrets sent, request *http.Request) (jobs.Result, error) {
 	response, err := h.client.Do(request)
 	if err != nil {
-		return jobs.Result{}, h.callError(ctx, callCtx, job, err)
+		return jobs.Result{}, h.callError(ctx, callCtx, job, secrets, err)
 	}
 	defer response.Body.Close()
 	if err := refusal(response); err != nil {
@@ -81,7 +95,7 @@ func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	body, err := io.ReadAll(io.LimitReader(response.Body, h.maxBody+1))
 	switch {
 	case err != nil:
-		return jobs.Result{}, h.callError(ctx, callCtx, job, err)
+		return jobs.Result{}, h.callError(ctx, callCtx, job, secrets, err)
 	case int64(len(body)) > h.maxBody:
 		return jobs.Result{}, final("HTTP_RESPONSE_TOO_LARGE", fmt.Sprintf("the response is larger than %d bytes", h.maxBody))
 	}
@@ -89,7 +103,64 @@ func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	return jobs.Result{Output: output}, err
 }
 
-func newRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
+// newRequest makes the request, and says which secrets are in it.
+func (h *HTTP) newRequest(ctx context.Context, job jobs.Job) (*http.Request, sent, error) {
+	request, err := bareRequest(ctx, job)
+	if err != nil {
+		return nil, nil, err
+	}
+	secrets, err := h.setHeaders(request, job)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Ours come last: a definition does not choose them.
+	request.Header.Set("Idempotency-Key", fmt.Sprintf("%s:%d", job.TaskID, job.Attempt))
+	request.Header.Set("X-Tes-Task-Id", job.TaskID.String())
+	request.Header.Del("X-Correlation-Id")
+	if job.CorrelationID != "" && validHeader("X-Correlation-Id", job.CorrelationID) {
+		request.Header.Set("X-Correlation-Id", job.CorrelationID)
+	}
+	return request, secrets, nil
+}
+
+// setHeaders sets the definition's headers, with their secrets looked up.
+func (h *HTTP) setHeaders(request *http.Request, job jobs.Job) (secrets sent, err error) {
+	for name, value := range job.Config.HTTP.Headers {
+		text := value.Text
+		if value.SecretRef != "" {
+			if text, err = h.secret(job, value.SecretRef); err != nil {
+				return nil, err
+			}
+		}
+		if !validHeader(name, text) {
+			return nil, final("HTTP_REQUEST_INVALID", "a header is not valid or not the definition's to set")
+		}
+		request.Header.Set(name, text)
+		if value.SecretRef != "" || credential.MatchString(name) {
+			secrets.add(text)
+		}
+	}
+	return secrets, nil
+}
+
+// secret looks a secret up for the attempt. Where there is none the attempt fails, and may
+// be tried again: secrets are brought by others, and may come late to one process.
+func (h *HTTP) secret(job jobs.Job, name string) (string, error) {
+	if job.Owner == nil {
+		return "", final(CodeSecret, "only a registered definition may refer to a secret")
+	}
+	value, err := h.secrets.lookup(*job.Owner, name)
+	if err != nil {
+		return "", again(CodeSecret, fmt.Sprintf("the secret %q %v", name, err))
+	}
+	return value, nil
+}
+
+// CodeSecret is the code of an attempt whose secret was not there or could not be read.
+const CodeSecret = "SECRET_UNAVAILABLE"
+
+// bareRequest has the headers that every request has.
+func bareRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
 	config := job.Config.HTTP
 	if config == nil {
 		return nil, final("HTTP_REQUEST_INVALID", "the definition has no executionConfig.http")
@@ -119,19 +190,6 @@ func newRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
 	}
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("User-Agent", "tes")
-	for name, value := range config.Headers {
-		if !validHeader(name, value) {
-			return nil, final("HTTP_REQUEST_INVALID", "a header is not valid or not the definition's to set")
-		}
-		request.Header.Set(name, value)
-	}
-	// Ours come last: a definition does not choose them.
-	request.Header.Set("Idempotency-Key", fmt.Sprintf("%s:%d", job.TaskID, job.Attempt))
-	request.Header.Set("X-Tes-Task-Id", job.TaskID.String())
-	request.Header.Del("X-Correlation-Id")
-	if job.CorrelationID != "" && validHeader("X-Correlation-Id", job.CorrelationID) {
-		request.Header.Set("X-Correlation-Id", job.CorrelationID)
-	}
 	return request, nil
 }
 
@@ -162,7 +220,7 @@ func validHeader(name, value string) bool {
 // Whoever writes a definition reads what it says here. So it tells no address, and does
 // not tell a name that is unknown from one that leads where it may not: both may be tried
 // again, for names come and go. The log has the rest.
-func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, err error) error {
+func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, secrets sent, err error) error {
 	if ended := ctx.Err(); ended != nil {
 		return fmt.Errorf("http call: %w", ended)
 	}
@@ -170,7 +228,7 @@ func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, err error) 
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
-	h.log.InfoContext(ctx, "an http task got no answer", "task", job.TaskID, "attempt", job.Attempt, "error", err)
+	h.log.InfoContext(ctx, "an http task got no answer", "task", job.TaskID, "attempt", job.Attempt, "error", secrets.hide(err.Error()))
 	switch {
 	case errors.Is(err, outside.ErrBlocked) && literal(job.Config.HTTP.URL):
 		return final("SSRF_BLOCKED", "the address is not one that may be called")

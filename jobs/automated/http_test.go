@@ -58,6 +58,15 @@ func httpJob(call jobs.HTTPCall) jobs.Job {
 	}
 }
 
+// plain are headers with texts.
+func plain(texts map[string]string) map[string]jobs.HeaderValue {
+	headers := make(map[string]jobs.HeaderValue, len(texts))
+	for name, text := range texts {
+		headers[name] = jobs.HeaderValue{Text: text}
+	}
+	return headers
+}
+
 func requireFailure(t *testing.T, err error, code string, retryable bool) {
 	t.Helper()
 	var f *jobs.Failure
@@ -84,9 +93,9 @@ func TestHTTPRequest(t *testing.T) {
 	})
 
 	for method, body := range map[string]string{"": `{"a":1}`, "POST": `{"a":1}`, "PUT": `{"a":1}`, "PATCH": `{"a":1}`, "GET": "", "DELETE": ""} {
-		result, err := b.open.Execute(t.Context(), httpJob(jobs.HTTPCall{Method: method, URL: b.URL, Headers: map[string]string{
+		result, err := b.open.Execute(t.Context(), httpJob(jobs.HTTPCall{Method: method, URL: b.URL, Headers: plain(map[string]string{
 			"X-Own": "value", "Content-Type": "application/merge-patch+json", "idempotency-key": "forged", "x-correlation-id": "forged",
-		}}))
+		})}))
 		require.NoError(t, err)
 		require.Equal(t, `{"ok": true}`, string(result.Output))
 		got := <-requests
@@ -106,7 +115,7 @@ func TestHTTPRequest(t *testing.T) {
 	for _, headers := range []map[string]string{
 		{"Host": "other"}, {"content-length": "5"}, {"Transfer-Encoding": "chunked"}, {"X-A": "a\r\nX-B: b"}, {"X A": "a"}, {"": "a"}, {"X-A": "a\x00"}, {"Proxy-Authorization": "x"},
 	} {
-		_, err := b.open.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: b.URL, Headers: headers}))
+		_, err := b.open.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: b.URL, Headers: plain(headers)}))
 		requireFailure(t, err, "HTTP_REQUEST_INVALID", false)
 	}
 	for _, u := range []string{"", "http://", "http:///path", "http://[::1", "http://a b/", "%zz"} {

@@ -258,6 +258,8 @@ var breakages = []struct {
 	{"i16_dead_letter", "failed", []string{"UPDATE river_job SET state = 'running', attempted_at = now() WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
 	{"x_counters", "", []string{`
 		INSERT INTO tally_delta (at, type, lane, event, now, n, run_ms) VALUES (now(), 'AUTOMATED', 'task-execution-automated', 'created', 'PENDING', 1, 0)`}},
+	{"x_definition", "done", []string{"UPDATE task SET revision = 1 WHERE task_id = <done>"}},
+	{"x_definition", "done", []string{"UPDATE task SET own_definition = true WHERE task_id = <done>"}},
 	{"x_hours", "", []string{`
 		INSERT INTO tally_hour (hour, type, lane, event, now, n, run_ms) VALUES ('2000-01-01', 'AUTOMATED', 'task-execution-automated', 'created', 'PENDING', 1, 0)`}},
 	{"x_times", "failed", []string{"UPDATE task_attempt SET ended_at = started_at - interval '1 second' WHERE task_id = <failed> AND attempt = 1"}},

@@ -54,7 +54,7 @@ var untenanted = map[string]string{
 	"river_migration":    "which migrations were applied",
 	"river_notification": "River's own, empty on PostgreSQL",
 	"river_queue":        "queues, which are all tenants'",
-	"task_definition":    "definitions are all tenants' still; tes_read has no right to them",
+	"task_definition":    "read by the engine, each with the tenant in its WHERE; tes_read has no right to it",
 	"secret":             "keys of the service's own; tes_read has no right to it",
 	"shutdown_order":     "orders to processes",
 	"tally":              "counts over all tenants",

@@ -12,6 +12,7 @@ WITH request AS (
         unnest(@types::text[])::task_type AS type,
         unnest(@lanes::text[])::task_lane AS lane,
         unnest(@revisions::integer[]) AS revision,
+        unnest(@own_definitions::boolean[]) AS own_definition,
         unnest(@priorities::smallint[]) AS priority,
         unnest(@tenant_ids::text[]) AS tenant_id,
         unnest(@workflow_ids::text[]) AS workflow_id,
@@ -53,14 +54,14 @@ new_task AS (
     INSERT INTO task (
         task_id, job_id, created_at, due_at, type, lane, revision, priority, tenant_id, workflow_id,
         definition_id, executor, correlation_id, step_id, request_id, reference, callback_url, traceparent,
-        input, config, context
+        input, config, context, own_definition
     )
     SELECT
         fresh.task_id, fresh.job_id, fresh.created_at, nullif(fresh.due_at, 'epoch'), fresh.type, fresh.lane,
         fresh.revision, fresh.priority, fresh.tenant_id, fresh.workflow_id, fresh.definition_id, fresh.executor,
         fresh.correlation_id, nullif(fresh.step_id, ''), nullif(fresh.request_key, ''), nullif(fresh.reference, ''),
         nullif(fresh.callback_url, ''), nullif(fresh.traceparent, ''),
-        fresh.input::jsonb, nullif(fresh.config, '')::jsonb, nullif(fresh.context, '')::jsonb
+        fresh.input::jsonb, nullif(fresh.config, '')::jsonb, nullif(fresh.context, '')::jsonb, fresh.own_definition
     FROM fresh
 ),
 new_job AS (

@@ -142,7 +142,8 @@ WHERE d.task_id = @task_id;
 -- name: DeadLetterTasks :many
 -- These tasks as a redrive needs them, and whether each is a dead letter.
 SELECT
-    t.task_id, t.tenant_id, t.status, t.version, t.job_id, t.type, t.executor, t.definition_id, t.revision, t.config,
+    t.task_id, t.tenant_id, t.status, t.version, t.job_id, t.type, t.executor, t.definition_id, t.own_definition, t.revision,
+    t.config,
     (CASE WHEN @with_input::boolean THEN t.input END)::jsonb AS input,
     (t.status IN ('FAILED', 'TIMED_OUT') AND j.id IS NOT NULL)::boolean AS dead
 FROM task t

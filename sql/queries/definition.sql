@@ -1,36 +1,80 @@
 -- name: DefinitionPut :one
--- A new revision, unless the newest says the same already.
+-- Writes a revision. The primary key lets one writer have a revision: whoever comes
+-- second gets a unique violation, reads the newest again and decides anew.
 INSERT INTO task_definition (
-    definition_id, revision, type, timeout_ms, version, name, description, created_by, input_schema, output_schema,
-    retry_policy, execution_config
+    tenant_id, definition_id, revision, type, timeout_ms, version, name, description, created_by, input_schema,
+    output_schema, retry_policy, execution_config
 )
 VALUES (
-    @definition_id,
-    (SELECT coalesce(max(d.revision), 0) + 1 FROM task_definition d WHERE d.definition_id = @definition_id),
-    @type, @timeout_ms, @version, @name, @description, @created_by, @input_schema, @output_schema, @retry_policy,
-    @execution_config
+    @tenant_id, @definition_id, @revision, @type, @timeout_ms, @version, @name, @description, @created_by,
+    @input_schema, @output_schema, @retry_policy, @execution_config
 )
 RETURNING *;
 
--- name: DefinitionLock :exec
--- One writer a definition at a time, also for the first revision.
-SELECT pg_advisory_xact_lock(hashtextextended('task_definition ' || @definition_id::text, 0));
-
--- name: DefinitionNewest :one
+-- name: DefinitionOwn :one
+-- The newest revision that a tenant registered itself.
 SELECT *
 FROM task_definition
-WHERE definition_id = @definition_id
+WHERE tenant_id = @tenant_id AND definition_id = @definition_id
 ORDER BY revision DESC
+LIMIT 1;
+
+-- name: DefinitionNewest :one
+-- The newest revision that a tenant uses: its own, else the platform's. '' sorts before
+-- every tenant. Two probes of the primary key, however many revisions there are.
+SELECT *
+FROM task_definition d
+WHERE (d.tenant_id, d.definition_id, d.revision) IN (
+    (
+        SELECT own.tenant_id, own.definition_id, own.revision
+        FROM task_definition own
+        WHERE own.tenant_id = @tenant_id AND own.definition_id = @definition_id
+        ORDER BY own.revision DESC
+        LIMIT 1
+    )
+    UNION ALL
+    (
+        SELECT platform.tenant_id, platform.definition_id, platform.revision
+        FROM task_definition platform
+        WHERE platform.tenant_id = '' AND platform.definition_id = @definition_id
+        ORDER BY platform.revision DESC
+        LIMIT 1
+    )
+)
+ORDER BY d.tenant_id DESC
 LIMIT 1;
 
 -- name: DefinitionGet :one
 SELECT *
 FROM task_definition
-WHERE definition_id = @definition_id AND revision = @revision;
+WHERE tenant_id = @tenant_id AND definition_id = @definition_id AND revision = @revision;
 
 -- name: DefinitionList :many
-SELECT DISTINCT ON (d.definition_id) *
-FROM task_definition d
-WHERE d.definition_id > @after
-ORDER BY d.definition_id, d.revision DESC
-LIMIT @page;
+-- A page of what a tenant uses, by id, each at its newest revision: its own and the
+-- platform's, an own one instead of the platform's of the same id. Each half walks the
+-- primary key and stops after a page.
+WITH own AS (
+    SELECT DISTINCT ON (o.definition_id) o.tenant_id, o.definition_id, o.revision
+    FROM task_definition o
+    WHERE o.tenant_id = @tenant_id AND o.definition_id > @after
+    ORDER BY o.definition_id, o.revision DESC
+    LIMIT @page
+),
+platform AS (
+    SELECT DISTINCT ON (p.definition_id) p.tenant_id, p.definition_id, p.revision
+    FROM task_definition p
+    WHERE p.tenant_id = '' AND p.definition_id > @after
+    ORDER BY p.definition_id, p.revision DESC
+    LIMIT @page
+),
+used AS (
+    SELECT DISTINCT ON (b.definition_id) b.tenant_id, b.definition_id, b.revision
+    FROM (SELECT * FROM own UNION ALL SELECT * FROM platform) b
+    ORDER BY b.definition_id, b.tenant_id DESC
+    LIMIT @page
+)
+SELECT d.*
+FROM used
+JOIN task_definition d
+    ON d.tenant_id = used.tenant_id AND d.definition_id = used.definition_id AND d.revision = used.revision
+ORDER BY d.definition_id;

@@ -29,7 +29,7 @@ claimed AS (
 )
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
-    t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.executor, t.correlation_id, t.traceparent,
+    t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
     t.input, t.config, t.context
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING';

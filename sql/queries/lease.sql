@@ -42,7 +42,8 @@ WHERE j.id = waiting.job_id AND (j.state = 'running') IS TRUE;
 SELECT
     l.task_id, l.job_id, l.attempt, l.kind, l.owner,
     (l.deadline_at IS NOT NULL AND l.deadline_at <= now())::boolean AS timed_out,
-    t.type, t.lane, t.definition_id, t.revision, t.executor, t.config, t.failures, t.crashes, t.started_at, t.traceparent
+    t.type, t.lane, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.executor, t.config, t.failures, t.crashes,
+    t.started_at, t.traceparent
 FROM lease l
 JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt AND t.status = 'RUNNING'
 WHERE l.expires_at <= now()

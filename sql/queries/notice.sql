@@ -1,7 +1,8 @@
 -- name: DeadlineTask :one
 -- A task as its deadline sees it, and what time it is there.
 SELECT
-    t.task_id, t.status, t.type, t.version, t.definition_id, t.revision, t.config, t.priority, t.deadline_id,
+    t.task_id, t.status, t.type, t.version, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config, t.priority,
+    t.deadline_id,
     t.assignee_id, t.group_id, t.candidates, t.assigned_at, t.due_at, now()::timestamptz AS read_at
 FROM task t
 WHERE t.task_id = @task_id;
@@ -62,7 +63,7 @@ SELECT count(*)::integer AS made FROM ended;
 -- A notice with what it says of its task.
 SELECT
     n.notice_id, n.task_id, n.deadline_id, n.percent, n.what, n.outcome, n.user_id, n.tries,
-    t.status, t.type, t.workflow_id, t.definition_id, t.revision, t.config, t.priority, t.due_at,
+    t.status, t.type, t.tenant_id, t.workflow_id, t.definition_id, t.own_definition, t.revision, t.config, t.priority, t.due_at,
     t.deadline_id AS deadline_now
 FROM notice n
 JOIN task t ON t.task_id = n.task_id

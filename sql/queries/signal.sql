@@ -2,8 +2,8 @@
 -- What was done to jobs behind our back, each with its task if that still goes by
 -- the job.
 SELECT
-    s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id, t.revision, t.executor,
-    t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
+    s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id,
+    t.own_definition, t.revision, t.executor, t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
 FROM (SELECT * FROM job_signal ORDER BY job_signal.id LIMIT 500) s
 LEFT JOIN task t ON t.task_id = s.task_id AND t.job_id = s.job_id
 ORDER BY s.id;
@@ -18,7 +18,9 @@ WHERE s.id = done.id;
 -- is not there or has ended.
 -- The triggers tell of nearly all at once; this finds what they could not see.
 WITH page AS MATERIALIZED (
-    SELECT t.task_id, t.job_id, t.status, t.type, t.definition_id, t.revision, t.executor, t.config, t.lane
+    SELECT
+        t.task_id, t.job_id, t.status, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.executor, t.config,
+        t.lane
     FROM task t
     WHERE t.task_id > @after
     ORDER BY t.task_id
@@ -31,8 +33,8 @@ last AS (
     LIMIT 1
 )
 SELECT
-    last.task_id AS page_end, page.task_id, page.job_id, page.type, page.definition_id, page.revision, page.executor,
-    page.config, page.lane
+    last.task_id AS page_end, page.task_id, page.job_id, page.type, page.tenant_id, page.definition_id, page.own_definition,
+    page.revision, page.executor, page.config, page.lane
 FROM last
 LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
     AND page.job_id <> 0 -- a dead letter that was laid aside

@@ -37,7 +37,7 @@ claimed AS (
     RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
 )
 SELECT
-    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.definition_id, t.revision, t.config
+    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
 FROM claimed
 JOIN task t ON t.task_id = claimed.task_id;
 
@@ -47,7 +47,8 @@ JOIN task t ON t.task_id = claimed.task_id;
 -- down before a redrive changed the input is of another piece of work.
 SELECT
     l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
-    t.task_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.revision, t.correlation_id, t.traceparent,
+    t.task_id, t.tenant_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.own_definition, t.revision,
+    t.correlation_id, t.traceparent,
     t.input, t.config, t.context, l.kind, t.status, t.error
 FROM lease l
 JOIN task t ON t.task_id = l.task_id AND t.job_id = l.job_id AND t.attempt = l.attempt

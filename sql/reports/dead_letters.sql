@@ -5,6 +5,7 @@
 --   psql "$TES_DATABASE_URL" -c 'SET ROLE tes_report' -f sql/reports/dead_letters.sql
 
 SELECT
+    d.definition_tenant_id,
     d.definition_id,
     d.status,
     coalesce(d.error_code, '-') AS error_code,
@@ -14,5 +15,5 @@ SELECT
     (array_agg(d.task_id ORDER BY d.died_at DESC))[1] AS newest_task_id,
     (array_agg(d.error_message ORDER BY d.died_at DESC))[1] AS newest_message
 FROM report.dead_letter d
-GROUP BY d.definition_id, d.status, d.error_code
-ORDER BY tasks DESC, d.definition_id;
+GROUP BY d.definition_tenant_id, d.definition_id, d.status, d.error_code
+ORDER BY tasks DESC, d.definition_tenant_id, d.definition_id;

@@ -19,6 +19,7 @@ WITH oldest AS (
     )::uuid AS task_id
 )
 SELECT
+    a.definition_tenant_id,
     a.definition_id,
     a.type,
     count(*) AS attempts,
@@ -29,6 +30,6 @@ SELECT
 FROM report.attempt a
 WHERE a.task_id >= (SELECT oldest.task_id FROM oldest)
     AND a.outcome = 'COMPLETED'
-GROUP BY a.definition_id, a.type
+GROUP BY a.definition_tenant_id, a.definition_id, a.type
 ORDER BY p95_seconds DESC
 LIMIT 20;

@@ -1,0 +1,217 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// definition is a Definition, compiled.
+type definition struct {
+	Definition
+	input  *Schema
+	output *Schema
+	weight int // bytes of its source
+}
+
+// definitionKey names one revision. The tenant is whose definition it is; empty for the
+// platform's.
+type definitionKey struct {
+	tenant   string
+	id       string
+	revision int32
+}
+
+// taskDefinition names the revision that a task was made under: own says whether it is a
+// definition of the task's tenant or the platform's.
+func taskDefinition(tenant string, own bool, id string, revision int32) definitionKey {
+	if !own {
+		tenant = ""
+	}
+	return definitionKey{tenant, id, revision}
+}
+
+func (k definitionKey) String() string {
+	if k.tenant == "" {
+		return fmt.Sprintf("definition %s revision %d", k.id, k.revision)
+	}
+	return fmt.Sprintf("definition %s revision %d of tenant %q", k.id, k.revision, k.tenant)
+}
+
+// definitions keeps compiled revisions (they never change), and for a short while which
+// revision is the newest for a tenant. What a process was told by NOTIFY makes it look
+// again and decides nothing.
+type definitions struct {
+	q *db.Queries
+
+	mu        sync.RWMutex
+	revisions map[definitionKey]*definition        // guarded by mu
+	weight    int                                  // of revisions, in bytes; guarded by mu
+	newest    map[string]map[string]newestRevision // by id and by the tenant that asks; guarded by mu
+	known     int                                  // entries of newest; guarded by mu
+	changes   uint64                               // counts forget; guarded by mu
+}
+
+// newestRevision is what a tenant that asks for an id gets.
+type newestRevision struct {
+	key   definitionKey // revision 0: there is none
+	until time.Time
+}
+
+// A change made by another process is heard by NOTIFY; this bounds how long it
+// goes unheard when that is lost.
+const newestFor = 2 * time.Second
+
+// Bounds of what is kept: how many revisions, how many answers to "which is the newest",
+// and how many bytes of sources.
+const (
+	cachedDefinitions = 4096
+	cachedBytes       = 64 << 20
+)
+
+// get returns the newest revision that a tenant uses, its own before the platform's; nil
+// if there is none.
+func (d *definitions) get(ctx context.Context, tenant, id string) (*definition, error) {
+	d.mu.RLock()
+	hit, ok := d.newest[id][tenant]
+	changes := d.changes
+	d.mu.RUnlock()
+	if ok && time.Now().Before(hit.until) {
+		return d.at(ctx, hit.key)
+	}
+	row, err := d.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
+	if errors.Is(err, pgx.ErrNoRows) {
+		d.remember(tenant, id, definitionKey{}, changes)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, readError("definition "+id, err)
+	}
+	def, err := d.compiled(row)
+	if err != nil {
+		return nil, err
+	}
+	d.remember(tenant, id, definitionKey{row.TenantID, row.DefinitionID, row.Revision}, changes)
+	return def, nil
+}
+
+// at returns one revision. Revision 0 is a task without a definition.
+func (d *definitions) at(ctx context.Context, key definitionKey) (*definition, error) {
+	if key.revision == 0 {
+		return nil, nil
+	}
+	if def := d.cached(key); def != nil {
+		return def, nil
+	}
+	row, err := d.q.DefinitionGet(ctx, db.DefinitionGetParams{TenantID: key.tenant, DefinitionID: key.id, Revision: key.revision})
+	if err != nil {
+		return nil, readError(key.String(), err)
+	}
+	return d.compiled(row)
+}
+
+func (d *definitions) cached(key definitionKey) *definition {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.revisions[key]
+}
+
+func (d *definitions) compiled(row db.TaskDefinition) (*definition, error) {
+	key := definitionKey{row.TenantID, row.DefinitionID, row.Revision}
+	if def := d.cached(key); def != nil {
+		return def, nil
+	}
+	public, err := definitionOf(row)
+	if err != nil {
+		return nil, err
+	}
+	def, err := compile(public)
+	if err != nil {
+		return nil, err
+	}
+	def.weight = len(row.InputSchema) + len(row.OutputSchema) + len(row.ExecutionConfig) + len(row.Description)
+	d.keep(key, def)
+	return def, nil
+}
+
+// keep makes room where there is none: any other goes, so that one caller with many
+// definitions does not empty the memory of all.
+func (d *definitions) keep(key definitionKey, def *definition) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.revisions == nil {
+		d.revisions = map[definitionKey]*definition{}
+	}
+	if d.revisions[key] != nil {
+		return // another goroutine was as quick
+	}
+	for other, old := range d.revisions {
+		if len(d.revisions) < cachedDefinitions && d.weight+def.weight <= cachedBytes {
+			break
+		}
+		delete(d.revisions, other)
+		d.weight -= old.weight
+	}
+	d.revisions[key] = def
+	d.weight += def.weight
+}
+
+// remember notes what was read, unless something has changed since: then what was read
+// may be what was there before.
+func (d *definitions) remember(tenant, id string, key definitionKey, changes uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.changes != changes {
+		return
+	}
+	if d.newest == nil {
+		d.newest = map[string]map[string]newestRevision{}
+	}
+	for other, tenants := range d.newest {
+		if d.known < cachedDefinitions {
+			break
+		}
+		for asker := range tenants {
+			d.known--
+			delete(tenants, asker)
+			break
+		}
+		if len(tenants) == 0 {
+			delete(d.newest, other)
+		}
+	}
+	if d.newest[id] == nil {
+		d.newest[id] = map[string]newestRevision{}
+	}
+	if _, there := d.newest[id][tenant]; !there {
+		d.known++
+	}
+	d.newest[id][tenant] = newestRevision{key, time.Now().Add(newestFor)}
+}
+
+// forget makes whoever asks for the id next look again.
+func (d *definitions) forget(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.changes++
+	d.known -= len(d.newest[id])
+	delete(d.newest, id)
+}
+
+func compile(public Definition) (*definition, error) {
+	def := &definition{Definition: public}
+	var err error
+	if def.input, err = CompileSchema(public.InputSchema); err != nil {
+		return nil, invalid("/inputSchema", "the input schema: %v", err)
+	}
+	if def.output, err = CompileSchema(public.OutputSchema); err != nil {
+		return nil, invalid("/outputSchema", "the output schema: %v", err)
+	}
+	return def, nil
+}
