@@ -114,7 +114,7 @@ func TestTasksKeepWhoseDefinitionTheyWereMadeUnder(t *testing.T) {
 	}
 	executors := []string{"noop", ExecutorWorker, "manual"}
 	made := map[string]map[string]db.Task{"platform": {}, "own": {}}
-	make := func(under string) {
+	makeAll := func(under string) {
 		for _, executor := range executors {
 			made[under][executor] = b.create(of(executor), tenant("acme"))
 			require.EqualValues(t, 1, made[under][executor].Revision)
@@ -125,11 +125,11 @@ func TestTasksKeepWhoseDefinitionTheyWereMadeUnder(t *testing.T) {
 		b.defineFor("", named("platform", executor, 40_000))
 		b.defineFor("mallory", named("mallory", executor, 60_000))
 	}
-	make("platform")
+	makeAll("platform")
 	for _, executor := range executors {
 		b.defineFor("acme", named("own", executor, 80_000))
 	}
-	make("own")
+	makeAll("own")
 
 	ran := map[uuid.UUID]Job{}
 	var mu sync.Mutex

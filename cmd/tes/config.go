@@ -133,7 +133,7 @@ func readConfig(env []string) (Config, error) {
 const secretPrefix = "TES_SECRET_"
 
 // secretsDir is what TES_SECRET_DIR was meant to be: a slip of the finger is no secret.
-const secretsDir = "TES_SECRETS_DIR"
+const secretsDir = "TES_SECRETS_DIR" //nolint:gosec // a name
 
 // setSecret takes the value of one secret. Its errors do not repeat it.
 func (c *Config) setSecret(name, value string) error {
