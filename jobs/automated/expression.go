@@ -94,10 +94,11 @@ func (x *Expression) Execute(ctx context.Context, job jobs.Job) (jobs.Result, er
 	output := make(map[string]any, len(job.Config.Expression))
 	vars := map[string]any{"input": input, "context": workflow, "output": output}
 
+	budget := cel.NewBudget()
 	to := &cel.Encoder{}
 	to.WriteByte('{')
 	for i, assign := range job.Config.Expression {
-		v, err := x.evaluate(ctx, assign, vars)
+		v, err := x.evaluate(ctx, assign, budget, vars)
 		if err != nil {
 			return jobs.Result{}, err
 		}
@@ -120,12 +121,12 @@ func (x *Expression) Execute(ctx context.Context, job jobs.Job) (jobs.Result, er
 	return jobs.Result{Output: to.Bytes()}, nil
 }
 
-func (x *Expression) evaluate(ctx context.Context, assign jobs.Assign, vars map[string]any) (cel.Value, error) {
+func (x *Expression) evaluate(ctx context.Context, assign jobs.Assign, budget *cel.Budget, vars map[string]any) (cel.Value, error) {
 	p, err := x.env.Program(assign.Value)
 	if err != nil {
 		return nil, final("EXPRESSION_INVALID", assign.Name+": "+err.Error())
 	}
-	v, err := p.Eval(ctx, vars)
+	v, err := p.EvalFrom(ctx, budget, vars)
 	if err != nil {
 		return nil, failure(ctx, assign.Name, err)
 	}

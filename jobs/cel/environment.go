@@ -1,32 +1,21 @@
 package cel
 
 import (
-	"fmt"
 	"math"
-	"math/big"
-	"strconv"
-	"strings"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/operators"
-	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
 	"cel.dev/cel-go/ext"
-	"cel.dev/cel-go/interpreter"
-
-	"github.com/seed-3f7a0631/tes/jobs/pattern"
 )
 
-// What one expression may cost. CEL counts about one unit a step; half a million take
-// some tenths of a second at worst, and price the lines of a 1 MiB order.
+// The limits of an expression's text; what working it out may cost stands in meter.go.
 const (
-	costLimit     = 500_000
-	maxText       = 1 << 20 // bytes that one function may write at once
-	maxNodes      = 4096    // of an expression's syntax tree
-	visitsPerUnit = 50      // instructions of a pattern for one unit of cost
-	interruptStep = 64      // loop turns between looks at the context
+	maxSource     = 64 << 10 // bytes
+	maxNodes      = 4096     // of the syntax tree
+	interruptStep = 64       // loop turns between CEL's own looks at the context
 )
 
 // environment is CEL with the names that an expression knows. Numbers are the one
@@ -44,10 +33,8 @@ func environment(names []string) (*cel.Env, error) {
 		cel.ExpressionNodeLimit(maxNodes),
 		ext.Strings(),
 		ext.Math(),
-		cel.Function("sum", cel.Overload("sum_list", []*cel.Type{cel.ListType(cel.DynType)}, cel.DynType,
-			cel.UnaryBinding(sum))),
-		cel.Function("round", cel.Overload("round_number_int", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType,
-			cel.BinaryBinding(round))),
+		cel.Function("sum", cel.Overload("sum_list", []*cel.Type{cel.ListType(cel.DynType)}, cel.DynType)),
+		cel.Function("round", cel.Overload("round_number_int", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType)),
 	}
 	for _, name := range names {
 		options = append(options, cel.Variable(name, cel.DynType))
@@ -60,64 +47,11 @@ func environment(names []string) (*cel.Env, error) {
 	return cel.NewEnv(options...)
 }
 
-// mixed starts the names of the overloads that decorate takes over: the checker
-// sees their types, nothing else is ever called under these names.
+// mixed starts the names of the overloads that are ours alone: the checker sees their
+// types, nothing else is ever called under these names.
 const mixed = "tes_"
 
-var programOptions = []cel.ProgramOption{
-	cel.EvalOptions(cel.OptOptimize),
-	cel.CustomDecoratorV2(decorate),
-	cel.CostTracking(costs{}),
-	cel.CostLimit(costLimit),
-	cel.InterruptCheckFrequency(interruptStep),
-}
-
-// A call is a function of CEL's that is done our way.
-type call struct {
-	interpreter.InterpretableCall
-	args []interpreter.InterpretableV2
-	do   func(args []ref.Val) ref.Val
-}
-
-// Exec works as CEL's own calls do: the first error among the arguments wins.
-func (c *call) Exec(frame *interpreter.ExecutionFrame) ref.Val {
-	values := make([]ref.Val, len(c.args))
-	for i, arg := range c.args {
-		if values[i] = arg.Exec(frame); types.IsUnknownOrError(values[i]) {
-			return values[i]
-		}
-	}
-	return types.LabelErrNode(c.ID(), c.do(values))
-}
-
-func (c *call) Eval(vars interpreter.Activation) ref.Val { return c.Exec(interpreter.AsFrame(vars)) }
-
-// decorate replaces the arithmetic whose types are known only at run time, the
-// functions that would refuse half of all JSON numbers, and those that can write
-// more than they are given: s.replace("", s) of a megabyte is a terabyte, and
-// costs are counted only after the call.
-func decorate(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
-	c, ok := i.(interpreter.InterpretableCall)
-	if !ok {
-		return i, nil
-	}
-	do := ours[c.Function()]
-	if c.Function() == overloads.Matches {
-		var err error
-		if do, err = matcher(c.Args()); err != nil {
-			return nil, err
-		}
-	}
-	if operator := arithmetic[c.Function()]; operator != nil && (c.OverloadID() == "" || strings.HasPrefix(c.OverloadID(), mixed)) {
-		do = func(args []ref.Val) ref.Val { return operator(args[0], args[1]) }
-	}
-	if do == nil {
-		return i, nil
-	}
-	return &call{InterpretableCall: c, args: c.Args(), do: do}, nil
-}
-
-var arithmetic = map[string]func(a, b ref.Val) ref.Val{
+var arithmetic = map[string]func(m *meter, a, b ref.Val) ref.Val{
 	operators.Add:      add,
 	operators.Subtract: subtract,
 	operators.Multiply: multiply,
@@ -125,9 +59,25 @@ var arithmetic = map[string]func(a, b ref.Val) ref.Val{
 	operators.Modulo:   modulo,
 }
 
-func add(a, b ref.Val) ref.Val {
+// add joins texts and lists too. CEL's a + a of lists is a view of both, and fifty of
+// those a list of 2^50 members in no memory at all; here it is a list.
+func add(m *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		return x + y
+	}
+	switch x := a.(type) {
+	case traits.MutableLister: // what a loop builds up, and owns
+		m.charge(length(b))
+		return x.Add(b)
+	case traits.Lister:
+		if y, ok := b.(traits.Lister); ok {
+			return concatenated(m, x, y)
+		}
+	case types.String, types.Bytes:
+		if tooLong(a, b) {
+			return errTooLong
+		}
+		m.charge(text(a) + text(b))
 	}
 	if x, ok := a.(traits.Adder); ok {
 		return exact(x.Add(b), a, b, func(x, y types.Double) types.Double { return x + y })
@@ -135,7 +85,37 @@ func add(a, b ref.Val) ref.Val {
 	return noOverload(operators.Add)
 }
 
-func subtract(a, b ref.Val) ref.Val {
+func concatenated(m *meter, a, b traits.Lister) ref.Val {
+	switch {
+	case length(a) == 0:
+		return b
+	case length(b) == 0:
+		return a
+	}
+	m.charge(length(a) + length(b))
+	all := make([]ref.Val, 0, length(a)+length(b))
+	for _, l := range []traits.Lister{a, b} {
+		for it := l.Iterator(); it.HasNext() == types.True; {
+			all = append(all, it.Next())
+		}
+	}
+	return types.NewRefValList(types.DefaultTypeAdapter, all)
+}
+
+func tooLong(parts ...ref.Val) bool {
+	total := 0
+	for _, part := range parts {
+		switch part := part.(type) {
+		case types.String:
+			total += len(part)
+		case types.Bytes:
+			total += len(part)
+		}
+	}
+	return total > maxText
+}
+
+func subtract(_ *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		return x - y
 	}
@@ -145,7 +125,7 @@ func subtract(a, b ref.Val) ref.Val {
 	return noOverload(operators.Subtract)
 }
 
-func multiply(a, b ref.Val) ref.Val {
+func multiply(_ *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		return x * y
 	}
@@ -155,7 +135,7 @@ func multiply(a, b ref.Val) ref.Val {
 	return noOverload(operators.Multiply)
 }
 
-func divide(a, b ref.Val) ref.Val {
+func divide(_ *meter, a, b ref.Val) ref.Val {
 	x, okX := double(a)
 	y, okY := double(b)
 	if !okX || !okY {
@@ -172,7 +152,7 @@ func divide(a, b ref.Val) ref.Val {
 	return x / y
 }
 
-func modulo(a, b ref.Val) ref.Val {
+func modulo(_ *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		if y == 0 {
 			return types.NewErr("modulus by zero")
@@ -221,250 +201,3 @@ func double(v ref.Val) (types.Double, bool) {
 }
 
 func noOverload(function string) ref.Val { return types.NewErr("no such overload: %s", function) }
-
-// sum adds the numbers of a list; of none it is 0.
-func sum(list ref.Val) ref.Val {
-	l, ok := list.(traits.Lister)
-	if !ok {
-		return noOverload("sum")
-	}
-	var total ref.Val = types.IntZero
-	for it := l.Iterator(); it.HasNext() == types.True; {
-		v := it.Next()
-		if _, ok := double(v); !ok {
-			return types.NewErr("sum: a member of the list is no number")
-		}
-		total = add(total, v)
-	}
-	return total
-}
-
-// round rounds the decimal digits that a number prints as, halves away from zero,
-// as people do: 1.005 to two digits is 1.01, although its double lies below it.
-func round(value, digits ref.Val) ref.Val {
-	x, ok := double(value)
-	if !ok {
-		return types.NewErr("round: not a number")
-	}
-	d, ok := double(digits)
-	if !ok || d < 0 || d > 15 || d != types.Double(int(d)) {
-		return types.NewErr("round: digits must be a whole number from 0 to 15")
-	}
-	if _, whole := value.(types.Double); !whole {
-		return value
-	}
-	f := float64(x)
-	if f == math.Trunc(f) || math.IsNaN(f) {
-		return x
-	}
-	r, _ := new(big.Rat).SetString(strconv.FormatFloat(f, 'e', -1, 64))
-	f, err := strconv.ParseFloat(r.FloatString(int(d)), 64)
-	if err != nil {
-		return types.WrapErr(fmt.Errorf("round: %w", err))
-	}
-	return types.Double(f)
-}
-
-// ours are functions by name, whatever their overload.
-var ours = map[string]func(args []ref.Val) ref.Val{
-	"math.ceil":     whole(math.Ceil),
-	"math.floor":    whole(math.Floor),
-	"math.round":    whole(math.Round),
-	"math.trunc":    whole(math.Trunc),
-	"math.isNaN":    test(math.IsNaN),
-	"math.isInf":    test(func(f float64) bool { return math.IsInf(f, 0) }),
-	"math.isFinite": test(func(f float64) bool { return !math.IsInf(f, 0) && !math.IsNaN(f) }),
-	"string":        text,
-	"replace":       replace,
-	"join":          join,
-}
-
-func whole(f func(float64) float64) func([]ref.Val) ref.Val {
-	return func(args []ref.Val) ref.Val {
-		x, ok := double(args[0])
-		if !ok {
-			return types.NewErr("not a number")
-		}
-		return types.Double(f(float64(x)))
-	}
-}
-
-func test(f func(float64) bool) func([]ref.Val) ref.Val {
-	return func(args []ref.Val) ref.Val {
-		x, ok := double(args[0])
-		if !ok {
-			return types.NewErr("not a number")
-		}
-		return types.Bool(f(float64(x)))
-	}
-}
-
-// text writes 1250000.5 as such; CEL would write 1.2500005e+06.
-func text(args []ref.Val) ref.Val {
-	if d, ok := args[0].(types.Double); ok && math.Abs(float64(d)) < 1e21 {
-		return types.String(strconv.FormatFloat(float64(d), 'f', -1, 64))
-	}
-	return args[0].ConvertToType(types.StringType)
-}
-
-func replace(args []ref.Val) ref.Val {
-	s, okS := args[0].(types.String)
-	old, okOld := args[1].(types.String)
-	with, okWith := args[2].(types.String)
-	n := -1
-	if len(args) == 4 {
-		limit, ok := args[3].(types.Int)
-		if !ok {
-			return noOverload("replace")
-		}
-		if limit >= 0 && limit < maxText {
-			n = int(limit)
-		}
-	}
-	if !okS || !okOld || !okWith {
-		return noOverload("replace")
-	}
-	times := strings.Count(string(s), string(old))
-	if n >= 0 {
-		times = min(times, n)
-	}
-	if len(s)+times*(len(with)-len(old)) > maxText {
-		return errTooLong
-	}
-	return types.String(strings.Replace(string(s), string(old), string(with), n))
-}
-
-func join(args []ref.Val) ref.Val {
-	l, ok := args[0].(traits.Lister)
-	if !ok {
-		return noOverload("join")
-	}
-	var separator types.String
-	if len(args) == 2 {
-		if separator, ok = args[1].(types.String); !ok {
-			return noOverload("join")
-		}
-	}
-	var b strings.Builder
-	for it, first := l.Iterator(), true; it.HasNext() == types.True; first = false {
-		s, ok := it.Next().(types.String)
-		if !ok {
-			return types.NewErr("join: a member of the list is no string")
-		}
-		if !first {
-			b.WriteString(string(separator))
-		}
-		if b.WriteString(string(s)); b.Len() > maxText {
-			return errTooLong
-		}
-	}
-	return types.String(b.String())
-}
-
-// matcher is matches() with a pattern of bounded size. CEL's own limit on the size
-// compiles the pattern without simplifying it, which panics at every {n}. A pattern
-// that stands in the expression is compiled once, and refused with the expression.
-func matcher(args []interpreter.InterpretableV2) (func([]ref.Val) ref.Val, error) {
-	var known *pattern.Pattern
-	if constant, ok := args[1].(interpreter.InterpretableConst); ok {
-		if source, ok := constant.Value().(types.String); ok {
-			var err error
-			if known, err = pattern.Compile(string(source)); err != nil {
-				return nil, fmt.Errorf("matches: %w", err)
-			}
-		}
-	}
-	return func(values []ref.Val) ref.Val {
-		s, okS := values[0].(types.String)
-		source, okSource := values[1].(types.String)
-		if !okS || !okSource {
-			return noOverload(overloads.Matches)
-		}
-		p := known
-		if p == nil {
-			var err error
-			if p, err = pattern.Compile(string(source)); err != nil {
-				return types.WrapErr(fmt.Errorf("matches: %w", err))
-			}
-		}
-		if p.Cost(len(s))/visitsPerUnit > costLimit {
-			panic(interpreter.EvalCancelledError{Cause: interpreter.CostLimitExceeded, Message: ErrCost.Error()})
-		}
-		return types.Bool(p.MatchString(string(s)))
-	}, nil
-}
-
-var errTooLong = types.NewErr("text longer than 1 MiB")
-
-// costs prices what CEL prices at one unit because the types are known only at
-// run time (its table goes by overload), and our own functions.
-type costs struct{}
-
-// CallCost implements interpreter.ActualCostEstimator; nil leaves it to CEL.
-func (costs) CallCost(function, overload string, args []ref.Val, result ref.Val) *uint64 {
-	cost := uint64(1)
-	switch {
-	case function == operators.Equals || function == operators.NotEquals || function == operators.In || function == operators.OldIn:
-		// The smaller side ends a comparison; for "in" every member is compared.
-		smaller := size(args[0])
-		if function == operators.In || function == operators.OldIn {
-			if _, ok := args[1].(traits.Mapper); !ok {
-				smaller = size(args[1])
-			}
-		} else {
-			smaller = min(smaller, size(args[1]))
-		}
-		cost += smaller
-	case function == "sum":
-		if l, ok := args[0].(traits.Sizer); ok {
-			cost += uint64(max(0, l.Size().(types.Int)))
-		}
-	case function == operators.Index || function == operators.OptIndex:
-		return nil
-	case overload == "" || strings.HasPrefix(overload, mixed):
-		for _, arg := range args {
-			cost += textSize(arg)
-		}
-		cost += textSize(result)
-	default:
-		return nil
-	}
-	return &cost
-}
-
-// textSize prices the bytes of a string as CEL does: ten for one unit.
-func textSize(v ref.Val) uint64 {
-	switch v := v.(type) {
-	case types.String:
-		return uint64(len(v)) / 10
-	case types.Bytes:
-		return uint64(len(v)) / 10
-	default:
-		return 0
-	}
-}
-
-// size counts a value with all that is inside it, up to the whole limit.
-func size(v ref.Val) uint64 {
-	left := costLimit
-	var count func(v ref.Val)
-	count = func(v ref.Val) {
-		left--
-		switch v := v.(type) {
-		case types.String, types.Bytes:
-			left -= int(textSize(v))
-		case traits.Lister:
-			for it := v.Iterator(); left > 0 && it.HasNext() == types.True; {
-				count(it.Next())
-			}
-		case traits.Mapper:
-			for it := v.Iterator(); left > 0 && it.HasNext() == types.True; {
-				if value, found := v.Find(it.Next()); found {
-					count(value)
-				}
-			}
-		}
-	}
-	count(v)
-	return uint64(costLimit - max(left, 0))
-}

@@ -16,11 +16,15 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-// ErrCost says that an expression costs more than it may.
-var ErrCost = errors.New("costs more than an expression may")
+// ErrCost says that an expression costs more than it may, and what to do about that.
+var ErrCost = errors.New("the expression costs more than it may: make the list smaller, or do less with each member")
 
-// maxPrograms are kept compiled; a definition has a handful.
-const maxPrograms = 4096
+// So many programs are kept compiled, and so many bytes of their sources: a program
+// takes some hundred times its source. A definition has a handful.
+const (
+	maxPrograms = 4096
+	maxSources  = 2 << 20
+)
 
 // Env knows the names that its expressions may use, and keeps what it compiled. Make
 // it with Names. Safe for concurrent use.
@@ -29,6 +33,7 @@ type Env struct {
 
 	mu       sync.RWMutex
 	programs map[string]*Program // guarded by mu
+	sources  int                 // bytes of the keys of programs; guarded by mu
 }
 
 // Names makes an Env with these variables, of any type.
@@ -43,6 +48,7 @@ func Names(names ...string) *Env {
 type Program struct {
 	run    cel.Program
 	parsed *cel.Ast
+	nodes  int // that are worked out once, whatever the values
 }
 
 // Value is what an expression came to; it may be a variable of the next one.
@@ -63,11 +69,16 @@ func (e *Env) Program(source string) (*Program, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.programs) >= maxPrograms {
-		for other := range e.programs {
-			delete(e.programs, other)
+	if e.programs[source] != nil {
+		return e.programs[source], nil // somebody was faster
+	}
+	e.sources += len(source)
+	for other := range e.programs {
+		if len(e.programs) < maxPrograms && e.sources <= maxSources {
 			break
 		}
+		delete(e.programs, other)
+		e.sources -= len(other)
 	}
 	e.programs[source] = p
 	return p, nil
@@ -87,6 +98,9 @@ func (e *Env) Compile(source string) (p *Program, err error) {
 			p, err = nil, fmt.Errorf("the expression cannot be compiled: %v", r)
 		}
 	}()
+	if len(source) > maxSource {
+		return nil, fmt.Errorf("the expression has %d bytes, the limit is %d", len(source), maxSource)
+	}
 	// All parsers share a cache in antlr that does not guard itself.
 	compiling.Lock()
 	defer compiling.Unlock()
@@ -99,18 +113,33 @@ func (e *Env) Compile(source string) (p *Program, err error) {
 		first, _, _ := strings.Cut(err.Error(), "\n") // the rest draws the place
 		return nil, errors.New(strings.TrimPrefix(first, "ERROR: <input>:"))
 	}
-	var banned bool
-	ast.PreOrderVisit(parsed.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
-		banned = banned || e.Kind() == ast.CallKind && e.AsCall().FunctionName() == "format"
-	}))
-	if banned {
-		return nil, errors.New("format is not available, use string() and +")
+	if err := available(parsed); err != nil {
+		return nil, err
 	}
-	run, err := env.Program(parsed, programOptions...)
+	calls, err := newPlanner(env)
+	if err != nil {
+		return nil, fmt.Errorf("CEL environment: %w", err)
+	}
+	p = &Program{parsed: parsed, nodes: weigh(parsed.NativeRep())}
+	p.run, err = env.Program(parsed, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(calls.decorate), cel.InterruptCheckFrequency(interruptStep))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
-	return &Program{run: run, parsed: parsed}, nil
+	return p, nil
+}
+
+// available refuses what has no bound: format() writes a thousand times its
+// arguments, and a message of protobuf is none of ours.
+func available(parsed *cel.Ast) (err error) {
+	ast.PreOrderVisit(parsed.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		switch {
+		case e.Kind() == ast.CallKind && e.AsCall().FunctionName() == "format":
+			err = errors.New("format is not available, use string() and +")
+		case e.Kind() == ast.StructKind:
+			err = errors.New("messages are not available, use a map")
+		}
+	}))
+	return err
 }
 
 // Members lists the names x of each of.x in the expression.
@@ -130,11 +159,21 @@ func (p *Program) Members(of string) (names []string) {
 // Eval works the expression out. An error is ctx's if that has ended, ErrCost, or
 // says what is wrong with the values.
 func (p *Program) Eval(ctx context.Context, vars map[string]any) (Value, error) {
-	// The program looks at ctx only inside its loops.
+	return p.EvalFrom(ctx, &Budget{left: costLimit}, vars)
+}
+
+// EvalFrom is Eval for one of several expressions with a common budget.
+func (p *Program) EvalFrom(ctx context.Context, budget *Budget, vars map[string]any) (v Value, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	v, _, err := p.run.ContextEval(ctx, vars)
+	allowed := min(budget.left, costLimit)
+	if p.nodes > allowed {
+		return nil, ErrCost
+	}
+	m := &meter{ctx: ctx, left: allowed - p.nodes, look: allowed}
+	v, _, err = p.run.ContextEval(ctx, &activation{vars: vars, meter: m})
+	budget.left -= allowed - m.left
 	if err == nil {
 		return v, nil
 	}

@@ -1,0 +1,211 @@
+package cel
+
+import (
+	"fmt"
+	"strings"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/functions"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+	"cel.dev/cel-go/interpreter"
+)
+
+// planner replaces the calls of a program by metered ones.
+type planner struct {
+	bound map[string]*functions.Overload // CEL's own functions, by overload and by name
+}
+
+func newPlanner(env *cel.Env) (*planner, error) {
+	p := &planner{bound: map[string]*functions.Overload{}}
+	for _, f := range env.Functions() {
+		list, err := f.Bindings()
+		if err != nil {
+			return nil, err
+		}
+		for _, overload := range list {
+			p.bound[overload.Operator] = overload
+		}
+	}
+	return p, nil
+}
+
+// A call is one of a function: what it costs, and what it does.
+type call struct {
+	interpreter.InterpretableCall
+	args  []interpreter.InterpretableV2
+	price func(args []ref.Val) int // beforehand; nil: what do charges
+	do    func(m *meter, args []ref.Val) ref.Val
+}
+
+// Function hides the name from what CEL would do to calls that it knows (compile a
+// constant pattern, make a set of a list), but for conversions of constants: they are
+// done while the expression is compiled, and refused there.
+func (c *call) Function() string {
+	if name := c.InterpretableCall.Function(); overloads.IsTypeConversionFunction(name) {
+		return name
+	}
+	return "@metered"
+}
+
+// OverloadID implements interpreter.InterpretableCall.
+func (c *call) OverloadID() string { return "" }
+
+// Exec works as CEL's own calls do: the first error among the arguments wins.
+func (c *call) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	values := make([]ref.Val, len(c.args))
+	for i, arg := range c.args {
+		if values[i] = arg.Exec(frame); types.IsUnknownOrError(values[i]) {
+			return values[i]
+		}
+	}
+	m := meterOf(frame)
+	if c.price != nil {
+		m.charge(c.price(values))
+	}
+	result := c.do(m, values)
+	if tooLong(result) {
+		result = errTooLong
+	}
+	return types.LabelErrNode(c.ID(), result)
+}
+
+// Eval implements interpreter.Interpretable.
+func (c *call) Eval(vars interpreter.Activation) ref.Val { return c.Exec(interpreter.AsFrame(vars)) }
+
+// step is one turn of a loop, which pays for all nodes of the loop's body.
+type step struct {
+	interpreter.InterpretableV2
+	nodes int
+}
+
+func (s *step) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	meterOf(frame).charge(s.nodes)
+	return s.InterpretableV2.Exec(frame)
+}
+
+// Eval implements interpreter.Interpretable.
+func (s *step) Eval(vars interpreter.Activation) ref.Val { return s.Exec(interpreter.AsFrame(vars)) }
+
+// decorate is asked for each node of a program, from the leaves up. A function that is
+// on no list below is refused: one that a new version of CEL brings has no price yet.
+func (p *planner) decorate(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
+	c, ok := i.(interpreter.InterpretableCall)
+	if !ok {
+		return i, nil
+	}
+	if _, done := i.(*call); done {
+		return i, nil
+	}
+	name, args := c.Function(), c.Args()
+	metered := &call{InterpretableCall: c, args: args}
+	switch {
+	case name == stepFunction:
+		turn, _ := args[1].(interpreter.InterpretableConst).Value().(types.Int)
+		return &step{InterpretableV2: args[0], nodes: int(turn)}, nil
+	case name == overloads.Matches:
+		var err error
+		metered.do, err = matcher(args)
+		return metered, err
+	case free[name]:
+		return i, nil
+	case arithmetic[name] != nil:
+		return p.arithmetic(metered), nil
+	case ours[name] != nil:
+		metered.do = ours[name]
+		return metered, nil
+	case priced[name] != nil:
+		metered.price, metered.do = priced[name], p.native(c)
+		return metered, nil
+	}
+	return nil, fmt.Errorf("%s is not available", name)
+}
+
+// arithmetic leaves alone what the checker knows to be two numbers of a kind.
+func (p *planner) arithmetic(c *call) interpreter.InterpretableV2 {
+	operator := arithmetic[c.InterpretableCall.Function()]
+	switch overload := c.InterpretableCall.OverloadID(); {
+	case overload == "", strings.HasPrefix(overload, mixed),
+		overload == overloads.AddString, overload == overloads.AddBytes, overload == overloads.AddList:
+		c.do = func(m *meter, args []ref.Val) ref.Val { return operator(m, args[0], args[1]) }
+		return c
+	}
+	return c.InterpretableCall
+}
+
+// native calls the function that CEL would.
+func (p *planner) native(c interpreter.InterpretableCall) func(*meter, []ref.Val) ref.Val {
+	name, overload := c.Function(), c.OverloadID()
+	bound := p.bound[overload]
+	if bound == nil {
+		bound = p.bound[name]
+	}
+	return func(_ *meter, args []ref.Val) ref.Val {
+		if bound != nil && (bound.OperandTrait == 0 || args[0].Type().HasTrait(bound.OperandTrait)) {
+			switch {
+			case len(args) == 1 && bound.Unary != nil:
+				return bound.Unary(args[0])
+			case len(args) == 2 && bound.Binary != nil:
+				return bound.Binary(args[0], args[1])
+			case bound.Function != nil:
+				return bound.Function(args...)
+			}
+		}
+		if args[0].Type().HasTrait(traits.ReceiverType) {
+			return args[0].(traits.Receiver).Receive(name, overload, args[1:])
+		}
+		return noOverload(name)
+	}
+}
+
+// free are the functions that cost no more than their node.
+var free = map[string]bool{
+	"@not_strictly_false": true, operators.LogicalNot: true, operators.Negate: true, "type": true, "dyn": true,
+	"math.abs": true, "math.sign": true, "math.sqrt": true, "math.bitAnd": true, "math.bitOr": true, "math.bitXor": true, "math.bitNot": true,
+	"math.bitShiftLeft": true, "math.bitShiftRight": true,
+}
+
+// priced are CEL's own functions, whose work is in proportion to their arguments.
+var priced = map[string]func(args []ref.Val) int{
+	operators.Less: least, operators.LessEquals: least, operators.Greater: least, operators.GreaterEquals: least,
+	"size": first(1), "charAt": first(4), "substring": first(4), "trim": first(2), "lowerAscii": first(2), "upperAscii": first(2),
+	"reverse": first(4), "strings.quote": first(8), "startsWith": second, "endsWith": second, "contains": all,
+	"bool": all, "bytes": all, "double": all, "duration": all, "int": all, "timestamp": all, "uint": all,
+	"math.@min": members, "math.@max": members,
+	"getFullYear": zoned, "getMonth": zoned, "getDayOfYear": zoned, "getDayOfMonth": zoned, "getDate": zoned, "getDayOfWeek": zoned,
+	"getHours": zoned, "getMinutes": zoned, "getSeconds": zoned, "getMilliseconds": zoned,
+}
+
+func first(times int) func([]ref.Val) int {
+	return func(args []ref.Val) int { return 1 + times*text(args[0]) }
+}
+
+func second(args []ref.Val) int { return 1 + text(args[1]) }
+
+func least(args []ref.Val) int { return 1 + min(text(args[0]), text(args[1])) }
+
+func all(args []ref.Val) int {
+	total := 1
+	for _, arg := range args {
+		total += text(arg)
+	}
+	return total
+}
+
+func members(args []ref.Val) int {
+	total := 0
+	for _, arg := range args {
+		total += length(arg)
+	}
+	return total
+}
+
+func zoned(args []ref.Val) int {
+	if len(args) == 1 {
+		return 1
+	}
+	return zoneCost + text(args[1])
+}
