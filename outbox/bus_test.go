@@ -55,6 +55,16 @@ func (m *memoryBus) Stored(_ context.Context, seq uint64) (string, error) {
 	return m.stream[seq-1].ID, nil
 }
 
+func (m *memoryBus) IDs(_ context.Context, from, to uint64) (map[string]uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ids := map[string]uint64{}
+	for seq := from; seq <= min(to, uint64(len(m.stream))); seq++ {
+		ids[m.stream[seq-1].ID] = seq
+	}
+	return ids, nil
+}
+
 func (m *memoryBus) Tail(context.Context) (uint64, time.Time, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -21,6 +21,9 @@ type Publisher interface {
 	Publish(ctx context.Context, batch []Message) (last uint64, err error)
 	// Stored is the id of the message at a sequence, empty if there is none.
 	Stored(ctx context.Context, seq uint64) (id string, err error)
+	// IDs are the ids of the messages from one sequence to another, both included, with
+	// the sequence of each. A place without a message has none.
+	IDs(ctx context.Context, from, to uint64) (map[string]uint64, error)
 	// Tail is the stream's last sequence and when the stream was made.
 	Tail(ctx context.Context) (last uint64, created time.Time, err error)
 }

@@ -24,20 +24,38 @@ const keepHours = 24
 // Nothing is published before all of it is back, or an event could overtake an older one
 // of its task. Whoever is cut short leaves the newest of what was lost where the next look
 // finds it, and the stream that was noted as it was.
-func (t *turn) verifyTail(ctx context.Context) error {
+func (t *turn) verifyTail(ctx context.Context) (end uint64, err error) {
 	end, created, survived, err := t.compare(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if survived >= 0 {
 		if err := t.requeue(ctx, survived, end); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	ctx, enough := bounded(ctx)
 	defer enough()
 	if err := t.q.OutboxStreamPut(ctx, db.OutboxStreamPutParams{StreamCreatedAt: created, Term: t.term}); err != nil {
-		return fmt.Errorf("note the stream: %w", err)
+		return 0, fmt.Errorf("note the stream: %w", err)
+	}
+	return end, nil
+}
+
+// mostUnnoted bounds how many messages of the stream's end are read for their ids. What a
+// broken round leaves unnoted are two rounds at most, right behind what was noted last.
+const mostUnnoted = 1 << 16
+
+// readUnnoted reads what the stream has behind the last publication that was noted: it was
+// published by a round whose acknowledgement never came, and is not to be told again. The
+// stream itself recognises a repetition for two minutes only.
+func (t *turn) readUnnoted(ctx context.Context, end uint64) (err error) {
+	t.stored = nil
+	if end <= t.highest {
+		return nil
+	}
+	if t.stored, err = t.bus.IDs(ctx, t.highest+1, min(end, t.highest+mostUnnoted)); err != nil {
+		return &busError{fmt.Errorf("read the stream's end: %w", err)}
 	}
 	return nil
 }

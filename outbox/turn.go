@@ -56,10 +56,11 @@ type turn struct {
 	mu        sync.Mutex
 	confirmed time.Time // when the last heartbeat that was written, or found the row locked, set out; guarded by mu
 
-	highest uint64    // sequence that was ever logged; owned by the reader
-	early   *ack      // came before the one ahead of it was noted; owned by the reader
-	forgot  time.Time // when old publications were, to the last; owned by the reader
-	swept   int64     // id up to which the sweep under way has come; owned by the reader
+	highest uint64            // sequence that was ever logged; owned by the reader
+	early   *ack              // came before the one ahead of it was noted; owned by the reader
+	stored  map[string]uint64 // places of what the stream has and nobody noted; owned by the reader
+	forgot  time.Time         // when old publications were, to the last; owned by the reader
+	swept   int64             // id up to which the sweep under way has come; owned by the reader
 }
 
 // round is what some flushes left to tell.
@@ -260,7 +261,8 @@ func (t *turn) maintain(ctx context.Context, busy bool) error {
 
 // verify looks at the stream's tail and where the last publication stands after that.
 func (t *turn) verify(ctx context.Context) error {
-	if err := t.verifyTail(ctx); err != nil {
+	end, err := t.verifyTail(ctx)
+	if err != nil {
 		return err
 	}
 	ctx, enough := bounded(ctx)
@@ -272,7 +274,7 @@ func (t *turn) verify(ctx context.Context) error {
 	if t.highest = 0; len(newest) > 0 {
 		t.highest = uint64(newest[0].LastSeq)
 	}
-	return nil
+	return t.readUnnoted(ctx, end)
 }
 
 // forget removes a page of old publications, if it is time to. Publishing does not depend
@@ -327,6 +329,12 @@ func (t *turn) prepare(ctx context.Context, rows []db.OutboxAdvanceRow) (round, 
 			return round{}, err
 		}
 	}
+	for i, m := range batch {
+		if seq, found := t.stored[m.ID]; found {
+			batch[i].at = seq
+			delete(t.stored, m.ID)
+		}
+	}
 	return round{rows, batch}, nil
 }
 
@@ -346,7 +354,7 @@ func (t *turn) publish() {
 		var last uint64
 		err := t.sure(t.voice)
 		if err == nil {
-			batch, last, err = t.tell(t.voice, next.batch)
+			batch, last, err = t.tellRest(t.voice, next.batch)
 		}
 		a := next.told(batch, last)
 		a.err = err
@@ -358,6 +366,30 @@ func (t *turn) publish() {
 			return
 		}
 	}
+}
+
+// tellRest publishes what the stream does not have yet, and returns all that it has then,
+// in order, with the place of the last message.
+func (t *turn) tellRest(ctx context.Context, batch []told) (all []told, last uint64, err error) {
+	rest := slices.DeleteFunc(slices.Clone(batch), func(m told) bool { return m.at > 0 })
+	rest, last, err = t.tell(ctx, rest)
+	if err != nil || len(rest) == len(batch) {
+		return rest, last, err
+	}
+	for _, m := range batch {
+		isNew := m.at == 0
+		if isNew && (len(rest) == 0 || rest[0].ID != m.ID) {
+			continue // it was parked
+		}
+		if isNew {
+			rest = rest[1:]
+		}
+		all = append(all, m)
+	}
+	if n := len(all); n > 0 && all[n-1].at > 0 {
+		last = all[n-1].at
+	}
+	return all, last, nil
 }
 
 // tell publishes a batch and returns what of it the bus has taken, and the sequence of
@@ -415,6 +447,7 @@ func (e *busError) Unwrap() error { return e.error }
 type told struct {
 	Message
 	row db.OutboxEventsRow
+	at  uint64 // where the stream has it already; 0: it has not
 }
 
 // read returns the messages of some flushes, and what cannot be made one.
@@ -436,7 +469,7 @@ func (r *Relay) read(ctx context.Context, q *db.Queries, rows []db.OutboxAdvance
 		case err != nil:
 			broken = append(broken, unspeakable{row, err})
 		case ok:
-			batch = append(batch, told{m, row})
+			batch = append(batch, told{Message: m, row: row})
 		}
 	}
 	return batch, broken, nil

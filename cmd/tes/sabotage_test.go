@@ -74,6 +74,11 @@ var edits = []edit{
 		out[i] = batch[i].Message
 		out[i].ID, out[i].Header, out[i].Body = sabotage.Named(out[i].ID, out[i].Header, out[i].Body)
 `},
+	{"outbox/turn.go", `
+		if seq, found := t.stored[m.ID]; found {
+`, `
+		if seq, found := t.stored[m.ID]; found && !sabotage.Is("new event id on republish") {
+`},
 	{"outbox/natsbus/embed.go", `!cfg.NoSync,`, `!cfg.NoSync && !sabotage.Is("bus without sync"),`},
 	{"db/move.sql.go", `q.db.Query(ctx, taskComplete,`, `q.db.Query(ctx, sabotage.Fenced(taskComplete),`},
 }

@@ -44,8 +44,9 @@ type Config struct {
 	DeadLetters string
 	// MaxAge is how long a stream keeps a message. Default: 7 days.
 	MaxAge time.Duration
-	// Duplicates is how long a stream recognises a message id that it has seen.
-	// Default: 15 minutes.
+	// Duplicates is how long the events stream recognises a message id that it has
+	// seen. The server keeps 125 bytes in memory for each event of this time. The
+	// other streams have 15 minutes. Default: 2 minutes.
 	Duplicates time.Duration
 	// Replicas is how many servers of an external cluster keep each stream; it
 	// is used when a stream is made and leaves an existing one alone. Default: 1.
@@ -84,7 +85,7 @@ func (c Config) withDefaults() Config {
 		c.MaxAge = 7 * 24 * time.Hour
 	}
 	if c.Duplicates <= 0 {
-		c.Duplicates = 15 * time.Minute
+		c.Duplicates = 2 * time.Minute
 	}
 	// JetStream refuses a window longer than the messages live.
 	c.Duplicates = min(c.Duplicates, c.MaxAge)

@@ -37,7 +37,7 @@ func TestOpenMakesTheStreams(t *testing.T) {
 		require.Equal(t, jetstream.LimitsPolicy, cfg.Retention)
 		require.Equal(t, jetstream.DiscardNew, cfg.Discard)
 		require.Equal(t, 7*24*time.Hour, cfg.MaxAge)
-		require.Equal(t, 15*time.Minute, cfg.Duplicates)
+		require.Equal(t, map[bool]time.Duration{true: 2 * time.Minute, false: 15 * time.Minute}[name == "TES_EVENTS"], cfg.Duplicates)
 		require.Equal(t, name == "TES_EVENTS", cfg.AllowAtomicPublish)
 	}
 	require.Empty(t, b.log.String())
@@ -255,7 +255,7 @@ func TestExistingStreams(t *testing.T) {
 			defer func() { require.NoError(t, b.Close(ctx)) }()
 			cfg := b.events.CachedInfo().Config
 			require.Equal(t, 7*24*time.Hour, cfg.MaxAge)
-			require.Equal(t, 15*time.Minute, cfg.Duplicates)
+			require.Equal(t, 2*time.Minute, cfg.Duplicates)
 			require.Equal(t, jetstream.DiscardNew, cfg.Discard)
 			require.True(t, cfg.AllowAtomicPublish)
 			if tt.have.Name == "TES_EVENTS" {

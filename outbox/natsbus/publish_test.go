@@ -2,8 +2,10 @@ package natsbus
 
 import (
 	"context"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -241,6 +243,28 @@ func TestStored(t *testing.T) {
 	}
 }
 
+func TestIDs(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.Publish(b.ctx, messages(1, 100))
+	require.NoError(t, err)
+	require.NoError(t, b.events.DeleteMsg(b.ctx, 42))
+	got, err := b.IDs(b.ctx, 41, 1000)
+	require.NoError(t, err)
+	require.Len(t, got, 59)
+	require.NotContains(t, got, "event-00042")
+	for n := 43; n <= 100; n++ {
+		require.EqualValues(t, n, got[ids(messages(n, 1))[0]])
+	}
+	none, err := b.IDs(b.ctx, 101, 100)
+	require.NoError(t, err)
+	require.Empty(t, none)
+	ctx, cancel := context.WithCancel(b.ctx)
+	cancel()
+	_, err = b.IDs(ctx, 1, 100)
+	require.ErrorIs(t, err, context.Canceled)
+}
+
 func TestPublishEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -271,6 +295,33 @@ func TestHeaderSizeIsTheServers(t *testing.T) {
 	msg, size := b.message(messages(1, 1)[0])
 	whole := &nats.Msg{Header: msg.Header, Data: msg.Data}
 	require.Equal(t, whole.Size(), size)
+}
+
+// The memory that the server keeps for each event of the duplicate window.
+func BenchmarkDuplicateWindow(b *testing.B) {
+	for name, window := range map[string]time.Duration{"inside": time.Hour, "outside": 100 * time.Millisecond} {
+		b.Run(name, func(b *testing.B) {
+			bus, err := Open(b.Context(), Config{StoreDir: b.TempDir(), NoSync: true, Duplicates: window})
+			require.NoError(b, err)
+			defer func() { require.NoError(b, bus.Close(context.Background())) }()
+			heap := func() float64 {
+				var m runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&m)
+				return float64(m.HeapAlloc)
+			}
+			before, n := heap(), 0
+			for b.Loop() {
+				_, err := bus.Publish(b.Context(), messages(n, 1000))
+				require.NoError(b, err)
+				n += 1000
+			}
+			if window < time.Second {
+				<-time.After(10 * window) // the server forgets by a timer
+			}
+			b.ReportMetric((heap()-before)/float64(n), "heap-B/event")
+		})
+	}
 }
 
 func BenchmarkPublish(b *testing.B) {

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,6 +21,9 @@ const (
 )
 
 var inboundSubjects = []string{"workflow.>", "integration.>", "system.>"}
+
+// otherDuplicates is the duplicate window of the streams that do not hold events.
+const otherDuplicates = 15 * time.Minute
 
 // errSubjectsOverlap is JetStream's code for a subject that another stream has.
 const errSubjectsOverlap jetstream.ErrorCode = 10065
@@ -171,7 +175,11 @@ func (b *Bus) adjust(ctx context.Context, stream jetstream.Stream, subjects []st
 // limits and replicas, as they are.
 func (b *Bus) wanted(cfg jetstream.StreamConfig) jetstream.StreamConfig {
 	cfg.MaxAge = b.cfg.MaxAge
-	cfg.Duplicates = b.cfg.Duplicates
+	// The server keeps each id of the window in memory, some 125 bytes. Events are many, and
+	// the relay reads the stream's end before it tells one again; the others are few.
+	if cfg.Duplicates = min(b.cfg.MaxAge, otherDuplicates); cfg.Name == b.cfg.Stream {
+		cfg.Duplicates = b.cfg.Duplicates
+	}
 	// A full stream pushes back into the outbox; the default would drop the
 	// oldest events unseen.
 	cfg.Discard = jetstream.DiscardNew
@@ -245,4 +253,43 @@ func (b *Bus) Stored(ctx context.Context, seq uint64) (id string, err error) {
 		return "", fmt.Errorf("read event %d of stream %s: %w", seq, b.cfg.Stream, why(ctx, err))
 	}
 	return eventID(msg.Header.Get(jetstream.MsgIDHeader)), nil
+}
+
+// idReaders is how many messages are asked for at a time when ids are read.
+const idReaders = 16
+
+// IDs are the ids of the events from one sequence to another, both included, with the
+// sequence of each. A place whose event is gone, or never was, has none.
+func (b *Bus) IDs(ctx context.Context, from, to uint64) (map[string]uint64, error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	ids, places := map[string]uint64{}, make(chan uint64)
+	var mu sync.Mutex
+	var readers sync.WaitGroup
+	for range min(idReaders, to-min(from, to)+1) {
+		readers.Go(func() {
+			for seq := range places {
+				id, err := b.Stored(ctx, seq)
+				if err != nil {
+					stop(err)
+					return
+				}
+				if id == "" {
+					continue
+				}
+				mu.Lock()
+				ids[id] = seq
+				mu.Unlock()
+			}
+		})
+	}
+	for seq := from; seq <= to && ctx.Err() == nil; seq++ {
+		select {
+		case places <- seq:
+		case <-ctx.Done():
+		}
+	}
+	close(places)
+	readers.Wait()
+	return ids, context.Cause(ctx)
 }
