@@ -75,7 +75,7 @@ type Config struct {
 	due     time.Duration
 
 	drainDelay time.Duration
-	tokenLife  time.Duration
+	tokenLife  time.Duration // 0: the verifier's default
 }
 
 // elsewhere are the TES_ variables that are read by the tests, not by us.
@@ -217,7 +217,9 @@ func (c *Config) parse() (wrong []error) {
 	c.grace = duration("TES_SHUTDOWN_GRACE", c.GraceTime, 20*time.Second)
 	c.drainDelay = duration("TES_DRAIN_DELAY", c.DrainDelay, 0)
 	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
-	c.tokenLife = duration("TES_TOKEN_MAX_LIFE", c.TokenMaxLife, 24*time.Hour)
+	if c.TokenMaxLife != "" { // else the verifier's own default
+		c.tokenLife = duration("TES_TOKEN_MAX_LIFE", c.TokenMaxLife, 24*time.Hour)
+	}
 	return append(wrong, c.parseOTel()...)
 }
 

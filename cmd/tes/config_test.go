@@ -36,7 +36,7 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 	t.Parallel()
 	good := map[string]string{
 		"TES_PG_PORT": "15432", "TES_PG_SYSTEM": "off", "TES_PG_DOWNLOAD": "on", "TES_NATS_SYNC": "off", "TES_LOG_LEVEL": "debug",
-		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_REQUIRE_USER_TOKEN": "true", "TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
+		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_TOKEN_MAX_LIFE": "1h", "TES_REQUIRE_USER_TOKEN": "true", "TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
 		"TES_HTTP": "[::1]:http", "TES_DATABASE_URL": "postgres://u:p@h:1/d?pool_max_conns=3",
 	}
 	help := settings()
@@ -87,6 +87,8 @@ func TestConfigRefuses(t *testing.T) {
 		"TES_SHUTDOWN_GRACE=20":       `TES_SHUTDOWN_GRACE: "20" is not a duration such as 20s`,
 		"TES_SHUTDOWN_GRACE=0s":       `TES_SHUTDOWN_GRACE: "0s" is not a duration such as 20s`,
 		"TES_SHUTDOWN_GRACE=-5s":      `TES_SHUTDOWN_GRACE: "-5s" is not a duration such as 20s`,
+		"TES_TOKEN_MAX_LIFE=0s":       `TES_TOKEN_MAX_LIFE: "0s" is not a duration such as 20s`,
+		"TES_TOKEN_MAX_LIFE=day":      `TES_TOKEN_MAX_LIFE: "day" is not a duration such as 20s`,
 		"TES_MANUAL_DUE=1d":           `TES_MANUAL_DUE: "1d" is not a duration such as 20s`,
 		"TES_HTTP_ALLOW=10.1.0.0":     `TES_HTTP_ALLOW: "10.1.0.0" is not a network such as 10.1.0.0/16`,
 		"TES_HTTP_ALLOW=10.0.0.0/8,x": `TES_HTTP_ALLOW: "x" is not a network such as 10.1.0.0/16`,
