@@ -41,6 +41,8 @@ type Bus struct {
 	closed bool
 	hooks  []func()
 	buried func(ctx context.Context, id, subject, reason string) error // told of dead letters; may be nil
+	fence  fence                                                       // of the next publication
+	moves  int                                                         // how often in a row it has refused
 	events jetstream.Stream                                            // as it was last made sure of
 	// link ends when the connection does; a new one stands after a reconnect.
 	link   context.Context

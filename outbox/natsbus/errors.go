@@ -13,6 +13,11 @@ var ErrClosed = errors.New("the bus is closed")
 // Publish the same batch again; what is stored already is recognised.
 var ErrDisconnected = errors.New("no connection to the NATS server")
 
+// ErrMoved says that somebody else has published to the events stream since its end was
+// read: nothing of the message, or batch, is stored. Read the tail and compare before
+// publishing again.
+var ErrMoved = errors.New("the stream does not end where it did: somebody else publishes to it")
+
 // errNoAnswer ends a wait that nobody else ended.
 var errNoAnswer = errors.New("no answer from the NATS server in time")
 

@@ -48,23 +48,29 @@ func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64,
 	if err != nil {
 		return 0, err
 	}
+	f := b.takeFence()
+	defer func() { b.leaveFence(f, err) }()
 	var next *staged
 	for i, chunk := range chunks {
 		now := next
+		if now != nil && now.fence != f {
+			now = nil // it was staged for another place: the server forgets it
+		}
 		if now == nil {
-			now = b.stage(chunk)
+			now = b.stage(chunk, f)
 		}
 		next = nil
+		ahead := fence{f.armed, f.after + uint64(len(chunk))}
 		committed := make(chan struct{})
 		var seq uint64
 		go func() {
 			defer close(committed)
-			seq, err = b.commit(ctx, now)
+			seq, err = b.commit(ctx, now, &f)
 		}()
 		// While the server writes this chunk, the next travels. It is committed only
 		// once this one is stored, or order would hang on luck.
 		if i+1 < len(chunks) {
-			next = b.stage(chunks[i+1])
+			next = b.stage(chunks[i+1], ahead)
 		}
 		<-committed
 		if seq > 0 {
@@ -142,13 +148,17 @@ func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
 // commits them, or the server forgets them after ten seconds.
 type staged struct {
 	chunk []*nats.Msg
+	fence fence
 	batch jetstreamext.BatchPublisher // nil: it is to go without a batch
 	err   error                       // why not all were sent
 }
 
 // stage sends what can be sent before its turn.
-func (b *Bus) stage(chunk []*nats.Msg) *staged {
-	s := &staged{chunk: chunk}
+func (b *Bus) stage(chunk []*nats.Msg, f fence) *staged {
+	s := &staged{chunk: chunk, fence: f}
+	for i, msg := range chunk {
+		fence{f.armed && i == 0, f.after}.mark(msg) // of a batch only the first may say it
+	}
 	if len(chunk) < minBatchMessages || !b.batches.Load() {
 		return s
 	}
@@ -169,11 +179,15 @@ func (b *Bus) stage(chunk []*nats.Msg) *staged {
 // of it is stored already, which is what a lost acknowledgement or a killed relay
 // leaves behind: then the messages that are stored are stepped over one by one,
 // and the rest is tried as a batch once more.
-func (b *Bus) commit(ctx context.Context, s *staged) (last uint64, err error) {
+func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err error) {
 	for tries := 0; s.batch != nil && tries < 2; tries++ {
 		seq, err := b.commitBatch(ctx, s)
 		if err == nil {
+			f.after = seq
 			return seq, nil
+		}
+		if moved(err) {
+			return last, fmt.Errorf("%w: %w", ErrMoved, err)
 		}
 		if !refused(err) {
 			return last, err
@@ -181,16 +195,16 @@ func (b *Bus) commit(ctx context.Context, s *staged) (last uint64, err error) {
 		if lacksBatches(err) {
 			b.batches.Store(false)
 		}
-		n, seq, err := b.publishSingles(ctx, s.chunk, true)
+		n, seq, err := b.publishSingles(ctx, s.chunk, true, f)
 		if seq > 0 {
 			last = seq
 		}
 		if err != nil {
 			return last, err
 		}
-		s = b.stage(s.chunk[n:])
+		s = b.stage(s.chunk[n:], *f)
 	}
-	_, seq, err := b.publishSingles(ctx, s.chunk, false)
+	_, seq, err := b.publishSingles(ctx, s.chunk, false, f)
 	if seq > 0 {
 		last = seq
 	}
@@ -213,12 +227,12 @@ func (b *Bus) commitBatch(ctx context.Context, s *staged) (uint64, error) {
 // publishSingles sends one after the other, each when the one before it is
 // stored. With pastDuplicates it stops after the first message that was new.
 // It returns how many are stored.
-func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplicates bool) (n int, last uint64, err error) {
+func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplicates bool, f *fence) (n int, last uint64, err error) {
 	for _, msg := range chunk {
 		msg.Header.Del(jetstreamext.BatchIDHeader)
 		msg.Header.Del(jetstreamext.BatchSeqHeader)
 		msg.Header.Del(jetstreamext.BatchCommitHeader)
-		seq, fresh, err := b.publishOne(ctx, msg)
+		seq, fresh, err := b.publishOne(ctx, msg, f)
 		if err != nil {
 			return n, last, err
 		}
@@ -230,19 +244,27 @@ func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplica
 	return n, last, nil
 }
 
-func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg) (seq uint64, fresh bool, err error) {
+func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg, f *fence) (seq uint64, fresh bool, err error) {
 	ctx, done := b.exchange(ctx)
 	defer done()
 	id := msg.Header.Get(jetstream.MsgIDHeader)
+	if room := b.nc.MaxPayload() - int64(msg.Size()); room < fenceBytes {
+		fence{}.mark(msg) // one that fits only just goes without
+	} else {
+		f.mark(msg)
+	}
 	ack, err := b.js.PublishMsg(ctx, msg)
 	var no *jetstream.APIError
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload), // the server we are connected to now takes less
 		errors.As(err, &no) && (no.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum || no.ErrorCode == errHeaderTooLarge):
 		return 0, false, &TooLarge{ID: eventID(id)}
+	case moved(err):
+		return 0, false, fmt.Errorf("%w: %w", ErrMoved, err)
 	case err != nil:
 		return 0, false, fmt.Errorf("message %s: %w", eventID(id), why(ctx, err))
 	case !ack.Duplicate:
+		f.after = ack.Sequence
 		return ack.Sequence, true, nil
 	}
 	// The window remembers ids of messages that a purge has taken away. Such a
@@ -255,7 +277,7 @@ func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg) (seq uint64, fresh 
 		return ack.Sequence, false, nil
 	}
 	msg.Header.Set(jetstream.MsgIDHeader, eventID(id)+againMark+strconv.FormatUint(ack.Sequence, 10))
-	return b.publishOne(ctx, msg)
+	return b.publishOne(ctx, msg, f)
 }
 
 // againMark parts an event's id from the lost sequence in the Nats-Msg-Id of an

@@ -231,6 +231,7 @@ func (b *Bus) Tail(ctx context.Context) (last uint64, created time.Time, err err
 		return 0, time.Time{}, fmt.Errorf("read the tail of stream %s: %w", b.cfg.Stream, why(ctx, err))
 	}
 	info := stream.CachedInfo()
+	b.arm(info)
 	return info.State.LastSeq, info.Created, nil
 }
 
