@@ -36,7 +36,7 @@ type node struct {
 	propertyNames  *node
 	dependent      []dependency
 	unevaluated    *node // members
-	items, rest    *node // rest: additionalItems
+	rest           *node // items, or those behind prefix
 	prefix         []*node
 	contains       *node
 	restItems      *node // unevaluatedItems

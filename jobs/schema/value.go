@@ -14,7 +14,6 @@ import (
 // exactly if their keys are: 1, 1.0 and 10e-1 are one number, and members have no
 // order. It answers false, early, if the key is longer than longest.
 func appendKey(to []byte, x any, longest int) ([]byte, bool) {
-	ok := true
 	switch x := x.(type) {
 	case nil:
 		to = append(to, 'n')
@@ -33,6 +32,7 @@ func appendKey(to []byte, x any, longest int) ([]byte, bool) {
 		}
 		to = append(to, '[')
 		for _, item := range x {
+			var ok bool
 			if to, ok = appendKey(to, item, longest); !ok {
 				return to, false
 			}
@@ -44,6 +44,7 @@ func appendKey(to []byte, x any, longest int) ([]byte, bool) {
 		}
 		to = append(to, '{')
 		for _, name := range slices.Sorted(maps.Keys(x)) {
+			var ok bool
 			if to, ok = appendKey(appendText(to, name), x[name], longest); !ok {
 				return to, false
 			}
