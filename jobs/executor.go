@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // An Executor does the work of one attempt. It must return soon after ctx ends:
@@ -112,6 +114,23 @@ type Failure struct {
 }
 
 func (f *Failure) Error() string { return f.Code + ": " + f.Message }
+
+// Redacted is the failure as it may be kept, told and logged: without credentials, and
+// with texts of bounded length. It is what every failure becomes before it is written,
+// whoever it came from.
+func (f *Failure) Redacted() *Failure {
+	return &Failure{
+		Code: discreet(f.Code, longestCode), Message: discreet(f.Message, longestMessage), StackTrace: discreet(f.StackTrace, longestStack),
+		Details: redact.JSON(f.Details), Retryable: f.Retryable,
+	}
+}
+
+// discreet makes somebody's words about a failure fit to be kept: without credentials,
+// for jsonb, and not endless. A credential may stand across the cut, so that more than is
+// kept is looked through.
+func discreet(s string, longest int) string {
+	return storable(redact.Text(s[:min(len(s), 8*longest)]), longest)
+}
 
 // Outage says that a neighbour could not be reached at all: nothing is known to
 // have happened, so the task waits and no attempt is spent.

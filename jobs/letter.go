@@ -83,9 +83,9 @@ func letterReason(output json.RawMessage) string {
 	}
 	switch {
 	case json.Unmarshal(output, &said) == nil && said.Reason != "":
-		return storable(said.Reason, longestMessage)
+		return discreet(said.Reason, longestMessage)
 	case len(output) > 0:
-		return storable(string(output), longestMessage)
+		return discreet(string(output), longestMessage)
 	}
 	return "handled"
 }
@@ -93,8 +93,9 @@ func letterReason(output json.RawMessage) string {
 // returnLetter puts a leased dead letter back. Said again, it is answered as the
 // first time.
 func (t *Tasks) returnLetter(ctx context.Context, w *word, why string, delay time.Duration) (db.Task, error) {
+	why = discreet(why, longestMessage)
 	back, err := t.q.LetterReturn(ctx, db.LetterReturnParams{
-		TaskIds: []uuid.UUID{w.id.task}, JobIds: []int64{w.id.job}, Why: storable(why, longestMessage), DelayMs: delay.Milliseconds(),
+		TaskIds: []uuid.UUID{w.id.task}, JobIds: []int64{w.id.job}, Why: why, DelayMs: delay.Milliseconds(),
 	})
 	if err != nil {
 		return db.Task{}, readError("task "+w.id.task.String(), err)
@@ -106,7 +107,7 @@ func (t *Tasks) returnLetter(ctx context.Context, w *word, why string, delay tim
 			return db.Task{}, ErrLeaseLost
 		case err != nil:
 			return db.Task{}, readError("job of a lease", err)
-		case before != storable(why, longestMessage):
+		case before != why:
 			return db.Task{}, &Conflict{Message: "the dead letter was put back already, with another word"}
 		}
 		return w.task, nil

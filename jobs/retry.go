@@ -66,7 +66,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 	default:
 		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
 	}
-	m.code = f.Code
+	m.code = discreet(f.Code, longestCode)
 	m.problem = problem(f, policy.Retryable(f), at)
 	if retry {
 		count := int(h.failures) + 1
@@ -107,18 +107,20 @@ func released(h held, at time.Time, delay time.Duration) *move {
 
 // The bounds of what is kept of an error.
 const (
+	longestCode    = 128
 	longestMessage = 2000
 	longestStack   = 16 << 10
 )
 
-// problem is the document's error, as the tables keep it.
+// problem is the document's error, as the tables keep it: the one place where a failure
+// is written, and so where it is redacted.
 func problem(f *Failure, retryable bool, at time.Time) json.RawMessage {
-	p := outbox.Problem{
-		Code: storable(f.Code, 128), Message: storable(f.Message, longestMessage), StackTrace: storable(f.StackTrace, longestStack),
-		Timestamp: at, Retryable: retryable,
+	if len(f.Details) > longestStack || len(f.Details) > 0 && GuardJSON(f.Details) != nil {
+		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
 	}
-	if len(f.Details) > 0 && len(f.Details) <= longestStack && GuardJSON(f.Details) == nil {
-		p.Details = f.Details
+	f = f.Redacted()
+	p := outbox.Problem{
+		Code: f.Code, Message: f.Message, StackTrace: f.StackTrace, Details: f.Details, Timestamp: at, Retryable: retryable,
 	}
 	text, err := json.Marshal(p)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/riverqueue/river"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // channelTime is how long one channel has to take a notice before the next is tried: the
@@ -62,6 +63,7 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 		return err
 	}
 	channel, why, again := w.send(ctx, n, s)
+	why = redact.Text(why) // the Notification Service's words
 	switch {
 	case channel != "":
 		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "sent", Channel: channel, Detail: why, Tried: 1})

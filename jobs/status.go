@@ -91,7 +91,7 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 			f = &Failure{Code: CodeTimeout, Message: f.Message, Details: f.Details}
 			m.outcome = db.AttemptOutcomeTIMEDOUT
 		}
-		m.problem, m.failures, m.code = problem(f, false, m.at), 1, f.Code
+		m.problem, m.failures, m.code = problem(f, false, m.at), 1, discreet(f.Code, longestCode)
 		m.begins = from != Running
 		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: m.at}
 	case Running:

@@ -75,7 +75,7 @@ func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay ti
 	if w.id.letter {
 		return t.returnLetter(ctx, w, "", delay)
 	}
-	said := releasedNote{Reason: storable(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
+	said := releasedNote{Reason: discreet(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
 	if !w.holds() {
 		return t.releasedBefore(ctx, w, said)
 	}

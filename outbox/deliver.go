@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // StatusUpdate is the body of a callback.
@@ -110,6 +111,7 @@ const maxProblem = 200
 
 // shorten makes a reason fit for a text column.
 func shorten(reason string) string {
+	reason = redact.Text(reason[:min(len(reason), 8*maxProblem)])
 	reason = strings.ReplaceAll(strings.ToValidUTF8(reason, "�"), "\x00", "�")
 	if len(reason) <= maxProblem {
 		return reason

@@ -83,12 +83,13 @@ func (d *errorDocument) failure() *jobs.Failure {
 	if string(details) == "null" {
 		details = nil
 	}
-	return &jobs.Failure{
+	f := &jobs.Failure{
 		Code:      d.Error.Code,
 		Message:   clip(d.Error.Message, maxMessage),
 		Details:   details,
 		Retryable: &retryable,
 	}
+	return f.Redacted()
 }
 
 // decode reads a good answer's body. One that cannot be read is a refusal: the

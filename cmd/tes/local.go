@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/spans"
 	"github.com/seed-3f7a0631/tes/db/localpg"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
@@ -262,11 +264,22 @@ func tempBeside(path string) (*os.File, error) {
 	return temp, nil
 }
 
+// failing are the attributes that hold what went wrong, in the words of whoever failed:
+// no credential in them reaches the log.
+var failing = []string{"error", "why", "reason", "panic", "stack", "detail"}
+
+// longestFailing bounds them, in bytes.
+const longestFailing = 64 << 10
+
 // logger writes to stderr; stdout is for what a command has to say.
 func logger(s *shell, level slog.Level, format string) *slog.Logger {
 	options := &slog.HandlerOptions{Level: s.cfg.level(level), ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Value.Kind() == slog.KindDuration {
+		switch {
+		case a.Value.Kind() == slog.KindDuration:
 			return slog.String(a.Key, a.Value.Duration().String()) // not a count of nanoseconds
+		case slices.Contains(failing, a.Key):
+			text := a.Value.String()
+			return slog.String(a.Key, redact.Text(text[:min(len(text), longestFailing)]))
 		}
 		return a
 	}}

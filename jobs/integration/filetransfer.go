@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // FILE_TRANSFER "sends file data, receives transfer status". Files go by reference:
@@ -58,7 +59,7 @@ func fileReference(text string) error {
 		return refuse("names a user: credentials go by credentialRef")
 	}
 	for name := range u.Query() {
-		if secretName(name) || signatures[strings.ToLower(name)] {
+		if redact.SecretName(name) || signatures[strings.ToLower(name)] {
 			return refuse("carries a credential in its query: credentials go by credentialRef")
 		}
 	}

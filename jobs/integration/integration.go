@@ -10,6 +10,7 @@ import (
 	"fmt"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // Call is one request to the Integration Service. IdempotencyKey is the same for
@@ -100,8 +101,8 @@ func (Answers) Output(call jobs.IntegrationCall, data json.RawMessage) (json.Raw
 	if errors.As(err, &refused) {
 		return nil, Answers{}.Failure(refused)
 	}
-	return withoutSecrets(output), err
+	return redact.JSON(output), err
 }
 
 // Failure is a failure as it may be kept and told.
-func (Answers) Failure(f *jobs.Failure) *jobs.Failure { return discreet(f) }
+func (Answers) Failure(f *jobs.Failure) *jobs.Failure { return f.Redacted() }

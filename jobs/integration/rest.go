@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // REST "sends request parameters, receives response data". An input that has path,
@@ -112,7 +113,7 @@ func headers(all map[string]string) error {
 			return refuse("headers has a name that is none")
 		case strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }):
 			return refuse("headers.%s has a control character", name)
-		case secretName(http.CanonicalHeaderKey(name)):
+		case redact.SecretName(http.CanonicalHeaderKey(name)):
 			return refuse("headers.%s is a credential: name it by credentialRef", name)
 		}
 	}

@@ -22,7 +22,7 @@ const dialWait = 10 * time.Second
 func (b *Bus) connect(ctx context.Context) error {
 	b.newLink()
 	opts := b.options()
-	target := redact(b.cfg.URL)
+	target := withoutSecrets(b.cfg.URL)
 	if b.srv != nil {
 		target = "the embedded NATS server"
 		opts = append(opts, nats.InProcessServer(b.srv.Server))
@@ -207,15 +207,15 @@ func checkURLs(urls string) error {
 		_, err := url.Parse(part)
 		var bad *url.Error
 		if errors.As(err, &bad) {
-			return fmt.Errorf("the NATS URL %s cannot be read: %w", redact(part), bad.Err)
+			return fmt.Errorf("the NATS URL %s cannot be read: %w", withoutSecrets(part), bad.Err)
 		}
 	}
 	return nil
 }
 
-// redact takes the secrets out of a list of URLs; a token stands where a user
+// withoutSecrets takes the secrets out of a list of URLs; a token stands where a user
 // would, so the user goes too.
-func redact(urls string) string {
+func withoutSecrets(urls string) string {
 	parts := strings.Split(urls, ",")
 	for i, p := range parts {
 		u, err := url.Parse(strings.TrimSpace(p))

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 const (
@@ -93,9 +95,10 @@ func (b *Bus) deadLetter(ctx context.Context, id string, msg jetstream.Msg, reas
 	return err
 }
 
-// oneLine makes s fit for a header and a terminal: printable, no line breaks,
-// not longer than maxReason.
+// oneLine makes s fit for a header and a terminal: without credentials, printable, no
+// line breaks, not longer than maxReason.
 func oneLine(s string) string {
+	s = redact.Text(s[:min(len(s), 8*maxReason)])
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

@@ -1,12 +1,16 @@
-package integration
+// Package redact takes credentials out of what is kept, told and logged: out of texts,
+// by what credentials look like and by the names that they are given under, and out of
+// JSON, by the names of members. Every failure goes through it, whoever it came from: a
+// worker, a person, another system, an executor, a neighbour.
+//
+// Done twice it changes nothing more.
+package redact
 
 import (
 	"bytes"
 	"encoding/json"
 	"regexp"
 	"strings"
-
-	"github.com/seed-3f7a0631/tes/jobs"
 )
 
 // redacted stands where a secret stood.
@@ -30,7 +34,8 @@ var (
 	punctuation = strings.NewReplacer("-", "", "_", "", ".", "", "@", "", " ", "")
 )
 
-func secretName(name string) bool {
+// SecretName says whether credentials travel under a name.
+func SecretName(name string) bool {
 	plain := punctuation.Replace(strings.ToLower(name))
 	for _, ending := range secretEndings {
 		if strings.HasSuffix(plain, ending) {
@@ -40,10 +45,10 @@ func secretName(name string) bool {
 	return secrets[plain]
 }
 
-// withoutSecrets replaces the values of members that are credentials by their names, at
-// any depth, and what looks like a credential in any text. An answer without any is
-// returned as it came.
-func withoutSecrets(data json.RawMessage) json.RawMessage {
+// JSON replaces the values of members that are credentials by their names, at any depth,
+// and what looks like a credential in any text. A document without any is returned as it
+// came, to the byte; one that is no JSON too.
+func JSON(data json.RawMessage) json.RawMessage {
 	if len(data) == 0 {
 		return data
 	}
@@ -68,7 +73,7 @@ func withoutSecrets(data json.RawMessage) json.RawMessage {
 func redact(v any) (clean any, found bool) {
 	switch v := v.(type) {
 	case string:
-		text := hide(v)
+		text := Text(v)
 		return text, text != v
 	case []any:
 		for i, each := range v {
@@ -80,7 +85,7 @@ func redact(v any) (clean any, found bool) {
 		clean := make(map[string]any, len(v))
 		for name, value := range v {
 			to, here := redactMember(v, name, value)
-			plain := hide(name)
+			plain := Text(name)
 			clean[plain], found = to, found || here || plain != name
 		}
 		return clean, found
@@ -94,7 +99,7 @@ func redactMember(of map[string]any, name string, value any) (clean any, found b
 	switch {
 	case value == nil || flag:
 		return value, false
-	case secretName(name) || name == "value" && namesSecret(of):
+	case SecretName(name) || name == "value" && namesSecret(of):
 		return redacted, true
 	case said && strings.EqualFold(name, "token"):
 		return value, false
@@ -105,15 +110,16 @@ func redactMember(of map[string]any, name string, value any) (clean any, found b
 // namesSecret: a list of headers or settings may be one of {name, value}.
 func namesSecret(pair map[string]any) bool {
 	for _, member := range []string{"name", "key", "header"} {
-		if name, ok := pair[member].(string); ok && secretName(name) {
+		if name, ok := pair[member].(string); ok && SecretName(name) {
 			return true
 		}
 	}
 	return false
 }
 
-// hide takes out of a text what looks like a credential in it.
-func hide(text string) string {
+// Text takes out of a text what looks like a credential in it. It takes time in
+// proportion to the text: bound it first.
+func Text(text string) string {
 	if !strings.ContainsAny(strings.TrimRight(text, "="), ":=<. ") {
 		return text // a word: long ones are files, and not looked through
 	}
@@ -125,8 +131,8 @@ func hide(text string) string {
 }
 
 var (
-	// element is one of XML, with a text.
-	element = regexp.MustCompile(`<(?:[\w.-]+:)?([\w.-]+)(?:\s[^<>]*)?>(?:<!\[CDATA\[)?([^<]+)<`)
+	// element is one of XML, with a text; the text may be cut off.
+	element = regexp.MustCompile(`<(?:[\w.-]+:)?([\w.-]+)(?:\s[^<>]*)?>(?:<!\[CDATA\[)?([^<]+)(?:<|$)`)
 	// named is a name that is given a value: as in a query, a header, JSON or an
 	// environment.
 	named = regexp.MustCompile(`([A-Za-z][A-Za-z0-9_.@-]*)\\*["']?\s*(?:=>|=|:)\s*`)
@@ -150,7 +156,7 @@ func withoutAssigned(text string) string {
 		out.WriteString(rest[:at[1]])
 		name := rest[at[2]:at[3]]
 		rest = rest[at[1]:]
-		if !secretName(name) {
+		if !SecretName(name) {
 			continue
 		}
 		start := begins.FindString(rest)
@@ -171,7 +177,7 @@ func withoutElements(text string) string {
 			out.WriteString(rest)
 			return out.String()
 		}
-		if secretName(rest[at[2]:at[3]]) {
+		if SecretName(rest[at[2]:at[3]]) {
 			out.WriteString(rest[:at[4]] + redacted)
 		} else {
 			out.WriteString(rest[:at[5]])
@@ -215,13 +221,7 @@ var leaks = []struct {
 }{
 	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`), redacted},
 	{regexp.MustCompile(`://[^/?#\s"'<>]+@`), "://" + redacted + "@"},
+	// The same, cut off; a host with its port is none.
+	{regexp.MustCompile(`://[^/?#\s"'<>@:\[]+:[^/?#\s"'<>@]*[^/?#\s"'<>@0-9][^/?#\s"'<>@]*$`), "://" + redacted},
 	{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), redacted},
-}
-
-// discreet is a failure without credentials in its words.
-func discreet(f *jobs.Failure) *jobs.Failure {
-	out := *f
-	out.Message, out.StackTrace = hide(f.Message), hide(f.StackTrace)
-	out.Details = withoutSecrets(f.Details)
-	return &out
 }
