@@ -57,6 +57,11 @@ type Config struct {
 	MaxBody int64
 	// RequestTimeout bounds a request, mounts apart; default 10 s.
 	RequestTimeout time.Duration
+	// Limits hold callers to a rate; default none.
+	Limits Limits
+	// AnswerTime is how long a client may take to read an answer, and as long again for
+	// each MiB that is begun; default 5 s.
+	AnswerTime time.Duration
 	// Mounts are handlers beside ours; default none.
 	Mounts []Mount
 	// Version of the program, for the Server header; default none.
@@ -91,6 +96,7 @@ type API struct {
 	router     *chi.Mux
 	huma       huma.API
 	reader     reader
+	limits     *limits
 	yaml, json []byte                      // the OpenAPI document
 	events     struct{ yaml, json []byte } // the AsyncAPI document
 	server     []string                    // the Server header; nil for none
@@ -172,6 +178,9 @@ func build(cfg Config) (*API, error) {
 	if cfg.RequestTimeout == 0 {
 		cfg.RequestTimeout = 10 * time.Second
 	}
+	if cfg.AnswerTime == 0 {
+		cfg.AnswerTime = 5 * time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -186,7 +195,7 @@ func build(cfg Config) (*API, error) {
 			return nil, fmt.Errorf("api: cannot mount at %q", m.Prefix)
 		}
 	}
-	a := &API{cfg: cfg, log: cfg.Logger, across: db.New(cfg.Reads), router: chi.NewMux()}
+	a := &API{cfg: cfg, log: cfg.Logger, across: db.New(cfg.Reads), router: chi.NewMux(), limits: newLimits(cfg.Limits)}
 	if cfg.Version != "" {
 		a.server = []string{"tes/" + cfg.Version}
 	}

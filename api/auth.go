@@ -81,8 +81,11 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 		c.refused = "no bearer token"
 		return problem(http.StatusUnauthorized, codeUnauthorized, "send a service token: Authorization: Bearer …").with("WWW-Authenticate", `Bearer realm="tes"`)
 	}
-	caller, err := a.cfg.Verifier.Verify(r.Context(), token)
+	caller, err := a.verify(c, r, token)
 	var bad badToken
+	if p, ok := asProblem(err); ok {
+		return p
+	}
 	switch {
 	case errors.As(err, &bad):
 		c.refused = string(bad)
@@ -91,6 +94,9 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 		return unavailable("tokens cannot be verified yet").because(err)
 	}
 	c.caller = caller
+	if p := a.spend(c, 1, 0); p != nil {
+		return p
+	}
 	if !who.allows(caller) {
 		c.refused = "not allowed"
 		return who.forbidden("to do this")

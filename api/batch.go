@@ -80,6 +80,9 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 	if err != nil {
 		return nil, err
 	}
+	if p := a.spend(c, len(list), 1); p != nil {
+		return nil, p
+	}
 	results := make([]BatchResult, len(list))
 	reqs, places := make([]jobs.Request, 0, len(list)), make([]int, 0, len(list))
 	for i, text := range list {

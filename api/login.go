@@ -41,8 +41,12 @@ func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
 			http.Redirect(w, r, login, http.StatusSeeOther)
 			return
 		}
-		caller, err := a.session(r)
 		c := callOf(r.Context())
+		caller, err := a.session(c, r)
+		if p, ok := asProblem(err); ok {
+			writeProblem(c, p)
+			return
+		}
 		switch {
 		case err != nil && !isBad(err):
 			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))
@@ -73,7 +77,7 @@ func (l *Login) allows(c *Caller, method string) bool {
 }
 
 // session is who the request is from: by its cookie, or by its Authorization header.
-func (a *API) session(r *http.Request) (*Caller, error) {
+func (a *API) session(c *call, r *http.Request) (*Caller, error) {
 	token, ok := bearer(r)
 	if cookie, err := r.Cookie(sessionCookie); !ok && err == nil {
 		token, ok = cookie.Value, true
@@ -81,7 +85,7 @@ func (a *API) session(r *http.Request) (*Caller, error) {
 	if !ok {
 		return nil, badToken("no token")
 	}
-	return a.cfg.Verifier.Verify(r.Context(), token)
+	return a.verify(c, r, token)
 }
 
 func isBad(err error) bool {
@@ -97,7 +101,11 @@ func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
 	case http.MethodPost:
 		r.Body = http.MaxBytesReader(w, r.Body, maxLoginForm)
 		token := strings.TrimSpace(r.PostFormValue("token"))
-		caller, err := a.cfg.Verifier.Verify(r.Context(), token)
+		caller, err := a.verify(c, r, token)
+		if p, ok := asProblem(err); ok {
+			writeProblem(c, p)
+			return
+		}
 		switch {
 		case err == nil && m.Login.allows(caller, http.MethodGet):
 			c.caller = caller

@@ -20,6 +20,7 @@ type Metrics struct {
 	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each neighbour that it calls, for each channel of the Notification Service, and for the bus. Callback hosts are not among them: the log has theirs."`
 	Inbound       []InboundCount  `json:"inbound" doc:"What came of the messages that were heard on the bus, since the beginning; subjects never heard are missing."`
 	Callbacks     CallbackCounts  `json:"callbacks" doc:"Status updates that callback addresses have not taken."`
+	Refusals      RefusalCounts   `json:"refusals" doc:"What the process that answers has refused, or could not answer, since it began."`
 }
 
 // TaskCounts are the tasks that there are now.
@@ -124,6 +125,14 @@ type CallbackCounts struct {
 	GivenUp  int64 `json:"givenUp" doc:"Updates that nobody will be told any more, up to 10,000."`
 }
 
+// RefusalCounts are requests that got nothing.
+type RefusalCounts struct {
+	RateLimited  int64 `json:"rateLimited" doc:"Of callers who asked for more than they may: 429."`
+	FailedTokens int64 `json:"failedTokens" doc:"With tokens that were not looked at, for too many bad ones came from their addresses: 429."`
+	ClientsGone  int64 `json:"clientsGone" doc:"Whose clients left before the answer was written."`
+	SlowReaders  int64 `json:"slowReaders" doc:"Whose clients were cut, for they read the answer too slowly."`
+}
+
 type metricsOutput struct{ Body *Metrics }
 
 var getTaskMetricsDoc = doc{
@@ -165,6 +174,10 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 		Outbox:    OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
 		Callbacks: CallbackCounts(callbacks),
 		Breakers:  []Breaker{},
+		Refusals: RefusalCounts{
+			RateLimited: a.limits.limited.Load(), FailedTokens: a.limits.failed.Load(),
+			ClientsGone: a.limits.gone.Load(), SlowReaders: a.limits.slow.Load(),
+		},
 	}
 	for _, b := range a.cfg.Breakers() {
 		m.Breakers = append(m.Breakers, Breaker{Name: b.Name, State: string(b.State), Since: b.Since.UTC().Truncate(time.Millisecond)})

@@ -45,7 +45,7 @@ type doc struct {
 	status   int    // of success; default 200
 	also     int    // another status with the same body; 0 for none
 	alsoText string // when it is that
-	errors   []int  // beside 401, 403, 422, 500, 503
+	errors   []int  // beside 401, 403, 422, 429, 500, 503
 	request  any    // an example of the body; nil for an operation without one
 	optional bool   // the body may be left out
 	bulk     bool   // the body is many, each of which is checked by the handler
@@ -87,7 +87,7 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 	op := huma.Operation{
 		OperationID: d.id, Method: method, Path: path, Tags: []string{d.tag}, Summary: d.summary, Description: d.description,
 		DefaultStatus: status,
-		Errors:        append([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}, d.errors...),
+		Errors:        append([]int{http.StatusUnauthorized, http.StatusForbidden, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable}, d.errors...),
 		Security:      who.security(),
 		Extensions:    map[string]any{"x-callers": []string{"*"}},
 		Responses:     map[string]*huma.Response{},
@@ -117,7 +117,8 @@ func describe() huma.Config {
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Formats = formats
 	cfg.Info.Description = "The internal endpoints of the Task Execution Service. Times are RFC 3339 in UTC; durations are integers of milliseconds. " +
-		"Every error is a problem document (RFC 9457) with a stable code."
+		"Every error is a problem document (RFC 9457) with a stable code. Callers may be held to a rate: their answers have RateLimit-Policy and RateLimit, " +
+		"and beyond it they get 429 RATE_LIMITED with Retry-After. A batch counts as its items."
 	cfg.Tags = []*huma.Tag{
 		{Name: tagTasks, Description: "Create, read and move tasks."},
 		{Name: tagLeases, Description: "Work tasks from outside, in any language."},

@@ -175,6 +175,9 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 }
 
 func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsOutput, error) {
+	if p := a.spend(callOf(ctx), len(in.Body.Heartbeats), 1); p != nil {
+		return nil, p
+	}
 	results := make([]HeartbeatResult, len(in.Body.Heartbeats))
 	var beats []jobs.Beat
 	var places []int // of the beats among the results

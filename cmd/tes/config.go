@@ -17,6 +17,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/bucket"
 	"github.com/seed-3f7a0631/tes/jobs/automated"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
@@ -60,6 +62,11 @@ type Config struct {
 	Observability   string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
 	ResourceURL     string `env:"TES_RESOURCE_URL" help:"Resource Service. With neither this nor TES_NEIGHBOURS_URL, tasks run with what their definitions require, unreserved."`
 
+	RateLimit      string `env:"TES_RATE_LIMIT" help:"Requests a second that each service of each tenant may make at each process, in the mean; a batch counts as its items. Set, it holds for services without a tenant too; 0: nobody is limited. Default: 1000 for tenants, none for others."`
+	RateBurst      string `env:"TES_RATE_BURST" help:"Requests that may come at once. Default: twice TES_RATE_LIMIT."`
+	FailedTokens   string `env:"TES_FAILED_TOKEN_LIMIT" help:"Tokens a second that are not valid and may come from one address; five times as many at once. Beyond that none is verified that was not good before. 0: any number. Default: 10."`
+	TrustedProxies string `env:"TES_TRUSTED_PROXIES" help:"Networks of proxies whose X-Forwarded-For says where a request comes from, such as 10.0.0.0/8. Default: none."`
+
 	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
 
 	TokenMaxLife string `env:"TES_TOKEN_MAX_LIFE" help:"The longest that a service token may be good for, from its issue to its expiry. Default: 24h."`
@@ -76,6 +83,7 @@ type Config struct {
 
 	drainDelay time.Duration
 	tokenLife  time.Duration // 0: the verifier's default
+	limits     api.Limits
 }
 
 // elsewhere are the TES_ variables that are read by the tests, not by us.
@@ -180,17 +188,11 @@ func set(field reflect.Value, oneOf []string, text string) error {
 
 // parse reads what has a form of its own.
 func (c *Config) parse() (wrong []error) {
-	for text := range strings.SplitSeq(c.HTTPAllow, ",") {
-		if text = strings.TrimSpace(text); text == "" {
-			continue
-		}
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			wrong = append(wrong, fmt.Errorf("TES_HTTP_ALLOW: %q is not a network such as 10.1.0.0/16", text))
-		}
-		c.allow = append(c.allow, prefix)
-	}
 	var err error
+	if c.allow, err = networks(c.HTTPAllow); err != nil {
+		wrong = append(wrong, fmt.Errorf("TES_HTTP_ALLOW: %w", err))
+	}
+	wrong = append(wrong, c.parseLimits()...)
 	if c.secrets, err = webhook.ParseSecrets(c.CallbackSecret); err != nil {
 		wrong = append(wrong, fmt.Errorf("TES_CALLBACK_SECRET: %w", err))
 	}
@@ -221,6 +223,48 @@ func (c *Config) parse() (wrong []error) {
 		c.tokenLife = duration("TES_TOKEN_MAX_LIFE", c.TokenMaxLife, 24*time.Hour)
 	}
 	return append(wrong, c.parseOTel()...)
+}
+
+// networks are separated by commas.
+func networks(list string) (all []netip.Prefix, err error) {
+	for text := range strings.SplitSeq(list, ",") {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a network such as 10.1.0.0/16", text)
+		}
+		all = append(all, network)
+	}
+	return all, nil
+}
+
+// parseLimits reads how much callers may ask for.
+func (c *Config) parseLimits() (wrong []error) {
+	number := func(name, text string, def float64) float64 {
+		if text == "" {
+			return def
+		}
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil || n != 0 && !(n >= 0.01 && n <= 1_000_000) {
+			wrong = append(wrong, fmt.Errorf("%s: %q is not 0, or a number from 0.01 to 1000000", name, text))
+		}
+		return n
+	}
+	rate := number("TES_RATE_LIMIT", c.RateLimit, 1000)
+	limit := bucket.Limit{Rate: rate, Burst: max(int(number("TES_RATE_BURST", c.RateBurst, 2*rate)), 1)}
+	c.limits.Tenants = limit
+	if c.RateLimit != "" {
+		c.limits.Others = limit
+	}
+	failed := number("TES_FAILED_TOKEN_LIMIT", c.FailedTokens, 10)
+	c.limits.FailedTokens = bucket.Limit{Rate: failed, Burst: max(int(5*failed), 1)}
+	var err error
+	if c.limits.Proxies, err = networks(c.TrustedProxies); err != nil {
+		wrong = append(wrong, fmt.Errorf("TES_TRUSTED_PROXIES: %w", err))
+	}
+	return wrong
 }
 
 // checkAddress refuses what cannot be listened on anywhere.

@@ -171,7 +171,8 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
 		Draining: s.draining.Load, BusConnected: bus.Connected,
-		Relay: func() string { return s.relay.Standing().State },
+		Relay:  func() string { return s.relay.Standing().State },
+		Limits: cfg.limits,
 	})
 	if err != nil {
 		return err
@@ -349,6 +350,7 @@ func (s *service) listen(listener net.Listener) {
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*s.door.Load()).ServeHTTP(w, r) }),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		WriteTimeout:   2 * time.Minute, // longer than a dequeue may be parked; package api gives each answer less
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	s.onStop(func(context.Context) error { return s.http.Close() })
