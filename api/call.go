@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -38,6 +39,10 @@ type call struct {
 	sent        bool       // the status and the header are on their way
 	asked100    bool       // the client sends its body when it is told to
 	rest        *arriving  // the request's body, until it has been read to its end; nil: there is none
+	patience    time.Duration
+	begun       time.Time // when the answer's first byte was handed on
+	written     int64     // bytes of it
+	cut         error     // why the answer could not be written
 }
 
 // arriving is a request's body. It notes when all of it has come.
@@ -84,7 +89,22 @@ func (c *call) WriteHeader(status int) {
 // Write sends what it is given, and before it the status.
 func (c *call) Write(b []byte) (int, error) {
 	c.send()
-	return c.ResponseWriter.Write(b)
+	c.hurry(len(b))
+	n, err := c.ResponseWriter.Write(b)
+	if err != nil && c.cut == nil {
+		c.cut = err
+	}
+	return n, err //nolint:wrapcheck // an io.Writer's error is its own
+}
+
+// hurry gives the client its time to read what is written so far, and n bytes more.
+func (c *call) hurry(n int) {
+	if c.begun.IsZero() {
+		c.begun = time.Now()
+	}
+	c.written += int64(n)
+	until := c.begun.Add(c.patience * time.Duration(1+(c.written+1<<20-1)>>20))
+	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(until) // not every writer can; the server's own limit holds then
 }
 
 func (c *call) send() {
@@ -151,7 +171,7 @@ var ofAnAnswer = []string{"ETag", "Location", "Idempotency-Replayed", "Content-L
 // its line in the log, and an answer where a handler panics.
 func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path, start: time.Now()}
+		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path, start: time.Now(), patience: a.cfg.AnswerTime}
 		header := w.Header()
 		header["X-Request-Id"] = []string{c.id}
 		header["X-Content-Type-Options"] = noSniff
@@ -192,7 +212,8 @@ func (a *API) finish(c *call, r *http.Request) {
 			}
 			writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText))
 		}
-		if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+		// huma panics too when an answer cannot be written, which is the client's doing.
+		if err, ok := v.(error); c.cut == nil && (!ok || !errors.Is(err, http.ErrAbortHandler)) {
 			a.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 		}
 	}
@@ -209,7 +230,14 @@ func (a *API) finish(c *call, r *http.Request) {
 func (a *API) logCall(c *call, r *http.Request) {
 	level := slog.LevelInfo
 	// Our own limit is a deadline; cancelled is what a client does that goes away.
-	gone := errors.Is(r.Context().Err(), context.Canceled)
+	gone := c.cut != nil || errors.Is(r.Context().Err(), context.Canceled)
+	slow := errors.Is(c.cut, os.ErrDeadlineExceeded)
+	switch {
+	case slow:
+		a.limits.slow.Add(1)
+	case gone:
+		a.limits.gone.Add(1)
+	}
 	switch {
 	case gone:
 	case c.status >= http.StatusInternalServerError:
@@ -246,6 +274,12 @@ func (a *API) logCall(c *call, r *http.Request) {
 	}
 	if gone {
 		attrs = append(attrs, slog.Bool("client_gone", true))
+	}
+	switch {
+	case slow:
+		attrs = append(attrs, slog.String("cut", "the client read too slowly"), slog.Int64("bytes", c.written))
+	case c.cut != nil:
+		attrs = append(attrs, slog.String("cut", c.cut.Error()), slog.Int64("bytes", c.written))
 	}
 	if c.refused != "" {
 		attrs = append(attrs, slog.String("refused", c.refused))

@@ -129,6 +129,15 @@ func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath 
 	return &definitionOutput{ETag: etag(def.Revision), Body: &def}, nil
 }
 
+// lengthOfDefinition is how many bytes a definition takes in an answer.
+func lengthOfDefinition(def *jobs.Definition) int {
+	text, err := json.Marshal(def)
+	if err != nil {
+		return mostPage // writing the answer will say so
+	}
+	return len(text)
+}
+
 func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsInput) (*definitionPageOutput, error) {
 	last, err := after(in.Cursor, "definitions")
 	if err != nil {
@@ -137,14 +146,19 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 	if !plainPath(string(last)) {
 		return nil, flawed("query.cursor", "this is no cursor of ours")
 	}
-	defs, err := a.cfg.Tasks.ListDefinitions(ctx, callerOf(ctx).Tenant, string(last), in.Limit+1)
+	from := string(last)
+	defs, more, err := fill(int(in.Limit), 8, func(last *jobs.Definition, n int32) ([]jobs.Definition, error) {
+		if last != nil {
+			from = last.ID
+		}
+		return a.cfg.Tasks.ListDefinitions(ctx, callerOf(ctx).Tenant, from, n)
+	}, lengthOfDefinition)
 	if err != nil {
 		return nil, err
 	}
-	out := &DefinitionPage{Items: defs}
-	if len(defs) > int(in.Limit) {
-		out.Items = defs[:in.Limit]
-		next := cursor([]byte(out.Items[in.Limit-1].ID), "definitions")
+	out := &DefinitionPage{Items: append([]jobs.Definition{}, defs...)}
+	if more {
+		next := cursor([]byte(defs[len(defs)-1].ID), "definitions")
 		out.NextCursor = &next
 	}
 	return &definitionPageOutput{Body: out}, nil

@@ -11,16 +11,18 @@ import (
 
 // PageOf is what every list of tasks takes. Exported, or huma would not look into it.
 type PageOf struct {
-	Limit  int32       `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor string      `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same filters."`
-	Status jobs.Status `query:"status" doc:"Only those in this status."`
-	Type   jobs.Type   `query:"type" doc:"Only those of this type."`
+	Limit   int32       `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+	Cursor  string      `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same filters."`
+	Status  jobs.Status `query:"status" doc:"Only those in this status."`
+	Type    jobs.Type   `query:"type" doc:"Only those of this type."`
+	Include string      `query:"include" enum:"payloads" doc:"payloads: with every input, output and workflowContext, however long."`
 }
 
-// TaskPage is a page of tasks, in the order in which they were made.
+// TaskPage is a page of tasks, in the order in which they were made. It ends at its limit
+// or at 4 MiB, and has one task at least if there is one.
 type TaskPage struct {
 	Items      []*Task `json:"items"`
-	NextCursor *string `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	NextCursor *string `json:"nextCursor" doc:"Ask with it for the next page; null on the last. A page can be shorter than its limit and have another behind it."`
 }
 
 type taskPageOutput struct{ Body *TaskPage }
@@ -38,23 +40,25 @@ type listTasksByUserInput struct {
 	PageOf
 }
 
+const listedText = " An input, output or workflowContext of more than 4 KiB is null, and named in truncated, unless include=payloads asks for it. A page ends at 4 MiB."
+
 var listTasksByWorkflowDoc = doc{
 	id: "listTasksByWorkflow", tag: tagTasks, summary: "List a workflow's tasks",
-	description: "Pages through the tasks of a workflow, oldest first. A workflow that is not known has none.",
+	description: "Pages through the tasks of a workflow, oldest first. A workflow that is not known has none." + listedText,
 	answer:      map[string]any{"items": []any{exampleTask}, "nextCursor": nil},
 }
 
 var listTasksByUserDoc = doc{
 	id: "listTasksByUser", tag: tagTasks, summary: "List a user's tasks",
 	description: "Pages through the tasks that are, or last were, assigned to a person, oldest first. With claimable=true also through those " +
-		"that wait for a person like them: by name, by group, by role, or for anyone.",
+		"that wait for a person like them: by name, by group, by role, or for anyone." + listedText,
 	answer: map[string]any{"items": []any{exampleTask}, "nextCursor": nil},
 }
 
 func (a *API) listTasksByWorkflow(ctx context.Context, in *listTasksByWorkflowInput) (*taskPageOutput, error) {
 	tenant := callerOf(ctx).Tenant
-	return in.page("workflow", in.WorkflowID, tenant, func(after uuid.UUID) ([]db.Task, error) {
-		return fetch(ctx, a, (*db.Queries).TaskListByWorkflow, db.TaskListByWorkflowParams{
+	return a.page(ctx, in.PageOf, "workflow", in.WorkflowID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
+		return q.TaskListByWorkflow(ctx, db.TaskListByWorkflowParams{
 			WorkflowID: in.WorkflowID, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
 		})
 	})
@@ -66,22 +70,22 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 		if in.Groups != nil || in.Roles != nil {
 			return nil, flawed("query.claimable", "groups and roles say something with claimable=true only")
 		}
-		return in.page("user", in.UserID, tenant, func(after uuid.UUID) ([]db.Task, error) {
-			return fetch(ctx, a, (*db.Queries).TaskListByUser, db.TaskListByUserParams{
+		return a.page(ctx, in.PageOf, "user", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
+			return q.TaskListByUser(ctx, db.TaskListByUserParams{
 				UserID: &in.UserID, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
 			})
 		})
 	}
 	names := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
-	return in.page("claimable", in.UserID, tenant, func(after uuid.UUID) ([]db.Task, error) {
-		return fetch(ctx, a, (*db.Queries).TaskListForUser, db.TaskListForUserParams{
+	return a.page(ctx, in.PageOf, "claimable", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
+		return q.TaskListForUser(ctx, db.TaskListForUserParams{
 			UserID: &in.UserID, Principals: names, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
 		})
 	}, names...)
 }
 
-// page reads one row more than it shows, to know whether there is another page.
-func (p PageOf) page(list, of, tenant string, read func(after uuid.UUID) ([]db.Task, error), more ...string) (*taskPageOutput, error) {
+// page reads one id more than it shows, to know whether there is another page.
+func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error), more ...string) (*taskPageOutput, error) {
 	filters := append([]string{list, of, tenant, string(p.Status), string(p.Type)}, more...)
 	last, err := after(p.Cursor, filters...)
 	if err != nil {
@@ -93,19 +97,29 @@ func (p PageOf) page(list, of, tenant string, read func(after uuid.UUID) ([]db.T
 			return nil, flawed("query.cursor", "this is no cursor of ours")
 		}
 	}
-	rows, err := read(from)
+	out := &TaskPage{}
+	next := uuid.Nil
+	err = a.read(ctx, func(q *db.Queries) error { // all of it in one snapshot
+		ids, err := read(q, from)
+		if err != nil {
+			return err
+		}
+		if len(ids) > int(p.Limit) {
+			ids = ids[:p.Limit]
+			next = ids[len(ids)-1]
+		}
+		var all bool
+		if out.Items, all, err = show(ctx, q, ids, p); err == nil && !all {
+			next = out.Items[len(out.Items)-1].TaskID
+		}
+		return err
+	})
 	if err != nil {
 		return nil, readFailed("list tasks of "+list+" "+of, err)
 	}
-	out := &TaskPage{Items: make([]*Task, 0, min(len(rows), int(p.Limit)))}
-	if len(rows) > int(p.Limit) {
-		rows = rows[:p.Limit]
-		id := rows[len(rows)-1].TaskID
-		next := cursor(id[:], filters...)
-		out.NextCursor = &next
-	}
-	for i := range rows {
-		out.Items = append(out.Items, taskOf(&rows[i]))
+	if next != uuid.Nil {
+		text := cursor(next[:], filters...)
+		out.NextCursor = &text
 	}
 	return &taskPageOutput{Body: out}, nil
 }

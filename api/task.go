@@ -24,7 +24,7 @@ type Task struct {
 	TaskType         jobs.Type       `json:"taskType"`
 	Status           jobs.Status     `json:"status"`
 	Priority         jobs.Priority   `json:"priority"`
-	Input            json.RawMessage `json:"input"`
+	Input            json.RawMessage `json:"input" nullable:"true" doc:"Null only where a list left it out: see truncated."`
 	Output           json.RawMessage `json:"output" nullable:"true" doc:"What it came to; null until it is COMPLETED."`
 	Error            json.RawMessage `json:"error" nullable:"true" doc:"What the last failed attempt came to: code, message, details, stackTrace, timestamp, retryable."`
 	Assignee         *string         `json:"assignee" doc:"The person who has it."`
@@ -49,7 +49,8 @@ type Task struct {
 	Reference          *string         `json:"reference,omitempty"`
 	CallbackURL        *string         `json:"callbackUrl,omitempty"`
 	RequestID          *string         `json:"requestId,omitempty" doc:"The idempotency key it was created with."`
-	WorkflowContext    json.RawMessage `json:"workflowContext,omitempty"`
+	WorkflowContext    json.RawMessage `json:"workflowContext,omitempty" nullable:"true"`
+	Truncated          []string        `json:"truncated,omitempty" enum:"input,output,workflowContext" doc:"Members that a list left out, for they are longer than 4 KiB; they are null. The task alone, and include=payloads, have them."`
 	Progress           json.RawMessage `json:"progress,omitempty" doc:"How far the attempt that runs has come, as its last heartbeat said: when one task is asked for. It is no move, and leaves the version alone."`
 }
 

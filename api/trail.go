@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"math"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -26,6 +27,12 @@ type trailInput struct {
 	TrailOf
 }
 
+type listTaskEventsInput struct {
+	TaskPath
+	TrailOf
+	Include string `query:"include" enum:"payloads" doc:"payloads: with every payload, however long."`
+}
+
 // TaskEvent is one move of a task.
 type TaskEvent struct {
 	Seq     int32           `json:"seq" doc:"The task's version after the move."`
@@ -36,6 +43,8 @@ type TaskEvent struct {
 	Now     jobs.Status     `json:"now" doc:"The status after."`
 	Actor   string          `json:"actor" doc:"Who made it: a caller, or a process."`
 	Payload json.RawMessage `json:"payload" nullable:"true" doc:"What there is to say beside; null for nothing."`
+
+	Truncated []string `json:"truncated,omitempty" enum:"payload" doc:"The payload was left out, for it is longer than 4 KiB; include=payloads has it."`
 }
 
 // TaskEventPage is a page of a task's moves, in their order.
@@ -116,18 +125,27 @@ var listTaskAttemptsDoc = doc{
 	}, "nextCursor": nil},
 }
 
-func (a *API) listTaskEvents(ctx context.Context, in *trailInput) (*taskEventPageOutput, error) {
+func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*taskEventPageOutput, error) {
+	most, portion := int32(mostListed), 200
+	if in.Include == payloads {
+		most, portion = math.MaxInt32, 4
+	}
 	var rows []db.TaskEventsRow
-	id, err := a.trail(ctx, "events", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
-		rows, err = q.TaskEvents(ctx, db.TaskEventsParams{TaskID: id, After: from, Page: in.Limit + 1})
+	var more bool
+	id, err := a.trail(ctx, "events", &trailInput{in.TaskPath, in.TrailOf}, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+		rows, more, err = fill(int(in.Limit), portion, func(last *db.TaskEventsRow, n int32) ([]db.TaskEventsRow, error) {
+			if last != nil {
+				from = last.Seq
+			}
+			return q.TaskEvents(ctx, db.TaskEventsParams{TaskID: id, After: from, Page: n, Most: most})
+		}, func(row *db.TaskEventsRow) int { return 512 + 2*len(row.Actor) + len(row.Payload) })
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	out := &TaskEventPage{Items: make([]TaskEvent, 0, len(rows))}
-	if len(rows) > int(in.Limit) {
-		rows = rows[:in.Limit]
+	if more {
 		out.NextCursor = in.next("events", id, rows[len(rows)-1].Seq)
 	}
 	for _, row := range rows {
@@ -135,8 +153,11 @@ func (a *API) listTaskEvents(ctx context.Context, in *trailInput) (*taskEventPag
 			Seq: row.Seq, At: row.At.UTC(), Type: string(row.Type), Attempt: row.Attempt,
 			Was: (*formerStatus)(row.Was), Now: jobs.Status(row.Now), Actor: row.Actor,
 		}
-		if row.Payload != nil {
-			e.Payload = json.RawMessage(*row.Payload)
+		switch {
+		case row.Payload != "":
+			e.Payload = json.RawMessage(row.Payload)
+		case row.PayloadBytes > 0:
+			e.Truncated = []string{"payload"}
 		}
 		out.Items = append(out.Items, e)
 	}
@@ -145,16 +166,23 @@ func (a *API) listTaskEvents(ctx context.Context, in *trailInput) (*taskEventPag
 
 func (a *API) listTaskAttempts(ctx context.Context, in *trailInput) (*taskAttemptPageOutput, error) {
 	var rows []db.TaskAttemptsRow
+	var more bool
 	id, err := a.trail(ctx, "attempts", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
-		rows, err = q.TaskAttempts(ctx, db.TaskAttemptsParams{TaskID: id, After: from, Page: in.Limit + 1})
+		rows, more, err = fill(int(in.Limit), 32, func(last *db.TaskAttemptsRow, n int32) ([]db.TaskAttemptsRow, error) {
+			if last != nil {
+				from = last.Attempt
+			}
+			return q.TaskAttempts(ctx, db.TaskAttemptsParams{TaskID: id, After: from, Page: n})
+		}, func(row *db.TaskAttemptsRow) int {
+			return 1024 + 2*len(row.ExecutorID) + len(row.Error) + len(row.Progress)
+		})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	out := &TaskAttemptPage{Items: make([]TaskAttempt, 0, len(rows))}
-	if len(rows) > int(in.Limit) {
-		rows = rows[:in.Limit]
+	if more {
 		out.NextCursor = in.next("attempts", id, rows[len(rows)-1].Attempt)
 	}
 	for _, row := range rows {

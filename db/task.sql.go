@@ -80,33 +80,44 @@ func (q *Queries) TaskAttempts(ctx context.Context, arg TaskAttemptsParams) ([]T
 }
 
 const taskEvents = `-- name: TaskEvents :many
-SELECT e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor, e.payload
+SELECT
+    e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor,
+    coalesce(CASE WHEN octet_length(e.payload) <= $1::integer THEN e.payload END, '')::text AS payload,
+    coalesce(octet_length(e.payload), 0)::integer AS payload_bytes
 FROM task_event e
-WHERE e.task_id = $1 AND e.seq > $2
+WHERE e.task_id = $2 AND e.seq > $3
 ORDER BY e.seq
-LIMIT $3
+LIMIT $4
 `
 
 type TaskEventsParams struct {
+	Most   int32
 	TaskID uuid.UUID
 	After  int32
 	Page   int32
 }
 
 type TaskEventsRow struct {
-	Seq     int32
-	At      time.Time
-	Type    TaskEventType
-	Attempt int32
-	Was     *TaskStatus
-	Now     TaskStatus
-	Actor   string
-	Payload *string
+	Seq          int32
+	At           time.Time
+	Type         TaskEventType
+	Attempt      int32
+	Was          *TaskStatus
+	Now          TaskStatus
+	Actor        string
+	Payload      string
+	PayloadBytes int32
 }
 
 // A page of a task's moves; after is the last seq of the page before, 0 for the first.
+// Payloads over most bytes are left out; their size is known without reading them.
 func (q *Queries) TaskEvents(ctx context.Context, arg TaskEventsParams) ([]TaskEventsRow, error) {
-	rows, err := q.db.Query(ctx, taskEvents, arg.TaskID, arg.After, arg.Page)
+	rows, err := q.db.Query(ctx, taskEvents,
+		arg.Most,
+		arg.TaskID,
+		arg.After,
+		arg.Page,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +134,7 @@ func (q *Queries) TaskEvents(ctx context.Context, arg TaskEventsParams) ([]TaskE
 			&i.Now,
 			&i.Actor,
 			&i.Payload,
+			&i.PayloadBytes,
 		); err != nil {
 			return nil, err
 		}
@@ -328,7 +340,7 @@ func (q *Queries) TaskLastAssigned(ctx context.Context, taskID uuid.UUID) (*stri
 }
 
 const taskListByUser = `-- name: TaskListByUser :many
-SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id, own_definition
+SELECT t.task_id
 FROM task t
 WHERE t.assignee_id = $1
     AND t.task_id > $2
@@ -348,7 +360,7 @@ type TaskListByUserParams struct {
 	Page     int32
 }
 
-func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) ([]Task, error) {
+func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, taskListByUser,
 		arg.UserID,
 		arg.After,
@@ -361,53 +373,13 @@ func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) 
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Task
+	var items []uuid.UUID
 	for rows.Next() {
-		var i Task
-		if err := rows.Scan(
-			&i.TaskID,
-			&i.JobID,
-			&i.CreatedAt,
-			&i.StartedAt,
-			&i.EndedAt,
-			&i.NextRetryAt,
-			&i.AssignedAt,
-			&i.DueAt,
-			&i.Version,
-			&i.Attempt,
-			&i.Failures,
-			&i.Crashes,
-			&i.Status,
-			&i.Type,
-			&i.Lane,
-			&i.Revision,
-			&i.Priority,
-			&i.TenantID,
-			&i.WorkflowID,
-			&i.DefinitionID,
-			&i.Executor,
-			&i.CorrelationID,
-			&i.StepID,
-			&i.AssigneeID,
-			&i.AssigneeName,
-			&i.GroupID,
-			&i.Candidates,
-			&i.RequestID,
-			&i.Reference,
-			&i.CallbackUrl,
-			&i.Traceparent,
-			&i.Input,
-			&i.Output,
-			&i.Error,
-			&i.Config,
-			&i.Context,
-			&i.OpenFor,
-			&i.DeadlineID,
-			&i.OwnDefinition,
-		); err != nil {
+		var task_id uuid.UUID
+		if err := rows.Scan(&task_id); err != nil {
 			return nil, err
 		}
-		items = append(items, i)
+		items = append(items, task_id)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -416,7 +388,7 @@ func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) 
 }
 
 const taskListByWorkflow = `-- name: TaskListByWorkflow :many
-SELECT task_id, job_id, created_at, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, assignee_id, assignee_name, group_id, candidates, request_id, reference, callback_url, traceparent, input, output, error, config, context, open_for, deadline_id, own_definition
+SELECT t.task_id
 FROM task t
 WHERE t.workflow_id = $1
     AND t.task_id > $2
@@ -437,8 +409,9 @@ type TaskListByWorkflowParams struct {
 }
 
 // A page of a workflow's tasks in the order they were made; after is the last id
-// of the page before, the nil UUID for the first.
-func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflowParams) ([]Task, error) {
+// of the page before, the nil UUID for the first. Lists say which tasks are in them;
+// TaskListed what is shown of them.
+func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflowParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, taskListByWorkflow,
 		arg.WorkflowID,
 		arg.After,
@@ -451,53 +424,13 @@ func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflow
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Task
+	var items []uuid.UUID
 	for rows.Next() {
-		var i Task
-		if err := rows.Scan(
-			&i.TaskID,
-			&i.JobID,
-			&i.CreatedAt,
-			&i.StartedAt,
-			&i.EndedAt,
-			&i.NextRetryAt,
-			&i.AssignedAt,
-			&i.DueAt,
-			&i.Version,
-			&i.Attempt,
-			&i.Failures,
-			&i.Crashes,
-			&i.Status,
-			&i.Type,
-			&i.Lane,
-			&i.Revision,
-			&i.Priority,
-			&i.TenantID,
-			&i.WorkflowID,
-			&i.DefinitionID,
-			&i.Executor,
-			&i.CorrelationID,
-			&i.StepID,
-			&i.AssigneeID,
-			&i.AssigneeName,
-			&i.GroupID,
-			&i.Candidates,
-			&i.RequestID,
-			&i.Reference,
-			&i.CallbackUrl,
-			&i.Traceparent,
-			&i.Input,
-			&i.Output,
-			&i.Error,
-			&i.Config,
-			&i.Context,
-			&i.OpenFor,
-			&i.DeadlineID,
-			&i.OwnDefinition,
-		); err != nil {
+		var task_id uuid.UUID
+		if err := rows.Scan(&task_id); err != nil {
 			return nil, err
 		}
-		items = append(items, i)
+		items = append(items, task_id)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -520,7 +453,7 @@ WITH mine AS MATERIALIZED (
         LIMIT $5
     )
 )
-SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id, t.own_definition
+SELECT t.task_id
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
 WHERE t.task_id > $1 AND t.tenant_id = $2
@@ -543,7 +476,7 @@ type TaskListForUserParams struct {
 // What is assigned to a user, and what waits for somebody like them. Materialized,
 // or the LIMIT would tempt the planner to walk all of task in its order. What waits is
 // the tenant's as whom this is read: see pgpool.ReadAs.
-func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams) ([]Task, error) {
+func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, taskListForUser,
 		arg.After,
 		arg.TenantID,
@@ -557,12 +490,112 @@ func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Task
+	var items []uuid.UUID
 	for rows.Next() {
-		var i Task
+		var task_id uuid.UUID
+		if err := rows.Scan(&task_id); err != nil {
+			return nil, err
+		}
+		items = append(items, task_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const taskListed = `-- name: TaskListed :many
+SELECT
+    t.task_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures,
+    t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.workflow_id, t.definition_id, t.executor, t.correlation_id,
+    t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.error,
+    (CASE WHEN size.input <= $1::integer THEN t.input END)::jsonb AS input,
+    (CASE WHEN size.output <= $1::integer THEN t.output END)::jsonb AS output,
+    (CASE WHEN size.context <= $1::integer THEN t.context END)::jsonb AS context,
+    size.input::integer AS input_bytes,
+    size.output::integer AS output_bytes,
+    size.context::integer AS context_bytes
+FROM task t
+CROSS JOIN LATERAL (
+    SELECT
+        coalesce(CASE WHEN pg_column_size(t.input) > 32768 THEN 2147483647 ELSE octet_length(t.input::text) END, 0) AS input,
+        coalesce(CASE WHEN pg_column_size(t.output) > 32768 THEN 2147483647 ELSE octet_length(t.output::text) END, 0) AS output,
+        coalesce(CASE WHEN pg_column_size(t.context) > 32768 THEN 2147483647 ELSE octet_length(t.context::text) END, 0) AS context
+    OFFSET 0
+) size
+WHERE t.task_id = ANY ($2::uuid[])
+    AND ($3::text = '' OR t.status::text = $3::text)
+    AND ($4::text = '' OR t.type::text = $4::text)
+ORDER BY t.task_id
+`
+
+type TaskListedParams struct {
+	Most    int32
+	TaskIds []uuid.UUID
+	Status  string
+	Type    string
+}
+
+type TaskListedRow struct {
+	TaskID        uuid.UUID
+	CreatedAt     time.Time
+	StartedAt     *time.Time
+	EndedAt       *time.Time
+	NextRetryAt   *time.Time
+	AssignedAt    *time.Time
+	DueAt         *time.Time
+	Version       int32
+	Attempt       int32
+	Failures      int32
+	Crashes       int32
+	Status        TaskStatus
+	Type          TaskType
+	Lane          TaskLane
+	Revision      int32
+	Priority      int16
+	WorkflowID    string
+	DefinitionID  string
+	Executor      string
+	CorrelationID string
+	StepID        *string
+	AssigneeID    *string
+	AssigneeName  *string
+	GroupID       *string
+	Candidates    json.RawMessage
+	RequestID     *string
+	Reference     *string
+	CallbackUrl   *string
+	Error         json.RawMessage
+	Input         json.RawMessage
+	Output        json.RawMessage
+	Context       json.RawMessage
+	InputBytes    int32
+	OutputBytes   int32
+	ContextBytes  int32
+}
+
+// Tasks as lists show them: payloads over most bytes of text are left out, and measured.
+// What takes more than 32 KiB as it is stored, compressed or not, has more than 4 KiB of
+// text, for jsonb is at most six times as long: it is not read at all, and its size is
+// given as 2^31-1. The rest is measured as text, since what is stored is compressed: a
+// megabyte can be stored in 8 KiB. OFFSET 0 is a fence, or it would be measured twice.
+// A task that has left the status or the type of the list meanwhile does not come back.
+func (q *Queries) TaskListed(ctx context.Context, arg TaskListedParams) ([]TaskListedRow, error) {
+	rows, err := q.db.Query(ctx, taskListed,
+		arg.Most,
+		arg.TaskIds,
+		arg.Status,
+		arg.Type,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskListedRow
+	for rows.Next() {
+		var i TaskListedRow
 		if err := rows.Scan(
 			&i.TaskID,
-			&i.JobID,
 			&i.CreatedAt,
 			&i.StartedAt,
 			&i.EndedAt,
@@ -578,7 +611,6 @@ func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams
 			&i.Lane,
 			&i.Revision,
 			&i.Priority,
-			&i.TenantID,
 			&i.WorkflowID,
 			&i.DefinitionID,
 			&i.Executor,
@@ -591,15 +623,13 @@ func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams
 			&i.RequestID,
 			&i.Reference,
 			&i.CallbackUrl,
-			&i.Traceparent,
+			&i.Error,
 			&i.Input,
 			&i.Output,
-			&i.Error,
-			&i.Config,
 			&i.Context,
-			&i.OpenFor,
-			&i.DeadlineID,
-			&i.OwnDefinition,
+			&i.InputBytes,
+			&i.OutputBytes,
+			&i.ContextBytes,
 		); err != nil {
 			return nil, err
 		}

@@ -10,8 +10,9 @@ SELECT t.task_id, t.job_id, t.status FROM task t WHERE t.task_id = ANY (@task_id
 
 -- name: TaskListByWorkflow :many
 -- A page of a workflow's tasks in the order they were made; after is the last id
--- of the page before, the nil UUID for the first.
-SELECT *
+-- of the page before, the nil UUID for the first. Lists say which tasks are in them;
+-- TaskListed what is shown of them.
+SELECT t.task_id
 FROM task t
 WHERE t.workflow_id = @workflow_id
     AND t.task_id > @after
@@ -22,7 +23,7 @@ ORDER BY t.task_id
 LIMIT @page;
 
 -- name: TaskListByUser :many
-SELECT *
+SELECT t.task_id
 FROM task t
 WHERE t.assignee_id = @user_id
     AND t.task_id > @after
@@ -31,6 +32,36 @@ WHERE t.assignee_id = @user_id
     AND (@type::text = '' OR t.type::text = @type::text)
 ORDER BY t.task_id
 LIMIT @page;
+
+-- name: TaskListed :many
+-- Tasks as lists show them: payloads over most bytes of text are left out, and measured.
+-- What takes more than 32 KiB as it is stored, compressed or not, has more than 4 KiB of
+-- text, for jsonb is at most six times as long: it is not read at all, and its size is
+-- given as 2^31-1. The rest is measured as text, since what is stored is compressed: a
+-- megabyte can be stored in 8 KiB. OFFSET 0 is a fence, or it would be measured twice.
+-- A task that has left the status or the type of the list meanwhile does not come back.
+SELECT
+    t.task_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures,
+    t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.workflow_id, t.definition_id, t.executor, t.correlation_id,
+    t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.error,
+    (CASE WHEN size.input <= @most::integer THEN t.input END)::jsonb AS input,
+    (CASE WHEN size.output <= @most::integer THEN t.output END)::jsonb AS output,
+    (CASE WHEN size.context <= @most::integer THEN t.context END)::jsonb AS context,
+    size.input::integer AS input_bytes,
+    size.output::integer AS output_bytes,
+    size.context::integer AS context_bytes
+FROM task t
+CROSS JOIN LATERAL (
+    SELECT
+        coalesce(CASE WHEN pg_column_size(t.input) > 32768 THEN 2147483647 ELSE octet_length(t.input::text) END, 0) AS input,
+        coalesce(CASE WHEN pg_column_size(t.output) > 32768 THEN 2147483647 ELSE octet_length(t.output::text) END, 0) AS output,
+        coalesce(CASE WHEN pg_column_size(t.context) > 32768 THEN 2147483647 ELSE octet_length(t.context::text) END, 0) AS context
+    OFFSET 0
+) size
+WHERE t.task_id = ANY (@task_ids::uuid[])
+    AND (@status::text = '' OR t.status::text = @status::text)
+    AND (@type::text = '' OR t.type::text = @type::text)
+ORDER BY t.task_id;
 
 -- name: TaskTenant :one
 -- Whose a task is, for reads that need nothing else of its row.
@@ -44,7 +75,11 @@ WHERE c.task_id = @task_id AND c.attempt = @attempt;
 
 -- name: TaskEvents :many
 -- A page of a task's moves; after is the last seq of the page before, 0 for the first.
-SELECT e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor, e.payload
+-- Payloads over most bytes are left out; their size is known without reading them.
+SELECT
+    e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor,
+    coalesce(CASE WHEN octet_length(e.payload) <= @most::integer THEN e.payload END, '')::text AS payload,
+    coalesce(octet_length(e.payload), 0)::integer AS payload_bytes
 FROM task_event e
 WHERE e.task_id = @task_id AND e.seq > @after
 ORDER BY e.seq
@@ -126,7 +161,7 @@ WITH mine AS MATERIALIZED (
         LIMIT @page
     )
 )
-SELECT t.*
+SELECT t.task_id
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
 WHERE t.task_id > @after AND t.tenant_id = @tenant_id

@@ -1,0 +1,186 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"math"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// The bounds of a page, in bytes: of its payloads each, unless they are asked for, and of
+// all of it. One item may be longer than a page; then it is alone.
+const (
+	mostListed = 4 << 10
+	mostPage   = 4 << 20
+)
+
+// payloads is the value of include that asks for what lists leave out.
+const payloads = "payloads"
+
+// room is what is left of a page.
+type room struct{ items, bytes int }
+
+// takes says whether an item has room, and gives it to it. The first always has.
+func (r *room) takes(size int) bool {
+	if r.items > 0 && r.bytes+size > mostPage {
+		return false
+	}
+	r.items++
+	r.bytes += size
+	return true
+}
+
+// fill reads a page of at most so many items, in portions, so that no more is held than
+// a page and a portion. read answers up to n that come after the last one; nil: from the
+// beginning. more: there is another page.
+func fill[R any](limit, portion int, read func(last *R, n int32) ([]R, error), size func(*R) int) (rows []R, more bool, err error) {
+	var page room
+	var last *R
+	for {
+		n := min(portion, limit+1-len(rows))
+		part, err := read(last, int32(n)) //nolint:gosec // at most a page's
+		if err != nil {
+			return nil, false, err
+		}
+		for i := range part {
+			if len(rows) == limit || !page.takes(size(&part[i])) {
+				return rows, true, nil
+			}
+			rows = append(rows, part[i])
+		}
+		if len(part) < n {
+			return rows, false, nil
+		}
+		last = &rows[len(rows)-1]
+		portion = min(max((mostPage-page.bytes)*len(rows)/max(page.bytes, 1), 1), 64) // as many as will have room, if they are like those before
+	}
+}
+
+// portionOfTasks is how many tasks are read at once, without their long payloads.
+const portionOfTasks = 50
+
+// show reads what a list shows of these tasks, as many as have room on a page. all: none
+// was left out for want of it.
+func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items []*Task, all bool, err error) {
+	var page room
+	items = make([]*Task, 0, len(ids))
+	for portion := range slices.Chunk(ids, portionOfTasks) {
+		rows, err := q.TaskListed(ctx, db.TaskListedParams{TaskIds: portion, Most: mostListed, Status: string(p.Status), Type: string(p.Type)})
+		if err != nil {
+			return nil, false, err //nolint:wrapcheck // the caller wraps it
+		}
+		full := map[uuid.UUID]*db.Task{}
+		if p.Include == payloads {
+			if full, err = whole(ctx, q, fitting(rows, page)); err != nil {
+				return nil, false, err
+			}
+		}
+		for i := range rows {
+			row := &rows[i]
+			task := listedTask(row)
+			if p.Include == payloads && len(task.Truncated) > 0 {
+				if size := lengthOf(row); size != math.MaxInt && page.items > 0 && page.bytes+size > mostPage {
+					return items, false, nil
+				}
+				if full[row.TaskID] == nil { // how long it is shows when it is read: alone
+					one, err := whole(ctx, q, []uuid.UUID{row.TaskID})
+					if err != nil {
+						return nil, false, err
+					}
+					full[row.TaskID] = one[row.TaskID]
+				}
+				if got := full[row.TaskID]; got != nil {
+					task = taskOf(got)
+				}
+				delete(full, row.TaskID)
+			}
+			if !page.takes(task.length()) {
+				return items, false, nil
+			}
+			items = append(items, task)
+		}
+	}
+	return items, true, nil
+}
+
+// fitting are the tasks that lack payloads whose length is known, as far as they have
+// room together.
+func fitting(rows []db.TaskListedRow, page room) (ids []uuid.UUID) {
+	for i := range rows {
+		size := lengthOf(&rows[i])
+		if size <= 3*mostListed || size == math.MaxInt {
+			continue
+		}
+		if page.bytes += size; page.bytes > mostPage {
+			break
+		}
+		ids = append(ids, rows[i].TaskID)
+	}
+	return ids
+}
+
+// lengthOf is how long a task's payloads are; math.MaxInt where that was not looked at.
+func lengthOf(row *db.TaskListedRow) int {
+	total := 0
+	for _, n := range []int32{row.InputBytes, row.OutputBytes, row.ContextBytes} {
+		if n == math.MaxInt32 {
+			return math.MaxInt
+		}
+		total += int(n)
+	}
+	return total
+}
+
+// whole reads tasks with all that they have.
+func whole(ctx context.Context, q *db.Queries, ids []uuid.UUID) (map[uuid.UUID]*db.Task, error) {
+	found := make(map[uuid.UUID]*db.Task, len(ids))
+	if len(ids) == 0 {
+		return found, nil
+	}
+	rows, err := q.TaskGetMany(ctx, ids)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller wraps it
+	}
+	for i := range rows {
+		found[rows[i].TaskID] = &rows[i]
+	}
+	return found, nil
+}
+
+// listedTask is a task as lists show it.
+func listedTask(r *db.TaskListedRow) *Task {
+	t := taskOf(&db.Task{
+		TaskID: r.TaskID, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, NextRetryAt: r.NextRetryAt,
+		AssignedAt: r.AssignedAt, DueAt: r.DueAt, Version: r.Version, Attempt: r.Attempt, Failures: r.Failures, Crashes: r.Crashes,
+		Status: r.Status, Type: r.Type, Lane: r.Lane, Revision: r.Revision, Priority: r.Priority, WorkflowID: r.WorkflowID,
+		DefinitionID: r.DefinitionID, Executor: r.Executor, CorrelationID: r.CorrelationID, StepID: r.StepID, AssigneeID: r.AssigneeID,
+		AssigneeName: r.AssigneeName, GroupID: r.GroupID, Candidates: r.Candidates, RequestID: r.RequestID, Reference: r.Reference,
+		CallbackUrl: r.CallbackUrl, Error: r.Error, Input: r.Input, Output: r.Output, Context: r.Context,
+	})
+	if r.InputBytes > mostListed {
+		t.Truncated = append(t.Truncated, "input")
+	}
+	if r.OutputBytes > mostListed {
+		t.Truncated = append(t.Truncated, "output")
+	}
+	if r.ContextBytes > mostListed {
+		t.Truncated, t.WorkflowContext = append(t.Truncated, "workflowContext"), json.RawMessage("null")
+	}
+	return t
+}
+
+// length is how many bytes a task takes in an answer, and rather too many.
+func (t *Task) length() int {
+	const names = 1500 // of members, with times, numbers and words
+	total := names + len(t.Input) + len(t.Output) + len(t.Error) + len(t.Candidates) + len(t.WorkflowContext)
+	for _, s := range []*string{&t.WorkflowID, &t.TaskDefinitionID, &t.CorrelationID, t.StepID, t.Assignee, t.AssigneeName, t.GroupID, t.Reference, t.CallbackURL, t.RequestID} {
+		if s != nil {
+			total += 2 * len(*s) // quotes and backslashes are written as two
+		}
+	}
+	return total
+}
