@@ -179,7 +179,7 @@ func build(cfg Config) (*API, error) {
 		cfg.RequestTimeout = 10 * time.Second
 	}
 	if cfg.AnswerTime == 0 {
-		cfg.AnswerTime = 5 * time.Second
+		cfg.AnswerTime = answerTime
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

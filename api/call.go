@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -97,13 +98,17 @@ func (c *call) Write(b []byte) (int, error) {
 	return n, err //nolint:wrapcheck // an io.Writer's error is its own
 }
 
+// answerTime is how long a client may take to read an answer, unless Config.AnswerTime
+// says otherwise.
+const answerTime = 5 * time.Second
+
 // hurry gives the client its time to read what is written so far, and n bytes more.
 func (c *call) hurry(n int) {
 	if c.begun.IsZero() {
 		c.begun = time.Now()
 	}
 	c.written += int64(n)
-	until := c.begun.Add(c.patience * time.Duration(1+(c.written+1<<20-1)>>20))
+	until := c.begun.Add(cmp.Or(c.patience, answerTime) * time.Duration(1+(c.written+1<<20-1)>>20))
 	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(until) // not every writer can; the server's own limit holds then
 }
 

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
 // maxMessage bounds a neighbour's words in our tables and events.
@@ -83,13 +84,13 @@ func (d *errorDocument) failure() *jobs.Failure {
 	if string(details) == "null" {
 		details = nil
 	}
-	f := &jobs.Failure{
-		Code:      d.Error.Code,
-		Message:   clip(d.Error.Message, maxMessage),
-		Details:   details,
+	// It is quoted in failures, in notices and in the log: none of them has a credential.
+	return &jobs.Failure{
+		Code:      redact.Text(d.Error.Code),
+		Message:   clip(redact.Text(clip(d.Error.Message, 8*maxMessage)), maxMessage),
+		Details:   redact.JSON(details),
 		Retryable: &retryable,
 	}
-	return f.Redacted()
 }
 
 // decode reads a good answer's body. One that cannot be read is a refusal: the
