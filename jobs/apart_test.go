@@ -260,7 +260,9 @@ func TestADefinitionThatIsBeingWrittenHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p := b.production("p2")
-	b.lock("SELECT pg_advisory_xact_lock(hashtextextended('task_definition ' || $1, 0))", calculate().ID)
+	b.lock(`
+		INSERT INTO task_definition (definition_id, revision, type, timeout_ms, version, name, description, created_by, execution_config)
+		VALUES ($1, 1, 'AUTOMATED', 1000, '1.0.0', 'n', '', 'x', '{}')`, calculate().ID)
 	_, _, err := p.PutDefinition(p.ctx, "o", 0, calculate())
 	require.ErrorIs(t, err, ErrUnavailable)
 	other := calculate()
