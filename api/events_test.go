@@ -390,7 +390,7 @@ func TestIntegrationResponseHandlerWaitsForItsTask(t *testing.T) {
 	})
 	becomes(t, e, 0, "SELECT count(*)::int FROM inbox")
 	// Its task is committed only now.
-	e.exec(t, `WITH moved AS (UPDATE lease SET task_id = $2 WHERE task_id = $1 RETURNING 1),
+	e.force(t, `WITH moved AS (UPDATE lease SET task_id = $2 WHERE task_id = $1 RETURNING 1),
 		renamed AS (UPDATE task_attempt SET task_id = $2 WHERE task_id = $1 RETURNING 1)
 		UPDATE task SET task_id = $2, version = version WHERE task_id = $1`, other, id)
 	becomes(t, e, "COMPLETED", "SELECT status::text FROM task WHERE task_id = $1", id)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/db"
@@ -18,6 +19,17 @@ func (b *testBundle) exec(t *testing.T, sql string, args ...any) {
 	done, err := b.pool.Exec(t.Context(), sql, args...)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, done.RowsAffected(), sql)
+}
+
+// force is exec past the triggers, for what no move comes to.
+func (b *testBundle) force(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	require.NoError(t, pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "SET LOCAL session_replication_role = replica")
+		require.NoError(t, err)
+		_, err = tx.Exec(t.Context(), sql, args...)
+		return err
+	}))
 }
 
 // why asks why a task is not running, and demands what is always so.

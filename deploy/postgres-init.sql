@@ -43,5 +43,12 @@ ALTER ROLE tes_report SET default_transaction_read_only = on;
 ALTER ROLE tes_reader SET statement_timeout = '30s';
 ALTER ROLE tes_reader SET default_transaction_read_only = on;
 
+-- What fills the disk of everybody. "tes migrate up" revokes CONNECT and TEMPORARY from
+-- PUBLIC; these need a superuser: large objects, and the files of a sort.
+REVOKE EXECUTE ON FUNCTION
+    lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea), lo_put(oid, bigint, bytea), lowrite(integer, bytea), lo_open(oid, integer)
+    FROM PUBLIC;
+ALTER ROLE tes_reader SET temp_file_limit = '4GB';
+
 -- Whoever owns the database may make schemas in it and grant rights on public.
 ALTER DATABASE tes OWNER TO tes_owner;

@@ -6,12 +6,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/rivertype"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
+
+// TestServiceMayMakeEachStatement asks for the plan of every statement of the engine as
+// tes_app, for which it must hold the same rights as to run it.
+func TestServiceMayMakeEachStatement(t *testing.T) {
+	t.Parallel()
+	pool := dbtest.Get(t)
+	conn, err := pgx.Connect(t.Context(), dbtest.URL(pool))
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), "SET plan_cache_mode = force_generic_plan; SET ROLE tes_app")
+	require.NoError(t, err)
+	plans := explain(t, conn, func(name string) bool { return name != "TaskListForUser" }) // read as a tenant alone
+	require.Greater(t, len(plans), 80)
+}
 
 // TestLivesAsTheService: the role tes_app, which can add to what has happened and not
 // change it, has all that the engine needs.
@@ -64,8 +81,33 @@ func TestLivesAsTheService(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, leases, 1)
 	require.Equal(t, leased.TaskID, leases[0].TaskID)
+
+	// River's client leads, works notices, and does what River UI asks of it.
+	own, err := pgpool.Open(t.Context(), address.String(), pgpool.Config{Name: "river", MaxConns: 4})
+	require.NoError(t, err)
+	t.Cleanup(own.Close)
+	client, err := NewRiver(own, "p1", b.cfg.Logger, NewNotices(b.Tasks, nil))
+	require.NoError(t, err)
+	require.NoError(t, client.Start(t.Context()))
+	waitFor(t, "the notices to be worked", func() bool {
+		return ask[int](b, "SELECT count(*) FROM river_job WHERE queue = 'task-notices' AND state IN ('available', 'running')") == 0 &&
+			ask[int](b, "SELECT count(*) FROM river_leader") == 1
+	})
+	require.NoError(t, client.QueuePause(t.Context(), LaneManual, nil))
+	require.NoError(t, client.QueueResume(t.Context(), LaneManual, nil))
+	held := b.create(remote)
+	_, err = client.JobCancel(t.Context(), held.JobID)
+	require.NoError(t, err)
+	b.becomes(held.TaskID, Cancelled)
+	_, err = client.JobDelete(t.Context(), held.JobID)
+	require.NoError(t, err)
+	_, err = client.JobList(t.Context(), river.NewJobListParams().States(rivertype.JobStateAvailable))
+	require.NoError(t, err)
+	require.NoError(t, client.Stop(context.Background()))
+
 	w.stop()
 	b.Drain(context.Background())
 	require.NotContains(t, b.log.String(), "permission denied")
+	require.NotContains(t, b.log.String(), "23001")
 	requireBooks(t, owner)
 }

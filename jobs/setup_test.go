@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -203,6 +204,17 @@ func (b *testBundle) exec(sql string, args ...any) int64 {
 	done, err := b.pool.Exec(b.ctx, sql, args...)
 	require.NoError(b.t, err)
 	return done.RowsAffected()
+}
+
+// force is exec past the triggers, for what no move comes to.
+func (b *testBundle) force(sql string, args ...any) {
+	b.t.Helper()
+	require.NoError(b.t, pgx.BeginFunc(b.ctx, b.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(b.ctx, "SET LOCAL session_replication_role = replica")
+		require.NoError(b.t, err)
+		_, err = tx.Exec(b.ctx, sql, args...)
+		return err
+	}))
 }
 
 // ask answers a query of one value.

@@ -419,12 +419,12 @@ func TestCancelIsToldForAsLongAsTheLease(t *testing.T) {
 	_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
 	require.NoError(t, err)
 	ago := func(d time.Duration) {
-		b.exec("UPDATE task SET ended_at = now() - $2 * interval '1 ms', started_at = now() - interval '1 min' WHERE task_id = $1", task.TaskID, d.Milliseconds())
+		b.force("UPDATE task SET ended_at = now() - $2 * interval '1 ms', started_at = now() - interval '1 min' WHERE task_id = $1", task.TaskID, d.Milliseconds())
 	}
 	ago(30 * time.Second)
 	require.Equal(t, StopWork, b.beat(lease.Token).Directive)
 	ago(2 * time.Minute)
-	b.exec("UPDATE task SET started_at = ended_at WHERE task_id = $1", task.TaskID)
+	b.force("UPDATE task SET started_at = ended_at WHERE task_id = $1", task.TaskID)
 	var over *TaskEnded
 	require.ErrorAs(t, b.beat(lease.Token).Err, &over)
 	out, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 10 * time.Minute}})

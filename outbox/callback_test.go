@@ -136,7 +136,7 @@ func (b *testBundle) courier(caller outbox.Caller, change ...func(*outbox.Callba
 func (b *testBundle) called(address string) uuid.UUID {
 	b.t.Helper()
 	id := b.task()
-	b.exec("UPDATE task SET callback_url = $2, step_id = 's-1' WHERE task_id = $1", id, address)
+	b.force("UPDATE task SET callback_url = $2, step_id = 's-1' WHERE task_id = $1", id, address)
 	return id
 }
 

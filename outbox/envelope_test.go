@@ -109,7 +109,7 @@ func TestRedeliveryIsEqualToTheByte(t *testing.T) {
 	first := b.bus.list(true)
 
 	b.exec("SET timezone = 'Asia/Tokyo'")
-	b.exec(`
+	b.force(`
 		UPDATE task
 		SET version = 11, status = 'CANCELLED', ended_at = now(), started_at = now(), attempt = 7, failures = 3, lane = 'task-execution-retry', job_id = 99,
 			assignee_id = 'bob', assignee_name = 'Bob', due_at = now(), output = '{"x": 1}', error = '{"code": "LATER"}'

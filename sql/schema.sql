@@ -130,6 +130,52 @@ CREATE FUNCTION public.river_job_state_in_bitmask(bitmask bit, state public.rive
     END = 1;
 $$;
 
+CREATE FUNCTION public.task_attempt_guard() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'attempt % of task % is not deleted: an attempt that has ended is kept', OLD.attempt, OLD.task_id
+        USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+CREATE FUNCTION public.task_event_guard() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    looked constant integer := 16;
+    n bigint;
+    forged record;
+BEGIN
+    SELECT count(*) INTO n FROM new_event;
+    SELECT e.task_id, e.seq, e.type
+    INTO forged
+    FROM (
+        SELECT v.task_id, v.seq, v.type, v.now
+        FROM new_event v
+        OFFSET floor(random() * greatest(n - looked + 1, 1))
+        LIMIT looked
+    ) e
+    WHERE NOT EXISTS (
+        SELECT
+        FROM task t
+        WHERE t.task_id = e.task_id
+            AND CASE t.version - e.seq
+                WHEN 0 THEN t.status = e.now
+                WHEN 1 THEN e.type = 'started' AND t.status = 'COMPLETED' -- a start and an end in one commit
+                ELSE false
+            END
+    )
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'event % (%) of task % belongs to no move of it', forged.seq, forged.type, forged.task_id
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION public.task_guard() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -139,6 +185,11 @@ BEGIN
             USING ERRCODE = 'restrict_violation',
                 HINT = 'Use POST /api/internal/tasks/{taskId}/cancel, PUT /api/internal/tasks/{taskId}/status or POST /api/internal/tasks/{taskId}/reassign.';
     END IF;
+    IF OLD.version = NEW.version AND OLD.status = NEW.status THEN
+        RAISE EXCEPTION 'task % has ended as %: how it ended does not change', OLD.task_id, OLD.status
+            USING ERRCODE = 'restrict_violation',
+                HINT = 'A redrive begins it anew: POST /api/internal/dead-letters/redrive.';
+    END IF;
     RAISE EXCEPTION 'task % cannot go from % to % in % step(s)', OLD.task_id, OLD.status, NEW.status, NEW.version - OLD.version
         USING ERRCODE = 'restrict_violation',
             DETAIL = (
@@ -146,6 +197,15 @@ BEGIN
                 FROM task_move m
                 WHERE m.was = OLD.status
             );
+END
+$$;
+
+CREATE FUNCTION public.task_guard_fixed() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'task %: what it was created with does not change', OLD.task_id
+        USING ERRCODE = 'restrict_violation';
 END
 $$;
 
@@ -1307,9 +1367,15 @@ CREATE TRIGGER job_signal_delete AFTER DELETE ON public.river_job FOR EACH ROW W
 
 CREATE TRIGGER job_signal_update AFTER UPDATE ON public.river_job FOR EACH ROW WHEN (((((new.state = ANY (ARRAY['cancelled'::public.river_job_state, 'discarded'::public.river_job_state])) AND (old.state <> ALL (ARRAY['completed'::public.river_job_state, 'cancelled'::public.river_job_state, 'discarded'::public.river_job_state]))) OR ((new.state = 'running'::public.river_job_state) AND (new.metadata ? 'cancel_attempted_at'::text) AND (NOT (old.metadata ? 'cancel_attempted_at'::text)))) AND (new.kind ~~ 'task.%'::text) AND (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.job_signal_note();
 
+CREATE TRIGGER task_attempt_guard BEFORE DELETE ON public.task_attempt FOR EACH ROW WHEN (((old.outcome IS NOT NULL) OR (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.task_attempt_guard();
+
+CREATE TRIGGER task_event_guard AFTER INSERT ON public.task_event REFERENCING NEW TABLE AS new_event FOR EACH STATEMENT WHEN ((current_setting('is_superuser'::text) = 'off'::text)) EXECUTE FUNCTION public.task_event_guard();
+
 CREATE TRIGGER task_guard_delete BEFORE DELETE ON public.task FOR EACH ROW WHEN ((current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text)) EXECUTE FUNCTION public.task_guard();
 
-CREATE TRIGGER task_guard_update BEFORE UPDATE ON public.task FOR EACH ROW WHEN (((current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text) OR (NOT public.task_move_legal(old.status, new.status, (new.version - old.version))))) EXECUTE FUNCTION public.task_guard();
+CREATE TRIGGER task_guard_update BEFORE UPDATE ON public.task FOR EACH ROW WHEN (((current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text) OR (NOT public.task_move_legal(old.status, new.status, (new.version - old.version))) OR ((old.ended_at IS NOT NULL) AND (old.version = new.version) AND ((((((((((((((((old.ended_at IS DISTINCT FROM new.ended_at) OR (old.started_at IS DISTINCT FROM new.started_at)) OR (old.next_retry_at IS DISTINCT FROM new.next_retry_at)) OR (old.assigned_at IS DISTINCT FROM new.assigned_at)) OR (old.due_at IS DISTINCT FROM new.due_at)) OR (old.attempt IS DISTINCT FROM new.attempt)) OR (old.failures IS DISTINCT FROM new.failures)) OR (old.crashes IS DISTINCT FROM new.crashes)) OR (old.lane IS DISTINCT FROM new.lane)) OR (old.assignee_id IS DISTINCT FROM new.assignee_id)) OR (old.assignee_name IS DISTINCT FROM new.assignee_name)) OR (old.group_id IS DISTINCT FROM new.group_id)) OR (old.candidates IS DISTINCT FROM new.candidates)) OR (old.input IS DISTINCT FROM new.input)) OR (old.output IS DISTINCT FROM new.output)) OR (old.error IS DISTINCT FROM new.error))))) EXECUTE FUNCTION public.task_guard();
+
+CREATE TRIGGER task_guard_update_fixed BEFORE UPDATE OF task_id, created_at, type, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, request_id, reference, callback_url, traceparent, config, context, own_definition ON public.task FOR EACH ROW WHEN (((((((((((((((((((old.task_id IS DISTINCT FROM new.task_id) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (old.type IS DISTINCT FROM new.type)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.priority IS DISTINCT FROM new.priority)) OR (old.tenant_id IS DISTINCT FROM new.tenant_id)) OR (old.workflow_id IS DISTINCT FROM new.workflow_id)) OR (old.definition_id IS DISTINCT FROM new.definition_id)) OR (old.executor IS DISTINCT FROM new.executor)) OR (old.correlation_id IS DISTINCT FROM new.correlation_id)) OR (old.step_id IS DISTINCT FROM new.step_id)) OR (old.request_id IS DISTINCT FROM new.request_id)) OR (old.reference IS DISTINCT FROM new.reference)) OR (old.callback_url IS DISTINCT FROM new.callback_url)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.config IS DISTINCT FROM new.config)) OR (old.context IS DISTINCT FROM new.context)) OR (old.own_definition IS DISTINCT FROM new.own_definition))) EXECUTE FUNCTION public.task_guard_fixed();
 
 ALTER TABLE public.callback ENABLE ROW LEVEL SECURITY;
 
@@ -1341,6 +1407,8 @@ CREATE POLICY engine ON public.task_attempt TO tes_app USING (true) WITH CHECK (
 
 CREATE POLICY engine ON public.task_checkpoint TO tes_app USING (true) WITH CHECK (true);
 
+CREATE POLICY engine ON public.task_definition TO tes_app USING (true) WITH CHECK (true);
+
 CREATE POLICY engine ON public.task_event TO tes_app USING (true) WITH CHECK (true);
 
 CREATE POLICY engine ON public.task_request TO tes_app USING (true) WITH CHECK (true);
@@ -1362,6 +1430,8 @@ ALTER TABLE public.task ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.task_attempt ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.task_checkpoint ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.task_definition ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.task_event ENABLE ROW LEVEL SECURITY;
 
@@ -1410,6 +1480,8 @@ CREATE POLICY tenant ON public.task_attempt FOR SELECT TO tes_read USING (( SELE
 CREATE POLICY tenant ON public.task_checkpoint FOR SELECT TO tes_read USING (( SELECT true
    FROM public.task t
   WHERE (t.task_id = task_checkpoint.task_id)));
+
+CREATE POLICY tenant ON public.task_definition FOR SELECT TO tes_read USING (((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)) OR ((tenant_id = ''::text) AND (current_setting('tes.tenant'::text, true) ~~ '=%'::text))));
 
 CREATE POLICY tenant ON public.task_event FOR SELECT TO tes_read USING (( SELECT true
    FROM public.task t

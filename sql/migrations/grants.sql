@@ -43,15 +43,99 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON SCHEMA public FROM PUBLIC;
-GRANT USAGE ON SCHEMA public TO tes_app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO tes_app;
--- What has happened stays: these are added to, and the legal moves are the migrations'.
-REVOKE UPDATE, DELETE ON task_event, task_definition, maintenance_change, dead_letter_discard, task_move FROM tes_app;
-REVOKE INSERT ON task_move FROM tes_app;
-GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO tes_app;
-GRANT USAGE ON SCHEMA report TO tes_app, tes_report;
-GRANT SELECT ON ALL TABLES IN SCHEMA report TO tes_app, tes_report;
+-- Nobody has anything because they may connect. A database that is not the migrator's
+-- keeps what PUBLIC may: then its owner runs these lines.
+REVOKE ALL ON SCHEMA public, report FROM PUBLIC;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public, report FROM PUBLIC;
+DO $$
+BEGIN
+    EXECUTE format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO tes_owner, tes_app, tes_report', current_database());
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'the database is not the migrator''s: PUBLIC keeps CONNECT and TEMPORARY on it';
+END
+$$;
+-- Large objects are rows that whoever may connect can write, without end.
+DO $$
+DECLARE
+    it record;
+BEGIN
+    FOR it IN
+        SELECT p.oid::regprocedure AS signature
+        FROM pg_proc p
+        WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_put', 'lowrite', 'lo_open')
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', it.signature);
+    END LOOP;
+EXCEPTION WHEN insufficient_privilege THEN
+    NULL; -- a superuser's: deploy/postgres-init.sql does so
+END
+$$;
+
+-- The service writes what the engine's statements write, and no column beside. A new
+-- statement wants its columns here; TestServiceMayWriteWhatTheListSays has the list.
+REVOKE ALL ON ALL TABLES IN SCHEMA public, report FROM tes_app;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM tes_app;
+GRANT USAGE ON SCHEMA public, report TO tes_app;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO tes_app;
+GRANT USAGE ON SEQUENCE task_event_id_seq, river_job_id_seq TO tes_app;
+
+-- A task begins as its request made it, and changes by moves. None is deleted.
+DO $$
+BEGIN
+    EXECUTE format('GRANT INSERT (%s) ON task TO tes_app', (
+        SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+        FROM pg_attribute a
+        WHERE a.attrelid = 'task'::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+            AND a.attname <> ALL (ARRAY[
+                'started_at', 'ended_at', 'next_retry_at', 'assigned_at', 'version', 'attempt', 'failures', 'crashes', 'status',
+                'assignee_id', 'assignee_name', 'group_id', 'candidates', 'output', 'error', 'deadline_id'
+            ])
+    ));
+END
+$$;
+GRANT UPDATE (
+    job_id, started_at, ended_at, next_retry_at, assigned_at, due_at, version, attempt, failures, crashes, status, lane,
+    assignee_id, assignee_name, group_id, candidates, input, output, error, deadline_id
+) ON task TO tes_app;
+GRANT INSERT, UPDATE (outcome, ended_at, error), DELETE ON task_attempt TO tes_app;
+GRANT INSERT, UPDATE (attempt, at, progress, checkpoint) ON task_checkpoint TO tes_app;
+GRANT INSERT, UPDATE (job_id, attempt, kind, visibility_ms, expires_at, deadline_at, owner, invocation_id, request_id), DELETE ON lease TO tes_app;
+
+-- What has happened stays: these are added to.
+GRANT INSERT ON task_event, task_request, task_definition, dead_letter_discard, maintenance_change, shutdown_order, callback_given_up, outbox_parked TO tes_app;
+
+GRANT INSERT, UPDATE (claim, due_at, tries, problem, since, told, upto), DELETE ON callback TO tes_app;
+GRANT INSERT, UPDATE (outcome, channel, detail, tries, settled_at), DELETE ON notice TO tes_app;
+GRANT INSERT, UPDATE (state, seq, code) ON redrive_item TO tes_app;
+GRANT INSERT, UPDATE (state, paced_at, ended_at, stopped_at, stopped_by, stop_reason, undone_at, undone_by, undo_reason) ON redrive_operation TO tes_app;
+GRANT INSERT (job_id, task_id, what), DELETE ON job_signal TO tes_app;
+
+GRANT INSERT, DELETE ON outbox TO tes_app;
+GRANT INSERT, UPDATE (last_seq, published_at), DELETE ON outbox_published TO tes_app;
+GRANT INSERT, UPDATE (stream_created_at) ON outbox_stream TO tes_app;
+GRANT UPDATE (term, holder, backend_pid, backend_start, heartbeat_at) ON relay_leader TO tes_app;
+GRANT INSERT, UPDATE (outcome, detail) ON inbox TO tes_app;
+GRANT INSERT, UPDATE (acted, ignored, repeated, dead) ON inbound TO tes_app;
+
+GRANT INSERT, UPDATE (seen_at, worker_at), DELETE ON executor TO tes_app;
+GRANT INSERT, UPDATE (since, until, reason, actor, said_at) ON maintenance TO tes_app;
+GRANT INSERT, UPDATE (name) ON secret TO tes_app; -- a key is made once; the UPDATE is how it is read back
+GRANT INSERT, UPDATE (n, run_ms) ON tally, tally_hour TO tes_app;
+GRANT INSERT, UPDATE (id), DELETE ON tally_delta TO tes_app; -- the UPDATE is for FOR UPDATE: an identity takes none
+
+-- River's client and its leader.
+GRANT INSERT, UPDATE, DELETE ON river_job, river_leader, river_queue TO tes_app;
+
+GRANT EXECUTE ON FUNCTION
+    callback_host(text), callback_tells(task_event_type), task_move_legal(task_status, task_status, integer),
+    task_open_for(text, text, jsonb), river_job_state_in_bitmask(bit, river_job_state)
+    TO tes_app;
+
+-- Reports. The views pass by the policies with their owner: reporters see all tenants.
+GRANT USAGE ON SCHEMA report TO tes_report;
+GRANT SELECT ON ALL TABLES IN SCHEMA report TO tes_report;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA report TO tes_app, tes_read, tes_report;
 
 -- What is read on behalf of one tenant: rows of that tenant, by the policies. Of the
 -- jobs, which are all tenants', it is how they stand and whose ids they carry, and
@@ -59,9 +143,10 @@ GRANT SELECT ON ALL TABLES IN SCHEMA report TO tes_app, tes_report;
 GRANT USAGE ON SCHEMA public, report TO tes_read;
 GRANT SELECT ON
     task, task_request, task_attempt, task_event, task_checkpoint, lease, callback, callback_given_up, notice,
-    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item
+    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition
     TO tes_read;
 GRANT SELECT (id, state, queue, kind, priority, created_at, scheduled_at, attempted_at, attempted_by, args) ON river_job TO tes_read;
 GRANT SELECT (name, paused_at) ON river_queue TO tes_read;
 GRANT SELECT (lane, since, until, reason) ON maintenance TO tes_read;
 GRANT SELECT (executor_id, seen_at, worker_at) ON executor TO tes_read;
+GRANT EXECUTE ON FUNCTION task_open_ids(text[]) TO tes_read;

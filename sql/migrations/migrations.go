@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -60,22 +61,28 @@ func Up(ctx context.Context, dsn string) error {
 			return err
 		}
 		if _, err := p.Up(ctx); err != nil {
+			if strings.Contains(err.Error(), "failed to acquire lock") {
+				err = fmt.Errorf("%w: another migrator is at work, or a session holds the lock (SELECT pid FROM pg_locks WHERE locktype = 'advisory')", err)
+			}
 			return fmt.Errorf("migrate up: %w", err)
 		}
-		return script(ctx, pool, "grant", grants)
+		return script(ctx, pool, "grant", grantsLock+grants)
 	})
 }
 
-// script runs a file of several statements, one process at a time. By the simple
-// protocol they are one transaction.
+// grantsLock lets one migrator at a time grant. A lock of a table, which only its owner
+// can take, and not an advisory one, which is whoever's.
+const grantsLock = "SET LOCAL lock_timeout = '60s'; LOCK TABLE public.goose_db_version IN SHARE ROW EXCLUSIVE MODE;\n"
+
+// script runs a file of several statements in one transaction, by the simple protocol.
 func script(ctx context.Context, pool *pgxpool.Pool, what, text string) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer conn.Release()
-	const lock = "SELECT pg_advisory_xact_lock(hashtextextended('tes grants', 0));\n"
-	if _, err := conn.Conn().PgConn().Exec(ctx, lock+text).ReadAll(); err != nil {
+	if _, err := conn.Conn().PgConn().Exec(ctx, "BEGIN;\n"+text+"\nCOMMIT;").ReadAll(); err != nil {
+		_, _ = conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
 		return fmt.Errorf("%s: %w", what, explained(err))
 	}
 	return nil
