@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -11,6 +12,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/bucket"
 )
 
 // variables are the names of everything that may be set.
@@ -28,7 +32,34 @@ func TestConfigOfAnEmptyEnvironment(t *testing.T) {
 	t.Parallel()
 	c, err := readConfig([]string{"HOME=/root", "PATH=", "DATABASE_URL=postgres://elsewhere", "TESTING=1", "", "TES"})
 	require.NoError(t, err)
-	require.Equal(t, Config{grace: 20 * time.Second, due: 24 * time.Hour}, c)
+	require.Equal(t, unset, c)
+}
+
+// unset is what an empty environment says.
+var unset = Config{
+	grace: 20 * time.Second, due: 24 * time.Hour,
+	limits: api.Limits{Tenants: bucket.Limit{Rate: 1000, Burst: 2000}, FailedTokens: bucket.Limit{Rate: 10, Burst: 50}},
+}
+
+// A rate that is set holds for callers without a tenant too, and 0 is none.
+func TestConfigOfLimits(t *testing.T) {
+	t.Parallel()
+	c, err := readConfig([]string{"TES_RATE_LIMIT=0.5", "TES_RATE_BURST=7", "TES_FAILED_TOKEN_LIMIT=0", "TES_TRUSTED_PROXIES=10.0.0.0/8"})
+	require.NoError(t, err)
+	limit := bucket.Limit{Rate: 0.5, Burst: 7}
+	require.Equal(t, limit, c.limits.Tenants)
+	require.Equal(t, limit, c.limits.Others)
+	require.True(t, c.limits.FailedTokens.Off())
+	require.Equal(t, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, c.limits.Proxies)
+
+	c, err = readConfig([]string{"TES_RATE_LIMIT=0"})
+	require.NoError(t, err)
+	require.True(t, c.limits.Tenants.Off())
+	require.True(t, c.limits.Others.Off())
+	for _, wrong := range []string{"TES_RATE_LIMIT=-1", "TES_RATE_LIMIT=NaN", "TES_RATE_LIMIT=1e9", "TES_RATE_BURST=many", "TES_FAILED_TOKEN_LIMIT=0.001", "TES_TRUSTED_PROXIES=10.0.0.1"} {
+		_, err := readConfig([]string{wrong})
+		require.ErrorContains(t, err, wrong[:strings.IndexByte(wrong, '=')])
+	}
 }
 
 // Whatever may be set is set, each in its own field, and listed in the help.
@@ -36,7 +67,9 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 	t.Parallel()
 	good := map[string]string{
 		"TES_PG_PORT": "15432", "TES_PG_SYSTEM": "off", "TES_PG_DOWNLOAD": "on", "TES_NATS_SYNC": "off", "TES_LOG_LEVEL": "debug",
-		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_TOKEN_MAX_LIFE": "1h", "TES_REQUIRE_USER_TOKEN": "true", "TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
+		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_TOKEN_MAX_LIFE": "1h", "TES_REQUIRE_USER_TOKEN": "true",
+		"TES_RATE_LIMIT": "500", "TES_RATE_BURST": "800", "TES_FAILED_TOKEN_LIMIT": "5", "TES_TRUSTED_PROXIES": "10.0.0.0/8",
+		"TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
 		"TES_HTTP": "[::1]:http", "TES_DATABASE_URL": "postgres://u:p@h:1/d?pool_max_conns=3",
 	}
 	help := settings()
@@ -62,7 +95,7 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 
 		c, err = readConfig([]string{name + "="})
 		require.NoError(t, err, "%s: empty is as unset", name)
-		require.Equal(t, Config{grace: 20 * time.Second, due: 24 * time.Hour}, c)
+		require.Equal(t, unset, c)
 	}
 
 	c, err := readConfig([]string{"TES_SHUTDOWN_GRACE=3s", "TES_MANUAL_DUE=48h", "TES_HTTP_ALLOW= 10.1.0.0/16, ::1/128,"})
