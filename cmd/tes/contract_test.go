@@ -18,17 +18,7 @@ func TestContract(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/contract.md")
 	require.NoError(t, err)
-	var tests []string
-	require.NoError(t, filepath.WalkDir("../..", func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		for _, found := range regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`).FindAllSubmatch(text, -1) {
-			tests = append(tests, string(found[1]))
-		}
-		return err
-	}))
+	tests := testNames(t)
 	rows := 0
 	for line := range strings.Lines(string(page)) {
 		cells := strings.Split(line, "|")
@@ -47,4 +37,38 @@ func TestContract(t *testing.T) {
 		}
 	}
 	require.Greater(t, rows, 40)
+}
+
+// Each test that a page names, be it a promise in docs/security.md or a command, is there.
+func TestPagesNameTestsThatExist(t *testing.T) {
+	t.Parallel()
+	tests := testNames(t)
+	pages, err := filepath.Glob("../../docs/*.md")
+	require.NoError(t, err)
+	require.Contains(t, pages, "../../docs/security.md")
+
+	for _, page := range append(pages, "../../README.md", "../../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, name := range regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w+)`").FindAllSubmatch(text, -1) {
+			require.Contains(t, tests, string(name[1]), "%s names a test that is not there", page)
+		}
+	}
+}
+
+// testNames lists every test and fuzz test of the repository.
+func testNames(t *testing.T) (names []string) {
+	t.Helper()
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(\w+ \*testing\.[TF]\)`)
+	require.NoError(t, filepath.WalkDir("../..", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, found := range declared.FindAllSubmatch(text, -1) {
+			names = append(names, string(found[1]))
+		}
+		return err
+	}))
+	return names
 }
