@@ -142,15 +142,34 @@ type Outage struct {
 func (o *Outage) Error() string { return o.Neighbour + " is away: " + o.Err.Error() }
 func (o *Outage) Unwrap() error { return o.Err }
 
-// unansweredKey is under which an attempt's context has its *atomic.Pointer[Outage].
+// unansweredKey is under which an attempt's context has its *unanswered.
 type unansweredKey struct{}
+
+// unanswered says why the request that an attempt makes has no answer; it returns nil
+// where that is no outage. The pointer is nil while no request is under way.
+type unanswered = atomic.Pointer[func() *Outage]
+
+// Asking is for the client of a neighbour, within Execute: a request goes out. Should the
+// attempt's time be all but over before its answer, why says whether that is an outage's
+// doing, or, with nil, the task's own. It must be quick. Unanswered ends it.
+func Asking(ctx context.Context, why func() *Outage) {
+	if noted, ok := ctx.Value(unansweredKey{}).(*unanswered); ok {
+		noted.Store(&why)
+	}
+}
 
 // Unanswered is for the client of a neighbour, within Execute: a request got no answer,
 // and the same is asked again. Should the attempt's time be all but over first, that is
 // the outage's doing and not the task's. With nil an answer came after all.
 func Unanswered(ctx context.Context, o *Outage) {
-	if noted, ok := ctx.Value(unansweredKey{}).(*atomic.Pointer[Outage]); ok {
-		noted.Store(o)
+	noted, ok := ctx.Value(unansweredKey{}).(*unanswered)
+	switch {
+	case !ok:
+	case o == nil:
+		noted.Store(nil)
+	default:
+		why := func() *Outage { return o }
+		noted.Store(&why)
 	}
 }
 

@@ -48,7 +48,7 @@ type run struct {
 	ended atomic.Bool
 	freed atomic.Bool // its place
 
-	unanswered atomic.Pointer[Outage] // see Unanswered
+	unanswered unanswered // see Asking
 
 	mu      sync.Mutex
 	phase   phase     // guarded by mu
@@ -349,7 +349,11 @@ func (r *run) interrupted(cause error) {
 // runOut gives the attempt back shortly before its deadline, where an outage has used up
 // its time: it has none left for an answer, and is not spent.
 func (r *run) runOut() {
-	away := r.unanswered.Load()
+	why := r.unanswered.Load()
+	if why == nil {
+		return
+	}
+	away := (*why)()
 	if away == nil || !r.ended.CompareAndSwap(false, true) {
 		return
 	}

@@ -116,6 +116,30 @@ func TestTimeoutDuringAnOutageSpendsNothing(t *testing.T) {
 	require.EqualValues(t, 1, task.Failures)
 }
 
+// A request that hangs from the first to the attempt's end is an outage where its client
+// says so, and else the task's own slowness.
+func TestARequestThatHangsToTheEndIsAnOutageIfItsClientSaysSo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	answers := make(chan *Outage, 1)
+	b.work(noop(func(ctx context.Context, _ Job) (Result, error) {
+		Asking(ctx, func() *Outage { return <-answers })
+		<-ctx.Done()
+		return Result{}, ctx.Err()
+	}))
+	task := b.create(timeout(time.Second))
+	answers <- &Outage{Neighbour: "integration", Err: errors.New("hangs")}
+	task = b.until(task.TaskID, "given back", func(task db.Task) bool { return task.Version == 3 })
+	require.Equal(t, "created started released", b.story(task.TaskID))
+	require.Zero(t, task.Attempt)
+	require.Zero(t, task.Failures)
+
+	answers <- nil
+	b.exec("UPDATE river_job SET scheduled_at = now() WHERE id = $1", task.JobID)
+	task = b.becomes(task.TaskID, TimedOut)
+	require.EqualValues(t, 1, task.Failures)
+}
+
 // Whose turn it is comes of no attempt: a directory that is slow leads to the defaults,
 // and not to a timeout.
 func TestAssignmentHasNoTimeout(t *testing.T) {

@@ -165,3 +165,45 @@ func TestOutageIsNoTimeout(t *testing.T) {
 	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeHang})
 	require.EqualValues(t, 1, reaches(t, api, orchestrator, create("bill"), "TIMED_OUT")["attempt"])
 }
+
+// An Integration Service that takes a request and never answers is away: the task goes
+// back to its lane, spends no attempt, and asks again under the same key. If the service
+// has answered somebody else meanwhile it is there, and the task has timed out.
+func TestIntegrationServiceHangs(t *testing.T) {
+	t.Parallel()
+	b := setupServe(t, true)
+	p := start(t, b.env, "serve", "--http", "127.0.0.1:0")
+	api := serving(t, p)
+	orchestrator := b.peers.Token("workflow-orchestrator")
+	create := func(timeout int) string {
+		made := must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, object{
+			"taskDefinitionId": "bill", "workflowId": "w", "taskType": "INTEGRATION", "input": object{"n": 1}, "timeout": timeout,
+			"retryPolicy": object{"maxRetries": 0}, "executionConfig": object{"integration": object{"method": "bill", "instance": "books"}},
+		})
+		return fmt.Sprint(made["taskId"])
+	}
+	keys := func() (keys []string) {
+		for _, request := range b.peers.Requests(peertest.Integration) {
+			keys = append(keys, request.Headers["Idempotency-Key"])
+		}
+		return keys
+	}
+
+	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeHang, Times: 1})
+	first := create(2000)
+	task := reaches(t, api, orchestrator, first, "COMPLETED")
+	require.EqualValues(t, 1, task["attempt"])
+	require.EqualValues(t, 0, task["retryCount"])
+	require.Equal(t, []string{first + ":1", first + ":1"}, keys())
+
+	b.peers.Steer(peertest.Integration, peertest.Steering{Mode: peertest.ModeHang, Times: 1})
+	second := create(10_000)
+	eventually(t, patience, func() error {
+		if n := len(keys()); n != 3 {
+			return fmt.Errorf("%d requests", n)
+		}
+		return nil
+	})
+	reaches(t, api, orchestrator, create(60_000), "COMPLETED")
+	reaches(t, api, orchestrator, second, "TIMED_OUT")
+}
