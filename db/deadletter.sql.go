@@ -126,7 +126,7 @@ func (q *Queries) DeadLetterDiscarded(ctx context.Context, taskID uuid.UUID) (De
 
 const deadLetterGroups = `-- name: DeadLetterGroups :many
 WITH walked AS MATERIALIZED (
-    SELECT j.id, (j.args ->> 'task_id')::uuid AS task_id
+    SELECT j.id, job_task(j.args) AS task_id
     FROM river_job j
     WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter'
     ORDER BY j.priority, j.scheduled_at, j.id
@@ -231,7 +231,7 @@ func (q *Queries) DeadLetterGroups(ctx context.Context, arg DeadLetterGroupsPara
 
 const deadLetterList = `-- name: DeadLetterList :many
 WITH walked AS MATERIALIZED (
-    SELECT j.id, j.priority, j.scheduled_at, (j.args ->> 'task_id')::uuid AS task_id
+    SELECT j.id, j.priority, j.scheduled_at, job_task(j.args) AS task_id
     FROM river_job j
     WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter'
         AND (j.priority, j.scheduled_at, j.id) > ($3::smallint, $4::timestamptz, $5::bigint)

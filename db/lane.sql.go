@@ -46,6 +46,19 @@ func (q *Queries) JobsEnd(ctx context.Context, jobIds []int64) error {
 	return err
 }
 
+const jobsFree = `-- name: JobsFree :exec
+UPDATE river_job j
+SET state = 'available', attempt = greatest(j.attempt - 1, 0)
+FROM (SELECT unnest($1::bigint[]) AS id) free
+WHERE j.id = free.id AND (j.state = 'running') IS TRUE
+`
+
+// Claimed for a caller that was answered elsewhere: free again.
+func (q *Queries) JobsFree(ctx context.Context, jobIds []int64) error {
+	_, err := q.db.Exec(ctx, jobsFree, jobIds)
+	return err
+}
+
 const laneAge = `-- name: LaneAge :execrows
 UPDATE river_job j
 SET priority = j.priority - 1
@@ -113,7 +126,7 @@ claimed AS (
         attempted_by = ARRAY[$4::text]
     FROM free
     WHERE j.id = free.id
-    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+    RETURNING j.id, coalesce(job_task(j.args), '00000000-0000-0000-0000-000000000000')::uuid AS task_id
 )
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
@@ -157,7 +170,7 @@ type LaneClaimRow struct {
 // Takes up to so many waiting jobs of one lane and kind, as River's own fetch
 // would: by priority, then age. Start work only when this has committed: until
 // then every other statement still sees the jobs as available. A row without a
-// task (definition_id is null) is a stale token.
+// task (definition_id is null) is a stale token; if its task_id is the nil UUID, it names none.
 func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneClaimRow, error) {
 	rows, err := q.db.Query(ctx, laneClaim,
 		arg.Lane,
@@ -233,7 +246,7 @@ const laneOrphans = `-- name: LaneOrphans :many
 WITH lost AS MATERIALIZED (
     SELECT j.id, t.task_id
     FROM river_job j
-    JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status = 'PENDING'
+    JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status = 'PENDING'
     WHERE j.state = 'running'
         AND j.queue = ANY ($1::text[])
         AND j.attempted_at < now() - make_interval(secs => $2::float8)
@@ -263,7 +276,7 @@ fresh AS (
 UPDATE task t
 SET job_id = fresh.id
 FROM fresh
-WHERE t.task_id = (fresh.args ->> 'task_id')::uuid
+WHERE t.task_id = job_task(fresh.args)
 RETURNING t.task_id, fresh.queue AS lane
 `
 

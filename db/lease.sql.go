@@ -249,6 +249,115 @@ func (q *Queries) LeaseSweep(ctx context.Context) (int64, error) {
 	return result.RowsAffected(), nil
 }
 
+const leaseTurn = `-- name: LeaseTurn :exec
+INSERT INTO dequeue_turn (tenant_id, owner, request_id, turn)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT (tenant_id, owner, request_id) DO UPDATE SET turn = excluded.turn, at = now()
+`
+
+type LeaseTurnParams struct {
+	TenantID  string
+	Owner     string
+	RequestID string
+	Turn      int64
+}
+
+// This call of a dequeue may take, and none that wrote its turn before. Waits for the commit
+// of one that has just ended its own.
+func (q *Queries) LeaseTurn(ctx context.Context, arg LeaseTurnParams) error {
+	_, err := q.db.Exec(ctx, leaseTurn,
+		arg.TenantID,
+		arg.Owner,
+		arg.RequestID,
+		arg.Turn,
+	)
+	return err
+}
+
+const leaseTurnHold = `-- name: LeaseTurnHold :execrows
+UPDATE dequeue_turn r
+SET at = now()
+WHERE r.tenant_id = $1 AND r.owner = $2 AND r.request_id = $3 AND r.turn = $4
+`
+
+type LeaseTurnHoldParams struct {
+	TenantID  string
+	Owner     string
+	RequestID string
+	Turn      int64
+}
+
+// The same for dead letters, with which the turn does not end: tasks come behind them.
+func (q *Queries) LeaseTurnHold(ctx context.Context, arg LeaseTurnHoldParams) (int64, error) {
+	result, err := q.db.Exec(ctx, leaseTurnHold,
+		arg.TenantID,
+		arg.Owner,
+		arg.RequestID,
+		arg.Turn,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const leaseTurnsEnd = `-- name: LeaseTurnsEnd :many
+DELETE FROM dequeue_turn r
+USING (
+    SELECT
+        unnest($1::text[]) AS tenant_id,
+        unnest($2::text[]) AS owner,
+        unnest($3::text[]) AS request_id,
+        unnest($4::bigint[]) AS turn
+) mine
+WHERE r.tenant_id = mine.tenant_id AND r.owner = mine.owner AND r.request_id = mine.request_id AND r.turn = mine.turn
+RETURNING r.turn
+`
+
+type LeaseTurnsEndParams struct {
+	TenantIds  []string
+	Owners     []string
+	RequestIds []string
+	Turns      []int64
+}
+
+// Which of these turns are nobody else's, in the transaction in which their leases come.
+func (q *Queries) LeaseTurnsEnd(ctx context.Context, arg LeaseTurnsEndParams) ([]int64, error) {
+	rows, err := q.db.Query(ctx, leaseTurnsEnd,
+		arg.TenantIds,
+		arg.Owners,
+		arg.RequestIds,
+		arg.Turns,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []int64
+	for rows.Next() {
+		var turn int64
+		if err := rows.Scan(&turn); err != nil {
+			return nil, err
+		}
+		items = append(items, turn)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const leaseTurnsForget = `-- name: LeaseTurnsForget :exec
+DELETE FROM dequeue_turn r
+WHERE r.at < now() - interval '10 minutes'
+`
+
+// Turns of calls that were never ended: their processes are gone.
+func (q *Queries) LeaseTurnsForget(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, leaseTurnsForget)
+	return err
+}
+
 const leasesOf = `-- name: LeasesOf :many
 SELECT l.job_id
 FROM (SELECT unnest($1::uuid[]) AS task_id, unnest($2::bigint[]) AS job_id) run

@@ -24,7 +24,7 @@ WITH free AS MATERIALIZED (
         AND EXISTS (
             SELECT
             FROM task t
-            WHERE t.task_id = (j.args ->> 'task_id')::uuid
+            WHERE t.task_id = job_task(j.args)
                 AND t.job_id = j.id
                 AND t.status IN ('FAILED', 'TIMED_OUT')
                 AND t.tenant_id = $4::text
@@ -39,7 +39,7 @@ claimed AS (
     SET state = 'running', attempt = j.attempt + 1, attempted_at = now(), attempted_by = ARRAY[$2::text]
     FROM free
     WHERE j.id = free.id
-    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+    RETURNING j.id, job_task(j.args) AS task_id
 )
 INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, owner, request_id)
 SELECT
@@ -173,7 +173,7 @@ ended_lease AS (
 UPDATE task t
 SET job_id = new_job.id
 FROM new_job
-WHERE t.task_id = (new_job.args ->> 'task_id')::uuid
+WHERE t.task_id = job_task(new_job.args)
 RETURNING t.task_id
 `
 
@@ -211,4 +211,20 @@ func (q *Queries) LetterReturn(ctx context.Context, arg LetterReturnParams) ([]u
 		return nil, err
 	}
 	return items, nil
+}
+
+const letterWaits = `-- name: LetterWaits :one
+SELECT EXISTS (
+    SELECT
+    FROM river_job j
+    WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter' AND j.scheduled_at <= now()
+) AS waits
+`
+
+// Whether there is any dead letter to lease, of whatever tenant.
+func (q *Queries) LetterWaits(ctx context.Context) (bool, error) {
+	row := q.db.QueryRow(ctx, letterWaits)
+	var waits bool
+	err := row.Scan(&waits)
+	return waits, err
 }

@@ -455,6 +455,14 @@ type DeadLetterDiscard struct {
 	Reason string
 }
 
+type DequeueTurn struct {
+	TenantID  string
+	Owner     string
+	RequestID string
+	Turn      int64
+	At        time.Time
+}
+
 type Executor struct {
 	ExecutorID string
 	StartedAt  time.Time
@@ -645,18 +653,17 @@ type ReportCallback struct {
 }
 
 type ReportDeadLetter struct {
-	TaskID       uuid.UUID
-	WorkflowID   string
-	DefinitionID string
-	Type         TaskType
-	Status       TaskStatus
-	ErrorCode    interface{}
-	ErrorMessage string
-	Attempts     int32
-	DiedAt       *time.Time
-	JobID        int64
-	Fingerprint  string
-	// whose the task definition is; empty: the platform's
+	TaskID             uuid.UUID
+	WorkflowID         string
+	DefinitionID       string
+	Type               TaskType
+	Status             TaskStatus
+	ErrorCode          interface{}
+	ErrorMessage       string
+	Attempts           int32
+	DiedAt             *time.Time
+	JobID              int64
+	Fingerprint        string
 	DefinitionTenantID string
 }
 
@@ -959,6 +966,15 @@ type TaskMove struct {
 	Was    TaskStatus
 	Now    TaskStatus
 	ToldBy string
+}
+
+type TaskOpen struct {
+	TenantID  string
+	Principal string
+	Priority  int16
+	DueAt     time.Time
+	CreatedAt time.Time
+	TaskID    uuid.UUID
 }
 
 type TaskRequest struct {

@@ -642,15 +642,17 @@ func (q *Queries) TaskListed(ctx context.Context, arg TaskListedParams) ([]TaskL
 }
 
 const taskOpenFor = `-- name: TaskOpenFor :many
-WITH open AS MATERIALIZED (
-    SELECT t.task_id, t.priority, t.due_at, t.created_at
-    FROM task t
-    WHERE t.open_for && $1::text[] AND t.tenant_id = $2
-),
-best AS MATERIALIZED (
-    SELECT open.task_id
-    FROM open
-    ORDER BY open.priority, open.due_at, open.created_at, open.task_id
+WITH best AS MATERIALIZED (
+    SELECT DISTINCT o.priority, o.due_at, o.created_at, o.task_id
+    FROM (SELECT DISTINCT unnest($1::text[]) AS name) p
+    CROSS JOIN LATERAL (
+        SELECT w.priority, w.due_at, w.created_at, w.task_id
+        FROM task_open w
+        WHERE w.tenant_id = $2 AND w.principal = p.name
+        ORDER BY w.priority, w.due_at, w.created_at, w.task_id
+        LIMIT $3
+    ) o
+    ORDER BY o.priority, o.due_at, o.created_at, o.task_id
     LIMIT $3
 )
 SELECT t.task_id, t.job_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures, t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.tenant_id, t.workflow_id, t.definition_id, t.executor, t.correlation_id, t.step_id, t.assignee_id, t.assignee_name, t.group_id, t.candidates, t.request_id, t.reference, t.callback_url, t.traceparent, t.input, t.output, t.error, t.config, t.context, t.open_for, t.deadline_id, t.own_definition
@@ -667,6 +669,8 @@ type TaskOpenForParams struct {
 }
 
 // The most urgent of what waits for one of these principals.
+// The first of each principal, in the order of the key: what else waits is not read. A task
+// can wait for several.
 func (q *Queries) TaskOpenFor(ctx context.Context, arg TaskOpenForParams) ([]Task, error) {
 	rows, err := q.db.Query(ctx, taskOpenFor, arg.Principals, arg.TenantID, arg.Page)
 	if err != nil {

@@ -156,7 +156,7 @@ WITH free AS MATERIALIZED (
         AND EXISTS (
             SELECT
             FROM task t
-            WHERE t.task_id = (j.args ->> 'task_id')::uuid
+            WHERE t.task_id = job_task(j.args)
                 AND t.job_id = j.id
                 AND t.status = 'PENDING'
                 AND t.tenant_id = $2::text
@@ -176,7 +176,7 @@ claimed AS (
         attempted_by = ARRAY[$6::text]
     FROM free
     WHERE j.id = free.id
-    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+    RETURNING j.id, job_task(j.args) AS task_id
 )
 SELECT
     claimed.id AS job_id, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,6 +26,9 @@ type LeaseRequest struct {
 	// Most leases in one answer, over all selections.
 	Most   int
 	Select []Selection
+
+	shared bool  // the ID is the caller's, who may ask again
+	turn   *turn // under which it takes; nil: it has found nothing yet, or nobody else has its ID
 }
 
 // Selection is a part of the queues that a worker works.
@@ -78,6 +80,7 @@ const leasePoll = time.Second
 // gave an ID: then it may have asked again already, and been answered.
 func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	look := t.leaseAgain
+	req.shared = req.ID != ""
 	if req.ID == "" {
 		req.ID, look = uuid.NewString(), t.leaseOnce
 	}
@@ -129,9 +132,9 @@ func (t *Tasks) leaseOnce(ctx context.Context, req LeaseRequest) ([]Lease, error
 }
 
 // leaseAgain answers with what the request has been given; if it has nothing, it takes
-// what there is now. It may be parked more than once: one at a time takes.
+// what there is now. It may be parked more than once, here and elsewhere: see turn.go.
 func (t *Tasks) leaseAgain(ctx context.Context, req LeaseRequest) ([]Lease, error) {
-	done, err := t.turns.take(ctx, turn{req.Tenant, req.Worker, req.ID})
+	done, err := t.turns.take(ctx, dequeueID{req.Tenant, req.Worker, req.ID})
 	if err != nil {
 		return nil, err
 	}
@@ -162,10 +165,10 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		if most <= 0 {
 			continue
 		}
-		if from.lane == LaneDeadLetter {
-			n, err := t.leaseLetters(work, req, sel, most)
-			if err != nil {
-				return nil, err
+		if from.lane == LaneDeadLetter { // which come first
+			n, given, err := t.leaseLetters(work, &req, sel, most)
+			if err != nil || len(given) > 0 {
+				return given, err
 			}
 			letters += n
 			taken[from.selection] += n
@@ -193,45 +196,10 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if len(begun)+letters == 0 {
 		return nil, nil
 	}
-	if err := t.begin(work, begun); err != nil {
-		return nil, err
+	if given, err := t.begin(work, &req, begun); err != nil || len(given) > 0 {
+		return given, err
 	}
 	return t.leases(work, req)
-}
-
-// turn names a request that can be asked again.
-type turn struct{ tenant, worker, id string }
-
-// turns lets one call of a request at a time take work for it.
-type turns struct {
-	mu    sync.Mutex
-	taken map[turn]chan struct{} // closed when the turn is over; guarded by mu
-}
-
-// take waits for a turn. done ends it.
-func (t *turns) take(ctx context.Context, which turn) (done func(), err error) {
-	mine := make(chan struct{})
-	for {
-		t.mu.Lock()
-		other := t.taken[which]
-		if other == nil {
-			t.taken[which] = mine
-		}
-		t.mu.Unlock()
-		if other == nil {
-			return func() {
-				t.mu.Lock()
-				defer t.mu.Unlock()
-				delete(t.taken, which)
-				close(mine)
-			}, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-other:
-		}
-	}
 }
 
 // place is a lane in which a selection looks.
@@ -284,27 +252,6 @@ func (t *Tasks) leased(ctx context.Context, row db.WorkerClaimRow, req LeaseRequ
 		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: now(),
 		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseAsk: req.ID, visibility: visibility,
 	}, nil
-}
-
-// begin writes the starts, which share a commit, and ends the tokens whose tasks
-// have gone on without them.
-func (t *Tasks) begin(ctx context.Context, begun []*move) error {
-	stale := []int64{}
-	var failed error
-	for i, out := range t.makeAll(begun) {
-		switch {
-		case out.err != nil:
-			failed = out.err
-		case !out.made:
-			stale = append(stale, begun[i].wantJob)
-		}
-	}
-	if len(stale) > 0 {
-		if err := t.q.JobsEnd(ctx, stale); err != nil {
-			t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
-		}
-	}
-	return failed
 }
 
 // leases reads what a request was given.

@@ -32,20 +32,42 @@ func (t *Tasks) LeasesLetter(ctx context.Context, token string) (bool, error) {
 	return id.letter, err
 }
 
-// leaseLetters takes dead letters and says how many there were.
-func (t *Tasks) leaseLetters(ctx context.Context, req LeaseRequest, sel Selection, most int) (int, error) {
+// leaseLetters takes dead letters and says how many there were. given is what another call
+// of the request has been given.
+func (t *Tasks) leaseLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
+	waits, err := t.q.LetterWaits(ctx)
+	if err != nil {
+		return 0, nil, readError("look for dead letters", err)
+	}
+	if !waits {
+		return 0, nil, nil
+	}
+	if given, err = t.takeTurn(ctx, req); err != nil || len(given) > 0 {
+		return 0, given, err
+	}
 	visibility := sel.Visibility
 	if visibility == 0 {
 		visibility = DefaultVisibility
 	}
-	taken, err := t.q.LetterClaim(ctx, db.LetterClaimParams{
-		TenantID: req.Tenant, Worker: req.Worker, RequestID: req.ID, DefinitionIds: append([]string{}, sel.Definitions...),
-		VisibilityMs: visibility.Milliseconds(), Most: int32(most), //nolint:gosec // at most a request's hundred
+	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		q := t.q.WithTx(tx)
+		if req.turn != nil {
+			held, err := q.LeaseTurnHold(ctx, db.LeaseTurnHoldParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: req.turn.n})
+			if err != nil || held == 0 {
+				return err
+			}
+		}
+		taken, err := q.LetterClaim(ctx, db.LetterClaimParams{
+			TenantID: req.Tenant, Worker: req.Worker, RequestID: req.ID, DefinitionIds: append([]string{}, sel.Definitions...),
+			VisibilityMs: visibility.Milliseconds(), Most: int32(most), //nolint:gosec // at most a request's hundred
+		})
+		n = len(taken)
+		return err
 	})
 	if err != nil {
-		return 0, readError("claim of dead letters", err)
+		return 0, nil, readError("claim of dead letters", err)
 	}
-	return len(taken), nil
+	return n, nil, nil
 }
 
 // ackLetter lays a leased dead letter aside. What its handler said of it is kept as

@@ -46,6 +46,7 @@ type move struct {
 	assignment  *assignment
 	lease       db.LeaseKind  // a lease that begins; empty ends the one there is
 	leaseAsk    string        // the request that a worker's lease answers
+	leaseTurn   *turn         // must be the request's last, or the move is not made; nil: no matter
 	visibility  time.Duration // of the lease
 	toDeadline  bool          // the lease lasts until the timeout, without heartbeats
 	callerWaits bool          // an outage is told to the caller instead of being sat out
@@ -205,18 +206,27 @@ func (m *move) wherever() bool {
 	return m.wantVersion == 0 && (m.wantJob == 0 || m.wantAttempt < 0)
 }
 
-// moveAll is TaskMove. A statement that waited for a lock sees the task as it is by
-// then, and everything else as it was: the job or the lease that was committed together
-// with the task's last move is not there for it, and would outlive this one. So what is
-// made wherever the task stands has its locks before its snapshot.
+// moveAll is TaskMove, with what must come before it in the same transaction: the ends of
+// dequeues' turns, and some locks.
+//
+// A statement that waited for a lock sees the task as it is by then, and everything else as
+// it was: the job or the lease that was committed together with the task's last move is not
+// there for it, and would outlive this one. So what is made wherever the task stands has
+// its locks before its snapshot.
 func moveAll(ctx context.Context, on writer, round []*move, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
-	if !slices.ContainsFunc(round, (*move).wherever) {
+	anywhere, turns := slices.ContainsFunc(round, (*move).wherever), turnsOf(round)
+	if !anywhere && len(turns.Turns) == 0 {
 		return db.New(on).TaskMove(ctx, p)
 	}
 	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		q := db.New(tx)
-		if err := q.TaskLock(ctx, p.TaskIds); err != nil {
+		if err := endTurns(ctx, q, round, turns, p.WantJobs); err != nil {
 			return err
+		}
+		if anywhere {
+			if err := q.TaskLock(ctx, p.TaskIds); err != nil {
+				return err
+			}
 		}
 		rows, err = q.TaskMove(ctx, p)
 		return err

@@ -68,7 +68,7 @@ func (p *post) told() []string {
 // notices lets this process tell people, until the test ends or stop is called.
 func (b *testBundle) notices(notifier Notifier) (stop func()) {
 	b.t.Helper()
-	pool, err := pgpool.Open(b.ctx, dbtest.URL(b.pool), pgpool.Config{Name: "river", MaxConns: 4})
+	pool, err := pgpool.Open(b.ctx, dbtest.URL(b.pool), pgpool.Config{Name: "river", MaxConns: 4, Custom: true})
 	require.NoError(b.t, err)
 	client, err := NewRiver(pool, b.ProcessID(), b.cfg.Logger, NewNotices(b.Tasks, notifier))
 	require.NoError(b.t, err)

@@ -20,14 +20,14 @@ import (
 )
 
 // growing are the tables that grow with every task, and must never be read whole.
-var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback", "notice"}
+var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback", "notice", "task_open"}
 
 // byLane are the statements that look for jobs by where they wait; every other one
 // must come to a job by its id. An index that holds the state would be walked for
 // every single id once the planner believes that nothing is running.
 var byLane = map[string]bool{
 	"LaneClaim": true, "LaneAge": true, "LaneOrphans": true, "LaneWaiting": true, "WorkerClaim": true, "TaskWhy": true, "LaneStale": true,
-	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true, "LetterClaim": true,
+	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true, "LetterClaim": true, "LetterWaits": true,
 }
 
 // inOrder are the statements that read the first few rows in an index's order.
@@ -43,7 +43,7 @@ var needed = []string{
 	"WorkerClaim", "WorkerLeases", "WorkerBeat", "WorkerSaid", "InboxPut", "MaintenanceSet",
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
-	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterExpired", "LetterReturn", "JobTasks",
+	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterWaits", "LeaseTurn", "LeaseTurnsEnd", "LeaseTurnHold", "JobsFree", "LetterExpired", "LetterReturn", "JobTasks",
 	"CallbackClaim", "CallbackSettle", "CallbackExpire", "CallbackBacklog",
 	"DeadlineTask", "DeadlineStep", "NoticeGet", "NoticeSettle", "NoticeTried", "NoticeForget", "AssigneeLoad",
 }

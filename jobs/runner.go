@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/seed-3f7a0631/tes/db"
 )
 
@@ -184,6 +186,9 @@ func (r *Runner) close() {
 // dispatch runs one claimed job; its place is freed when its end is written.
 func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	if row.DefinitionID == nil {
+		if row.TaskID == uuid.Nil {
+			r.tasks.cfg.Logger.Warn("a job that names no task is ended; whoever waits for it gets another", "job", row.JobID, "lane", c.lane, "kind", c.kind)
+		}
 		r.stale(row.JobID)
 		c.done(1)
 		return

@@ -155,6 +155,9 @@ func (r *Runner) requeue(ctx context.Context, lost adrift) error {
 	}
 	for _, row := range found {
 		r.tasks.wokenLane(row.Lane)
+		if row.BrokenJob != 0 {
+			r.tasks.cfg.Logger.Warn("a job did not name its task, and was ended", "job", row.BrokenJob, "task", row.TaskID)
+		}
 	}
 	if len(found) > 0 {
 		r.tasks.cfg.Logger.Warn("tasks waited without a job and have one again", "tasks", len(found))

@@ -123,7 +123,7 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 		cfg.Logger = slog.Default()
 	}
 	q := db.New(pool)
-	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[turn]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly)}
+	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[dequeueID]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly)}
 	t.defs.q = q
 	t.givenUp, t.giveUp = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
 	t.creates = newBatcher(t.flushCreates, batching[*creation]{most: flushMost, reserve: 2, size: (*creation).bytes})

@@ -114,6 +114,14 @@ BEGIN
 END
 $_$;
 
+CREATE FUNCTION public.job_task(args jsonb) RETURNS uuid
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    SELECT CASE
+        WHEN args ->> 'task_id' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN (args ->> 'task_id')::uuid
+    END
+$_$;
+
 CREATE FUNCTION public.river_job_state_in_bitmask(bitmask bit, state public.river_job_state) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -246,6 +254,23 @@ CREATE FUNCTION public.task_open_ids(principals text[]) RETURNS SETOF uuid
     WHERE t.open_for && principals AND current_setting('tes.tenant', true) = '=' || t.tenant_id
     $$;
 
+CREATE FUNCTION public.task_open_note() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        DELETE FROM task_open o WHERE o.task_id = OLD.task_id;
+    END IF;
+    IF TG_OP <> 'DELETE' THEN
+        INSERT INTO task_open (tenant_id, principal, priority, due_at, created_at, task_id)
+        SELECT DISTINCT NEW.tenant_id, p.name, NEW.priority, coalesce(NEW.due_at, 'infinity'), NEW.created_at, NEW.task_id
+        FROM unnest(NEW.open_for) AS p (name);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION report.event_id(task_id uuid, seq integer) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -313,6 +338,15 @@ CREATE TABLE public.dead_letter_discard (
     actor text NOT NULL,
     reason text NOT NULL
 );
+
+CREATE TABLE public.dequeue_turn (
+    tenant_id text NOT NULL,
+    owner text NOT NULL COLLATE pg_catalog."C",
+    request_id text NOT NULL COLLATE pg_catalog."C",
+    turn bigint NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.0', autovacuum_vacuum_threshold='1000');
 
 CREATE TABLE public.executor (
     executor_id text NOT NULL,
@@ -767,6 +801,16 @@ CREATE TABLE public.task_move (
     told_by text NOT NULL
 );
 
+CREATE TABLE public.task_open (
+    tenant_id text NOT NULL,
+    principal text NOT NULL COLLATE pg_catalog."C",
+    priority smallint NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    task_id uuid NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.0', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='0');
+
 CREATE TABLE public.task_request (
     tenant_id text NOT NULL,
     request_key text NOT NULL COLLATE pg_catalog."C",
@@ -891,7 +935,7 @@ CREATE VIEW report.dead_letter AS
             ELSE ''::text
         END AS definition_tenant_id
    FROM (public.river_job j
-     JOIN public.task t ON (((t.task_id = ((j.args ->> 'task_id'::text))::uuid) AND (t.job_id = j.id))))
+     JOIN public.task t ON (((t.task_id = public.job_task(j.args)) AND (t.job_id = j.id))))
   WHERE ((j.queue = 'task-execution-deadletter'::text) AND (j.state = ANY (ARRAY['available'::public.river_job_state, 'running'::public.river_job_state])));
 
 COMMENT ON VIEW report.dead_letter IS 'Tasks that ended for good without success and wait for somebody to look.';
@@ -1227,6 +1271,9 @@ ALTER TABLE ONLY public.callback
 ALTER TABLE ONLY public.dead_letter_discard
     ADD CONSTRAINT dead_letter_discard_pkey PRIMARY KEY (task_id);
 
+ALTER TABLE ONLY public.dequeue_turn
+    ADD CONSTRAINT dequeue_turn_pkey PRIMARY KEY (tenant_id, owner, request_id);
+
 ALTER TABLE ONLY public.executor
     ADD CONSTRAINT executor_pkey PRIMARY KEY (executor_id);
 
@@ -1323,6 +1370,9 @@ ALTER TABLE ONLY public.task_event
 ALTER TABLE ONLY public.task_move
     ADD CONSTRAINT task_move_pkey PRIMARY KEY (was, now);
 
+ALTER TABLE ONLY public.task_open
+    ADD CONSTRAINT task_open_pkey PRIMARY KEY (tenant_id, principal, priority, due_at, created_at, task_id);
+
 ALTER TABLE ONLY public.task
     ADD CONSTRAINT task_pkey PRIMARY KEY (task_id);
 
@@ -1345,6 +1395,8 @@ CREATE INDEX outbox_published_last_seq ON public.outbox_published USING btree (l
 
 CREATE INDEX redrive_open ON public.redrive_operation USING btree (paced_at) WHERE (state = ANY (ARRAY['CANARY'::public.redrive_state, 'RUNNING'::public.redrive_state]));
 
+CREATE INDEX river_job_notice_index ON public.river_job USING btree (priority, scheduled_at, id) WHERE ((state = 'available'::public.river_job_state) AND (queue = 'task-notices'::text));
+
 CREATE INDEX river_job_prioritized_fetching_index ON public.river_job USING btree (state, queue, kind, priority, scheduled_at, id) WHERE (state = ANY (ARRAY['available'::public.river_job_state, 'pending'::public.river_job_state, 'retryable'::public.river_job_state, 'running'::public.river_job_state, 'scheduled'::public.river_job_state]));
 
 CREATE INDEX river_job_schedule_index ON public.river_job USING btree (priority, scheduled_at, id) WHERE (state = ANY (ARRAY['retryable'::public.river_job_state, 'scheduled'::public.river_job_state]));
@@ -1361,6 +1413,8 @@ CREATE INDEX task_assignee ON public.task USING btree (assignee_id, task_id) WHE
 
 CREATE INDEX task_open_for ON public.task USING gin (open_for) WITH (fastupdate=off) WHERE (open_for IS NOT NULL);
 
+CREATE INDEX task_open_task ON public.task_open USING btree (task_id);
+
 CREATE INDEX task_workflow ON public.task USING btree (workflow_id, task_id);
 
 CREATE TRIGGER job_signal_delete AFTER DELETE ON public.river_job FOR EACH ROW WHEN (((old.state <> ALL (ARRAY['completed'::public.river_job_state, 'cancelled'::public.river_job_state, 'discarded'::public.river_job_state])) AND (old.kind ~~ 'task.%'::text) AND (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.job_signal_note();
@@ -1376,6 +1430,12 @@ CREATE TRIGGER task_guard_delete BEFORE DELETE ON public.task FOR EACH ROW WHEN 
 CREATE TRIGGER task_guard_update BEFORE UPDATE ON public.task FOR EACH ROW WHEN (((current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text) OR (NOT public.task_move_legal(old.status, new.status, (new.version - old.version))) OR ((old.ended_at IS NOT NULL) AND (old.version = new.version) AND ((((((((((((((((old.ended_at IS DISTINCT FROM new.ended_at) OR (old.started_at IS DISTINCT FROM new.started_at)) OR (old.next_retry_at IS DISTINCT FROM new.next_retry_at)) OR (old.assigned_at IS DISTINCT FROM new.assigned_at)) OR (old.due_at IS DISTINCT FROM new.due_at)) OR (old.attempt IS DISTINCT FROM new.attempt)) OR (old.failures IS DISTINCT FROM new.failures)) OR (old.crashes IS DISTINCT FROM new.crashes)) OR (old.lane IS DISTINCT FROM new.lane)) OR (old.assignee_id IS DISTINCT FROM new.assignee_id)) OR (old.assignee_name IS DISTINCT FROM new.assignee_name)) OR (old.group_id IS DISTINCT FROM new.group_id)) OR (old.candidates IS DISTINCT FROM new.candidates)) OR (old.input IS DISTINCT FROM new.input)) OR (old.output IS DISTINCT FROM new.output)) OR (old.error IS DISTINCT FROM new.error))))) EXECUTE FUNCTION public.task_guard();
 
 CREATE TRIGGER task_guard_update_fixed BEFORE UPDATE OF task_id, created_at, type, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, step_id, request_id, reference, callback_url, traceparent, config, context, own_definition ON public.task FOR EACH ROW WHEN (((((((((((((((((((old.task_id IS DISTINCT FROM new.task_id) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (old.type IS DISTINCT FROM new.type)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.priority IS DISTINCT FROM new.priority)) OR (old.tenant_id IS DISTINCT FROM new.tenant_id)) OR (old.workflow_id IS DISTINCT FROM new.workflow_id)) OR (old.definition_id IS DISTINCT FROM new.definition_id)) OR (old.executor IS DISTINCT FROM new.executor)) OR (old.correlation_id IS DISTINCT FROM new.correlation_id)) OR (old.step_id IS DISTINCT FROM new.step_id)) OR (old.request_id IS DISTINCT FROM new.request_id)) OR (old.reference IS DISTINCT FROM new.reference)) OR (old.callback_url IS DISTINCT FROM new.callback_url)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.config IS DISTINCT FROM new.config)) OR (old.context IS DISTINCT FROM new.context)) OR (old.own_definition IS DISTINCT FROM new.own_definition))) EXECUTE FUNCTION public.task_guard_fixed();
+
+CREATE TRIGGER task_open_delete AFTER DELETE ON public.task FOR EACH ROW WHEN ((old.open_for IS NOT NULL)) EXECUTE FUNCTION public.task_open_note();
+
+CREATE TRIGGER task_open_insert AFTER INSERT ON public.task FOR EACH ROW WHEN ((new.open_for IS NOT NULL)) EXECUTE FUNCTION public.task_open_note();
+
+CREATE TRIGGER task_open_update AFTER UPDATE ON public.task FOR EACH ROW WHEN (((old.open_for IS DISTINCT FROM new.open_for) OR ((new.open_for IS NOT NULL) AND ((old.due_at IS DISTINCT FROM new.due_at) OR (old.priority <> new.priority))))) EXECUTE FUNCTION public.task_open_note();
 
 ALTER TABLE public.callback ENABLE ROW LEVEL SECURITY;
 

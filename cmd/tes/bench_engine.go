@@ -62,7 +62,7 @@ func (b *bench) engine() (e *benchEngine, err error) {
 	if e.pool, err = e.open(url, pgpool.Config{Name: "tes engine", MaxConns: 16, Engine: true}); err != nil {
 		return nil, err
 	}
-	own, err := e.open(url, pgpool.Config{Name: "tes river", MaxConns: 4})
+	own, err := e.open(url, pgpool.Config{Name: "tes river", MaxConns: 4, Custom: true})
 	if err != nil {
 		return nil, err
 	}

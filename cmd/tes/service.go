@@ -88,7 +88,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	if err != nil {
 		return err
 	}
-	own, err := s.open(ctx, pgpool.Config{Name: "tes river", MaxConns: 4})
+	own, err := s.open(ctx, pgpool.Config{Name: "tes river", MaxConns: 4, Custom: true})
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ type Config struct {
 	// turns to scans that grow with the table. The guard on the table task lets
 	// these connections through. Default false.
 	Engine bool
+	// Custom plans every statement for the values that it is given, at each call: for few
+	// statements, whose partial indexes name a value. Default false.
+	Custom bool
 	// StatementTimeout ends a statement that hangs; default 30 s, of an Engine pool
 	// 15 s: its callers give a statement 20 s, and what the server ended did nothing,
 	// while nobody knows what became of a statement that was hung up on.
@@ -99,6 +102,9 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 		params["enable_seqscan"] = "off"
 		params["max_parallel_workers_per_gather"] = "0"
 		params["jit"] = "off"
+	}
+	if cfg.Custom {
+		params["plan_cache_mode"] = "force_custom_plan"
 	}
 	conf.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		registerUUID(conn.TypeMap())

@@ -6,7 +6,7 @@ SELECT
     t.task_id::text AS task,
     format('job %s is %s; the task is %s, of job %s', j.id, j.state, t.status, t.job_id) AS detail
 FROM river_job j
-JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid
+JOIN task t ON t.task_id = job_task(j.args)
 WHERE j.kind LIKE 'task.%'
     AND j.state NOT IN ('completed', 'cancelled', 'discarded')
     AND (j.id <> t.job_id OR t.status IN ('COMPLETED', 'CANCELLED', 'ASSIGNED'))

@@ -12,6 +12,6 @@ WHERE t.status = 'PENDING'
     AND (
         j.state IN ('available', 'scheduled', 'retryable', 'running')
         AND j.queue = t.lane::text
-        AND (j.args ->> 'task_id')::uuid = t.task_id
-        AND (j.args ->> 'attempt')::integer = t.attempt + 1
+        AND job_task(j.args) = t.task_id
+        AND j.args ->> 'attempt' = (t.attempt + 1)::text
     ) IS NOT TRUE;

@@ -110,6 +110,8 @@ GRANT INSERT, UPDATE (outcome, channel, detail, tries, settled_at), DELETE ON no
 GRANT INSERT, UPDATE (state, seq, code) ON redrive_item TO tes_app;
 GRANT INSERT, UPDATE (state, paced_at, ended_at, stopped_at, stopped_by, stop_reason, undone_at, undone_by, undo_reason) ON redrive_operation TO tes_app;
 GRANT INSERT (job_id, task_id, what), DELETE ON job_signal TO tes_app;
+GRANT INSERT, UPDATE (turn, at), DELETE ON dequeue_turn TO tes_app;
+-- task_open is written by the triggers of task, in the owner's name, and by nobody else.
 
 GRANT INSERT, DELETE ON outbox TO tes_app;
 GRANT INSERT, UPDATE (last_seq, published_at), DELETE ON outbox_published TO tes_app;
@@ -131,6 +133,7 @@ GRANT EXECUTE ON FUNCTION
     callback_host(text), callback_tells(task_event_type), task_move_legal(task_status, task_status, integer),
     task_open_for(text, text, jsonb), river_job_state_in_bitmask(bit, river_job_state)
     TO tes_app;
+GRANT EXECUTE ON FUNCTION job_task(jsonb) TO tes_app, tes_read, tes_report;
 
 -- Reports. The views pass by the policies with their owner: reporters see all tenants.
 GRANT USAGE ON SCHEMA report TO tes_report;

@@ -42,6 +42,7 @@ var filled = map[string]string{
 // untenanted are the tables without policies, each with the reason why none is needed.
 // tes_read may read none of their columns but those of the second list.
 var untenanted = map[string]string{
+	"dequeue_turn":       "the engine's alone: which call of a dequeue takes; tes_read has no right to it",
 	"executor":           "processes",
 	"goose_db_version":   "which migrations were applied",
 	"inbound":            "counts by subject",
@@ -63,6 +64,7 @@ var untenanted = map[string]string{
 	"tally_delta":        "counts over all tenants",
 	"tally_hour":         "counts over all tenants",
 	"task_move":          "the legal moves",
+	"task_open":          "the engine's alone: open_for in claim-next's order; tes_read has no right to it",
 }
 
 // readable are the columns of untenanted tables that tes_read may read.

@@ -14,7 +14,7 @@ OFFSET @skip::integer;
 
 -- name: DeadLetterList :many
 WITH walked AS MATERIALIZED (
-    SELECT j.id, j.priority, j.scheduled_at, (j.args ->> 'task_id')::uuid AS task_id
+    SELECT j.id, j.priority, j.scheduled_at, job_task(j.args) AS task_id
     FROM river_job j
     WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter'
         AND (j.priority, j.scheduled_at, j.id) > (@after_priority::smallint, @after_at::timestamptz, @after_id::bigint)
@@ -52,7 +52,7 @@ LIMIT @page::integer;
 -- name: DeadLetterGroups :many
 -- What is alike, the most frequent first.
 WITH walked AS MATERIALIZED (
-    SELECT j.id, (j.args ->> 'task_id')::uuid AS task_id
+    SELECT j.id, job_task(j.args) AS task_id
     FROM river_job j
     WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter'
     ORDER BY j.priority, j.scheduled_at, j.id

@@ -2,7 +2,7 @@
 -- Takes up to so many waiting jobs of one lane and kind, as River's own fetch
 -- would: by priority, then age. Start work only when this has committed: until
 -- then every other statement still sees the jobs as available. A row without a
--- task (definition_id is null) is a stale token.
+-- task (definition_id is null) is a stale token; if its task_id is the nil UUID, it names none.
 WITH free AS MATERIALIZED (
     SELECT j.id
     FROM river_job j
@@ -25,7 +25,7 @@ claimed AS (
         attempted_by = ARRAY[@executor_id::text]
     FROM free
     WHERE j.id = free.id
-    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+    RETURNING j.id, coalesce(job_task(j.args), '00000000-0000-0000-0000-000000000000')::uuid AS task_id
 )
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
@@ -41,7 +41,7 @@ LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.
 WITH lost AS MATERIALIZED (
     SELECT j.id, t.task_id
     FROM river_job j
-    JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status = 'PENDING'
+    JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status = 'PENDING'
     WHERE j.state = 'running'
         AND j.queue = ANY (@lanes::text[])
         AND j.attempted_at < now() - make_interval(secs => @grace_seconds::float8)
@@ -71,7 +71,7 @@ fresh AS (
 UPDATE task t
 SET job_id = fresh.id
 FROM fresh
-WHERE t.task_id = (fresh.args ->> 'task_id')::uuid
+WHERE t.task_id = job_task(fresh.args)
 RETURNING t.task_id, fresh.queue AS lane;
 
 -- name: LaneAge :execrows
@@ -131,6 +131,13 @@ FROM (SELECT unnest(@lanes::text[]) AS name) lane;
 -- executors.
 SELECT pg_notify('tes_cancel', a.id)
 FROM (SELECT unnest(@attempts::text[]) AS id) a;
+
+-- name: JobsFree :exec
+-- Claimed for a caller that was answered elsewhere: free again.
+UPDATE river_job j
+SET state = 'available', attempt = greatest(j.attempt - 1, 0)
+FROM (SELECT unnest(@job_ids::bigint[]) AS id) free
+WHERE j.id = free.id AND (j.state = 'running') IS TRUE;
 
 -- name: JobsEnd :exec
 -- Stale tokens: claimed, but their task has gone on without them. LaneStale ends those

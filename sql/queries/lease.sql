@@ -69,6 +69,37 @@ DELETE FROM lease l
 USING over
 WHERE l.task_id = over.task_id;
 
+-- name: LeaseTurn :exec
+-- This call of a dequeue may take, and none that wrote its turn before. Waits for the commit
+-- of one that has just ended its own.
+INSERT INTO dequeue_turn (tenant_id, owner, request_id, turn)
+VALUES (@tenant_id, @owner, @request_id, @turn)
+ON CONFLICT (tenant_id, owner, request_id) DO UPDATE SET turn = excluded.turn, at = now();
+
+-- name: LeaseTurnsEnd :many
+-- Which of these turns are nobody else's, in the transaction in which their leases come.
+DELETE FROM dequeue_turn r
+USING (
+    SELECT
+        unnest(@tenant_ids::text[]) AS tenant_id,
+        unnest(@owners::text[]) AS owner,
+        unnest(@request_ids::text[]) AS request_id,
+        unnest(@turns::bigint[]) AS turn
+) mine
+WHERE r.tenant_id = mine.tenant_id AND r.owner = mine.owner AND r.request_id = mine.request_id AND r.turn = mine.turn
+RETURNING r.turn;
+
+-- name: LeaseTurnHold :execrows
+-- The same for dead letters, with which the turn does not end: tasks come behind them.
+UPDATE dequeue_turn r
+SET at = now()
+WHERE r.tenant_id = @tenant_id AND r.owner = @owner AND r.request_id = @request_id AND r.turn = @turn;
+
+-- name: LeaseTurnsForget :exec
+-- Turns of calls that were never ended: their processes are gone.
+DELETE FROM dequeue_turn r
+WHERE r.at < now() - interval '10 minutes';
+
 -- name: LeaseGet :one
 SELECT * FROM lease WHERE task_id = @task_id;
 

@@ -14,7 +14,7 @@ WITH free AS MATERIALIZED (
         AND EXISTS (
             SELECT
             FROM task t
-            WHERE t.task_id = (j.args ->> 'task_id')::uuid
+            WHERE t.task_id = job_task(j.args)
                 AND t.job_id = j.id
                 AND t.status IN ('FAILED', 'TIMED_OUT')
                 AND t.tenant_id = @tenant_id::text
@@ -29,7 +29,7 @@ claimed AS (
     SET state = 'running', attempt = j.attempt + 1, attempted_at = now(), attempted_by = ARRAY[@worker::text]
     FROM free
     WHERE j.id = free.id
-    RETURNING j.id, (j.args ->> 'task_id')::uuid AS task_id
+    RETURNING j.id, job_task(j.args) AS task_id
 )
 INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, owner, request_id)
 SELECT
@@ -42,6 +42,14 @@ SET job_id = excluded.job_id, attempt = excluded.attempt, kind = excluded.kind, 
     expires_at = excluded.expires_at, deadline_at = NULL, owner = excluded.owner, invocation_id = NULL,
     request_id = excluded.request_id
 RETURNING task_id;
+
+-- name: LetterWaits :one
+-- Whether there is any dead letter to lease, of whatever tenant.
+SELECT EXISTS (
+    SELECT
+    FROM river_job j
+    WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter' AND j.scheduled_at <= now()
+) AS waits;
 
 -- name: LetterExpired :many
 SELECT l.task_id, l.job_id, l.owner
@@ -98,5 +106,5 @@ ended_lease AS (
 UPDATE task t
 SET job_id = new_job.id
 FROM new_job
-WHERE t.task_id = (new_job.args ->> 'task_id')::uuid
+WHERE t.task_id = job_task(new_job.args)
 RETURNING t.task_id;

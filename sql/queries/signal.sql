@@ -15,7 +15,7 @@ WHERE s.id = done.id;
 
 -- name: TaskAdrift :many
 -- Of a page of all tasks: those that wait, to be run or as dead letters, and whose job
--- is not there or has ended.
+-- is not there, has ended or names another task than this.
 -- The triggers tell of nearly all at once; this finds what they could not see.
 WITH page AS MATERIALIZED (
     SELECT
@@ -40,13 +40,15 @@ LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
     AND page.job_id <> 0 -- a dead letter that was laid aside
     AND NOT EXISTS (
         SELECT FROM river_job j
-        WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
+        WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded') AND job_task(j.args) = page.task_id
     )
     -- What was done on purpose is about to be acted upon.
     AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = page.job_id);
 
 -- name: LaneRequeue :many
--- A new token for each task or dead letter that waits without one.
+-- A new token for each task or dead letter that waits without one. A job that is there and
+-- does not name its task, for somebody has changed its args, is ended and comes back as
+-- broken_job.
 WITH lost AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -55,15 +57,22 @@ WITH lost AS (
         unnest(@timeouts::bigint[]) AS timeout_ms
 ),
 held AS MATERIALIZED (
-    SELECT t.task_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, t.traceparent, lost.kind, lost.timeout_ms
+    SELECT t.task_id, t.job_id, t.attempt, t.priority, t.lane, t.next_retry_at, t.correlation_id, t.traceparent, lost.kind, lost.timeout_ms
     FROM lost
     JOIN task t ON t.task_id = lost.task_id AND t.job_id = lost.job_id AND t.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
     WHERE NOT EXISTS (
         SELECT FROM river_job j
-        WHERE j.id = t.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded')
+        WHERE j.id = t.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded') AND job_task(j.args) = t.task_id
     )
     AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = t.job_id AND s.what <> 'discarded')
     FOR UPDATE OF t SKIP LOCKED
+),
+broken AS (
+    UPDATE river_job j
+    SET state = 'cancelled', finalized_at = now()
+    FROM held
+    WHERE j.id = held.job_id AND (j.state IN ('available', 'pending', 'retryable', 'running', 'scheduled')) IS TRUE
+    RETURNING j.id, held.task_id
 ),
 fresh AS (
     INSERT INTO river_job (state, attempt, max_attempts, scheduled_at, priority, args, kind, metadata, queue, tags)
@@ -80,8 +89,9 @@ fresh AS (
 UPDATE task t
 SET job_id = fresh.id
 FROM fresh
-WHERE t.task_id = (fresh.args ->> 'task_id')::uuid
-RETURNING t.task_id, fresh.queue AS lane;
+LEFT JOIN broken ON broken.task_id = job_task(fresh.args)
+WHERE t.task_id = job_task(fresh.args)
+RETURNING t.task_id, fresh.queue AS lane, coalesce(broken.id, 0)::bigint AS broken_job;
 
 -- name: LaneStale :execrows
 -- Tokens that run and are nobody's: their task has gone on by another, or is gone.
@@ -95,7 +105,7 @@ WITH stale AS MATERIALIZED (
         AND j.attempted_at < now() - make_interval(secs => @grace_seconds::float8)
         AND NOT EXISTS (
             SELECT FROM task t
-            WHERE t.task_id = (j.args ->> 'task_id')::uuid AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
+            WHERE t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status IN ('PENDING', 'RUNNING')
         )
     FOR UPDATE OF j SKIP LOCKED
 )
@@ -109,5 +119,5 @@ WHERE j.id = stale.id;
 SELECT
     j.id AS job_id, j.kind, t.task_id, t.tenant_id, t.status, (t.job_id = j.id)::boolean AS current
 FROM river_job j
-JOIN task t ON t.task_id = (j.args ->> 'task_id')::uuid
+JOIN task t ON t.task_id = job_task(j.args)
 WHERE j.id = ANY (@job_ids::bigint[]) AND j.kind LIKE 'task.%';

@@ -179,15 +179,19 @@ WHERE t.task_id = @task_id;
 
 -- name: TaskOpenFor :many
 -- The most urgent of what waits for one of these principals.
-WITH open AS MATERIALIZED (
-    SELECT t.task_id, t.priority, t.due_at, t.created_at
-    FROM task t
-    WHERE t.open_for && @principals::text[] AND t.tenant_id = @tenant_id
-),
-best AS MATERIALIZED (
-    SELECT open.task_id
-    FROM open
-    ORDER BY open.priority, open.due_at, open.created_at, open.task_id
+-- The first of each principal, in the order of the key: what else waits is not read. A task
+-- can wait for several.
+WITH best AS MATERIALIZED (
+    SELECT DISTINCT o.priority, o.due_at, o.created_at, o.task_id
+    FROM (SELECT DISTINCT unnest(@principals::text[]) AS name) p
+    CROSS JOIN LATERAL (
+        SELECT w.priority, w.due_at, w.created_at, w.task_id
+        FROM task_open w
+        WHERE w.tenant_id = @tenant_id AND w.principal = p.name
+        ORDER BY w.priority, w.due_at, w.created_at, w.task_id
+        LIMIT @page
+    ) o
+    ORDER BY o.priority, o.due_at, o.created_at, o.task_id
     LIMIT @page
 )
 SELECT t.*

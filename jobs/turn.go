@@ -1,0 +1,174 @@
+package jobs
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+	"sync"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// A dequeue that has an ID may be asked again while it is under way, of another process
+// too. All of its calls must be answered with the same leases, so one of them takes:
+//
+//   - in a process, one call at a time looks (turns);
+//   - between processes, a call that has found work writes its turn into dequeue_turn, and
+//     looks again at what the request has. The commit that brings the leases ends the turn,
+//     and brings none if another call has written its own since. A killed process's commit
+//     that is still on its way is waited for by who writes the next turn.
+//
+// Who lost its turn frees what it had claimed, and finds the other's leases at its next look.
+
+// dequeueID names a dequeue that can be asked again.
+type dequeueID struct{ tenant, worker, id string }
+
+// turn is a call's right to take for its request; n is a number that no other call has.
+type turn struct {
+	dequeueID
+	n    int64
+	lost bool // another call has written its own
+}
+
+// turns lets one call of a request at a time look for work, in this process.
+type turns struct {
+	mu    sync.Mutex
+	taken map[dequeueID]chan struct{} // closed when the turn is over; guarded by mu
+}
+
+// take waits for a turn. done ends it.
+func (t *turns) take(ctx context.Context, which dequeueID) (done func(), err error) {
+	mine := make(chan struct{})
+	for {
+		t.mu.Lock()
+		other := t.taken[which]
+		if other == nil {
+			t.taken[which] = mine
+		}
+		t.mu.Unlock()
+		if other == nil {
+			return func() {
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				delete(t.taken, which)
+				close(mine)
+			}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-other:
+		}
+	}
+}
+
+// takeTurn makes this call the one that takes. given is what another call has been given.
+func (t *Tasks) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease, err error) {
+	if !req.shared || req.turn != nil {
+		return nil, nil
+	}
+	mine := &turn{dequeueID: dequeueID{req.Tenant, req.Worker, req.ID}, n: rand.Int64N(math.MaxInt64)}
+	if err := t.q.LeaseTurn(ctx, db.LeaseTurnParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: mine.n}); err != nil {
+		return nil, readError("turn of a dequeue", err)
+	}
+	req.turn = mine
+	given, err = t.leases(ctx, *req)
+	if len(given) > 0 {
+		// Left behind, the turn would be forgotten later.
+		_, _ = t.q.LeaseTurnsEnd(ctx, turnsOf([]*move{{leaseTurn: mine}}))
+	}
+	return given, err
+}
+
+// turnsOf are the turns that a round needs, each once.
+func turnsOf(round []*move) (p db.LeaseTurnsEndParams) {
+	var last *turn
+	for _, m := range round { // the moves of a call stand together
+		if mine := m.leaseTurn; mine != nil && mine != last {
+			p.TenantIds, p.Owners = append(p.TenantIds, mine.tenant), append(p.Owners, mine.worker)
+			p.RequestIds, p.Turns = append(p.RequestIds, mine.id), append(p.Turns, mine.n)
+			last = mine
+		}
+	}
+	return p
+}
+
+// noJob is the id of no job: a move that wants it is not made.
+const noJob = -1
+
+// endTurns ends the turns of a round, and keeps the moves of a lost one from being made.
+func endTurns(ctx context.Context, q *db.Queries, round []*move, p db.LeaseTurnsEndParams, wantJobs []int64) error {
+	if len(p.Turns) == 0 {
+		return nil
+	}
+	held, err := q.LeaseTurnsEnd(ctx, p)
+	if err != nil {
+		return err
+	}
+	kept := make(map[int64]bool, len(held))
+	for _, n := range held {
+		kept[n] = true
+	}
+	for i, m := range round {
+		if m.leaseTurn == nil {
+			continue
+		}
+		if m.leaseTurn.lost = !kept[m.leaseTurn.n]; m.leaseTurn.lost {
+			wantJobs[i] = noJob
+		}
+	}
+	return nil
+}
+
+// begin writes the starts, which share a commit, ends the tokens whose tasks have gone on
+// without them, and frees what was claimed for a call that another one has overtaken. given
+// is what that one was given, where it is known already.
+func (t *Tasks) begin(ctx context.Context, req *LeaseRequest, begun []*move) (given []Lease, err error) {
+	if len(begun) == 0 {
+		return nil, nil
+	}
+	if given, err = t.takeTurn(ctx, req); err != nil || len(given) > 0 {
+		t.free(ctx, begun)
+		return given, err
+	}
+	for _, m := range begun {
+		m.leaseTurn = req.turn
+	}
+	var stale, overtaken []*move
+	for i, out := range t.makeAll(begun) {
+		switch m := begun[i]; {
+		case out.err != nil:
+			err = out.err
+		case out.made:
+		case m.leaseTurn != nil && m.leaseTurn.lost:
+			overtaken = append(overtaken, m)
+		default:
+			stale = append(stale, m)
+		}
+	}
+	t.free(ctx, overtaken)
+	if len(stale) > 0 {
+		if err := t.q.JobsEnd(ctx, jobsOf(stale)); err != nil {
+			t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
+		}
+	}
+	return nil, err
+}
+
+// free makes claimed jobs available again.
+func (t *Tasks) free(ctx context.Context, claimed []*move) {
+	if len(claimed) == 0 {
+		return
+	}
+	if err := t.q.JobsFree(ctx, jobsOf(claimed)); err != nil {
+		t.cfg.Logger.Warn("claimed jobs were not freed; the sweep finds them", "jobs", len(claimed), "error", err)
+	}
+}
+
+func jobsOf(all []*move) []int64 {
+	jobs := make([]int64, len(all))
+	for i, m := range all {
+		jobs[i] = m.wantJob
+	}
+	return jobs
+}
