@@ -130,7 +130,7 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 	if err != nil {
 		return nil, err
 	}
-	out := &LeaseList{ServerTime: time.Now().UTC(), Leases: make([]Lease, len(found))}
+	out := &LeaseList{ServerTime: a.cfg.Tasks.Now(ctx), Leases: make([]Lease, len(found))}
 	for i := range found {
 		out.Leases[i] = leaseOf(&found[i])
 	}

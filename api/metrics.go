@@ -21,6 +21,7 @@ type Metrics struct {
 	Inbound       []InboundCount  `json:"inbound" doc:"What came of the messages that were heard on the bus, since the beginning; subjects never heard are missing."`
 	Callbacks     CallbackCounts  `json:"callbacks" doc:"Status updates that callback addresses have not taken."`
 	Refusals      RefusalCounts   `json:"refusals" doc:"What the process that answers has refused, or could not answer, since it began."`
+	ClockOffset   int64           `json:"clockOffsetMs" doc:"How far the database's clock is ahead of that of the process that answers, in milliseconds. The database's decides."`
 }
 
 // TaskCounts are the tasks that there are now.
@@ -173,7 +174,7 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
 		Outbox:    OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
 		Callbacks: CallbackCounts(callbacks),
-		Breakers:  []Breaker{},
+		Breakers:  []Breaker{}, ClockOffset: a.cfg.Tasks.ClockOffset().Milliseconds(),
 		Refusals: RefusalCounts{
 			RateLimited: a.limits.limited.Load(), FailedTokens: a.limits.failed.Load(),
 			ClientsGone: a.limits.gone.Load(), SlowReaders: a.limits.slow.Load(),

@@ -81,36 +81,35 @@ WITH request AS (
         unnest($1::uuid[]) AS task_id,
         unnest($2::bigint[]) AS job_id,
         unnest($3::bigint[]) AS event_id,
-        unnest($4::timestamptz[]) AS created_at,
-        unnest($5::timestamptz[]) AS due_at,
-        unnest($6::text[])::task_type AS type,
-        unnest($7::text[])::task_lane AS lane,
-        unnest($8::integer[]) AS revision,
-        unnest($9::boolean[]) AS own_definition,
-        unnest($10::smallint[]) AS priority,
-        unnest($11::text[]) AS tenant_id,
-        unnest($12::text[]) AS workflow_id,
-        unnest($13::text[]) AS definition_id,
-        unnest($14::text[]) AS executor,
-        unnest($15::text[]) AS correlation_id,
-        unnest($16::text[]) AS step_id,
-        unnest($17::text[]) AS request_key,
-        unnest($18::bytea[]) AS body_hash,
-        unnest($19::text[]) AS reference,
-        unnest($20::text[]) AS callback_url,
-        unnest($21::text[]) AS traceparent,
-        unnest($22::text[]) AS input,
-        unnest($23::text[]) AS config,
-        unnest($24::text[]) AS context,
-        unnest($25::text[]) AS actor,
-        unnest($26::text[]) AS kind,
-        unnest($27::text[]) AS args,
-        unnest($28::text[]) AS metadata,
-        unnest($29::text[]) AS tag
+        unnest($4::timestamptz[]) AS due_at,
+        unnest($5::text[])::task_type AS type,
+        unnest($6::text[])::task_lane AS lane,
+        unnest($7::integer[]) AS revision,
+        unnest($8::boolean[]) AS own_definition,
+        unnest($9::smallint[]) AS priority,
+        unnest($10::text[]) AS tenant_id,
+        unnest($11::text[]) AS workflow_id,
+        unnest($12::text[]) AS definition_id,
+        unnest($13::text[]) AS executor,
+        unnest($14::text[]) AS correlation_id,
+        unnest($15::text[]) AS step_id,
+        unnest($16::text[]) AS request_key,
+        unnest($17::bytea[]) AS body_hash,
+        unnest($18::text[]) AS reference,
+        unnest($19::text[]) AS callback_url,
+        unnest($20::text[]) AS traceparent,
+        unnest($21::text[]) AS input,
+        unnest($22::text[]) AS config,
+        unnest($23::text[]) AS context,
+        unnest($24::text[]) AS actor,
+        unnest($25::text[]) AS kind,
+        unnest($26::text[]) AS args,
+        unnest($27::text[]) AS metadata,
+        unnest($28::text[]) AS tag
 ),
 keyed AS (
     INSERT INTO task_request (tenant_id, request_key, task_id, created_at, body_hash)
-    SELECT request.tenant_id, request.request_key, request.task_id, request.created_at, request.body_hash
+    SELECT request.tenant_id, request.request_key, request.task_id, now(), request.body_hash
     FROM request
     WHERE request.request_key <> ''
     -- In one order, as every process inserts them: two that have the same keys the other
@@ -120,7 +119,7 @@ keyed AS (
     RETURNING task_id
 ),
 fresh AS MATERIALIZED (
-    SELECT request.task_id, request.job_id, request.event_id, request.created_at, request.due_at, request.type, request.lane, request.revision, request.own_definition, request.priority, request.tenant_id, request.workflow_id, request.definition_id, request.executor, request.correlation_id, request.step_id, request.request_key, request.body_hash, request.reference, request.callback_url, request.traceparent, request.input, request.config, request.context, request.actor, request.kind, request.args, request.metadata, request.tag
+    SELECT request.task_id, request.job_id, request.event_id, request.due_at, request.type, request.lane, request.revision, request.own_definition, request.priority, request.tenant_id, request.workflow_id, request.definition_id, request.executor, request.correlation_id, request.step_id, request.request_key, request.body_hash, request.reference, request.callback_url, request.traceparent, request.input, request.config, request.context, request.actor, request.kind, request.args, request.metadata, request.tag
     FROM request
     WHERE request.request_key = '' OR request.task_id IN (SELECT keyed.task_id FROM keyed)
 ),
@@ -131,7 +130,7 @@ new_task AS (
         input, config, context, own_definition
     )
     SELECT
-        fresh.task_id, fresh.job_id, fresh.created_at, nullif(fresh.due_at, 'epoch'), fresh.type, fresh.lane,
+        fresh.task_id, fresh.job_id, now(), nullif(fresh.due_at, 'epoch'), fresh.type, fresh.lane,
         fresh.revision, fresh.priority, fresh.tenant_id, fresh.workflow_id, fresh.definition_id, fresh.executor,
         fresh.correlation_id, nullif(fresh.step_id, ''), nullif(fresh.request_key, ''), nullif(fresh.reference, ''),
         nullif(fresh.callback_url, ''), nullif(fresh.traceparent, ''),
@@ -143,13 +142,13 @@ new_job AS (
         id, state, attempt, max_attempts, created_at, scheduled_at, priority, args, kind, metadata, queue, tags
     )
     SELECT
-        fresh.job_id, 'available', 0, 1, fresh.created_at, fresh.created_at, fresh.priority, fresh.args::jsonb,
+        fresh.job_id, 'available', 0, 1, now(), now(), fresh.priority, fresh.args::jsonb,
         fresh.kind, fresh.metadata::jsonb, fresh.lane::text, ARRAY['task-' || fresh.task_id::text, fresh.tag]
     FROM fresh
 ),
 new_event AS (
     INSERT INTO task_event (id, task_id, at, seq, attempt, type, was, now, actor)
-    SELECT fresh.event_id, fresh.task_id, fresh.created_at, 1, 0, 'created', NULL, 'PENDING', fresh.actor
+    SELECT fresh.event_id, fresh.task_id, now(), 1, 0, 'created', NULL, 'PENDING', fresh.actor
     FROM fresh
     RETURNING id
 ),
@@ -161,11 +160,11 @@ new_outbox AS (
 ),
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
-    SELECT max(fresh.created_at), fresh.type, fresh.lane, 'created', NULL, 'PENDING', count(*), 0
+    SELECT now(), fresh.type, fresh.lane, 'created', NULL, 'PENDING', count(*), 0
     FROM fresh
     GROUP BY fresh.type, fresh.lane
 )
-SELECT fresh.task_id::uuid AS task_id
+SELECT fresh.task_id::uuid AS task_id, now()::timestamptz AS created_at
 FROM fresh
 `
 
@@ -173,7 +172,6 @@ type TaskCreateParams struct {
 	TaskIds        []uuid.UUID
 	JobIds         []int64
 	EventIds       []int64
-	CreatedAts     []time.Time
 	DueAts         []time.Time
 	Types          []string
 	Lanes          []string
@@ -201,15 +199,20 @@ type TaskCreateParams struct {
 	Tags           []string
 }
 
+type TaskCreateRow struct {
+	TaskID    uuid.UUID
+	CreatedAt time.Time
+}
+
 // A batch of new tasks, each with its job and its first event. A request key
 // that is already taken makes nothing: what does not come back was here before,
-// and TaskRequestGet tells which task it is. Event ids are one contiguous range.
-func (q *Queries) TaskCreate(ctx context.Context, arg TaskCreateParams) ([]uuid.UUID, error) {
+// and TaskRequestGet tells which task it is. Event ids are one contiguous range. The
+// moment is the database's: a job is due by the clock that judges it.
+func (q *Queries) TaskCreate(ctx context.Context, arg TaskCreateParams) ([]TaskCreateRow, error) {
 	rows, err := q.db.Query(ctx, taskCreate,
 		arg.TaskIds,
 		arg.JobIds,
 		arg.EventIds,
-		arg.CreatedAts,
 		arg.DueAts,
 		arg.Types,
 		arg.Lanes,
@@ -240,13 +243,13 @@ func (q *Queries) TaskCreate(ctx context.Context, arg TaskCreateParams) ([]uuid.
 		return nil, err
 	}
 	defer rows.Close()
-	var items []uuid.UUID
+	var items []TaskCreateRow
 	for rows.Next() {
-		var task_id uuid.UUID
-		if err := rows.Scan(&task_id); err != nil {
+		var i TaskCreateRow
+		if err := rows.Scan(&i.TaskID, &i.CreatedAt); err != nil {
 			return nil, err
 		}
-		items = append(items, task_id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

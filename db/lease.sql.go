@@ -23,7 +23,7 @@ func (q *Queries) ExecutorGone(ctx context.Context, executorID string) error {
 	return err
 }
 
-const executorSeen = `-- name: ExecutorSeen :exec
+const executorSeen = `-- name: ExecutorSeen :one
 INSERT INTO executor (executor_id, worker_at)
 VALUES (
     $1,
@@ -31,6 +31,7 @@ VALUES (
 )
 ON CONFLICT (executor_id) DO UPDATE
 SET seen_at = now(), worker_at = coalesce(excluded.worker_at, executor.worker_at)
+RETURNING clock_timestamp()::timestamptz AS now
 `
 
 type ExecutorSeenParams struct {
@@ -39,9 +40,11 @@ type ExecutorSeenParams struct {
 }
 
 // worker_seconds: how long ago a remote worker was heard of; negative for never.
-func (q *Queries) ExecutorSeen(ctx context.Context, arg ExecutorSeenParams) error {
-	_, err := q.db.Exec(ctx, executorSeen, arg.ExecutorID, arg.WorkerSeconds)
-	return err
+func (q *Queries) ExecutorSeen(ctx context.Context, arg ExecutorSeenParams) (time.Time, error) {
+	row := q.db.QueryRow(ctx, executorSeen, arg.ExecutorID, arg.WorkerSeconds)
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
 }
 
 const leaseAwait = `-- name: LeaseAwait :execrows
@@ -388,4 +391,15 @@ func (q *Queries) LeasesOf(ctx context.Context, arg LeasesOfParams) ([]int64, er
 		return nil, err
 	}
 	return items, nil
+}
+
+const now = `-- name: Now :one
+SELECT clock_timestamp()::timestamptz AS now
+`
+
+func (q *Queries) Now(ctx context.Context) (time.Time, error) {
+	row := q.db.QueryRow(ctx, now)
+	var now time.Time
+	err := row.Scan(&now)
+	return now, err
 }

@@ -31,8 +31,8 @@ WITH result AS (
         unnest($3::integer[]) AS attempt,
         unnest($4::bigint[]) AS event_id,
         unnest($5::boolean[]) AS fused,
-        unnest($6::timestamptz[]) AS started_at,
-        unnest($7::timestamptz[]) AS ended_at,
+        unnest($6::bigint[]) * interval '1 microsecond' AS ended_ago,
+        unnest($7::bigint[]) * interval '1 microsecond' AS ran,
         unnest($8::text[]) AS output,
         unnest($9::text[]) AS payload
 ),
@@ -41,8 +41,8 @@ done AS (
     SET
         status = 'COMPLETED',
         attempt = result.attempt,
-        started_at = greatest(result.started_at, t.created_at),
-        ended_at = greatest(result.ended_at, result.started_at, t.created_at),
+        started_at = CASE WHEN result.fused THEN greatest(now() - result.ended_ago - result.ran, t.created_at) ELSE t.started_at END,
+        ended_at = greatest(now() - result.ended_ago, CASE WHEN NOT result.fused THEN t.started_at END, t.created_at),
         next_retry_at = NULL,
         output = nullif(result.output, '')::jsonb,
         error = NULL,
@@ -133,8 +133,8 @@ type TaskCompleteParams struct {
 	Attempts   []int32
 	EventIds   []int64
 	Fused      []bool
-	StartedAts []time.Time
-	EndedAts   []time.Time
+	EndedAgos  []int64
+	Rans       []int64
 	Outputs    []string
 	Payloads   []string
 	ExecutorID string
@@ -147,7 +147,8 @@ type TaskCompleteRow struct {
 
 // A batch of successes, the hot path. A fused one starts and ends in one step:
 // its task is still PENDING, it never had a lease, and it leaves both events
-// (event_id and event_id + 1). What does not come back has lost its lease.
+// (event_id and event_id + 1). What does not come back has lost its lease. When it ended
+// and how long it ran come in microseconds: what time that was, the database says.
 //
 // (state = 'running') IS TRUE: an index on state could serve the plain form, and
 // the planner, told once that nothing runs, would walk it for every single id.
@@ -161,8 +162,8 @@ func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]T
 		arg.Attempts,
 		arg.EventIds,
 		arg.Fused,
-		arg.StartedAts,
-		arg.EndedAts,
+		arg.EndedAgos,
+		arg.Rans,
 		arg.Outputs,
 		arg.Payloads,
 		arg.ExecutorID,
@@ -207,7 +208,7 @@ WITH move AS (
         unnest($7::text[])::task_status AS status,
         unnest($8::text[])::task_event_type AS event,
         unnest($9::bigint[]) AS event_id,
-        unnest($10::timestamptz[]) AS asked_at,
+        unnest($10::bigint[]) * interval '1 microsecond' AS ago,
         unnest($11::text[]) AS actor,
         unnest($12::text[]) AS payload,
         unnest($13::text[]) AS output,
@@ -222,7 +223,7 @@ WITH move AS (
         unnest($22::bigint[]) AS next_job,
         unnest($23::text[]) AS next_lane,
         unnest($24::text[]) AS next_kind,
-        unnest($25::timestamptz[]) AS next_at,
+        unnest($25::bigint[]) * interval '1 microsecond' AS next_delay,
         unnest($26::bigint[]) AS timeout_ms,
         unnest($27::text[]) AS assignment,
         unnest($28::text[]) AS lease_kind,
@@ -234,9 +235,9 @@ WITH move AS (
 ),
 locked AS MATERIALIZED (
     SELECT
-        move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.asked_at, move.actor, move.payload, move.output, move.error, move.begins, move.unspent, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_at, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
-        -- Clocks differ and locks are waited for: a task's times run forward all the same.
-        greatest(move.asked_at, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
+        move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.ago, move.actor, move.payload, move.output, move.error, move.begins, move.unspent, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_delay, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
+        -- Locks are waited for: a task's times run forward all the same.
+        greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
@@ -273,13 +274,13 @@ moved AS (
         END,
         ended_at = CASE WHEN locked.status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMED_OUT') THEN locked.at END,
         next_retry_at = CASE
-            WHEN locked.event = 'retry' THEN locked.next_at
+            WHEN locked.event = 'retry' THEN locked.at + locked.next_delay
             WHEN locked.begins OR locked.status <> 'PENDING' THEN NULL
             ELSE t.next_retry_at
         END,
         output = CASE WHEN locked.output <> '' THEN locked.output::jsonb ELSE t.output END,
         error = CASE
-            WHEN locked.error <> '' THEN locked.error::jsonb
+            WHEN locked.error <> '' THEN locked.error::jsonb || jsonb_build_object('timestamp', locked.at)
             WHEN locked.status = 'COMPLETED' THEN NULL
             ELSE t.error
         END,
@@ -302,7 +303,7 @@ moved AS (
         t.task_id, t.version, t.attempt, t.job_id, t.type, t.priority, t.lane, t.started_at, t.workflow_id,
         t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
-        locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
+        locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.at + locked.next_delay AS next_at, locked.timeout_ms,
         locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline, locked.deadline
 ),
 ended_job AS (
@@ -374,7 +375,7 @@ attempt AS (
     INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id, error)
     SELECT
         moved.task_id, moved.attempt, nullif(moved.outcome, '')::attempt_outcome, moved.old_job, moved.started_at,
-        CASE WHEN moved.outcome <> '' THEN moved.at END, moved.executor_id, nullif(moved.error, '')::jsonb
+        CASE WHEN moved.outcome <> '' THEN moved.at END, moved.executor_id, nullif(moved.error, '')::jsonb || jsonb_build_object('timestamp', moved.at)
     FROM moved
     WHERE moved.begins OR (moved.outcome <> '' AND moved.was = 'RUNNING' AND NOT moved.unspent)
     ON CONFLICT (task_id, attempt) DO UPDATE
@@ -390,7 +391,11 @@ new_event AS (
     SELECT
         moved.event_id, moved.task_id, moved.at, moved.version,
         moved.attempt + CASE WHEN moved.unspent THEN 1 ELSE 0 END, moved.event, moved.was, moved.status,
-        moved.actor, nullif(moved.payload, '')
+        moved.actor,
+        CASE
+            WHEN moved.event = 'retry' THEN (moved.payload::jsonb || jsonb_build_object('nextRetryTime', moved.next_at))::text
+            ELSE nullif(moved.payload, '')
+        END
     FROM moved
     RETURNING id
 ),
@@ -416,7 +421,7 @@ new_tally AS (
     FROM moved
     GROUP BY moved.type, moved.old_lane, moved.event, moved.was, moved.status
 )
-SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back
+SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back, locked.at::timestamptz AS at
 FROM locked
 `
 
@@ -430,7 +435,7 @@ type TaskMoveParams struct {
 	Statuses      []string
 	Events        []string
 	EventIds      []int64
-	Ats           []time.Time
+	Agos          []int64
 	Actors        []string
 	Payloads      []string
 	Outputs       []string
@@ -445,7 +450,7 @@ type TaskMoveParams struct {
 	NextJobs      []int64
 	NextLanes     []string
 	NextKinds     []string
-	NextAts       []time.Time
+	NextDelays    []int64
 	Timeouts      []int64
 	Assignments   []string
 	LeaseKinds    []string
@@ -464,6 +469,7 @@ type TaskMoveRow struct {
 	OldAttempt int32
 	OldVersion int32
 	CallsBack  bool
+	At         time.Time
 }
 
 // A batch of moves of every other kind, at most one a task. A move names what it
@@ -485,7 +491,7 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 		arg.Statuses,
 		arg.Events,
 		arg.EventIds,
-		arg.Ats,
+		arg.Agos,
 		arg.Actors,
 		arg.Payloads,
 		arg.Outputs,
@@ -500,7 +506,7 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 		arg.NextJobs,
 		arg.NextLanes,
 		arg.NextKinds,
-		arg.NextAts,
+		arg.NextDelays,
 		arg.Timeouts,
 		arg.Assignments,
 		arg.LeaseKinds,
@@ -525,6 +531,7 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 			&i.OldAttempt,
 			&i.OldVersion,
 			&i.CallsBack,
+			&i.At,
 		); err != nil {
 			return nil, err
 		}

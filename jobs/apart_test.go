@@ -322,7 +322,7 @@ func TestResultsAndMovesLockInOneOrder(t *testing.T) {
 	var results []*completion
 	for _, task := range []db.Task{last, first} {
 		results = append(results, &completion{
-			task: task.TaskID, job: task.JobID, attempt: 1, fused: true, started: now(), ended: now(),
+			task: task.TaskID, job: task.JobID, attempt: 1, fused: true, started: time.Now(), ended: time.Now(),
 			settled: func(ok bool, _ error) { settled <- ok },
 		})
 	}

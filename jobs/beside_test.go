@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -13,7 +14,7 @@ import (
 func (b *testBundle) beside(m *move, other func()) {
 	b.t.Helper()
 	require.NoError(b.t, b.number(b.ctx, []*move{m}))
-	p, err := moveParams([]*move{m})
+	p, err := b.moveParams([]*move{m})
 	require.NoError(b.t, err)
 	tx, err := b.pool.Begin(b.ctx)
 	require.NoError(b.t, err)
@@ -39,7 +40,7 @@ func TestCancelBesideARetryEndsItsJob(t *testing.T) {
 	lease := b.dequeueOne("w")
 	w, err := b.word(b.ctx, "", lease.Token)
 	require.NoError(t, err)
-	b.beside(failed(w.held(), &Failure{Code: "X", Message: "x"}, now()), func() {
+	b.beside(failed(w.held(), &Failure{Code: "X", Message: "x"}, time.Now()), func() {
 		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})
 		require.NoError(t, err)
 	})

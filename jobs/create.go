@@ -51,7 +51,7 @@ type creation struct {
 	executor string
 	config   string
 	hash     []byte
-	at       time.Time
+	at       time.Time // when it was made; the database says
 	event    int64
 	job      int64
 	answer   chan error
@@ -200,7 +200,7 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	if err := t.checkCallback(req.CallbackURL); err != nil {
 		return nil, err
 	}
-	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), at: now(), answer: make(chan error, 1), left: ctx.Done()}
+	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), answer: make(chan error, 1), left: ctx.Done()}
 	if c.executor, err = executorFor(req.TaskType, c.settings.config.Executor); err != nil {
 		return nil, err
 	}
@@ -380,16 +380,20 @@ func (t *Tasks) answerCreates(ctx context.Context, batch []*creation) {
 // findCreated looks up what became of a flush whose answer was lost. It returns
 // an error unless all of the batch is there.
 func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
-	events := make([]int64, len(batch))
+	ids := make([]uuid.UUID, len(batch))
 	for i, c := range batch {
-		events[i] = c.event
+		ids[i] = c.id
 	}
-	found, err := found(ctx, q, events)
+	rows, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
-		return err
+		return fmt.Errorf("look up a flush: %w", err)
+	}
+	made := make(map[uuid.UUID]time.Time, len(rows))
+	for _, row := range rows {
+		made[row.TaskID] = row.CreatedAt.UTC()
 	}
 	for _, c := range batch {
-		c.fresh = found[c.event]
+		c.at, c.fresh = made[c.id]
 		if !c.fresh && c.req.Key == "" {
 			return errors.New("the connection was lost, and nothing was written")
 		}
@@ -427,12 +431,12 @@ func (t *Tasks) writeCreates(ctx context.Context, on writer, batch []*creation) 
 	if err != nil {
 		return nil, fmt.Errorf("insert tasks: %w", err)
 	}
-	made := make(map[uuid.UUID]bool, len(fresh))
-	for _, id := range fresh {
-		made[id] = true
+	made := make(map[uuid.UUID]time.Time, len(fresh))
+	for _, row := range fresh {
+		made[row.TaskID] = row.CreatedAt.UTC()
 	}
 	for _, c := range batch {
-		c.fresh = made[c.id]
+		c.at, c.fresh = made[c.id]
 	}
 	return func(ctx context.Context) { t.answerCreates(ctx, batch) }, nil
 }
@@ -440,14 +444,13 @@ func (t *Tasks) writeCreates(ctx context.Context, on writer, batch []*creation) 
 func createParams(batch []*creation) db.TaskCreateParams {
 	n := len(batch)
 	p := db.TaskCreateParams{
-		TaskIds: make([]uuid.UUID, 0, n), JobIds: make([]int64, 0, n), EventIds: make([]int64, 0, n), CreatedAts: make([]time.Time, 0, n),
+		TaskIds: make([]uuid.UUID, 0, n), JobIds: make([]int64, 0, n), EventIds: make([]int64, 0, n),
 	}
 	for _, c := range batch {
 		kind, lane := kindOf(c.req.TaskType, c.executor), laneOf(c.req.TaskType)
 		p.TaskIds = append(p.TaskIds, c.id)
 		p.JobIds = append(p.JobIds, c.job)
 		p.EventIds = append(p.EventIds, c.event)
-		p.CreatedAts = append(p.CreatedAts, c.at)
 		p.DueAts = append(p.DueAts, orUnset(c.req.DueDate))
 		p.Types = append(p.Types, string(c.req.TaskType))
 		p.Lanes = append(p.Lanes, lane)

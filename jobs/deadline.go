@@ -120,8 +120,8 @@ type deadlineWorker struct {
 
 func (deadlineWorker) Timeout(*river.Job[deadlineArgs]) time.Duration { return noticeTime }
 
-func (deadlineWorker) NextRetry(job *river.Job[deadlineArgs]) time.Time {
-	return time.Now().Add(patiently(job.Attempt))
+func (w *deadlineWorker) NextRetry(job *river.Job[deadlineArgs]) time.Time {
+	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
 }
 
 func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs]) error {

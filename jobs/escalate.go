@@ -36,8 +36,8 @@ type escalationWorker struct {
 
 func (escalationWorker) Timeout(*river.Job[escalationArgs]) time.Duration { return noticeTime }
 
-func (escalationWorker) NextRetry(job *river.Job[escalationArgs]) time.Time {
-	return time.Now().Add(patiently(job.Attempt))
+func (w *escalationWorker) NextRetry(job *river.Job[escalationArgs]) time.Time {
+	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
 }
 
 // Work reassigns the task, whether it was begun or not. It keeps its due date: what
@@ -54,12 +54,10 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 			return nil
 		}
 		to := s.config.Escalation.ReassignTo
-		m := t.assigned(db.Task{TaskID: task.TaskID, DefinitionID: task.DefinitionID, DueAt: task.DueAt}, s, byEscalation,
+		m := t.assigned(ctx, db.Task{TaskID: task.TaskID, DefinitionID: task.DefinitionID, DueAt: task.DueAt}, s, byEscalation,
 			Assignment{AssigneeID: to.AssigneeID, GroupID: to.GroupID}, "the due date passed")
 		m.assignment.Candidates = nobodyElse
-		if m.at.Before(*task.DueAt) {
-			m.at = *task.DueAt // clocks differ, and it has passed
-		}
+		m.at = time.Time{} // as it is written: the database has said that the date has passed
 		m.wantVersion, m.wantAttempt, m.callerWaits = task.Version, -1, true
 		m.want = []Status{Assigned, Running}
 		m.outcome = db.AttemptOutcomeRELEASED

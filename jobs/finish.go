@@ -20,7 +20,7 @@ type completion struct {
 	job     int64
 	attempt int32
 	fused   bool
-	started time.Time
+	started time.Time // by the process's clock, as ended
 	ended   time.Time
 	output  json.RawMessage
 	settled func(ok bool, err error) // called once; not ok: the lease was lost, or err: the database refused it
@@ -87,13 +87,13 @@ func (t *Tasks) writeCompletes(ctx context.Context, on writer, batch []*completi
 	p := db.TaskCompleteParams{
 		ExecutorID: t.cfg.ProcessID,
 		TaskIds:    make([]uuid.UUID, n), JobIds: make([]int64, n), Attempts: make([]int32, n), EventIds: make([]int64, n),
-		Fused: make([]bool, n), StartedAts: make([]time.Time, n), EndedAts: make([]time.Time, n),
+		Fused: make([]bool, n), EndedAgos: make([]int64, n), Rans: make([]int64, n),
 		Outputs: make([]string, n), Payloads: make([]string, n),
 	}
 	tried := false
 	for i, c := range batch {
 		p.TaskIds[i], p.JobIds[i], p.Attempts[i], p.EventIds[i] = c.task, c.job, c.attempt, c.event
-		p.Fused[i], p.StartedAts[i], p.EndedAts[i] = c.fused, c.started, c.ended
+		p.Fused[i], p.EndedAgos[i], p.Rans[i] = c.fused, t.clock.since(c.ended).Microseconds(), c.ended.Sub(c.started).Microseconds()
 		p.Outputs[i], p.Payloads[i] = string(c.output), summaryNote(c.output)
 		tried = tried || c.tried
 	}
@@ -149,10 +149,10 @@ const (
 )
 
 // completed is the move after an attempt that succeeded elsewhere.
-func completed(h held, output json.RawMessage) *move {
+func completed(h held, output json.RawMessage, at time.Time) *move {
 	return &move{
 		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
-		to: Completed, event: db.TaskEventTypeCompleted, actor: h.by, executor: h.by, at: now(), payload: summaryOf(output),
+		to: Completed, event: db.TaskEventTypeCompleted, actor: h.by, executor: h.by, at: at, payload: summaryOf(output),
 		output: output, outcome: db.AttemptOutcomeCOMPLETED, endJob: db.RiverJobStateCompleted, timeout: h.settings.timeout, ends: h.ends,
 	}
 }

@@ -249,7 +249,7 @@ func (t *Tasks) leased(ctx context.Context, row db.WorkerClaimRow, req LeaseRequ
 	}
 	return &move{
 		task: row.TaskID, wantJob: row.JobID, wantAttempt: row.Attempt, want: []Status{Pending},
-		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: now(),
+		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: t.cfg.Clock(),
 		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseAsk: req.ID, visibility: visibility,
 	}, nil
 }
@@ -451,7 +451,7 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 		if deadline := task.StartedAt.Add(s.timeout); until.After(deadline) {
 			until = deadline
 		}
-		if time.Now().Before(until) {
+		if t.Now(ctx).Before(until) {
 			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
 		}
 	}

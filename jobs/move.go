@@ -54,7 +54,7 @@ type move struct {
 	code        string        // of the failure that it tells of
 	ends        *traced       // the attempt that it ends, if it is to tell of it; see tellAttempt
 
-	at      time.Time
+	at      time.Time // when it happened, by the process's clock; zero: as it is written
 	eventID int64
 	nextID  int64
 	// deadline names the chain of jobs that a new assignment begins (deadline.go).
@@ -66,9 +66,9 @@ type move struct {
 
 // nextJob is the token of the attempt to come.
 type nextJob struct {
-	lane string
-	kind string
-	at   time.Time
+	lane  string
+	kind  string
+	delay time.Duration // after the move
 }
 
 // assignment is what task keeps of an Assignment.
@@ -97,6 +97,7 @@ type moved struct {
 	job     int64
 	attempt int32
 	version int32
+	at      time.Time // of the move, by the database's clock; see made
 	err     error
 }
 
@@ -241,7 +242,7 @@ func (t *Tasks) writeMoves(ctx context.Context, on writer, round []*move) (answe
 	if err != nil {
 		return nil, err
 	}
-	p, err := moveParams(round)
+	p, err := t.moveParams(round)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +267,7 @@ func (t *Tasks) answerMoves(ctx context.Context, round []*move, rows []db.TaskMo
 	for _, row := range rows {
 		callsBack = callsBack || row.CallsBack && row.Ok
 		out[row.TaskID] = moved{
-			made: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion,
+			made: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion, at: row.At.UTC(),
 		}
 	}
 	var kinds [len(wakeKinds)]bool
@@ -276,7 +277,7 @@ func (t *Tasks) answerMoves(ctx context.Context, round []*move, rows []db.TaskMo
 		if !o.made && before[m.eventID] {
 			o.made = true
 		}
-		if o.made && m.next != nil && !m.next.at.After(time.Now().Add(10*time.Millisecond)) {
+		if o.made && m.next != nil && m.next.delay <= soonest {
 			kinds[wakeIndex(m.next.lane, m.next.kind)] = true
 		}
 		if o.made && m.endJob == db.RiverJobStateCancelled && o.was == Running {
@@ -317,9 +318,9 @@ func writtenBefore(ctx context.Context, q *db.Queries, round []*move) (map[int64
 	return found, nil
 }
 
-func moveParams(round []*move) (p db.TaskMoveParams, err error) {
+func (t *Tasks) moveParams(round []*move) (p db.TaskMoveParams, err error) {
 	for _, m := range round {
-		next := nextJob{at: unset}
+		var next nextJob
 		if m.next != nil {
 			next = *m.next
 		}
@@ -342,7 +343,7 @@ func moveParams(round []*move) (p db.TaskMoveParams, err error) {
 		p.Statuses = append(p.Statuses, string(m.to))
 		p.Events = append(p.Events, string(m.event))
 		p.EventIds = append(p.EventIds, m.eventID)
-		p.Ats = append(p.Ats, m.at)
+		p.Agos = append(p.Agos, t.clock.since(m.at).Microseconds())
 		p.Actors = append(p.Actors, m.actor)
 		p.Payloads = append(p.Payloads, note)
 		p.Outputs = append(p.Outputs, string(m.output))
@@ -357,7 +358,7 @@ func moveParams(round []*move) (p db.TaskMoveParams, err error) {
 		p.NextJobs = append(p.NextJobs, m.nextID)
 		p.NextLanes = append(p.NextLanes, next.lane)
 		p.NextKinds = append(p.NextKinds, next.kind)
-		p.NextAts = append(p.NextAts, next.at)
+		p.NextDelays = append(p.NextDelays, next.delay.Microseconds())
 		p.Timeouts = append(p.Timeouts, m.timeout.Milliseconds())
 		p.Assignments = append(p.Assignments, assigned)
 		p.LeaseKinds = append(p.LeaseKinds, string(m.lease))
@@ -398,7 +399,7 @@ func (t *Tasks) number(ctx context.Context, round []*move) error {
 			continue
 		}
 		if m.at.IsZero() {
-			m.at = now()
+			m.at = t.cfg.Clock()
 		}
 		m.eventID = event
 		event++
@@ -411,6 +412,9 @@ func (t *Tasks) number(ctx context.Context, round []*move) error {
 	}
 	return nil
 }
+
+// soonest is the delay of a job for which a lane is woken at once.
+const soonest = 10 * time.Millisecond
 
 func statusList(want []Status) string {
 	if len(want) == 1 {

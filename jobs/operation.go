@@ -141,12 +141,11 @@ func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.Redri
 				return fmt.Errorf("read the redrive of task %s: %w", row.TaskID, err)
 			}
 		}
-		at := now()
 		back[i] = &move{
 			task: row.TaskID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Pending},
-			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: ask.By, executor: ask.By, at: at,
+			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: ask.By, executor: ask.By,
 			payload: outbox.RedrivenNote{OperationID: id.String(), Reason: ask.Reason, Undone: true}, input: note.Input,
-			endJob: db.RiverJobStateCancelled, next: &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: at}, callerWaits: true,
+			endJob: db.RiverJobStateCancelled, next: &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}, callerWaits: true,
 		}
 	}
 	done := db.RedriveSettleParams{OperationID: id}

@@ -22,7 +22,7 @@ func (r *Runner) seen(ctx context.Context) error {
 	if heard := r.tasks.heard.Load(); heard != nil {
 		p.WorkerSeconds = time.Since(*heard).Seconds()
 	}
-	return r.tasks.q.ExecutorSeen(ctx, p)
+	return r.tasks.seen(ctx, p)
 }
 
 // beats extends the leases of what runs here, all of them in one statement. What is
@@ -158,7 +158,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 			r.trouble("read a definition", err)
 			continue
 		}
-		end := expired(row, s)
+		end := expired(row, s, r.tasks.cfg.Clock())
 		end.passing = true // its lease is found again at the next tick
 		ends = append(ends, end)
 	}
@@ -174,7 +174,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 }
 
 // expired is the move after a lease that ran out.
-func expired(row db.LeaseExpiredRow, s *settings) *move {
+func expired(row db.LeaseExpiredRow, s *settings, noticed time.Time) *move {
 	h := held{
 		task: row.TaskID, job: row.JobID, attempt: row.Attempt, kind: Type(row.Type), executor: row.Executor,
 		failures: row.Failures, crashes: row.Crashes, settings: s, by: row.Owner,
@@ -191,7 +191,7 @@ func expired(row db.LeaseExpiredRow, s *settings) *move {
 			f.Message = fmt.Sprintf("no response came within the timeout of %v", s.timeout)
 		}
 	}
-	m := failed(h, f, now())
+	m := failed(h, f, noticed)
 	m.wantExpired = true
 	return m
 }

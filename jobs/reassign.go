@@ -77,7 +77,7 @@ func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassi
 		}
 		version = task.Version // whose it is was looked up at this one
 	}
-	m := t.assigned(task, s, ask.By, Assignment{
+	m := t.assigned(ctx, task, s, ask.By, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, ask.Reason)
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
@@ -100,14 +100,13 @@ func (p Person) mayGive(task db.Task, s *settings) bool {
 }
 
 // assigned is the move that makes it somebody's turn.
-func (t *Tasks) assigned(task db.Task, s *settings, by string, to Assignment, reason string) *move {
-	at := now()
+func (t *Tasks) assigned(ctx context.Context, task db.Task, s *settings, by string, to Assignment, reason string) *move {
 	due := to.DueDate
 	if due == nil {
 		due = task.DueAt
 	}
 	if due == nil {
-		d := s.dueFrom(at, t.cfg.ManualDue)
+		d := s.dueFrom(t.Now(ctx), t.cfg.ManualDue)
 		due = &d
 	}
 	name := to.AssigneeName
@@ -126,7 +125,7 @@ func (t *Tasks) assigned(task db.Task, s *settings, by string, to Assignment, re
 		note.TaskName, note.TaskDescription = s.def.Name, s.def.Description
 	}
 	return &move{
-		task: task.TaskID, to: Assigned, event: db.TaskEventTypeAssigned, actor: by, executor: by, at: at, payload: note,
+		task: task.TaskID, to: Assigned, event: db.TaskEventTypeAssigned, actor: by, executor: by, at: t.cfg.Clock(), payload: note,
 		assignment: a, endJob: db.RiverJobStateCompleted, timeout: s.timeout,
 	}
 }

@@ -190,12 +190,11 @@ func (t *Tasks) redriven(ctx context.Context, op db.RedriveOperation, row db.Dea
 	if input != nil {
 		note.Input = row.Input
 	}
-	at := now()
 	return &move{
 		task: row.TaskID, wantJob: row.JobID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Failed, TimedOut},
-		to: Pending, event: db.TaskEventTypeRedriven, actor: op.Actor, executor: op.Actor, at: at, payload: note, input: input,
+		to: Pending, event: db.TaskEventTypeRedriven, actor: op.Actor, executor: op.Actor, payload: note, input: input,
 		endJob: db.RiverJobStateCompleted, timeout: s.timeout, callerWaits: true,
-		next: &nextJob{lane: laneOf(Type(row.Type)), kind: kindOf(Type(row.Type), row.Executor), at: at},
+		next: &nextJob{lane: laneOf(Type(row.Type)), kind: kindOf(Type(row.Type), row.Executor)},
 	}, nil
 }
 

@@ -109,7 +109,7 @@ func (t *Tasks) responded(ctx context.Context, task db.Task, s *settings, in out
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
-		return failed(h, t.toldOf(f), now()), nil
+		return failed(h, t.toldOf(f), t.cfg.Clock()), nil
 	}
 	var call IntegrationCall
 	if s.config.Integration != nil {
@@ -121,18 +121,18 @@ func (t *Tasks) responded(ctx context.Context, task db.Task, s *settings, in out
 		return err
 	})
 	if err != nil {
-		return failed(h, failureOf(err), now()), nil
+		return failed(h, failureOf(err), t.cfg.Clock()), nil
 	}
 	if s.def != nil {
 		err := badOutput(ctx, s.def.output, "response", output)
 		if bad := (*Failure)(nil); errors.As(err, &bad) {
-			return failed(h, bad, now()), nil
+			return failed(h, bad, t.cfg.Clock()), nil
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	return completed(h, output), nil
+	return completed(h, output, t.cfg.Clock()), nil
 }
 
 // toldOf is a failure as Answers has it told. Where that code does not return, its own

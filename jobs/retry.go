@@ -67,7 +67,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
 	}
 	m.code = discreet(f.Code, longestCode)
-	m.problem = problem(f, policy.Retryable(f), at)
+	m.problem = problem(f, policy.Retryable(f))
 	if retry {
 		count := int(h.failures) + 1
 		if m.crashes > 0 {
@@ -77,11 +77,11 @@ func failed(h held, f *Failure, at time.Time) *move {
 		if m.crashes > 0 {
 			delay = 0 // it was nobody's fault but the worker's
 		}
-		due := at.Add(delay).Truncate(time.Microsecond)
+		delay = delay.Truncate(time.Millisecond) // as it is told
 		m.to, m.event = Pending, db.TaskEventTypeRetry
-		m.next = &nextJob{lane: LaneRetry, kind: kindOf(h.kind, h.executor), at: due}
+		m.next = &nextJob{lane: LaneRetry, kind: kindOf(h.kind, h.executor), delay: delay}
 		m.payload = outbox.RetryNote{
-			RetryCount: int(h.failures) + int(h.crashes) + 1, MaxRetries: policy.MaxRetries, RetryDelay: delay.Milliseconds(), NextRetryTime: due,
+			RetryCount: int(h.failures) + int(h.crashes) + 1, MaxRetries: policy.MaxRetries, RetryDelay: delay.Milliseconds(),
 		}
 		return m
 	}
@@ -89,7 +89,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 	if m.outcome == db.AttemptOutcomeTIMEDOUT {
 		m.to = TimedOut
 	}
-	m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: at}
+	m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	return m
 }
 
@@ -101,7 +101,7 @@ func released(h held, at time.Time, delay time.Duration) *move {
 		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
 		to: Pending, event: db.TaskEventTypeReleased, actor: h.by, executor: h.by, at: at,
 		unspent: true, outcome: db.AttemptOutcomeRELEASED, endJob: db.RiverJobStateCancelled, timeout: h.settings.timeout,
-		next: &nextJob{lane: laneOf(h.kind), kind: kindOf(h.kind, h.executor), at: at.Add(delay)},
+		next: &nextJob{lane: laneOf(h.kind), kind: kindOf(h.kind, h.executor), delay: delay},
 	}
 }
 
@@ -113,14 +113,14 @@ const (
 )
 
 // problem is the document's error, as the tables keep it: the one place where a failure
-// is written, and so where it is redacted.
-func problem(f *Failure, retryable bool, at time.Time) json.RawMessage {
+// is written, and so where it is redacted. The statement that writes it puts its timestamp in.
+func problem(f *Failure, retryable bool) json.RawMessage {
 	if len(f.Details) > longestStack || len(f.Details) > 0 && GuardJSON(f.Details) != nil {
 		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
 	}
 	f = f.Redacted()
 	p := outbox.Problem{
-		Code: f.Code, Message: f.Message, StackTrace: f.StackTrace, Details: f.Details, Timestamp: at, Retryable: retryable,
+		Code: f.Code, Message: f.Message, StackTrace: f.StackTrace, Details: f.Details, Retryable: retryable,
 	}
 	text, err := json.Marshal(p)
 	if err != nil {

@@ -91,7 +91,7 @@ func (r *run) do() {
 	defer cancel(nil)
 	r.enter()
 	allocation, err := r.allocate(ctx)
-	r.started = now()
+	r.started = r.r.tasks.cfg.Clock()
 	if ctx = r.traced(ctx); err != nil {
 		r.end(ctx, Result{}, err)
 		return
@@ -157,7 +157,7 @@ func (r *run) foreign(ctx context.Context, call func() error) (err error) {
 			return
 		}
 		if r.started.IsZero() { // resources were asked for
-			r.started = now()
+			r.started = r.r.tasks.cfg.Clock()
 		}
 		r.end(ctx, Result{}, goexit())
 	}()
@@ -238,7 +238,7 @@ func (r *run) finish(result Result, err error) {
 		r.release()
 		return
 	}
-	r.over = now()
+	r.over = r.r.tasks.cfg.Clock()
 	if r.over.Before(r.started) {
 		r.over = r.started
 	}
@@ -302,7 +302,7 @@ func (r *run) fail(err error) {
 	if !r.start() {
 		return
 	}
-	r.settle(failed(r.held(), f, now()))
+	r.settle(failed(r.held(), f, r.r.tasks.cfg.Clock()))
 }
 
 // settle makes a last move of this attempt and waits until it is written.
@@ -331,7 +331,7 @@ func (r *run) giveBack(why error, delay time.Duration) {
 	if !r.start() {
 		return
 	}
-	r.settle(released(r.held(), now(), delay))
+	r.settle(released(r.held(), r.r.tasks.cfg.Clock(), delay))
 }
 
 // interrupted ends an attempt whose context ended before it did: cancelled tasks
@@ -396,18 +396,18 @@ func (r *run) await(a Await) {
 func (r *run) assign(a Assignment) {
 	defer r.release()
 	task := db.Task{TaskID: r.id(), DefinitionID: *r.claim.DefinitionID, DueAt: r.claim.DueAt}
-	m := r.r.tasks.assigned(task, r.settings, r.r.tasks.cfg.ProcessID, a, "")
+	m := r.r.tasks.assigned(r.r.ctx, task, r.settings, r.r.tasks.cfg.ProcessID, a, "")
 	m.wantJob, m.wantAttempt, m.want = r.claim.JobID, r.attempt()-1, []Status{Pending}
 	r.settle(m)
 }
 
 // failUnassigned ends a manual task for which nobody could be found.
 func (r *run) failUnassigned(f *Failure) {
-	m := failed(r.held(), f, now())
+	m := failed(r.held(), f, r.r.tasks.cfg.Clock())
 	m.wantAttempt, m.want, m.begins = r.attempt()-1, []Status{Pending}, true
 	if m.to == Pending {
 		m.to, m.event, m.payload = Failed, db.TaskEventTypeFailed, nil
-		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: m.at}
+		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	}
 	r.settle(m)
 }

@@ -36,8 +36,8 @@ type sendWorker struct {
 
 func (sendWorker) Timeout(*river.Job[sendArgs]) time.Duration { return sendTime }
 
-func (sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
-	return time.Now().Add(patiently(job.Attempt))
+func (w *sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
+	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
 }
 
 // Work sends one notice. While no channel takes it, it is put off again and again, for

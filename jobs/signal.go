@@ -88,7 +88,7 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 			end := failed(held{
 				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
 				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, ends: ends,
-			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, now())
+			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, r.tasks.cfg.Clock())
 			end.passing = true
 			moves = append(moves, end)
 		default: // it waits, to be run or as a dead letter

@@ -65,11 +65,11 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 	}
 	m := &move{
 		task: task.TaskID, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{from},
-		to: to.Status, actor: ask.By, executor: who, at: now(), timeout: s.timeout, visibility: s.visibility,
+		to: to.Status, actor: ask.By, executor: who, at: t.cfg.Clock(), timeout: s.timeout, visibility: s.visibility,
 		endJob: db.RiverJobStateCancelled, ends: tracedOf(task),
 	}
 	if from != Running { // it may begin and end in one word
-		m.ends = tracedWord(task, m.at)
+		m.ends = tracedWord(task, t.Now(ctx))
 	}
 	switch to.Status {
 	case Completed:
@@ -91,16 +91,16 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 			f = &Failure{Code: CodeTimeout, Message: f.Message, Details: f.Details}
 			m.outcome = db.AttemptOutcomeTIMEDOUT
 		}
-		m.problem, m.failures, m.code = problem(f, false, m.at), 1, discreet(f.Code, longestCode)
+		m.problem, m.failures, m.code = problem(f, false), 1, discreet(f.Code, longestCode)
 		m.begins = from != Running
-		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter, at: m.at}
+		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	case Running:
 		m.event, m.begins = db.TaskEventTypeStarted, true
 		m.lease, m.toDeadline = db.LeaseKindPerson, true
 		m.payload = outbox.StartedNote{ExecutorID: who}
 	case Pending:
 		m.event, m.outcome = db.TaskEventTypeReleased, db.AttemptOutcomeRELEASED
-		m.next = &nextJob{lane: laneOf(Type(task.Type)), kind: kindOf(Type(task.Type), task.Executor), at: m.at}
+		m.next = &nextJob{lane: laneOf(Type(task.Type)), kind: kindOf(Type(task.Type), task.Executor)}
 	case Assigned:
 		return t.backToAssigned(ctx, task, m, ask.Reason)
 	case Cancelled:

@@ -64,6 +64,9 @@ type Config struct {
 	Queue retry.Policy
 	// Shutdown is called when the process was ordered to stop; default nothing.
 	Shutdown func(ShutdownOrder)
+	// Clock is this process's; default time.Now. It measures how long something took.
+	// What time it is, the database says.
+	Clock func() time.Time
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
@@ -87,6 +90,7 @@ type Tasks struct {
 	resting chan struct{}             // closed by Rest
 	rest    sync.Once
 
+	clock    *clock
 	suspects suspects
 	brief    chan struct{} // has room for briefly
 
@@ -122,8 +126,11 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	q := db.New(pool)
-	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[dequeueID]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly)}
+	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[dequeueID]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly), clock: &clock{wall: cfg.Clock, log: cfg.Logger}}
 	t.defs.q = q
 	t.givenUp, t.giveUp = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
 	t.creates = newBatcher(t.flushCreates, batching[*creation]{most: flushMost, reserve: 2, size: (*creation).bytes})
@@ -156,10 +163,6 @@ func (t *Tasks) Drain(ctx context.Context) {
 func (t *Tasks) Get(ctx context.Context, tenant string, id uuid.UUID) (db.Task, error) {
 	return get(ctx, t.q, tenant, id)
 }
-
-// now is a time as the database keeps it, so that what is told from memory and
-// what is told from the table are equal to the byte.
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
 
 // flushMost is how many items a flush takes.
 const flushMost = 500

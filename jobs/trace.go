@@ -124,7 +124,7 @@ func (t *Tasks) tellAttempt(m *move, out moved) {
 		return // another attempt than the one that was looked at
 	}
 	_, span := t.beginSpan(context.Background(), m.ends)
-	endSpan(span, string(m.outcome), m.code, m.at)
+	endSpan(span, string(m.outcome), m.code, out.at)
 }
 
 // traced puts the attempt's span into ctx, or without tracing that of the request

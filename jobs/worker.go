@@ -37,7 +37,7 @@ func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output 
 			return db.Task{}, err
 		}
 	}
-	m := completed(w.held(), output)
+	m := completed(w.held(), output, t.cfg.Clock())
 	m.callerWaits = true
 	return t.say(ctx, w, m, output, nil, 0)
 }
@@ -55,10 +55,10 @@ func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure,
 	if !w.holds() {
 		return t.repeated(ctx, w, nil, f, later)
 	}
-	m := failed(w.held(), f, now())
+	m := failed(w.held(), f, t.cfg.Clock())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
-		m.next.at = m.at.Add(later).Truncate(time.Microsecond)
-		note.RetryDelay, note.NextRetryTime = later.Milliseconds(), m.next.at
+		m.next.delay = later.Truncate(time.Millisecond)
+		note.RetryDelay = later.Milliseconds()
 		m.payload = note
 	}
 	m.callerWaits = true
@@ -79,7 +79,7 @@ func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay ti
 	if !w.holds() {
 		return t.releasedBefore(ctx, w, said)
 	}
-	m := released(w.held(), now(), delay)
+	m := released(w.held(), t.cfg.Clock(), delay)
 	m.next.lane = string(w.task.Lane)
 	m.payload = said
 	m.callerWaits = true
@@ -182,7 +182,7 @@ func (t *Tasks) say(ctx context.Context, w *word, m *move, output json.RawMessag
 func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	p := db.WorkerSaidParams{TaskID: w.id.task, Attempt: w.id.attempt, JobID: w.id.job, Output: string(output)}
 	if f != nil {
-		p.Error = string(problem(f, w.settings.retry.Retryable(f), now()))
+		p.Error = string(problem(f, w.settings.retry.Retryable(f)))
 	}
 	before, err := t.q.WorkerSaid(ctx, p)
 	switch {

@@ -1,13 +1,13 @@
 -- name: TaskCreate :many
 -- A batch of new tasks, each with its job and its first event. A request key
 -- that is already taken makes nothing: what does not come back was here before,
--- and TaskRequestGet tells which task it is. Event ids are one contiguous range.
+-- and TaskRequestGet tells which task it is. Event ids are one contiguous range. The
+-- moment is the database's: a job is due by the clock that judges it.
 WITH request AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
         unnest(@job_ids::bigint[]) AS job_id,
         unnest(@event_ids::bigint[]) AS event_id,
-        unnest(@created_ats::timestamptz[]) AS created_at,
         unnest(@due_ats::timestamptz[]) AS due_at,
         unnest(@types::text[])::task_type AS type,
         unnest(@lanes::text[])::task_lane AS lane,
@@ -36,7 +36,7 @@ WITH request AS (
 ),
 keyed AS (
     INSERT INTO task_request (tenant_id, request_key, task_id, created_at, body_hash)
-    SELECT request.tenant_id, request.request_key, request.task_id, request.created_at, request.body_hash
+    SELECT request.tenant_id, request.request_key, request.task_id, now(), request.body_hash
     FROM request
     WHERE request.request_key <> ''
     -- In one order, as every process inserts them: two that have the same keys the other
@@ -57,7 +57,7 @@ new_task AS (
         input, config, context, own_definition
     )
     SELECT
-        fresh.task_id, fresh.job_id, fresh.created_at, nullif(fresh.due_at, 'epoch'), fresh.type, fresh.lane,
+        fresh.task_id, fresh.job_id, now(), nullif(fresh.due_at, 'epoch'), fresh.type, fresh.lane,
         fresh.revision, fresh.priority, fresh.tenant_id, fresh.workflow_id, fresh.definition_id, fresh.executor,
         fresh.correlation_id, nullif(fresh.step_id, ''), nullif(fresh.request_key, ''), nullif(fresh.reference, ''),
         nullif(fresh.callback_url, ''), nullif(fresh.traceparent, ''),
@@ -69,13 +69,13 @@ new_job AS (
         id, state, attempt, max_attempts, created_at, scheduled_at, priority, args, kind, metadata, queue, tags
     )
     SELECT
-        fresh.job_id, 'available', 0, 1, fresh.created_at, fresh.created_at, fresh.priority, fresh.args::jsonb,
+        fresh.job_id, 'available', 0, 1, now(), now(), fresh.priority, fresh.args::jsonb,
         fresh.kind, fresh.metadata::jsonb, fresh.lane::text, ARRAY['task-' || fresh.task_id::text, fresh.tag]
     FROM fresh
 ),
 new_event AS (
     INSERT INTO task_event (id, task_id, at, seq, attempt, type, was, now, actor)
-    SELECT fresh.event_id, fresh.task_id, fresh.created_at, 1, 0, 'created', NULL, 'PENDING', fresh.actor
+    SELECT fresh.event_id, fresh.task_id, now(), 1, 0, 'created', NULL, 'PENDING', fresh.actor
     FROM fresh
     RETURNING id
 ),
@@ -87,11 +87,11 @@ new_outbox AS (
 ),
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
-    SELECT max(fresh.created_at), fresh.type, fresh.lane, 'created', NULL, 'PENDING', count(*), 0
+    SELECT now(), fresh.type, fresh.lane, 'created', NULL, 'PENDING', count(*), 0
     FROM fresh
     GROUP BY fresh.type, fresh.lane
 )
-SELECT fresh.task_id::uuid AS task_id
+SELECT fresh.task_id::uuid AS task_id, now()::timestamptz AS created_at
 FROM fresh;
 
 -- name: TaskRequestGet :many

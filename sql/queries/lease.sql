@@ -103,7 +103,7 @@ WHERE r.at < now() - interval '10 minutes';
 -- name: LeaseGet :one
 SELECT * FROM lease WHERE task_id = @task_id;
 
--- name: ExecutorSeen :exec
+-- name: ExecutorSeen :one
 -- worker_seconds: how long ago a remote worker was heard of; negative for never.
 INSERT INTO executor (executor_id, worker_at)
 VALUES (
@@ -111,7 +111,11 @@ VALUES (
     CASE WHEN @worker_seconds::float8 >= 0 THEN now() - make_interval(secs => @worker_seconds::float8) END
 )
 ON CONFLICT (executor_id) DO UPDATE
-SET seen_at = now(), worker_at = coalesce(excluded.worker_at, executor.worker_at);
+SET seen_at = now(), worker_at = coalesce(excluded.worker_at, executor.worker_at)
+RETURNING clock_timestamp()::timestamptz AS now;
+
+-- name: Now :one
+SELECT clock_timestamp()::timestamptz AS now;
 
 -- name: ExecutorGone :exec
 DELETE FROM executor

@@ -1,7 +1,8 @@
 -- name: TaskComplete :many
 -- A batch of successes, the hot path. A fused one starts and ends in one step:
 -- its task is still PENDING, it never had a lease, and it leaves both events
--- (event_id and event_id + 1). What does not come back has lost its lease.
+-- (event_id and event_id + 1). What does not come back has lost its lease. When it ended
+-- and how long it ran come in microseconds: what time that was, the database says.
 --
 -- (state = 'running') IS TRUE: an index on state could serve the plain form, and
 -- the planner, told once that nothing runs, would walk it for every single id.
@@ -12,8 +13,8 @@ WITH result AS (
         unnest(@attempts::integer[]) AS attempt,
         unnest(@event_ids::bigint[]) AS event_id,
         unnest(@fused::boolean[]) AS fused,
-        unnest(@started_ats::timestamptz[]) AS started_at,
-        unnest(@ended_ats::timestamptz[]) AS ended_at,
+        unnest(@ended_agos::bigint[]) * interval '1 microsecond' AS ended_ago,
+        unnest(@rans::bigint[]) * interval '1 microsecond' AS ran,
         unnest(@outputs::text[]) AS output,
         unnest(@payloads::text[]) AS payload
 ),
@@ -22,8 +23,8 @@ done AS (
     SET
         status = 'COMPLETED',
         attempt = result.attempt,
-        started_at = greatest(result.started_at, t.created_at),
-        ended_at = greatest(result.ended_at, result.started_at, t.created_at),
+        started_at = CASE WHEN result.fused THEN greatest(now() - result.ended_ago - result.ran, t.created_at) ELSE t.started_at END,
+        ended_at = greatest(now() - result.ended_ago, CASE WHEN NOT result.fused THEN t.started_at END, t.created_at),
         next_retry_at = NULL,
         output = nullif(result.output, '')::jsonb,
         error = NULL,
@@ -136,7 +137,7 @@ WITH move AS (
         unnest(@statuses::text[])::task_status AS status,
         unnest(@events::text[])::task_event_type AS event,
         unnest(@event_ids::bigint[]) AS event_id,
-        unnest(@ats::timestamptz[]) AS asked_at,
+        unnest(@agos::bigint[]) * interval '1 microsecond' AS ago,
         unnest(@actors::text[]) AS actor,
         unnest(@payloads::text[]) AS payload,
         unnest(@outputs::text[]) AS output,
@@ -151,7 +152,7 @@ WITH move AS (
         unnest(@next_jobs::bigint[]) AS next_job,
         unnest(@next_lanes::text[]) AS next_lane,
         unnest(@next_kinds::text[]) AS next_kind,
-        unnest(@next_ats::timestamptz[]) AS next_at,
+        unnest(@next_delays::bigint[]) * interval '1 microsecond' AS next_delay,
         unnest(@timeouts::bigint[]) AS timeout_ms,
         unnest(@assignments::text[]) AS assignment,
         unnest(@lease_kinds::text[]) AS lease_kind,
@@ -164,8 +165,8 @@ WITH move AS (
 locked AS MATERIALIZED (
     SELECT
         move.*,
-        -- Clocks differ and locks are waited for: a task's times run forward all the same.
-        greatest(move.asked_at, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
+        -- Locks are waited for: a task's times run forward all the same.
+        greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
@@ -202,13 +203,13 @@ moved AS (
         END,
         ended_at = CASE WHEN locked.status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMED_OUT') THEN locked.at END,
         next_retry_at = CASE
-            WHEN locked.event = 'retry' THEN locked.next_at
+            WHEN locked.event = 'retry' THEN locked.at + locked.next_delay
             WHEN locked.begins OR locked.status <> 'PENDING' THEN NULL
             ELSE t.next_retry_at
         END,
         output = CASE WHEN locked.output <> '' THEN locked.output::jsonb ELSE t.output END,
         error = CASE
-            WHEN locked.error <> '' THEN locked.error::jsonb
+            WHEN locked.error <> '' THEN locked.error::jsonb || jsonb_build_object('timestamp', locked.at)
             WHEN locked.status = 'COMPLETED' THEN NULL
             ELSE t.error
         END,
@@ -231,7 +232,7 @@ moved AS (
         t.task_id, t.version, t.attempt, t.job_id, t.type, t.priority, t.lane, t.started_at, t.workflow_id,
         t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
         locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
-        locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.next_at, locked.timeout_ms,
+        locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.at + locked.next_delay AS next_at, locked.timeout_ms,
         locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline, locked.deadline
 ),
 ended_job AS (
@@ -304,7 +305,7 @@ attempt AS (
     INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id, error)
     SELECT
         moved.task_id, moved.attempt, nullif(moved.outcome, '')::attempt_outcome, moved.old_job, moved.started_at,
-        CASE WHEN moved.outcome <> '' THEN moved.at END, moved.executor_id, nullif(moved.error, '')::jsonb
+        CASE WHEN moved.outcome <> '' THEN moved.at END, moved.executor_id, nullif(moved.error, '')::jsonb || jsonb_build_object('timestamp', moved.at)
     FROM moved
     WHERE moved.begins OR (moved.outcome <> '' AND moved.was = 'RUNNING' AND NOT moved.unspent)
     ON CONFLICT (task_id, attempt) DO UPDATE
@@ -322,7 +323,11 @@ new_event AS (
     SELECT
         moved.event_id, moved.task_id, moved.at, moved.version,
         moved.attempt + CASE WHEN moved.unspent THEN 1 ELSE 0 END, moved.event, moved.was, moved.status,
-        moved.actor, nullif(moved.payload, '')
+        moved.actor,
+        CASE
+            WHEN moved.event = 'retry' THEN (moved.payload::jsonb || jsonb_build_object('nextRetryTime', moved.next_at))::text
+            ELSE nullif(moved.payload, '')
+        END
     FROM moved
     RETURNING id
 ),
@@ -348,5 +353,5 @@ new_tally AS (
     FROM moved
     GROUP BY moved.type, moved.old_lane, moved.event, moved.was, moved.status
 )
-SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back
+SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back, locked.at::timestamptz AS at
 FROM locked;
