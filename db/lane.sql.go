@@ -131,7 +131,11 @@ claimed AS (
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
     t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
-    t.input, t.config, t.context
+    -- Five hundred long payloads would be half a gigabyte: LanePayloads brings them.
+    (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight,
+    (CASE WHEN payload_weight(t.input) + payload_weight(t.context) <= 8192 THEN t.input END)::jsonb AS input,
+    (CASE WHEN payload_weight(t.input) + payload_weight(t.context) <= 8192 THEN t.context END)::jsonb AS context,
+    t.config
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING'
 `
@@ -162,9 +166,10 @@ type LaneClaimRow struct {
 	Executor      *string
 	CorrelationID *string
 	Traceparent   *string
+	Weight        int64
 	Input         json.RawMessage
-	Config        json.RawMessage
 	Context       json.RawMessage
+	Config        json.RawMessage
 }
 
 // Takes up to so many waiting jobs of one lane and kind, as River's own fetch
@@ -204,9 +209,10 @@ func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneCla
 			&i.Executor,
 			&i.CorrelationID,
 			&i.Traceparent,
+			&i.Weight,
 			&i.Input,
-			&i.Config,
 			&i.Context,
+			&i.Config,
 		); err != nil {
 			return nil, err
 		}
@@ -312,6 +318,39 @@ func (q *Queries) LaneOrphans(ctx context.Context, arg LaneOrphansParams) ([]Lan
 	for rows.Next() {
 		var i LaneOrphansRow
 		if err := rows.Scan(&i.TaskID, &i.Lane); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lanePayloads = `-- name: LanePayloads :many
+SELECT t.task_id, t.input, t.context
+FROM task t
+WHERE t.task_id = ANY ($1::uuid[])
+`
+
+type LanePayloadsRow struct {
+	TaskID  uuid.UUID
+	Input   json.RawMessage
+	Context json.RawMessage
+}
+
+// What LaneClaim left out.
+func (q *Queries) LanePayloads(ctx context.Context, taskIds []uuid.UUID) ([]LanePayloadsRow, error) {
+	rows, err := q.db.Query(ctx, lanePayloads, taskIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []LanePayloadsRow
+	for rows.Next() {
+		var i LanePayloadsRow
+		if err := rows.Scan(&i.TaskID, &i.Input, &i.Context); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

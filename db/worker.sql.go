@@ -68,7 +68,7 @@ held AS MATERIALIZED (
     JOIN lease l ON l.task_id = beat.task_id AND l.job_id = beat.job_id
     JOIN task t ON t.task_id = beat.task_id AND t.tenant_id = $6::text
     ORDER BY l.job_id
-    FOR UPDATE OF l SKIP LOCKED
+    FOR UPDATE OF l
 ),
 kept AS (
     UPDATE lease l
@@ -112,7 +112,7 @@ type WorkerBeatRow struct {
 }
 
 // Heartbeats: from now, never past the deadline, and whatever the worker notes
-// down. What does not come back is lost, or locked by somebody else. That it is a worker's lease is known from
+// down. What does not come back is lost. That it is a worker's lease is known from
 // the token; were it asked here, the planner would look through all leases first.
 // In one order, whatever the caller's: two beats of the same leases would wait for each
 // other.
@@ -144,8 +144,8 @@ func (q *Queries) WorkerBeat(ctx context.Context, arg WorkerBeatParams) ([]Worke
 }
 
 const workerClaim = `-- name: WorkerClaim :many
-WITH free AS MATERIALIZED (
-    SELECT j.id
+WITH open AS MATERIALIZED (
+    SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
     FROM river_job j
     WHERE j.state = 'available'
         AND j.queue = $1::text
@@ -167,13 +167,28 @@ WITH free AS MATERIALIZED (
     LIMIT $5::integer
     FOR UPDATE SKIP LOCKED
 ),
+weighed AS (
+    SELECT
+        open.id,
+        sum(octet_length(t.input::text) + coalesce(octet_length(t.context::text), 0)) OVER (
+            ORDER BY open.priority, open.scheduled_at, open.id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS before
+    FROM open
+    JOIN task t ON t.task_id = open.task_id
+),
+free AS (
+    SELECT weighed.id
+    FROM weighed
+    WHERE weighed.before IS NULL OR weighed.before < $6::bigint
+),
 claimed AS (
     UPDATE river_job j
     SET
         state = 'running',
         attempt = j.attempt + 1,
         attempted_at = now(),
-        attempted_by = ARRAY[$6::text]
+        attempted_by = ARRAY[$7::text]
     FROM free
     WHERE j.id = free.id
     RETURNING j.id, job_task(j.args) AS task_id
@@ -190,6 +205,7 @@ type WorkerClaimParams struct {
 	Type          string
 	DefinitionIds []string
 	Most          int32
+	MostBytes     int64
 	ExecutorID    string
 }
 
@@ -208,6 +224,7 @@ type WorkerClaimRow struct {
 // The lane claim for a remote worker: the same order and the same pause, but only
 // what is left to workers, of the worker's tenant, and of the definitions that it
 // knows (none named: of all). What others know is walked past.
+// An answer has a bound in bytes too, but for the first: the others wait for the next.
 func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]WorkerClaimRow, error) {
 	rows, err := q.db.Query(ctx, workerClaim,
 		arg.Lane,
@@ -215,6 +232,7 @@ func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]Wor
 		arg.Type,
 		arg.DefinitionIds,
 		arg.Most,
+		arg.MostBytes,
 		arg.ExecutorID,
 	)
 	if err != nil {

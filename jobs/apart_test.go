@@ -197,6 +197,36 @@ func TestOneLockedLeaseStopsNoHeartbeat(t *testing.T) {
 	b.becomes(held.TaskID, Completed)
 }
 
+// A worker's heartbeat of several leases, one of which is locked: the others are extended,
+// and of the locked one the worker is told to try again.
+func TestOneLockedLeaseStopsNoHeartbeatOfAWorker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := b.production("p2")
+	for range 3 {
+		b.create(remote)
+	}
+	leases := b.dequeue("w", func(req *LeaseRequest) { req.Most = 3 })
+	require.Len(t, leases, 3)
+	lock := b.lock("SELECT FROM lease WHERE task_id = $1 FOR UPDATE", leases[1].TaskID)
+	var beats []Beat
+	for _, l := range leases {
+		beats = append(beats, Beat{Token: l.Token, Extend: time.Hour})
+	}
+	out, err := p.Heartbeat(p.ctx, "", beats)
+	require.NoError(t, err)
+	for i, one := range out {
+		if i == 1 {
+			require.ErrorIs(t, one.Err, ErrUnavailable)
+			continue
+		}
+		require.NoError(t, one.Err)
+		require.True(t, one.ExpiresAt.After(leases[i].ExpiresAt))
+	}
+	lock.letGo()
+	require.NoError(t, b.beat(leases[1].Token).Err)
+}
+
 // One task of a dead process that cannot be reaped keeps none of the others from it.
 func TestOneLockedTaskStopsNoReaper(t *testing.T) {
 	t.Parallel()

@@ -2,8 +2,12 @@ package jobs
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -162,10 +166,101 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	if len(rows) < n {
 		c.done(n - len(rows))
 	}
+	var heavy []db.LaneClaimRow
 	for _, row := range rows {
-		c.r.dispatch(c, row)
+		if row.DefinitionID != nil && row.Weight > lightest {
+			heavy = append(heavy, row)
+		} else {
+			c.r.dispatch(c, row)
+		}
+	}
+	if len(heavy) > 0 {
+		c.r.work.Go(func() { c.load(heavy) })
 	}
 	return len(rows), len(rows) == n, nil
+}
+
+// lightest is the weight up to which a claim brings a task's payload along: it is in
+// LaneClaim.
+const lightest = 8192
+
+// load reads the payloads of claimed tasks and runs these, some megabytes at a time, and in
+// one claim of the process at a time.
+func (c *claimer) load(rows []db.LaneClaimRow) {
+	r := c.r
+	r.loading.add(rows)
+	defer r.loading.drop(rows)
+	for len(rows) > 0 {
+		n, bytes := 0, int64(0)
+		for n < len(rows) && (n == 0 || bytes+rows[n].Weight <= flushBytes) {
+			bytes += rows[n].Weight
+			n++
+		}
+		c.loadSome(rows[:n])
+		rows = rows[n:]
+	}
+}
+
+func (c *claimer) loadSome(rows []db.LaneClaimRow) {
+	r := c.r
+	r.loads <- struct{}{}
+	defer func() { <-r.loads }()
+	ids := make([]uuid.UUID, len(rows))
+	for i, row := range rows {
+		ids[i] = row.TaskID
+	}
+	var found []db.LanePayloadsRow
+	read := func() (err error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), flushTime)
+		defer cancel()
+		found, err = r.tasks.q.LanePayloads(ctx, ids)
+		return err
+	}
+	if err := r.tasks.insist(r.ctx, r.complain("read payloads"), read(), read); err != nil {
+		r.trouble("read payloads", err)
+		c.done(len(rows)) // the sweep gives their tasks new tokens
+		return
+	}
+	payloads := make(map[uuid.UUID]db.LanePayloadsRow, len(found))
+	for _, one := range found {
+		payloads[one.TaskID] = one
+	}
+	for _, row := range rows {
+		row.Input, row.Context = payloads[row.TaskID].Input, payloads[row.TaskID].Context
+		r.dispatch(c, row)
+	}
+}
+
+// loading are the jobs that are claimed and not begun because their payloads are read.
+type loading struct {
+	mu   sync.Mutex
+	jobs map[int64]bool // guarded by mu
+}
+
+func (l *loading) add(rows []db.LaneClaimRow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.jobs == nil {
+		l.jobs = map[int64]bool{}
+	}
+	for _, row := range rows {
+		l.jobs[row.JobID] = true
+	}
+}
+
+func (l *loading) drop(rows []db.LaneClaimRow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, row := range rows {
+		delete(l.jobs, row.JobID)
+	}
+}
+
+// all lists them; never nil, which would be NULL in a query.
+func (l *loading) all() []int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.AppendSeq([]int64{}, maps.Keys(l.jobs))
 }
 
 // pause waits, and reports whether ctx is still alive.

@@ -175,7 +175,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			continue
 		}
 		p := db.WorkerClaimParams{
-			Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
+			MostBytes: flushBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
 		}
 		if from.lane == LaneRetry {
 			p.Type = string(typeOf(sel.Lane))
@@ -362,57 +362,51 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 	return out, nil
 }
 
-// beatTries is how often a heartbeat is tried again that comes upon a locked lease, and
-// beatPause the first pause, which doubles. A move, or another beat of the same lease, has
-// the lock for milliseconds.
-const (
-	beatTries = 7
-	beatPause = 5 * time.Millisecond
-)
-
-// beatAll extends leases, and says until when. The statement passes over those that
-// somebody has locked, so that the others are extended: they are tried again for a short
-// while. Those that are locked even then are not among the answers, as lost ones.
+// beatAll extends leases, and says until when. Where somebody has locked one of them, the
+// others are extended one by one; the locked one is not among the answers, as lost ones.
 func (t *Tasks) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
 	until = make(map[int64]time.Time, len(p.JobIds))
-	for try := 0; len(p.JobIds) > 0; try++ {
-		// What ends leases locks them in the order of its own.
-		rows, err := unlocked(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
-		if err != nil {
-			return nil, readError("heartbeat", err)
-		}
-		for _, row := range rows {
-			until[row.JobID] = row.ExpiresAt.UTC()
-		}
-		if len(rows) == len(p.JobIds) || try == beatTries {
-			break
-		}
-		if p, err = t.stillLeased(ctx, p, until); err != nil {
-			return nil, err
-		}
-		if len(p.JobIds) > 0 && !pause(ctx, beatPause<<try) {
-			return nil, fmt.Errorf("heartbeat: %w: %w", ErrUnavailable, context.Cause(ctx))
-		}
+	if len(p.JobIds) == 0 {
+		return until, nil
+	}
+	// What ends leases locks them in the order of its own.
+	rows, err := unlocked(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
+	if stuck(err) {
+		rows, err = t.beatEach(ctx, p)
+	}
+	if err != nil {
+		return nil, readError("heartbeat", err)
+	}
+	for _, row := range rows {
+		until[row.JobID] = row.ExpiresAt.UTC()
 	}
 	return until, nil
 }
 
-// stillLeased is what of a beat was not done although its lease is there.
-func (t *Tasks) stillLeased(ctx context.Context, p db.WorkerBeatParams, done map[int64]time.Time) (rest db.WorkerBeatParams, err error) {
-	leases, err := t.q.LeasesOf(ctx, db.LeasesOfParams{TaskIds: p.TaskIds, JobIds: p.JobIds})
-	if err != nil {
-		return rest, readError("heartbeat", err)
-	}
-	rest.TenantID = p.TenantID
-	for i, job := range p.JobIds {
-		if _, beaten := done[job]; beaten || !slices.Contains(leases, job) {
-			continue
+// beatEach extends leases one by one, and passes over those that somebody has locked.
+func (t *Tasks) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
+	for i := range p.JobIds {
+		one := db.WorkerBeatParams{
+			TenantID: p.TenantID, TaskIds: p.TaskIds[i : i+1], JobIds: p.JobIds[i : i+1], ExtendMs: p.ExtendMs[i : i+1],
+			Progress: p.Progress[i : i+1], Checkpoints: p.Checkpoints[i : i+1],
 		}
-		rest.TaskIds, rest.JobIds = append(rest.TaskIds, p.TaskIds[i]), append(rest.JobIds, job)
-		rest.ExtendMs = append(rest.ExtendMs, p.ExtendMs[i])
-		rest.Progress, rest.Checkpoints = append(rest.Progress, p.Progress[i]), append(rest.Checkpoints, p.Checkpoints[i])
+		var rows []db.WorkerBeatRow
+		err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) (err error) {
+			q := db.New(tx)
+			if err = q.LockBriefly(ctx); err != nil {
+				return err
+			}
+			rows, err = q.WorkerBeat(ctx, one)
+			return err
+		})
+		switch {
+		case err == nil:
+			all = append(all, rows...)
+		case !stuck(err) && !again(err):
+			return nil, err
+		}
 	}
-	return rest, nil
+	return all, nil
 }
 
 func (t *Tasks) atRest() bool {

@@ -234,7 +234,7 @@ func (r *Runner) sweep(ctx context.Context) {
 func (r *Runner) inFlight() []int64 {
 	r.tasks.mu.Lock()
 	defer r.tasks.mu.Unlock()
-	jobs := make([]int64, 0, len(r.tasks.runs))
+	jobs := r.loading.all()
 	for _, one := range r.tasks.runs {
 		jobs = append(jobs, one.claim.JobID)
 	}

@@ -65,6 +65,9 @@ type Runner struct {
 	work   sync.WaitGroup // executors
 	stales *batcher[int64]
 
+	loading loading
+	loads   chan struct{} // holds one: payloads are read by one at a time
+
 	grace  atomic.Pointer[time.Duration] // what an order to stop says of it; nil: nothing
 	obeyed map[string]bool               // orders, by their events; the listener alone reads and writes it
 
@@ -91,7 +94,7 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg, troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
+	r := &Runner{tasks: tasks, cfg: cfg, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.stales = newBatcher(r.flushStale, batching[int64]{most: flushMost})
 	for _, l := range lanesOf {

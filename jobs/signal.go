@@ -109,7 +109,7 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 	if err := r.requeue(ctx, lost); err != nil {
 		return err
 	}
-	if err := r.tasks.q.SignalDone(ctx, slices.Collect(maps.Keys(done))); err != nil {
+	if err := r.tasks.q.SignalDone(ctx, slices.AppendSeq([]int64{}, maps.Keys(done))); err != nil {
 		return fmt.Errorf("forget signals: %w", err)
 	}
 	return trouble

@@ -122,6 +122,16 @@ CREATE FUNCTION public.job_task(args jsonb) RETURNS uuid
     END
 $_$;
 
+CREATE FUNCTION public.payload_weight(doc jsonb) RETURNS bigint
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE
+        WHEN doc IS NULL THEN 0
+        WHEN pg_column_compression(doc) IS NULL THEN pg_column_size(doc)
+        ELSE least(64 * pg_column_size(doc), 1048576)
+    END::bigint
+$$;
+
 CREATE FUNCTION public.river_job_state_in_bitmask(bitmask bit, state public.river_job_state) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -734,6 +744,11 @@ END) STORED,
     CONSTRAINT priority_in_range CHECK (((priority >= 1) AND (priority <= 4)))
 )
 WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0.02', autovacuum_analyze_scale_factor='0.05');
+ALTER TABLE ONLY public.task ALTER COLUMN input SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task ALTER COLUMN output SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task ALTER COLUMN error SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task ALTER COLUMN config SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task ALTER COLUMN context SET COMPRESSION lz4;
 
 CREATE TABLE public.task_attempt (
     task_id uuid NOT NULL,
@@ -746,6 +761,7 @@ CREATE TABLE public.task_attempt (
     error jsonb,
     CONSTRAINT ended_with_outcome CHECK (((ended_at IS NULL) = (outcome IS NULL)))
 );
+ALTER TABLE ONLY public.task_attempt ALTER COLUMN error SET COMPRESSION lz4;
 
 CREATE TABLE public.task_checkpoint (
     task_id uuid NOT NULL,
@@ -755,6 +771,8 @@ CREATE TABLE public.task_checkpoint (
     checkpoint jsonb
 )
 WITH (fillfactor='70');
+ALTER TABLE ONLY public.task_checkpoint ALTER COLUMN progress SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task_checkpoint ALTER COLUMN checkpoint SET COMPRESSION lz4;
 
 CREATE TABLE public.task_definition (
     definition_id text NOT NULL COLLATE pg_catalog."C",
@@ -774,6 +792,9 @@ CREATE TABLE public.task_definition (
     CONSTRAINT revision_positive CHECK ((revision > 0)),
     CONSTRAINT timeout_positive CHECK ((timeout_ms > 0))
 );
+ALTER TABLE ONLY public.task_definition ALTER COLUMN input_schema SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task_definition ALTER COLUMN output_schema SET COMPRESSION lz4;
+ALTER TABLE ONLY public.task_definition ALTER COLUMN execution_config SET COMPRESSION lz4;
 
 CREATE TABLE public.task_event (
     id bigint NOT NULL,
@@ -787,6 +808,7 @@ CREATE TABLE public.task_event (
     actor text NOT NULL,
     payload text
 );
+ALTER TABLE ONLY public.task_event ALTER COLUMN payload SET COMPRESSION lz4;
 
 CREATE SEQUENCE public.task_event_id_seq
     START WITH 20000

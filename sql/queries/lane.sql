@@ -30,9 +30,19 @@ claimed AS (
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
     t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
-    t.input, t.config, t.context
+    -- Five hundred long payloads would be half a gigabyte: LanePayloads brings them.
+    (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight,
+    (CASE WHEN payload_weight(t.input) + payload_weight(t.context) <= 8192 THEN t.input END)::jsonb AS input,
+    (CASE WHEN payload_weight(t.input) + payload_weight(t.context) <= 8192 THEN t.context END)::jsonb AS context,
+    t.config
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING';
+
+-- name: LanePayloads :many
+-- What LaneClaim left out.
+SELECT t.task_id, t.input, t.context
+FROM task t
+WHERE t.task_id = ANY (@task_ids::uuid[]);
 
 -- name: LaneOrphans :many
 -- Jobs that were claimed and never started, by a process that is gone (or by us,

@@ -2,8 +2,8 @@
 -- The lane claim for a remote worker: the same order and the same pause, but only
 -- what is left to workers, of the worker's tenant, and of the definitions that it
 -- knows (none named: of all). What others know is walked past.
-WITH free AS MATERIALIZED (
-    SELECT j.id
+WITH open AS MATERIALIZED (
+    SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
     FROM river_job j
     WHERE j.state = 'available'
         AND j.queue = @lane::text
@@ -24,6 +24,22 @@ WITH free AS MATERIALIZED (
     ORDER BY j.priority, j.scheduled_at, j.id
     LIMIT @most::integer
     FOR UPDATE SKIP LOCKED
+),
+-- An answer has a bound in bytes too, but for the first: the others wait for the next.
+weighed AS (
+    SELECT
+        open.id,
+        sum(octet_length(t.input::text) + coalesce(octet_length(t.context::text), 0)) OVER (
+            ORDER BY open.priority, open.scheduled_at, open.id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ) AS before
+    FROM open
+    JOIN task t ON t.task_id = open.task_id
+),
+free AS (
+    SELECT weighed.id
+    FROM weighed
+    WHERE weighed.before IS NULL OR weighed.before < @most_bytes::bigint
 ),
 claimed AS (
     UPDATE river_job j
@@ -65,7 +81,7 @@ ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job
 
 -- name: WorkerBeat :many
 -- Heartbeats: from now, never past the deadline, and whatever the worker notes
--- down. What does not come back is lost, or locked by somebody else. That it is a worker's lease is known from
+-- down. What does not come back is lost. That it is a worker's lease is known from
 -- the token; were it asked here, the planner would look through all leases first.
 WITH beat AS (
     SELECT
@@ -83,7 +99,7 @@ held AS MATERIALIZED (
     JOIN lease l ON l.task_id = beat.task_id AND l.job_id = beat.job_id
     JOIN task t ON t.task_id = beat.task_id AND t.tenant_id = @tenant_id::text
     ORDER BY l.job_id
-    FOR UPDATE OF l SKIP LOCKED
+    FOR UPDATE OF l
 ),
 kept AS (
     UPDATE lease l
