@@ -135,8 +135,9 @@ func (t *Tasks) begin(ctx context.Context, req *LeaseRequest, begun []*move) (gi
 		m.leaseTurn = req.turn
 	}
 	var stale, overtaken []*move
-	for i, out := range t.makeAll(begun) {
-		switch m := begun[i]; {
+	outcomes := t.makeAll(begun)
+	for i, m := range begun {
+		switch out := outcomes[i]; {
 		case out.err != nil:
 			err = out.err
 		case out.made:
