@@ -131,7 +131,7 @@ GRANT INSERT, UPDATE, DELETE ON river_job, river_leader, river_queue TO tes_app;
 
 GRANT EXECUTE ON FUNCTION
     callback_host(text), callback_tells(task_event_type), task_move_legal(task_status, task_status, integer),
-    task_open_for(text, text, jsonb), river_job_state_in_bitmask(bit, river_job_state)
+    task_open_for(text, text, jsonb), river_job_state_in_bitmask(bit, river_job_state), payload_weight(jsonb)
     TO tes_app;
 GRANT EXECUTE ON FUNCTION job_task(jsonb) TO tes_app, tes_read, tes_report;
 
