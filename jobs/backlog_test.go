@@ -87,21 +87,24 @@ func TestNoticesAreFetchedByIndex(t *testing.T) {
 	own, err := pgpool.Open(t.Context(), dbtest.URL(pool), pgpool.Config{Name: "river", MaxConns: 1, Custom: true})
 	require.NoError(t, err)
 	defer own.Close()
-	before := readByIndex(t, own)
-	fetched, err := riverpgxv5.New(own).GetExecutor().JobGetAvailable(t.Context(), &riverdriver.JobGetAvailableParams{
-		ClientID: "p", MaxAttemptedBy: 10, MaxToLock: noticePlaces, Queue: queueNotices,
-	})
-	require.NoError(t, err)
-	require.Len(t, fetched.Jobs, noticePlaces)
-	require.Less(t, readByIndex(t, own)-before, 10*noticePlaces)
+	// More often than a connection tries custom plans before it thinks of a generic one.
+	for range 8 {
+		before := rowsRead(t, own)
+		fetched, err := riverpgxv5.New(own).GetExecutor().JobGetAvailable(t.Context(), &riverdriver.JobGetAvailableParams{
+			ClientID: "p", MaxAttemptedBy: 10, MaxToLock: noticePlaces, Queue: queueNotices,
+		})
+		require.NoError(t, err)
+		require.Len(t, fetched.Jobs, noticePlaces)
+		require.Less(t, rowsRead(t, own)-before, 20*noticePlaces)
+	}
 }
 
-// readByIndex is how many entries of indexes on river_job were read so far. The pool has one
-// connection, so that it is the one whose figures are flushed.
-func readByIndex(t *testing.T, pool *pgxpool.Pool) (read int) {
+// rowsRead is how many rows of river_job were read so far. The pool has one connection, so
+// that it is the one whose figures are flushed.
+func rowsRead(t *testing.T, pool *pgxpool.Pool) (read int) {
 	t.Helper()
 	_, err := pool.Exec(t.Context(), "SELECT pg_stat_force_next_flush()")
 	require.NoError(t, err)
-	require.NoError(t, pool.QueryRow(t.Context(), "SELECT sum(idx_tup_read)::integer FROM pg_stat_user_indexes WHERE relname = 'river_job'").Scan(&read))
+	require.NoError(t, pool.QueryRow(t.Context(), "SELECT (seq_tup_read + idx_tup_fetch)::integer FROM pg_stat_user_tables WHERE relname = 'river_job'").Scan(&read))
 	return read
 }
