@@ -16,9 +16,10 @@ import (
 
 const (
 	pickupLimit = 35 * time.Second // the default visibility timeout, and five seconds
-	// The silence after which a process is taken for dead, the rhythm of the sweep, and
-	// five seconds.
-	claimPickupLimit = jobs.Silence + 10*time.Second
+	// The silence after which a process is taken for dead, and half a minute until somebody
+	// sweeps: a process sweeps every five seconds, first when it has lived for as long, and
+	// in this storm it lives for three on average.
+	claimPickupLimit = jobs.Silence + 30*time.Second
 )
 
 // pickup is what became of a job that a killed process had in its hands.
