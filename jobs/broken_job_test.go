@@ -38,7 +38,8 @@ func TestAJobThatNamesNoTaskStopsNobody(t *testing.T) {
 		require.NotEqual(t, task.JobID, done.JobID)
 		require.Equal(t, "cancelled", ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", task.JobID))
 	}
-	require.True(t, b.log.says("a job that names no task is ended"))
+	// By the claim, or by the sweep, whichever came first.
+	require.True(t, b.log.says("a job that names no task is ended") || b.log.says("a job did not name its task, and was ended"))
 }
 
 // Remote workers walk past it, and the task gets another job all the same.

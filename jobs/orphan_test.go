@@ -70,8 +70,11 @@ func TestSweepLeavesTheLivingAlone(t *testing.T) {
 	b.claimedBy("alive", theirs, time.Hour)
 	b.claimedBy("dead", fresh, -time.Minute) // it stays fresh, however slow the test is
 
+	// Paused meanwhile, or the live process may be the first to take it.
+	b.exec("UPDATE river_queue SET paused_at = now() WHERE name = 'task-execution-automated'")
 	orphan := b.create()
 	b.claimedBy("dead", orphan, time.Hour)
+	b.exec("UPDATE river_queue SET paused_at = NULL WHERE name = 'task-execution-automated'")
 	b.becomes(orphan.TaskID, Completed)
 	for _, task := range []db.Task{mine, theirs, fresh} {
 		require.Equal(t, task.JobID, b.get(task.TaskID).JobID)
