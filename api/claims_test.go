@@ -26,7 +26,7 @@ func FuzzClaims(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		if jobs.GuardJSON([]byte(text)) != nil {
-			t.Skip()
+			return // such a token is refused before its claims are read
 		}
 		var c claims
 		err := c.UnmarshalJSON([]byte(text))
