@@ -150,6 +150,8 @@ func (a *API) routes() {
 	route(a, "POST", leasesPath+"/{leaseToken}/fail", work, failLeaseDoc, a.failLease)
 	route(a, "POST", leasesPath+"/{leaseToken}/release", work, releaseLeaseDoc, a.releaseLease)
 
+	route(a, "GET", "/api/internal/workers", anyone("tasks:read"), listWorkersDoc, a.listWorkers)
+
 	route(a, "GET", letters, desk, listDeadLettersDoc, a.listDeadLetters)
 	route(a, "POST", letters+"/redrive", desk, redriveDoc, a.redriveDeadLetters)
 	route(a, "GET", letters+"/operations/{operationId}", desk, getRedriveDoc, a.getRedrive)

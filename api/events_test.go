@@ -419,7 +419,7 @@ const maintenanceSubject = outbox.SubjectMaintenance
 // claims says whether a lane gives a job out.
 func (e *ears) claims(t *testing.T, lane, kind string) bool {
 	t.Helper()
-	rows, err := db.New(e.pool).LaneClaim(t.Context(), db.LaneClaimParams{Lane: lane, Kind: kind, Slots: 1, ExecutorID: "p1"})
+	rows, err := db.New(e.pool).LaneClaim(t.Context(), db.LaneClaimParams{Lane: lane, Kind: kind, Becomes: kind, Slots: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
 	return len(rows) > 0
 }

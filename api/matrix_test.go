@@ -44,6 +44,8 @@ var callers = map[string]struct {
 	"failLease":           {"tasks:work", nil, "tasks:deadletter"},
 	"releaseLease":        {"tasks:work", nil, "tasks:deadletter"},
 
+	"listWorkers": {"tasks:read", nil, ""},
+
 	"listDeadLetters":      {"tasks:deadletter", []string{errorHandler}, ""},
 	"redriveDeadLetters":   {"tasks:deadletter", []string{errorHandler}, ""},
 	"getRedriveOperation":  {"tasks:deadletter", []string{errorHandler}, ""},

@@ -150,7 +150,7 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 	if err != nil {
 		return nil, readFailed("read the tally", err)
 	}
-	waiting, err := a.across.LaneWaiting(ctx, db.LaneWaitingParams{Lanes: jobs.Lanes, Kinds: jobs.Kinds})
+	waiting, err := a.across.LaneWaiting(ctx, jobs.Lanes)
 	if err != nil {
 		return nil, readFailed("read the lanes", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -22,6 +23,7 @@ const (
 	blockedPaused      Blocker = "PAUSED"
 	blockedMaintenance Blocker = "MAINTENANCE"
 	blockedNoWorker    Blocker = "NO_WORKER"
+	blockedNoHandler   Blocker = "NO_HANDLER"
 	blockedRetry       Blocker = "WAITING_RETRY"
 	blockedAhead       Blocker = "AHEAD_IN_QUEUE"
 	blockedBreaker     Blocker = "BREAKER_OPEN"
@@ -31,7 +33,7 @@ const (
 
 // Schema is how huma asks.
 func (Blocker) Schema(huma.Registry) *huma.Schema {
-	return orNull("", blockedPaused, blockedMaintenance, blockedNoWorker, blockedRetry, blockedAhead, blockedBreaker, blockedAssignee, blockedResponse)
+	return orNull("", blockedPaused, blockedMaintenance, blockedNoWorker, blockedNoHandler, blockedRetry, blockedAhead, blockedBreaker, blockedAssignee, blockedResponse)
 }
 
 // Why says why a task is not running.
@@ -54,7 +56,7 @@ type (
 var whyTaskDoc = doc{
 	id: "whyTask", tag: tagTasks, summary: "Ask why a task is not running",
 	description: "Answers what a task waits for, from the same conditions by which jobs are taken, as they are at one moment: " +
-		"a lane that is paused or in maintenance, nobody there to do it, its next attempt not due, others before it, a person, another system's answer.",
+		"a lane that is paused or in maintenance, nobody there to do it (NO_WORKER: no remote worker asks for its definition, or no process lives; NO_HANDLER: no process has its executor or Go handler), its next attempt not due, others before it, a person, another system's answer.",
 	errors: []int{404},
 	answer: map[string]any{
 		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "state": "PENDING", "blockedBy": "AHEAD_IN_QUEUE", "position": 12,
@@ -159,15 +161,17 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		w.by(blockedMaintenance, later(row.MaintenanceSince, row.ScheduledAt), detail)
 	case row.PausedAt != nil:
 		w.by(blockedPaused, later(row.PausedAt, row.ScheduledAt), fmt.Sprintf("%s is paused since %s", *row.Queue, clock(row.PausedAt)))
-	case !row.Attended && *row.Kind == jobs.KindWorker:
-		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no remote worker was heard of within %s; it waits since %s", jobs.Silence, clock(row.ScheduledAt)))
-	case !row.Attended:
+	case *row.Kind == jobs.KindWorker && !row.WorkerThere:
+		w.noWorker(row)
+	case *row.Kind != jobs.KindWorker && !row.Attended:
 		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no process that takes jobs was seen within %s; it waits since %s", jobs.Silence, clock(row.ScheduledAt)))
+	case *row.Kind != jobs.KindWorker && !row.Claimable:
+		w.by(blockedNoHandler, row.ScheduledAt, fmt.Sprintf("no process that was seen within %s has %s; it waits since %s", jobs.Silence, needs(row), clock(row.ScheduledAt)))
 	case w.broken(row, breakers):
 	case row.Ahead == 0:
 		w.Since, w.Detail = utc(row.ScheduledAt), "next in line in "+*row.Queue
 		if *row.Kind == jobs.KindWorker {
-			w.Detail += ", for a remote worker that knows its definition"
+			w.Detail += ", for a remote worker that asks for its definition, as one does"
 		}
 	default:
 		count := fmt.Sprintf("%d jobs of %s are", row.Ahead, *row.Queue)
@@ -179,6 +183,23 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		}
 		w.by(blockedAhead, row.ScheduledAt, count+" taken before it")
 	}
+}
+
+// noWorker is a task that is left to remote workers, and none asks for its like.
+func (w *Why) noWorker(row *db.TaskWhyRow) {
+	if row.WorkerSeenAt.Unix() == 0 {
+		w.by(blockedNoWorker, row.ScheduledAt, fmt.Sprintf("no remote worker has asked for %s within an hour; it waits since %s", row.DefinitionID, clock(row.ScheduledAt)))
+		return
+	}
+	w.by(blockedNoWorker, later(&row.WorkerSeenAt, row.ScheduledAt), fmt.Sprintf("no remote worker asks for %s: the last did at %s", row.DefinitionID, clock(&row.WorkerSeenAt)))
+}
+
+// needs names what runs a task.
+func needs(row *db.TaskWhyRow) string {
+	if handler := jobs.HandlerOf(*row.Kind); handler != "" {
+		return "the Go handler " + strconv.Quote(handler)
+	}
+	return "the executor " + row.Executor
 }
 
 // integrationBreaker is the breaker of what every integration task needs.

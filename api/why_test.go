@@ -67,18 +67,45 @@ func TestWhyWaiting(t *testing.T) {
 		require.Equal(t, task["createdAt"], w["since"])
 	})
 
-	t.Run("a remote worker is not there", func(t *testing.T) {
+	t.Run("no remote worker asks for it", func(t *testing.T) {
 		t.Parallel()
 		b := setup(t)
 		b.attend(t)
-		path, _ := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
-		b.why(t, path, "NO_WORKER", "^no remote worker was heard of within 30s; it waits since 20")
-		b.exec(t, "UPDATE executor SET worker_at = now() - interval '31 s'")
-		b.why(t, path, "NO_WORKER", "")
-		b.exec(t, "UPDATE executor SET worker_at = now()")
-		b.why(t, path, nil, "^next in line in task-execution-automated, for a remote worker that knows its definition$")
+		path, task := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
+		definition := task["taskDefinitionId"].(string)
+		w := b.why(t, path, "NO_WORKER", "^no remote worker has asked for "+definition+" within an hour; it waits since 20")
+		require.Equal(t, task["createdAt"], w["since"])
+
+		// Others ask, for other things, other queues, other tenants.
+		b.exec(t, "INSERT INTO worker (tenant_id, worker_id, queue, definition_ids) VALUES ('acme', 'w-1', 'task-execution-automated', '{}')")
+		b.exec(t, "INSERT INTO worker (tenant_id, worker_id, queue, definition_ids) VALUES ('', 'w-2', 'task-execution-automated', '{other}')")
+		b.exec(t, "INSERT INTO worker (tenant_id, worker_id, queue, definition_ids) VALUES ('', 'w-3', 'task-execution-integration', '{}')")
+		b.why(t, path, "NO_WORKER", "has asked for "+definition)
+
+		b.exec(t, "INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at) VALUES ('', 'w-4', 'task-execution-automated', ARRAY['x', $1], '2100-01-01T00:00:00Z')", definition)
+		b.why(t, path, nil, "^next in line in task-execution-automated, for a remote worker that asks for its definition, as one does$")
 		last, _ := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
 		require.EqualValues(t, 1, b.why(t, last, "AHEAD_IN_QUEUE", "^1 job of task-execution-automated is taken before it$")["position"])
+
+		// It went away.
+		b.exec(t, "UPDATE worker SET seen_at = now() - interval '31 s' WHERE worker_id = 'w-4'")
+		b.why(t, path, "NO_WORKER", "^no remote worker asks for "+definition+": the last did at 20")
+	})
+
+	t.Run("no process can run it", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		b.exec(t, "INSERT INTO executor (executor_id, kinds) VALUES ('p1', '{task.automated,task.go:mail}')")
+		path, task := b.create(t, noop(object{"executionConfig": object{"executor": "go", "handler": "invoice"}}))
+		w := b.why(t, path, "NO_HANDLER", `^no process that was seen within 30s has the Go handler 'invoice'; it waits since 20`)
+		require.Equal(t, task["createdAt"], w["since"])
+		b.exec(t, "UPDATE executor SET kinds = '{task.go:invoice}'")
+		b.why(t, path, nil, "^next in line")
+
+		path, _ = b.create(t, noop())
+		b.why(t, path, "NO_HANDLER", "has the executor noop; it waits since 20")
+		b.exec(t, "UPDATE executor SET kinds = NULL") // a program from before the column
+		b.why(t, path, nil, "^next in line")
 	})
 
 	t.Run("the lane is paused", func(t *testing.T) {
@@ -169,7 +196,7 @@ func TestWhyPositionIsTheOrderOfClaims(t *testing.T) {
 			}
 		}
 		require.Len(t, seen, left, "each has a place of its own")
-		rows, err := q.LaneClaim(ctx, db.LaneClaimParams{Lane: jobs.LaneAutomated, Kind: jobs.KindAutomated, Slots: 1, ExecutorID: "p1"})
+		rows, err := q.LaneClaim(ctx, db.LaneClaimParams{Lane: jobs.LaneAutomated, Kind: jobs.KindAutomated, Becomes: jobs.KindAutomated, Slots: 1, ExecutorID: "p1"})
 		require.NoError(t, err)
 		require.Len(t, rows, 1)
 		require.Equal(t, first, tasksPath+"/"+rows[0].TaskID.String())
@@ -179,7 +206,7 @@ func TestWhyPositionIsTheOrderOfClaims(t *testing.T) {
 			}
 		}
 	}
-	rows, err := q.LaneClaim(ctx, db.LaneClaimParams{Lane: jobs.LaneAutomated, Kind: jobs.KindAutomated, Slots: 1, ExecutorID: "p1"})
+	rows, err := q.LaneClaim(ctx, db.LaneClaimParams{Lane: jobs.LaneAutomated, Kind: jobs.KindAutomated, Becomes: jobs.KindAutomated, Slots: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
 	require.Empty(t, rows)
 }

@@ -121,9 +121,10 @@ claimed AS (
     UPDATE river_job j
     SET
         state = 'running',
+        kind = $4::text,
         attempt = j.attempt + 1,
         attempted_at = now(),
-        attempted_by = ARRAY[$4::text]
+        attempted_by = ARRAY[$5::text]
     FROM free
     WHERE j.id = free.id
     RETURNING j.id, coalesce(job_task(j.args), '00000000-0000-0000-0000-000000000000')::uuid AS task_id
@@ -144,6 +145,7 @@ type LaneClaimParams struct {
 	Lane       string
 	Kind       string
 	Slots      int32
+	Becomes    string
 	ExecutorID string
 }
 
@@ -181,6 +183,7 @@ func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneCla
 		arg.Lane,
 		arg.Kind,
 		arg.Slots,
+		arg.Becomes,
 		arg.ExecutorID,
 	)
 	if err != nil {
@@ -235,6 +238,42 @@ ON CONFLICT (name) DO UPDATE SET updated_at = now()
 func (q *Queries) LaneKeep(ctx context.Context, lanes []string) error {
 	_, err := q.db.Exec(ctx, laneKeep, lanes)
 	return err
+}
+
+const laneKinds = `-- name: LaneKinds :many
+SELECT k.kind::text AS kind
+FROM (SELECT unnest($1::text[]) AS kind) k
+WHERE EXISTS (
+    SELECT
+    FROM river_job j
+    WHERE j.state = 'available' AND j.queue = $2::text AND j.kind = k.kind AND j.scheduled_at <= now()
+)
+`
+
+type LaneKindsParams struct {
+	Kinds []string
+	Lane  string
+}
+
+// Of which kinds a lane has jobs that are due, one index probe for each.
+func (q *Queries) LaneKinds(ctx context.Context, arg LaneKindsParams) ([]string, error) {
+	rows, err := q.db.Query(ctx, laneKinds, arg.Kinds, arg.Lane)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var kind string
+		if err := rows.Scan(&kind); err != nil {
+			return nil, err
+		}
+		items = append(items, kind)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const laneNotify = `-- name: LaneNotify :exec
@@ -361,36 +400,89 @@ func (q *Queries) LanePayloads(ctx context.Context, taskIds []uuid.UUID) ([]Lane
 	return items, nil
 }
 
+const laneRefile = `-- name: LaneRefile :many
+WITH wrong AS (
+    SELECT unnest($1::bigint[]) AS id, unnest($2::text[]) AS kind
+),
+held AS MATERIALIZED (
+    SELECT j.id, wrong.kind
+    FROM wrong
+    JOIN river_job j ON j.id = wrong.id AND (j.state = 'running') IS TRUE AND j.attempted_by = ARRAY[$3::text]
+    ORDER BY j.id
+    FOR UPDATE OF j
+)
+UPDATE river_job j
+SET state = 'available', kind = held.kind, attempt = j.attempt - 1, attempted_at = NULL, attempted_by = NULL
+FROM held
+WHERE j.id = held.id
+RETURNING j.queue
+`
+
+type LaneRefileParams struct {
+	JobIds     []int64
+	Kinds      []string
+	ExecutorID string
+}
+
+// Gives claimed jobs back under other kinds: who claimed them cannot run them. They have not
+// begun, so the tokens stay good, and the places in the queue.
+func (q *Queries) LaneRefile(ctx context.Context, arg LaneRefileParams) ([]string, error) {
+	rows, err := q.db.Query(ctx, laneRefile, arg.JobIds, arg.Kinds, arg.ExecutorID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var queue string
+		if err := rows.Scan(&queue); err != nil {
+			return nil, err
+		}
+		items = append(items, queue)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const laneWaiting = `-- name: LaneWaiting :many
-SELECT l.lane::text AS lane, (extract(epoch FROM now() - min(first.scheduled_at)) * 1000)::bigint AS oldest_ms
-FROM (SELECT unnest($1::text[]) AS lane) l
-CROSS JOIN (SELECT unnest($2::text[]) AS kind) k
+WITH RECURSIVE known AS (
+    SELECT l.lane, (
+        SELECT j.kind FROM river_job j WHERE j.state = 'available' AND j.queue = l.lane ORDER BY j.kind LIMIT 1
+    ) AS kind
+    FROM (SELECT unnest($1::text[]) AS lane) l
+    UNION ALL
+    SELECT known.lane, (
+        SELECT j.kind FROM river_job j WHERE j.state = 'available' AND j.queue = known.lane AND j.kind > known.kind ORDER BY j.kind LIMIT 1
+    )
+    FROM known
+    WHERE known.kind IS NOT NULL
+)
+SELECT known.lane::text AS lane, (extract(epoch FROM now() - min(first.scheduled_at)) * 1000)::bigint AS oldest_ms
+FROM known
 CROSS JOIN (VALUES (1::smallint), (2::smallint), (3::smallint), (4::smallint)) AS p (priority)
 CROSS JOIN LATERAL (
     SELECT j.scheduled_at
     FROM river_job j
-    WHERE j.state = 'available' AND j.queue = l.lane AND j.kind = k.kind AND j.priority = p.priority
+    WHERE j.state = 'available' AND j.queue = known.lane AND j.kind = known.kind AND j.priority = p.priority
         AND j.scheduled_at <= now()
     ORDER BY j.scheduled_at
     LIMIT 1
 ) first
-GROUP BY l.lane
+GROUP BY known.lane
 `
-
-type LaneWaitingParams struct {
-	Lanes []string
-	Kinds []string
-}
 
 type LaneWaitingRow struct {
 	Lane     string
 	OldestMs int64
 }
 
-// How long the oldest waiting job of each lane has waited, one index probe for
-// each lane, kind and priority.
-func (q *Queries) LaneWaiting(ctx context.Context, arg LaneWaitingParams) ([]LaneWaitingRow, error) {
-	rows, err := q.db.Query(ctx, laneWaiting, arg.Lanes, arg.Kinds)
+// How long the oldest waiting job of each lane has waited: one index probe for each kind that
+// there is, and one for each of its priorities. Kinds are skipped along the index, for those
+// of Go handlers are not known beforehand.
+func (q *Queries) LaneWaiting(ctx context.Context, lanes []string) ([]LaneWaitingRow, error) {
+	rows, err := q.db.Query(ctx, laneWaiting, lanes)
 	if err != nil {
 		return nil, err
 	}

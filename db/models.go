@@ -468,6 +468,7 @@ type Executor struct {
 	StartedAt  time.Time
 	SeenAt     time.Time
 	WorkerAt   *time.Time
+	Kinds      []string
 }
 
 type Inbound struct {
@@ -983,4 +984,13 @@ type TaskRequest struct {
 	TaskID     uuid.UUID
 	CreatedAt  time.Time
 	BodyHash   []byte
+}
+
+type Worker struct {
+	TenantID      string
+	WorkerID      string
+	Queue         string
+	DefinitionIds []string
+	Since         time.Time
+	SeenAt        time.Time
 }

@@ -78,7 +78,7 @@ kept AS (
     )
     FROM held
     WHERE l.task_id = held.task_id AND l.job_id = held.job_id
-    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, held.progress, held.checkpoint
+    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, l.owner, held.progress, held.checkpoint
 ),
 noted AS (
     INSERT INTO task_checkpoint (task_id, attempt, progress, checkpoint)
@@ -93,7 +93,7 @@ noted AS (
         progress = coalesce(excluded.progress, CASE WHEN task_checkpoint.attempt = excluded.attempt THEN task_checkpoint.progress END),
         checkpoint = coalesce(excluded.checkpoint, task_checkpoint.checkpoint)
 )
-SELECT kept.job_id, kept.expires_at
+SELECT kept.job_id, kept.expires_at, kept.owner
 FROM kept
 `
 
@@ -109,6 +109,7 @@ type WorkerBeatParams struct {
 type WorkerBeatRow struct {
 	JobID     int64
 	ExpiresAt time.Time
+	Owner     string
 }
 
 // Heartbeats: from now, never past the deadline, and whatever the worker notes
@@ -132,7 +133,7 @@ func (q *Queries) WorkerBeat(ctx context.Context, arg WorkerBeatParams) ([]Worke
 	var items []WorkerBeatRow
 	for rows.Next() {
 		var i WorkerBeatRow
-		if err := rows.Scan(&i.JobID, &i.ExpiresAt); err != nil {
+		if err := rows.Scan(&i.JobID, &i.ExpiresAt, &i.Owner); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -366,6 +367,63 @@ func (q *Queries) WorkerLeases(ctx context.Context, arg WorkerLeasesParams) ([]W
 	return items, nil
 }
 
+const workerList = `-- name: WorkerList :many
+SELECT w.worker_id, w.queue, w.definition_ids, w.since, w.seen_at, now()::timestamptz AS read_at
+FROM worker w
+WHERE w.tenant_id = $1 AND (w.worker_id, w.queue) > ($2::text, $3::text)
+ORDER BY w.worker_id, w.queue
+LIMIT $4
+`
+
+type WorkerListParams struct {
+	TenantID    string
+	AfterWorker string
+	AfterQueue  string
+	Page        int32
+}
+
+type WorkerListRow struct {
+	WorkerID      string
+	Queue         string
+	DefinitionIds []string
+	Since         time.Time
+	SeenAt        time.Time
+	ReadAt        time.Time
+}
+
+// A page of a tenant's workers.
+func (q *Queries) WorkerList(ctx context.Context, arg WorkerListParams) ([]WorkerListRow, error) {
+	rows, err := q.db.Query(ctx, workerList,
+		arg.TenantID,
+		arg.AfterWorker,
+		arg.AfterQueue,
+		arg.Page,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []WorkerListRow
+	for rows.Next() {
+		var i WorkerListRow
+		if err := rows.Scan(
+			&i.WorkerID,
+			&i.Queue,
+			&i.DefinitionIds,
+			&i.Since,
+			&i.SeenAt,
+			&i.ReadAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const workerReleased = `-- name: WorkerReleased :one
 SELECT e.seq, e.payload::text AS payload
 FROM task_event e
@@ -447,4 +505,88 @@ func (q *Queries) WorkerSaid(ctx context.Context, arg WorkerSaidParams) (WorkerS
 		&i.Payload,
 	)
 	return i, err
+}
+
+const workersBeat = `-- name: WorkersBeat :exec
+UPDATE worker w
+SET seen_at = now()
+FROM (
+    SELECT o.tenant_id, o.worker_id, o.queue
+    FROM (SELECT unnest($1::text[]) AS tenant_id, unnest($2::text[]) AS worker_id) beat
+    JOIN worker o ON o.tenant_id = beat.tenant_id AND o.worker_id = beat.worker_id
+    ORDER BY o.tenant_id, o.worker_id, o.queue
+    FOR UPDATE OF o SKIP LOCKED
+) held
+WHERE w.tenant_id = held.tenant_id AND w.worker_id = held.worker_id AND w.queue = held.queue
+`
+
+type WorkersBeatParams struct {
+	TenantIds []string
+	WorkerIds []string
+}
+
+// Notes which workers have sent heartbeats: who works does not ask.
+func (q *Queries) WorkersBeat(ctx context.Context, arg WorkersBeatParams) error {
+	_, err := q.db.Exec(ctx, workersBeat, arg.TenantIds, arg.WorkerIds)
+	return err
+}
+
+const workersForget = `-- name: WorkersForget :execrows
+DELETE FROM worker w
+WHERE (w.tenant_id, w.worker_id, w.queue) IN (
+    SELECT o.tenant_id, o.worker_id, o.queue
+    FROM worker o
+    WHERE o.seen_at < now() - interval '1 hour'
+    ORDER BY o.seen_at
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
+`
+
+// A page of the workers that have not asked for an hour.
+func (q *Queries) WorkersForget(ctx context.Context) (int64, error) {
+	result, err := q.db.Exec(ctx, workersForget)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const workersSeen = `-- name: WorkersSeen :exec
+INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at)
+SELECT
+    seen.tenant_id, seen.worker_id, seen.queue, ARRAY(SELECT DISTINCT d.id FROM jsonb_array_elements_text(seen.definitions::jsonb) AS d (id) ORDER BY d.id),
+    now() - seen.ago
+FROM (
+    SELECT
+        unnest($1::text[]) AS tenant_id,
+        unnest($2::text[]) AS worker_id,
+        unnest($3::text[]) AS queue,
+        unnest($4::text[]) AS definitions,
+        unnest($5::bigint[]) * interval '1 microsecond' AS ago
+) seen
+ORDER BY seen.tenant_id COLLATE "C", seen.worker_id COLLATE "C", seen.queue COLLATE "C"
+ON CONFLICT (tenant_id, worker_id, queue) DO UPDATE
+SET definition_ids = excluded.definition_ids, seen_at = excluded.seen_at
+WHERE worker.seen_at < excluded.seen_at
+`
+
+type WorkersSeenParams struct {
+	TenantIds   []string
+	WorkerIds   []string
+	Queues      []string
+	Definitions []string
+	Agos        []int64
+}
+
+// Notes which workers have asked for work, and for which.
+func (q *Queries) WorkersSeen(ctx context.Context, arg WorkersSeenParams) error {
+	_, err := q.db.Exec(ctx, workersSeen,
+		arg.TenantIds,
+		arg.WorkerIds,
+		arg.Queues,
+		arg.Definitions,
+		arg.Agos,
+	)
+	return err
 }

@@ -149,7 +149,7 @@ func TestClaimsAreBoundedByBytes(t *testing.T) {
 	}
 	small := b.create(priority(Low))
 	b.exec("UPDATE river_queue SET paused_at = NULL")
-	rows, err := b.q.LaneClaim(b.ctx, db.LaneClaimParams{Lane: LaneAutomated, Kind: KindAutomated, Slots: 500, ExecutorID: "gone"})
+	rows, err := b.q.LaneClaim(b.ctx, db.LaneClaimParams{Lane: LaneAutomated, Kind: KindAutomated, Becomes: KindAutomated, Slots: 500, ExecutorID: "gone"})
 	require.NoError(t, err)
 	require.Len(t, rows, large+1)
 	bytes := 0

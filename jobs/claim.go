@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -17,7 +18,8 @@ type claimer struct {
 	r          *Runner
 	lane, kind string
 	slots      int
-	ready      func() int // see Registration; nil: always
+	some       func() []string // the kinds to take instead of kind, as they are just now; nil: kind alone
+	ready      func() int      // see Registration; nil: always
 
 	woken chan struct{} // holds one
 	freed chan struct{} // holds one
@@ -43,7 +45,8 @@ const (
 	claimPatience = 10 * time.Millisecond
 )
 
-// wake says that there may be work. It reports whether there is a place for it.
+// wake says that there may be work. It reports whether there is a place for it here, so that
+// nobody else need be told.
 func (c *claimer) wake() bool {
 	c.mu.Lock()
 	room := c.busy < c.slots && !c.closed
@@ -52,7 +55,7 @@ func (c *claimer) wake() bool {
 	case c.woken <- struct{}{}:
 	default:
 	}
-	return room && (c.ready == nil || c.ready() > 0)
+	return room && c.some == nil && (c.ready == nil || c.ready() > 0)
 }
 
 // done frees places.
@@ -141,6 +144,43 @@ func (c *claimer) room(ctx context.Context) bool {
 // many it found and whether there may be more. After an error, whether it committed is
 // unknown; what it took is found by the sweep.
 func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
+	if c.some == nil {
+		return c.claimKind(ctx, c.kind)
+	}
+	kinds := c.some()
+	if len(kinds) == 0 {
+		return 0, false, nil
+	}
+	waiting, err := c.waiting(ctx, kinds)
+	if err != nil {
+		return 0, false, err
+	}
+	for _, kind := range waiting {
+		n, rest, err := c.claimKind(ctx, kind)
+		if err != nil {
+			return found, more, err
+		}
+		found, more = found+n, more || rest
+	}
+	return found, more, nil
+}
+
+// waiting says of which of these kinds there are jobs to take: one probe for each.
+func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error) {
+	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
+	defer cancel()
+	waiting, err := c.r.tasks.q.LaneKinds(asked, db.LaneKindsParams{Lane: c.lane, Kinds: kinds})
+	if err != nil {
+		c.r.trouble("look for jobs", err)
+		return nil, err
+	}
+	// No handler comes first each time.
+	rand.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
+	return waiting, nil
+}
+
+// claimKind is a claim of one kind.
+func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more bool, err error) {
 	n := min(c.free(), claimMost)
 	if n <= 0 {
 		return 0, true, nil
@@ -153,9 +193,13 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	c.mu.Lock()
 	c.busy += n
 	c.mu.Unlock()
+	becomes := kind
+	if c.some != nil {
+		becomes = KindAutomated
+	}
 	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	rows, err := c.r.tasks.q.LaneClaim(asked, db.LaneClaimParams{
-		Lane: c.lane, Kind: c.kind, Slots: int32(n), ExecutorID: c.r.tasks.cfg.ProcessID,
+		Lane: c.lane, Kind: kind, Becomes: becomes, Slots: int32(n), ExecutorID: c.r.tasks.cfg.ProcessID,
 	})
 	cancel()
 	if err != nil {

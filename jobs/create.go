@@ -447,7 +447,7 @@ func createParams(batch []*creation) db.TaskCreateParams {
 		TaskIds: make([]uuid.UUID, 0, n), JobIds: make([]int64, 0, n), EventIds: make([]int64, 0, n),
 	}
 	for _, c := range batch {
-		kind, lane := kindOf(c.req.TaskType, c.executor), laneOf(c.req.TaskType)
+		kind, lane := c.kind(), laneOf(c.req.TaskType)
 		p.TaskIds = append(p.TaskIds, c.id)
 		p.JobIds = append(p.JobIds, c.job)
 		p.EventIds = append(p.EventIds, c.event)
@@ -506,7 +506,7 @@ func (t *Tasks) wakeFor(ctx context.Context, batch []*creation) {
 	var kinds [len(wakeKinds)]bool
 	for _, c := range batch {
 		if c.fresh {
-			kinds[wakeIndex(laneOf(c.req.TaskType), kindOf(c.req.TaskType, c.executor))] = true
+			kinds[wakeIndex(laneOf(c.req.TaskType), c.kind())] = true
 		}
 	}
 	t.wakeAll(ctx, kinds)

@@ -1,6 +1,12 @@
 package jobs
 
-import "github.com/seed-3f7a0631/tes/db"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
 
 // The five lanes, which are River queues.
 const (
@@ -24,6 +30,10 @@ const (
 	KindWorker      = "task.worker"
 	KindDeadLetter  = "task.deadletter"
 )
+
+// kindSome stands, among the places where work can be waiting, for every kind that only
+// some processes run: see waitingKind. No job has it.
+const kindSome = "task.some"
 
 // Kinds lists every kind.
 var Kinds = []string{KindAutomated, KindIntegration, KindManual, KindWorker, KindDeadLetter}
@@ -54,6 +64,50 @@ func kindOf(t Type, executor string) string {
 	}
 }
 
+// executorGo is the executor of the Go code that a process brings along.
+const executorGo = "go"
+
+// longestKind bounds a kind: River takes 127 characters.
+const longestKind = 127
+
+// waitingKind is the kind of a job that waits for a process. Every process that takes
+// automated tasks takes KindAutomated. What only some can run waits under a kind that says
+// so: "task.go:" and the Go handler, for the processes that registered it. A job that runs
+// has the kind of kindOf again: River's leader discards running jobs of kinds that it does
+// not know.
+func waitingKind(t Type, executor, handler string) string {
+	kind := kindOf(t, executor)
+	if kind == KindAutomated && executor == executorGo {
+		return someKind(executor, handler)
+	}
+	return kind
+}
+
+// kind is that of a new task's first job.
+func (c *creation) kind() string {
+	return waitingKind(c.req.TaskType, c.executor, c.settings.config.Handler)
+}
+
+// someKind is the kind under which a job waits for a process that has its executor, and,
+// for Go code, its handler. A long handler is told by the start of its name and a hash.
+func someKind(executor, handler string) string {
+	kind := "task." + executor
+	if executor == executorGo {
+		kind += ":" + handler
+	}
+	if len(kind) <= longestKind {
+		return kind
+	}
+	sum := sha256.Sum256([]byte(kind))
+	return strings.ToValidUTF8(kind[:longestKind-33], "") + "~" + hex.EncodeToString(sum[:16])
+}
+
+// HandlerOf is the Go handler that a job of this kind waits for; empty for other kinds.
+func HandlerOf(kind string) string {
+	_, handler, _ := strings.Cut(kind, "task.go:")
+	return handler
+}
+
 // executorOf is the executor of every job of a kind, where there is but one.
 var executorOf = map[string]string{KindIntegration: executors[Integration][0], KindManual: executors[Manual][0]}
 
@@ -67,8 +121,8 @@ var lanesOf = []struct {
 	lane  db.TaskLane
 	kinds []string
 }{
-	{LaneRetry, []string{KindAutomated, KindIntegration, KindManual}},
-	{LaneAutomated, []string{KindAutomated}},
+	{LaneRetry, []string{KindAutomated, kindSome, KindIntegration, KindManual}},
+	{LaneAutomated, []string{KindAutomated, kindSome}},
 	{LaneIntegration, []string{KindIntegration}},
 	{LaneManual, []string{KindManual}},
 }

@@ -90,6 +90,7 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	defer poll.Stop()
 	for {
 		t.heardOfWorker()
+		t.workers.note(&req)
 		work := t.wakes.leasable()
 		found, err := look(ctx, req)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
@@ -379,6 +380,7 @@ func (t *Tasks) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[i
 	}
 	for _, row := range rows {
 		until[row.JobID] = row.ExpiresAt.UTC()
+		t.workers.beat(p.TenantID, row.Owner)
 	}
 	return until, nil
 }

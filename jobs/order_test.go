@@ -110,7 +110,7 @@ func TestPausedLaneStartsNothing(t *testing.T) {
 	b := setup(t)
 	b.pauseLane(LaneAutomated)
 	task := b.create()
-	rows, err := b.q.LaneClaim(b.ctx, db.LaneClaimParams{Lane: LaneAutomated, Kind: KindAutomated, Slots: 10, ExecutorID: "p1"})
+	rows, err := b.q.LaneClaim(b.ctx, db.LaneClaimParams{Lane: LaneAutomated, Kind: KindAutomated, Becomes: KindAutomated, Slots: 10, ExecutorID: "p1"})
 	require.NoError(t, err)
 	require.Empty(t, rows)
 

@@ -26,7 +26,7 @@ var growing = []string{"task", "task_attempt", "task_event", "task_request", "ri
 // must come to a job by its id. An index that holds the state would be walked for
 // every single id once the planner believes that nothing is running.
 var byLane = map[string]bool{
-	"LaneClaim": true, "LaneAge": true, "LaneOrphans": true, "LaneWaiting": true, "WorkerClaim": true, "TaskWhy": true, "LaneStale": true,
+	"LaneClaim": true, "LaneKinds": true, "LaneAge": true, "LaneOrphans": true, "LaneWaiting": true, "WorkerClaim": true, "TaskWhy": true, "LaneStale": true,
 	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true, "LetterClaim": true, "LetterWaits": true,
 }
 
@@ -35,12 +35,12 @@ var inOrder = map[string]bool{"CallbackClaim": true, "CallbackBacklog": true, "O
 
 // needed are the statements without which the test would prove nothing.
 var needed = []string{
-	"TaskCreate", "TaskComplete", "TaskMove", "LaneClaim", "LaneOrphans", "LaneAge", "LaneWaiting", "LeaseExtend", "LeaseExpired",
+	"TaskCreate", "TaskComplete", "TaskMove", "LaneClaim", "LaneKinds", "LaneRefile", "LaneOrphans", "LaneAge", "LaneWaiting", "LeaseExtend", "LeaseExpired",
 	"LeaseSweep", "LeaseAwait", "OutboxAdvance", "OutboxEvents", "OutboxRequeue", "OutboxRounds", "TaskListByWorkflow", "TaskListByUser",
 	"TaskListForUser", "TaskOpenFor", "TaskHeld", "TaskLastAssigned",
 	"TaskRequestGet", "EventsFound", "JobsEnd", "TaskGet", "InboxSeen",
 	"LaneStale", "LaneRequeue", "TaskAdrift", "SignalList",
-	"WorkerClaim", "WorkerLeases", "WorkerBeat", "WorkerSaid", "InboxPut", "MaintenanceSet",
+	"WorkerClaim", "WorkerList", "WorkerLeases", "WorkerBeat", "WorkerSaid", "InboxPut", "MaintenanceSet",
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
 	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterWaits", "LeaseTurn", "LeaseTurnsEnd", "LeaseTurnHold", "JobsFree", "LetterExpired", "LetterReturn", "JobTasks",

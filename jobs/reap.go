@@ -18,7 +18,7 @@ func (r *Runner) live(ctx context.Context) {
 }
 
 func (r *Runner) seen(ctx context.Context) error {
-	p := db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, WorkerSeconds: -1}
+	p := db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, Kinds: r.kinds(), WorkerSeconds: -1}
 	if heard := r.tasks.heard.Load(); heard != nil {
 		p.WorkerSeconds = time.Since(*heard).Seconds()
 	}
@@ -247,9 +247,15 @@ func (r *Runner) age(ctx context.Context) {
 	p := db.LaneAgeParams{Priorities: []int16{2, 3, 4}, Waits: []float64{3 * step, 2 * step, step}}
 	r.every(ctx, max(r.cfg.Tick, r.cfg.AgeStep/60), "age", func(ctx context.Context) error {
 		for _, w := range wakeKinds {
-			p.Lane, p.Kind = w.lane, w.kind
-			if _, err := r.tasks.q.LaneAge(ctx, p); err != nil {
-				return fmt.Errorf("age %s: %w", w.lane, err)
+			kinds := []string{w.kind}
+			if w.kind == kindSome {
+				kinds = r.ability.some()
+			}
+			p.Lane = w.lane
+			for _, p.Kind = range kinds {
+				if _, err := r.tasks.q.LaneAge(ctx, p); err != nil {
+					return fmt.Errorf("age %s: %w", w.lane, err)
+				}
 			}
 		}
 		return nil

@@ -194,7 +194,7 @@ func (t *Tasks) redriven(ctx context.Context, op db.RedriveOperation, row db.Dea
 		task: row.TaskID, wantJob: row.JobID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Failed, TimedOut},
 		to: Pending, event: db.TaskEventTypeRedriven, actor: op.Actor, executor: op.Actor, payload: note, input: input,
 		endJob: db.RiverJobStateCompleted, timeout: s.timeout, callerWaits: true,
-		next: &nextJob{lane: laneOf(Type(row.Type)), kind: kindOf(Type(row.Type), row.Executor)},
+		next: &nextJob{lane: laneOf(Type(row.Type)), kind: waitingKind(Type(row.Type), row.Executor, s.config.Handler)},
 	}, nil
 }
 

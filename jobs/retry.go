@@ -21,7 +21,6 @@ const (
 	CodeExecution    = "EXECUTION_ERROR"
 	CodeOutput       = "OUTPUT_INVALID"
 	CodeAssignment   = "ASSIGNMENT_ERROR"
-	CodeNoExecutor   = "EXECUTOR_UNKNOWN"
 )
 
 // poisonAfter is how many expired leases a task may have: the next ends it, or a
@@ -44,6 +43,10 @@ type held struct {
 	by       string  // who ran it: a process, a worker, a person
 	crashed  bool    // its lease ran out, which the engine alone can say
 	ends     *traced // for its span; nil where the run has it
+}
+
+func (h held) waitingKind() string {
+	return waitingKind(h.kind, h.executor, h.settings.config.Handler)
 }
 
 // failed is the move after an attempt that did not succeed: another attempt, if
@@ -79,7 +82,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 		}
 		delay = delay.Truncate(time.Millisecond) // as it is told
 		m.to, m.event = Pending, db.TaskEventTypeRetry
-		m.next = &nextJob{lane: LaneRetry, kind: kindOf(h.kind, h.executor), delay: delay}
+		m.next = &nextJob{lane: LaneRetry, kind: h.waitingKind(), delay: delay}
 		m.payload = outbox.RetryNote{
 			RetryCount: int(h.failures) + int(h.crashes) + 1, MaxRetries: policy.MaxRetries, RetryDelay: delay.Milliseconds(),
 		}
@@ -101,7 +104,7 @@ func released(h held, at time.Time, delay time.Duration) *move {
 		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
 		to: Pending, event: db.TaskEventTypeReleased, actor: h.by, executor: h.by, at: at,
 		unspent: true, outcome: db.AttemptOutcomeRELEASED, endJob: db.RiverJobStateCancelled, timeout: h.settings.timeout,
-		next: &nextJob{lane: laneOf(h.kind), kind: kindOf(h.kind, h.executor), delay: delay},
+		next: &nextJob{lane: laneOf(h.kind), kind: h.waitingKind(), delay: delay},
 	}
 }
 

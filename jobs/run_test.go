@@ -140,16 +140,6 @@ func TestGoexitFreesThePlace(t *testing.T) {
 	require.EqualValues(t, 1, bad.Attempt, "code that ended its goroutine would do so again")
 }
 
-func TestExecutorThatNobodyHasFailsAtOnce(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	b.work(nil)
-	task := b.create(policy(RetryPolicy{MaxRetries: 5}))
-	task = b.becomes(task.TaskID, Failed)
-	require.Equal(t, CodeNoExecutor, codeOf(t, task))
-	require.EqualValues(t, 1, task.Attempt)
-}
-
 func TestTextThatJSONBCannotHoldIsMadeFit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

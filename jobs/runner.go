@@ -29,11 +29,16 @@ type Registration struct {
 	// being tried. It is asked before each claim of the tasks whose type has this
 	// executor by default, so it must be quick. Default: as many as there are places.
 	Ready func() int
+	// Handlers lists the Go handlers that the executor "go" has, by the names that
+	// definitions use; it may change while the process runs. Tasks of other handlers are
+	// left to other processes. Asked before each claim, so it must be quick. Default: none.
+	Handlers func() []string
 }
 
 // RunnerConfig says what a process works. The zero value is right for production.
 type RunnerConfig struct {
-	// Executors by the name that definitions use: expression, http, integration …
+	// Executors by the name that definitions use: expression, http, integration … What
+	// this process lacks it leaves to others, and what all lack waits.
 	Executors map[string]Registration
 	// Allocate asks for the resources that a definition requires, before each attempt.
 	// A *Failure fails the attempt. Default: nobody is asked, and Job.Allocation is nil.
@@ -55,15 +60,17 @@ type RunnerConfig struct {
 
 // Runner works the lanes in one process.
 type Runner struct {
-	tasks  *Tasks
-	cfg    RunnerConfig
-	places []*claimer
+	tasks   *Tasks
+	cfg     RunnerConfig
+	ability ability
+	places  []*claimer
 
 	ctx    context.Context // of every executor
 	stop   context.CancelCauseFunc
 	claims sync.WaitGroup // claimers
 	work   sync.WaitGroup // executors
 	stales *batcher[int64]
+	others *batcher[misfiled]
 
 	loading loading
 	loads   chan struct{} // holds one: payloads are read by one at a time
@@ -94,19 +101,27 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
+	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.stales = newBatcher(r.flushStale, batching[int64]{most: flushMost})
+	r.others = newBatcher(r.flushMisfiled, batching[misfiled]{most: flushMost})
 	for _, l := range lanesOf {
 		slots := cfg.Slots[string(l.lane)]
 		if slots == 0 {
 			slots = defaultSlots[string(l.lane)]
 		}
 		for _, kind := range l.kinds {
-			r.places = append(r.places, &claimer{
+			if !r.ability.takes(kind) {
+				continue
+			}
+			place := &claimer{
 				r: r, lane: string(l.lane), kind: kind, slots: slots, ready: cfg.Executors[executorOf[kind]].Ready,
 				woken: make(chan struct{}, 1), freed: make(chan struct{}, 1),
-			})
+			}
+			if kind == kindSome {
+				place.some = r.ability.some
+			}
+			r.places = append(r.places, place)
 		}
 	}
 	return r
@@ -131,7 +146,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 		r.claims.Go(func() { c.run(ctx) })
 	}
 	r.tasks.wakes.mu.Unlock()
-	for _, loop := range []func(context.Context){r.live, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.age, r.fold, r.redrives, r.listen} {
+	for _, loop := range []func(context.Context){r.live, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
 		loopsDone.Go(func() { loop(loops) })
 	}
 
@@ -156,6 +171,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	r.stop(nil)
 	r.drain(grace)
 	r.stales.drain()
+	r.others.drain()
 	end()
 	loopsDone.Wait()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -204,14 +220,12 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 			one.unrunnable(err)
 			return
 		}
-		exec, ok := r.cfg.Executors[*row.Executor]
-		if !ok {
-			no := false
-			exec = Registration{Executor: ExecutorFunc(func(context.Context, Job) (Result, error) {
-				return Result{}, &Failure{Code: CodeNoExecutor, Message: "this service has no executor " + *row.Executor, Retryable: &no}
-			})}
+		if !r.ability.has(*row.Executor, s.config.Handler) {
+			r.others.add(misfiled{row.JobID, someKind(*row.Executor, s.config.Handler)})
+			c.done(1)
+			return
 		}
-		one.exec = exec
+		one.exec = r.cfg.Executors[*row.Executor]
 		one.do()
 	})
 }

@@ -100,7 +100,7 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 		m.payload = outbox.StartedNote{ExecutorID: who}
 	case Pending:
 		m.event, m.outcome = db.TaskEventTypeReleased, db.AttemptOutcomeRELEASED
-		m.next = &nextJob{lane: laneOf(Type(task.Type)), kind: kindOf(Type(task.Type), task.Executor)}
+		m.next = &nextJob{lane: laneOf(Type(task.Type)), kind: waitingKind(Type(task.Type), task.Executor, s.config.Handler)}
 	case Assigned:
 		return t.backToAssigned(ctx, task, m, ask.Reason)
 	case Cancelled:

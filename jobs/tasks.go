@@ -86,6 +86,7 @@ type Tasks struct {
 
 	tokens  tokens
 	turns   turns
+	workers workersSeen
 	heard   atomic.Pointer[time.Time] // when a remote worker asked for work or sent a heartbeat; nil for never
 	resting chan struct{}             // closed by Rest
 	rest    sync.Once

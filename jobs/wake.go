@@ -26,6 +26,8 @@ var wakeKinds = [...]struct{ lane, kind string }{
 	{LaneRetry, KindAutomated},
 	{LaneRetry, KindIntegration},
 	{LaneRetry, KindManual},
+	{LaneAutomated, kindSome},
+	{LaneRetry, kindSome},
 	{LaneAutomated, KindWorker},
 	{LaneIntegration, KindWorker},
 	{LaneRetry, KindWorker},
@@ -33,13 +35,16 @@ var wakeKinds = [...]struct{ lane, kind string }{
 }
 
 // leasesFrom is the first of wakeKinds that only leases take.
-const leasesFrom = 6
+const leasesFrom = 8
 
 func wakeIndex(lane, kind string) int {
 	for i, w := range wakeKinds {
 		if w.lane == lane && w.kind == kind {
 			return i
 		}
+	}
+	if (lane == LaneAutomated || lane == LaneRetry) && kind != kindSome {
+		return wakeIndex(lane, kindSome)
 	}
 	return len(wakeKinds) - 1
 }

@@ -362,7 +362,8 @@ CREATE TABLE public.executor (
     executor_id text NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     seen_at timestamp with time zone DEFAULT now() NOT NULL,
-    worker_at timestamp with time zone
+    worker_at timestamp with time zone,
+    kinds text[]
 )
 WITH (fillfactor='50');
 
@@ -840,6 +841,16 @@ CREATE TABLE public.task_request (
     created_at timestamp with time zone NOT NULL,
     body_hash bytea NOT NULL
 );
+
+CREATE TABLE public.worker (
+    tenant_id text NOT NULL COLLATE pg_catalog."C",
+    worker_id text NOT NULL COLLATE pg_catalog."C",
+    queue text NOT NULL COLLATE pg_catalog."C",
+    definition_ids text[] NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0.0', autovacuum_vacuum_threshold='2000');
 
 CREATE VIEW report.attempt AS
  SELECT a.task_id,
@@ -1401,6 +1412,9 @@ ALTER TABLE ONLY public.task
 ALTER TABLE ONLY public.task_request
     ADD CONSTRAINT task_request_pkey PRIMARY KEY (tenant_id, request_key);
 
+ALTER TABLE ONLY public.worker
+    ADD CONSTRAINT worker_pkey PRIMARY KEY (tenant_id, worker_id, queue);
+
 CREATE INDEX callback_due ON public.callback USING btree (host, due_at);
 
 CREATE INDEX callback_since ON public.callback USING btree (since);
@@ -1438,6 +1452,8 @@ CREATE INDEX task_open_for ON public.task USING gin (open_for) WITH (fastupdate=
 CREATE INDEX task_open_task ON public.task_open USING btree (task_id);
 
 CREATE INDEX task_workflow ON public.task USING btree (workflow_id, task_id);
+
+CREATE INDEX worker_seen_at ON public.worker USING btree (seen_at);
 
 CREATE TRIGGER job_signal_delete AFTER DELETE ON public.river_job FOR EACH ROW WHEN (((old.state <> ALL (ARRAY['completed'::public.river_job_state, 'cancelled'::public.river_job_state, 'discarded'::public.river_job_state])) AND (old.kind ~~ 'task.%'::text) AND (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.job_signal_note();
 
@@ -1494,6 +1510,8 @@ CREATE POLICY engine ON public.task_definition TO tes_app USING (true) WITH CHEC
 CREATE POLICY engine ON public.task_event TO tes_app USING (true) WITH CHECK (true);
 
 CREATE POLICY engine ON public.task_request TO tes_app USING (true) WITH CHECK (true);
+
+CREATE POLICY engine ON public.worker TO tes_app USING (true) WITH CHECK (true);
 
 ALTER TABLE public.job_signal ENABLE ROW LEVEL SECURITY;
 
@@ -1570,4 +1588,8 @@ CREATE POLICY tenant ON public.task_event FOR SELECT TO tes_read USING (( SELECT
   WHERE (t.task_id = task_event.task_id)));
 
 CREATE POLICY tenant ON public.task_request FOR SELECT TO tes_read USING ((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)));
+
+CREATE POLICY tenant ON public.worker FOR SELECT TO tes_read USING ((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)));
+
+ALTER TABLE public.worker ENABLE ROW LEVEL SECURITY;
 

@@ -252,11 +252,12 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		Secrets: automated.Secrets{Dir: s.cfg.SecretsDir, Env: s.cfg.headerSecrets},
 	})
 	s.onStop(func(context.Context) error { web.Close(); return nil })
+	handlers := &automated.Handlers{}
 	return map[string]jobs.Registration{
 		"noop":        {Executor: automated.Noop{}, Pure: true},
 		"expression":  {Executor: automated.NewExpression(), Pure: true},
 		"http":        {Executor: web},
-		"go":          {Executor: &automated.Handlers{}},
+		"go":          {Executor: handlers, Handlers: handlers.Names},
 		"integration": {Executor: integration.New(integrations.integration()), Ready: readiness(integrations.Integrations.Breaker())},
 		"manual":      {Executor: manual.New(users.directory(), s.tasks), Assigns: true},
 	}, nil

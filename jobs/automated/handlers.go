@@ -42,9 +42,9 @@ func (h *Handlers) Names() []string {
 	return slices.Sorted(maps.Keys(h.byName))
 }
 
-// Execute calls the job's handler. A handler that this process does not have is a
-// HANDLER_UNKNOWN failure without retries: the next attempt would most likely
-// find the same program.
+// Execute calls the job's handler. A handler that is not registered is a HANDLER_UNKNOWN
+// failure without retries. A runner that knows the Names leaves such jobs to others, so that
+// it comes to this only where one is taken away while its job is on the way.
 func (h *Handlers) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	h.mu.RLock()
 	ex := h.byName[job.Config.Handler]

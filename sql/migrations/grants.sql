@@ -120,7 +120,8 @@ GRANT UPDATE (term, holder, backend_pid, backend_start, heartbeat_at) ON relay_l
 GRANT INSERT, UPDATE (outcome, detail) ON inbox TO tes_app;
 GRANT INSERT, UPDATE (acted, ignored, repeated, dead) ON inbound TO tes_app;
 
-GRANT INSERT, UPDATE (seen_at, worker_at), DELETE ON executor TO tes_app;
+GRANT INSERT, UPDATE (seen_at, worker_at, kinds), DELETE ON executor TO tes_app;
+GRANT INSERT, UPDATE (definition_ids, seen_at), DELETE ON worker TO tes_app;
 GRANT INSERT, UPDATE (since, until, reason, actor, said_at) ON maintenance TO tes_app;
 GRANT INSERT, UPDATE (name) ON secret TO tes_app; -- a key is made once; the UPDATE is how it is read back
 GRANT INSERT, UPDATE (n, run_ms) ON tally, tally_hour TO tes_app;
@@ -146,10 +147,10 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA report TO tes_app, tes_read, tes_report
 GRANT USAGE ON SCHEMA public, report TO tes_read;
 GRANT SELECT ON
     task, task_request, task_attempt, task_event, task_checkpoint, lease, callback, callback_given_up, notice,
-    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition
+    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition, worker
     TO tes_read;
 GRANT SELECT (id, state, queue, kind, priority, created_at, scheduled_at, attempted_at, attempted_by, args) ON river_job TO tes_read;
 GRANT SELECT (name, paused_at) ON river_queue TO tes_read;
 GRANT SELECT (lane, since, until, reason) ON maintenance TO tes_read;
-GRANT SELECT (executor_id, seen_at, worker_at) ON executor TO tes_read;
+GRANT SELECT (executor_id, seen_at, worker_at, kinds) ON executor TO tes_read;
 GRANT EXECUTE ON FUNCTION task_open_ids(text[]) TO tes_read;

@@ -36,6 +36,7 @@ var filled = map[string]string{
 		VALUES (@op, @tenant, 'a', 'r', 'DONE', 1, 0, 0, 1, '{}')`,
 	"task_definition": `INSERT INTO task_definition (tenant_id, definition_id, revision, type, timeout_ms, version, name, description, created_by, execution_config)
 		VALUES (@tenant, 'd', 1, 'MANUAL', 1, '1.0.0', 'd', '', 'a', '{}')`,
+	"worker":       `INSERT INTO worker (tenant_id, worker_id, queue, definition_ids) VALUES (@tenant, 'w', 'q', '{}')`,
 	"redrive_item": `INSERT INTO redrive_item (operation_id, n, task_id) VALUES (@op, 1, @task)`,
 }
 
@@ -69,7 +70,7 @@ var untenanted = map[string]string{
 
 // readable are the columns of untenanted tables that tes_read may read.
 var readable = map[string][]string{
-	"executor":    {"executor_id", "seen_at", "worker_at"},
+	"executor":    {"executor_id", "kinds", "seen_at", "worker_at"},
 	"maintenance": {"lane", "reason", "since", "until"},
 	"river_job":   {"args", "attempted_at", "attempted_by", "created_at", "id", "kind", "priority", "queue", "scheduled_at", "state"},
 	"river_queue": {"name", "paused_at"},

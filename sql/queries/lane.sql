@@ -20,6 +20,7 @@ claimed AS (
     UPDATE river_job j
     SET
         state = 'running',
+        kind = @becomes::text,
         attempt = j.attempt + 1,
         attempted_at = now(),
         attempted_by = ARRAY[@executor_id::text]
@@ -37,6 +38,35 @@ SELECT
     t.config
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING';
+
+-- name: LaneKinds :many
+-- Of which kinds a lane has jobs that are due, one index probe for each.
+SELECT k.kind::text AS kind
+FROM (SELECT unnest(@kinds::text[]) AS kind) k
+WHERE EXISTS (
+    SELECT
+    FROM river_job j
+    WHERE j.state = 'available' AND j.queue = @lane::text AND j.kind = k.kind AND j.scheduled_at <= now()
+);
+
+-- name: LaneRefile :many
+-- Gives claimed jobs back under other kinds: who claimed them cannot run them. They have not
+-- begun, so the tokens stay good, and the places in the queue.
+WITH wrong AS (
+    SELECT unnest(@job_ids::bigint[]) AS id, unnest(@kinds::text[]) AS kind
+),
+held AS MATERIALIZED (
+    SELECT j.id, wrong.kind
+    FROM wrong
+    JOIN river_job j ON j.id = wrong.id AND (j.state = 'running') IS TRUE AND j.attempted_by = ARRAY[@executor_id::text]
+    ORDER BY j.id
+    FOR UPDATE OF j
+)
+UPDATE river_job j
+SET state = 'available', kind = held.kind, attempt = j.attempt - 1, attempted_at = NULL, attempted_by = NULL
+FROM held
+WHERE j.id = held.id
+RETURNING j.queue;
 
 -- name: LanePayloads :many
 -- What LaneClaim left out.
@@ -115,21 +145,33 @@ FROM (SELECT unnest(@lanes::text[]) AS name) lane
 ON CONFLICT (name) DO UPDATE SET updated_at = now();
 
 -- name: LaneWaiting :many
--- How long the oldest waiting job of each lane has waited, one index probe for
--- each lane, kind and priority.
-SELECT l.lane::text AS lane, (extract(epoch FROM now() - min(first.scheduled_at)) * 1000)::bigint AS oldest_ms
-FROM (SELECT unnest(@lanes::text[]) AS lane) l
-CROSS JOIN (SELECT unnest(@kinds::text[]) AS kind) k
+-- How long the oldest waiting job of each lane has waited: one index probe for each kind that
+-- there is, and one for each of its priorities. Kinds are skipped along the index, for those
+-- of Go handlers are not known beforehand.
+WITH RECURSIVE known AS (
+    SELECT l.lane, (
+        SELECT j.kind FROM river_job j WHERE j.state = 'available' AND j.queue = l.lane ORDER BY j.kind LIMIT 1
+    ) AS kind
+    FROM (SELECT unnest(@lanes::text[]) AS lane) l
+    UNION ALL
+    SELECT known.lane, (
+        SELECT j.kind FROM river_job j WHERE j.state = 'available' AND j.queue = known.lane AND j.kind > known.kind ORDER BY j.kind LIMIT 1
+    )
+    FROM known
+    WHERE known.kind IS NOT NULL
+)
+SELECT known.lane::text AS lane, (extract(epoch FROM now() - min(first.scheduled_at)) * 1000)::bigint AS oldest_ms
+FROM known
 CROSS JOIN (VALUES (1::smallint), (2::smallint), (3::smallint), (4::smallint)) AS p (priority)
 CROSS JOIN LATERAL (
     SELECT j.scheduled_at
     FROM river_job j
-    WHERE j.state = 'available' AND j.queue = l.lane AND j.kind = k.kind AND j.priority = p.priority
+    WHERE j.state = 'available' AND j.queue = known.lane AND j.kind = known.kind AND j.priority = p.priority
         AND j.scheduled_at <= now()
     ORDER BY j.scheduled_at
     LIMIT 1
 ) first
-GROUP BY l.lane;
+GROUP BY known.lane;
 
 -- name: LaneNotify :exec
 -- Wakes the lanes of other processes.

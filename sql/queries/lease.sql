@@ -105,13 +105,13 @@ SELECT * FROM lease WHERE task_id = @task_id;
 
 -- name: ExecutorSeen :one
 -- worker_seconds: how long ago a remote worker was heard of; negative for never.
-INSERT INTO executor (executor_id, worker_at)
+INSERT INTO executor (executor_id, kinds, worker_at)
 VALUES (
-    @executor_id,
+    @executor_id, @kinds::text[],
     CASE WHEN @worker_seconds::float8 >= 0 THEN now() - make_interval(secs => @worker_seconds::float8) END
 )
 ON CONFLICT (executor_id) DO UPDATE
-SET seen_at = now(), worker_at = coalesce(excluded.worker_at, executor.worker_at)
+SET seen_at = now(), kinds = excluded.kinds, worker_at = coalesce(excluded.worker_at, executor.worker_at)
 RETURNING clock_timestamp()::timestamptz AS now;
 
 -- name: Now :one

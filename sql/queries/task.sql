@@ -103,7 +103,7 @@ LIMIT @page;
 -- LaneClaim goes by. What is ahead of it is what LaneClaim would take first; it is
 -- counted up to most, and only where the job waits.
 SELECT
-    t.status, t.attempt, t.job_id, t.started_at, t.ended_at, t.assigned_at, t.due_at, t.assignee_id, t.group_id,
+    t.status, t.attempt, t.job_id, t.definition_id, t.started_at, t.ended_at, t.assigned_at, t.due_at, t.assignee_id, t.group_id,
     coalesce(t.error ->> 'code', '')::text AS error_code,
     now()::timestamptz AS read_at,
     j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
@@ -111,10 +111,19 @@ SELECT
     m.since AS maintenance_since, m.until AS maintenance_until, coalesce(m.reason, '')::text AS maintenance_reason,
     l.kind AS lease_kind, l.owner, l.expires_at,
     EXISTS (
+        SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
+    ) AS attended,
+    -- Whether a process that lives claims what the job is. The job of a dead letter, or of a
+    -- remote worker, no process claims.
+    EXISTS (
         SELECT
         FROM executor x
-        WHERE CASE WHEN j.kind = 'task.worker' THEN x.worker_at ELSE x.seen_at END > now() - make_interval(secs => @silence_seconds::float8)
-    ) AS attended,
+        WHERE x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
+            AND (j.kind = ANY (x.kinds) OR (x.kinds IS NULL AND j.kind IN ('task.automated', 'task.integration', 'task.manual')))
+    ) AS claimable,
+    t.executor,
+    coalesce(asking.seen_at, 'epoch')::timestamptz AS worker_seen_at, -- the epoch: none
+    coalesce(asking.seen_at > now() - make_interval(secs => @silence_seconds::float8), false)::boolean AS worker_there,
     ahead.n AS ahead,
     c.progress,
     d.at AS discarded_at, coalesce(d.actor, '')::text AS discarded_by, coalesce(d.reason, '')::text AS discard_reason
@@ -125,6 +134,15 @@ LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.unti
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
 LEFT JOIN task_checkpoint c ON c.task_id = t.task_id AND c.attempt = t.attempt AND t.status = 'RUNNING'
 LEFT JOIN dead_letter_discard d ON d.task_id = t.task_id
+-- When a worker that asks for what this task is was last heard of.
+LEFT JOIN LATERAL (
+    SELECT max(w.seen_at) AS seen_at
+    FROM worker w
+    WHERE j.kind = 'task.worker'
+        AND w.tenant_id = t.tenant_id
+        AND w.queue IN (j.queue, 'task-execution-' || lower(t.type::text))
+        AND (w.definition_ids = '{}' OR t.definition_id = ANY (w.definition_ids))
+) asking ON true
 CROSS JOIN LATERAL (
     SELECT count(*)::integer AS n
     FROM (

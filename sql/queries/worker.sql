@@ -111,7 +111,7 @@ kept AS (
     )
     FROM held
     WHERE l.task_id = held.task_id AND l.job_id = held.job_id
-    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, held.progress, held.checkpoint
+    RETURNING l.task_id, l.job_id, l.attempt, l.expires_at, l.owner, held.progress, held.checkpoint
 ),
 noted AS (
     INSERT INTO task_checkpoint (task_id, attempt, progress, checkpoint)
@@ -126,7 +126,7 @@ noted AS (
         progress = coalesce(excluded.progress, CASE WHEN task_checkpoint.attempt = excluded.attempt THEN task_checkpoint.progress END),
         checkpoint = coalesce(excluded.checkpoint, task_checkpoint.checkpoint)
 )
-SELECT kept.job_id, kept.expires_at
+SELECT kept.job_id, kept.expires_at, kept.owner
 FROM kept;
 
 -- name: WorkerSaid :one
@@ -169,3 +169,55 @@ INSERT INTO secret (name, key)
 VALUES (@name, @key)
 ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING key;
+
+-- name: WorkersSeen :exec
+-- Notes which workers have asked for work, and for which.
+INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at)
+SELECT
+    seen.tenant_id, seen.worker_id, seen.queue, ARRAY(SELECT DISTINCT d.id FROM jsonb_array_elements_text(seen.definitions::jsonb) AS d (id) ORDER BY d.id),
+    now() - seen.ago
+FROM (
+    SELECT
+        unnest(@tenant_ids::text[]) AS tenant_id,
+        unnest(@worker_ids::text[]) AS worker_id,
+        unnest(@queues::text[]) AS queue,
+        unnest(@definitions::text[]) AS definitions,
+        unnest(@agos::bigint[]) * interval '1 microsecond' AS ago
+) seen
+ORDER BY seen.tenant_id COLLATE "C", seen.worker_id COLLATE "C", seen.queue COLLATE "C"
+ON CONFLICT (tenant_id, worker_id, queue) DO UPDATE
+SET definition_ids = excluded.definition_ids, seen_at = excluded.seen_at
+WHERE worker.seen_at < excluded.seen_at;
+
+-- name: WorkersBeat :exec
+-- Notes which workers have sent heartbeats: who works does not ask.
+UPDATE worker w
+SET seen_at = now()
+FROM (
+    SELECT o.tenant_id, o.worker_id, o.queue
+    FROM (SELECT unnest(@tenant_ids::text[]) AS tenant_id, unnest(@worker_ids::text[]) AS worker_id) beat
+    JOIN worker o ON o.tenant_id = beat.tenant_id AND o.worker_id = beat.worker_id
+    ORDER BY o.tenant_id, o.worker_id, o.queue
+    FOR UPDATE OF o SKIP LOCKED
+) held
+WHERE w.tenant_id = held.tenant_id AND w.worker_id = held.worker_id AND w.queue = held.queue;
+
+-- name: WorkersForget :execrows
+-- A page of the workers that have not asked for an hour.
+DELETE FROM worker w
+WHERE (w.tenant_id, w.worker_id, w.queue) IN (
+    SELECT o.tenant_id, o.worker_id, o.queue
+    FROM worker o
+    WHERE o.seen_at < now() - interval '1 hour'
+    ORDER BY o.seen_at
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: WorkerList :many
+-- A page of a tenant's workers.
+SELECT w.worker_id, w.queue, w.definition_ids, w.since, w.seen_at, now()::timestamptz AS read_at
+FROM worker w
+WHERE w.tenant_id = @tenant_id AND (w.worker_id, w.queue) > (@after_worker::text, @after_queue::text)
+ORDER BY w.worker_id, w.queue
+LIMIT @page;

@@ -1,0 +1,80 @@
+package api
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// Worker is what a remote worker was heard to ask for, of one queue.
+type Worker struct {
+	WorkerID          string    `json:"workerId"`
+	Queue             string    `json:"queue"`
+	TaskDefinitionIDs []string  `json:"taskDefinitionIds" doc:"The definitions that it asks for; empty: all."`
+	Present           bool      `json:"present" doc:"Whether it has asked, or sent a heartbeat, within 30 s."`
+	Since             time.Time `json:"since" doc:"When it was first heard of."`
+	LastSeen          time.Time `json:"lastSeen" doc:"When it asked, or sent a heartbeat, last, to some seconds."`
+}
+
+type listWorkersInput struct {
+	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before."`
+}
+
+// WorkerPage is a page of workers, by name and queue.
+type WorkerPage struct {
+	Items      []Worker `json:"items"`
+	NextCursor *string  `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+}
+
+type listWorkersOutput struct{ Body *WorkerPage }
+
+var listWorkersDoc = doc{
+	id: "listWorkers", tag: tagLeases, summary: "List the remote workers that are seen",
+	description: "Pages through the workers that asked for work within the last hour, each with what it asks for: an item for each queue. " +
+		"A dequeue shows here some seconds later.",
+	answer: map[string]any{"items": []any{map[string]any{
+		"workerId": "w-7", "queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "present": true,
+		"since": "2026-01-15T08:00:00Z", "lastSeen": "2026-01-15T10:30:00Z",
+	}}, "nextCursor": nil},
+}
+
+func (a *API) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorkersOutput, error) {
+	tenant := callerOf(ctx).Tenant
+	last, err := after(in.Cursor, "workers", tenant)
+	if err != nil {
+		return nil, err
+	}
+	worker, queue, _ := strings.Cut(string(last), "\n") // a worker's name has none
+	out := &WorkerPage{Items: []Worker{}}
+	err = a.read(ctx, func(q *db.Queries) error {
+		rows, err := q.WorkerList(ctx, db.WorkerListParams{TenantID: tenant, AfterWorker: worker, AfterQueue: queue, Page: in.Limit + 1})
+		if err != nil {
+			return err
+		}
+		if len(rows) > int(in.Limit) {
+			rows = rows[:in.Limit]
+			end := rows[len(rows)-1]
+			next := cursor([]byte(end.WorkerID+"\n"+end.Queue), "workers", tenant)
+			out.NextCursor = &next
+		}
+		for _, row := range rows {
+			out.Items = append(out.Items, workerOf(row))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, readFailed("list workers", err)
+	}
+	return &listWorkersOutput{out}, nil
+}
+
+func workerOf(row db.WorkerListRow) Worker {
+	return Worker{
+		WorkerID: row.WorkerID, Queue: row.Queue, TaskDefinitionIDs: row.DefinitionIds,
+		Present: row.ReadAt.Sub(row.SeenAt) < jobs.Silence, Since: row.Since.UTC(), LastSeen: row.SeenAt.UTC(),
+	}
+}

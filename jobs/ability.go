@@ -1,0 +1,101 @@
+package jobs
+
+import (
+	"context"
+	"slices"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// What a process can run decides what it takes. A task whose executor, or whose Go handler,
+// no process has waits; it is not failed, so that a deploy which brings them comes in time.
+
+// ability is what this process can run.
+type ability struct{ executors map[string]Registration }
+
+// has says whether the process has an executor and, for Go code, the handler.
+func (a ability) has(executor, handler string) bool {
+	one, ok := a.executors[executor]
+	if !ok || executor != executorGo {
+		return ok
+	}
+	return one.Handlers != nil && slices.Contains(one.Handlers(), handler)
+}
+
+// takes says whether the process claims jobs of a kind at all: those of integration and
+// manual if it has their executor, KindAutomated if it has one of the executors whose jobs
+// wait under that kind.
+func (a ability) takes(kind string) bool {
+	if one := executorOf[kind]; one != "" {
+		return a.has(one, "")
+	}
+	if kind != KindAutomated {
+		return true
+	}
+	for _, name := range executors[Automated] {
+		if _, ok := a.executors[name]; ok && name != executorGo {
+			return true
+		}
+	}
+	return false
+}
+
+// some lists the kinds under which jobs wait for a process with an ability that this one
+// has: see waitingKind and refile.
+func (a ability) some() []string {
+	var kinds []string
+	for _, name := range executors[Automated] {
+		one, ok := a.executors[name]
+		switch {
+		case !ok:
+		case name != executorGo:
+			kinds = append(kinds, someKind(name, ""))
+		case one.Handlers != nil:
+			for _, handler := range one.Handlers() {
+				kinds = append(kinds, someKind(name, handler))
+			}
+		}
+	}
+	return kinds
+}
+
+// kinds lists every kind that the process claims, for the others to know.
+func (r *Runner) kinds() []string {
+	kinds := r.ability.some()
+	for _, c := range r.places {
+		if c.some == nil && !slices.Contains(kinds, c.kind) {
+			kinds = append(kinds, c.kind)
+		}
+	}
+	return kinds
+}
+
+// misfiled is a job that this process has claimed and cannot run.
+type misfiled struct {
+	job  int64
+	kind string // under which a process waits for it that can
+}
+
+// flushMisfiled gives jobs back under the kinds of the processes that can run them. They
+// keep their places in the queue, and nothing is spent.
+func (r *Runner) flushMisfiled(batch []misfiled) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	p := db.LaneRefileParams{ExecutorID: r.tasks.cfg.ProcessID}
+	for _, one := range batch {
+		p.JobIds, p.Kinds = append(p.JobIds, one.job), append(p.Kinds, one.kind)
+	}
+	lanes, err := r.tasks.q.LaneRefile(ctx, p)
+	if err != nil {
+		r.trouble("give jobs back that others can run", err) // the sweep gives their tasks new tokens
+		return
+	}
+	slices.Sort(lanes)
+	lanes = slices.Compact(lanes)
+	for _, lane := range lanes {
+		r.tasks.wokenLane(lane)
+	}
+	if err := r.tasks.q.LaneNotify(ctx, lanes); err != nil {
+		r.tasks.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
+	}
+}

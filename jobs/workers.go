@@ -1,0 +1,128 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// The bounds of what a process keeps of the workers that ask it for work, until it is
+// written. A worker chooses its own name, so that a tenant can make up any number: what is
+// beyond a bound is left out of one round.
+const (
+	mostWorkersSeen = 5000
+	mostSeenOfOne   = 1000 // of one tenant
+)
+
+// workersSeen are the remote workers that have asked for work since it was last written, for
+// whoever asks who there is and why a task waits. The zero value is ready.
+type workersSeen struct {
+	mu      sync.Mutex
+	all     map[workerKey]workerSeen // guarded by mu
+	tenants map[string]int           // how many of all are a tenant's; guarded by mu
+	beats   map[workerKey]bool       // who sent heartbeats, in no lane; guarded by mu
+}
+
+type workerKey struct{ tenant, worker, lane string }
+
+type workerSeen struct {
+	definitions []string // that it knows; empty: all
+	at          time.Time
+}
+
+// note keeps what a dequeue asks for.
+func (w *workersSeen) note(req *LeaseRequest) {
+	asked := map[string][]string{}
+	for _, sel := range req.Select {
+		before, again := asked[sel.Lane]
+		switch {
+		case !again:
+			asked[sel.Lane] = sel.Definitions
+		case len(before) == 0 || len(sel.Definitions) == 0:
+			asked[sel.Lane] = nil
+		default:
+			asked[sel.Lane] = slices.Concat(before, sel.Definitions)
+		}
+	}
+	at := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all == nil {
+		w.all, w.tenants = map[workerKey]workerSeen{}, map[string]int{}
+	}
+	for lane, definitions := range asked {
+		key := workerKey{req.Tenant, req.Worker, lane}
+		if _, known := w.all[key]; !known {
+			if len(w.all) >= mostWorkersSeen || w.tenants[req.Tenant] >= mostSeenOfOne {
+				continue
+			}
+			w.tenants[req.Tenant]++
+		}
+		w.all[key] = workerSeen{definitions, at}
+	}
+}
+
+// beat keeps that a worker has sent a heartbeat of a lease that it holds: who works does not
+// ask.
+func (w *workersSeen) beat(tenant, worker string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.beats == nil {
+		w.beats = map[workerKey]bool{}
+	}
+	if len(w.beats) < mostWorkersSeen {
+		w.beats[workerKey{tenant: tenant, worker: worker}] = true
+	}
+}
+
+// take empties it.
+func (w *workersSeen) take() (asked map[workerKey]workerSeen, beats map[workerKey]bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	asked, beats = w.all, w.beats
+	w.all, w.tenants, w.beats = nil, nil, nil
+	return asked, beats
+}
+
+// workersSeen tells the others who asks for work here.
+func (r *Runner) workersSeen(ctx context.Context) {
+	r.every(ctx, 5*r.cfg.Tick, "say which workers asked", r.tellWorkers)
+}
+
+// tellWorkers writes which workers have been heard of in this process, and forgets some of
+// those that are not heard of any more.
+func (r *Runner) tellWorkers(ctx context.Context) error {
+	asked, beats := r.tasks.workers.take()
+	if len(asked) > 0 {
+		p := db.WorkersSeenParams{}
+		for key, one := range asked {
+			definitions, err := json.Marshal(append([]string{}, one.definitions...))
+			if err != nil {
+				return fmt.Errorf("write what a worker asked for: %w", err)
+			}
+			p.TenantIds, p.WorkerIds, p.Queues = append(p.TenantIds, key.tenant), append(p.WorkerIds, key.worker), append(p.Queues, key.lane)
+			p.Definitions, p.Agos = append(p.Definitions, string(definitions)), append(p.Agos, time.Since(one.at).Microseconds())
+		}
+		if err := r.tasks.q.WorkersSeen(ctx, p); err != nil {
+			return fmt.Errorf("write which workers asked: %w", err)
+		}
+	}
+	if len(beats) > 0 {
+		p := db.WorkersBeatParams{}
+		for key := range beats {
+			p.TenantIds, p.WorkerIds = append(p.TenantIds, key.tenant), append(p.WorkerIds, key.worker)
+		}
+		if err := r.tasks.q.WorkersBeat(ctx, p); err != nil {
+			return fmt.Errorf("write which workers sent heartbeats: %w", err)
+		}
+	}
+	if _, err := r.tasks.q.WorkersForget(ctx); err != nil {
+		return fmt.Errorf("forget workers: %w", err)
+	}
+	return nil
+}
