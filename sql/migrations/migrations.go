@@ -132,11 +132,21 @@ func Status(ctx context.Context, dsn string) ([]Step, error) {
 }
 
 func with(ctx context.Context, dsn string, locked bool, do func(*goose.Provider, *pgxpool.Pool) error) error {
-	pool, err := pgxpool.New(ctx, dsn)
+	conf, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return fmt.Errorf("open database to migrate: %w", err)
+	}
+	if conf.ConnConfig.ValidateConnect == nil && (locked || severalHosts(conf)) {
+		conf.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, conf)
 	if err != nil {
 		return fmt.Errorf("open database to migrate: %w", err)
 	}
 	defer pool.Close()
+	if err := checkEncoding(ctx, pool); err != nil {
+		return err
+	}
 	std := stdlib.OpenDBFromPool(pool)
 	defer func() { _ = std.Close() }()
 	provider, err := newProvider(std, pool, locked)
@@ -144,6 +154,31 @@ func with(ctx context.Context, dsn string, locked bool, do func(*goose.Provider,
 		return err
 	}
 	return do(provider, pool)
+}
+
+// severalHosts says whether a URL names more than one server: one of them takes writes, and
+// the others may be behind.
+func severalHosts(conf *pgxpool.Config) bool {
+	for _, other := range conf.ConnConfig.Fallbacks {
+		if other.Host != conf.ConnConfig.Host || other.Port != conf.ConnConfig.Port {
+			return true
+		}
+	}
+	return false
+}
+
+// checkEncoding refuses a database that cannot hold every text: one in LATIN1 has no room
+// for most of them, and one in SQL_ASCII takes any bytes, whatever they mean.
+func checkEncoding(ctx context.Context, pool *pgxpool.Pool) error {
+	var name, encoding string
+	if err := pool.QueryRow(ctx, "SELECT current_database(), current_setting('server_encoding')").Scan(&name, &encoding); err != nil {
+		return fmt.Errorf("ask for the database's encoding: %w", err)
+	}
+	if encoding == "UTF8" {
+		return nil
+	}
+	return fmt.Errorf("database %s is encoded in %s, and tes needs UTF8: make another one with "+
+		"CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8', and take over what this one holds with pg_dump and psql", name, encoding)
 }
 
 // lockTries is for how many seconds a migrator waits for another, or for whoever else

@@ -3,6 +3,7 @@ package migrations_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -71,14 +72,14 @@ func requireCode(t *testing.T, code string, err error, about ...any) *pgconn.PgE
 }
 
 // empty is a database of the test's own on the same server, without a table in it.
-func empty(t *testing.T) (dsn string) {
+func empty(t *testing.T, options ...string) (dsn string) {
 	t.Helper()
 	template := dbtest.New(t)
 	name := "empty_" + uuid.NewString()[:8]
 	admin := template.Config().ConnConfig.Copy()
 	conn, err := pgx.ConnectConfig(t.Context(), admin)
 	require.NoError(t, err)
-	_, err = conn.Exec(t.Context(), "CREATE DATABASE "+name+" TEMPLATE template0")
+	_, err = conn.Exec(t.Context(), "CREATE DATABASE "+name+" TEMPLATE template0 "+strings.Join(options, " "))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		_, err := conn.Exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)")
