@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -55,29 +56,65 @@ func (r *Runner) listen(ctx context.Context) {
 }
 
 func (r *Runner) hear(ctx context.Context, heard *hearsay) error {
-	conn, err := r.tasks.pool.Acquire(ctx)
+	// A connection of its own, and none of the pool's: one that was idle there may have gone
+	// silent with the one before.
+	own, err := pgx.ConnectConfig(ctx, r.tasks.cfg.Sessions.Config().ConnConfig)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	own := conn.Hijack()
 	defer func() {
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = own.Close(bye)
 	}()
 	for _, channel := range []string{channelShutdown, channelLane, channelCancel, channelDefinition} {
-		if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
-			return fmt.Errorf("listen to %s: %w", channel, err)
+		if err := listenTo(ctx, own, channel); err != nil {
+			return err
 		}
 	}
 	heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown}) // what was told while nobody listened
 	for {
-		n, err := own.WaitForNotification(ctx)
+		n, err := r.notification(ctx, own)
 		if err != nil {
-			return fmt.Errorf("wait for a notification: %w", err)
+			return err
 		}
-		heard.add(r.tasks, n)
+		if n != nil {
+			heard.add(r.tasks, n)
+		}
 	}
+}
+
+func listenTo(ctx context.Context, own *pgx.Conn, channel string) error {
+	ctx, enough := context.WithTimeout(ctx, pingTime)
+	defer enough()
+	if _, err := own.Exec(ctx, "LISTEN "+channel); err != nil {
+		return fmt.Errorf("listen to %s: %w", channel, err)
+	}
+	return nil
+}
+
+// pingTime is how long a listening session may take to answer that it is there.
+const pingTime = 5 * time.Second
+
+// notification waits for one. After a silence it asks the server whether the session is
+// there still, and returns none: a listener sends nothing by itself, and of a connection that
+// a router has forgotten it would hear nothing, and no error either, for hours.
+func (r *Runner) notification(ctx context.Context, own *pgx.Conn) (*pgconn.Notification, error) {
+	wait, enough := context.WithTimeout(ctx, r.cfg.ListenPing)
+	defer enough()
+	n, err := own.WaitForNotification(wait)
+	switch {
+	case err == nil:
+		return n, nil
+	case wait.Err() == nil || ctx.Err() != nil || own.IsClosed():
+		return nil, fmt.Errorf("wait for a notification: %w", err)
+	}
+	ask, enough := context.WithTimeout(ctx, min(pingTime, r.cfg.ListenPing))
+	defer enough()
+	if err := own.Ping(ask); err != nil {
+		return nil, fmt.Errorf("the listening session does not answer: %w", err)
+	}
+	return nil, nil //nolint:nilnil // there was none
 }
 
 // add notes what a notification is about, if it can be about something here.

@@ -56,6 +56,9 @@ type RunnerConfig struct {
 	Silence time.Duration
 	// Tick is the rhythm of heartbeats and of the reaper; default 1 s.
 	Tick time.Duration
+	// ListenPing is after how long a silence the listening session is asked whether it is
+	// there still; default 15 s. It has 5 s to answer.
+	ListenPing time.Duration
 }
 
 // Runner works the lanes in one process.
@@ -102,6 +105,10 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 		cfg.Tick = time.Second
 	}
 	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
+	if cfg.ListenPing == 0 {
+		cfg.ListenPing = 15 * time.Second
+	}
+	r := &Runner{tasks: tasks, cfg: cfg, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.stales = newBatcher(r.flushStale, batching[int64]{most: flushMost})
 	r.others = newBatcher(r.flushMisfiled, batching[misfiled]{most: flushMost})

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -61,7 +62,7 @@ func holderName() string {
 // lead publishes for as long as this process holds the lead. It returns nil if
 // another process has it.
 func (r *Relay) lead(ctx context.Context) error {
-	conn, err := r.pool.Acquire(ctx)
+	conn, err := r.acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -76,7 +77,7 @@ func (r *Relay) lead(ctx context.Context) error {
 	q := db.New(held)
 	defer r.yield(ctx, q, taken.Term)
 
-	pulse, err := r.pool.Acquire(ctx)
+	pulse, err := r.acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect for the heartbeat: %w", err)
 	}
@@ -86,6 +87,14 @@ func (r *Relay) lead(ctx context.Context) error {
 	t := r.newTurn(ctx, held, taken.Term)
 	defer t.hush()
 	return t.run(ctx, taken, beats)
+}
+
+// acquire waits no longer than for a statement: a connection that was idle in the pool is
+// asked whether it is there, and may have gone silent.
+func (r *Relay) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	ctx, enough := context.WithTimeout(ctx, lookTime)
+	defer enough()
+	return r.pool.Acquire(ctx) //nolint:wrapcheck // the caller says for what
 }
 
 // take asks for the lead; nil if another process has it.
