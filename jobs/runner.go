@@ -104,11 +104,10 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.Tick == 0 {
 		cfg.Tick = time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	if cfg.ListenPing == 0 {
 		cfg.ListenPing = 15 * time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
+	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.stales = newBatcher(r.flushStale, batching[int64]{most: flushMost})
 	r.others = newBatcher(r.flushMisfiled, batching[misfiled]{most: flushMost})

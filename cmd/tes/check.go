@@ -53,7 +53,7 @@ func (c *checkCmd) Run(s *shell) error {
 			return err
 		}
 	}
-	pool, err := pgpool.Open(s.ctx, s.cfg.DatabaseURL, pgpool.Config{Name: "tes check", MaxConns: 1})
+	pool, err := pgpool.Open(s.ctx, s.cfg.direct(), pgpool.Config{Name: "tes check", MaxConns: 1, AnyServer: true})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package pgpool
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -55,14 +56,44 @@ type Config struct {
 	// locked row would keep them all waiting. It is as long as deadlock_timeout: a
 	// statement that waits for longer waits for no statement of ours.
 	LockTimeout time.Duration
+	// AnyServer takes a server that takes no writes: a standby, or the login of somebody
+	// who may only read. Default: each connection proves that it may write.
+	AnyServer bool
 }
 
-// Open makes a pool and proves that the database answers.
+// Open makes a pool and proves that the database answers. ErrPooler says that something else
+// did.
 func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
-	conf, err := pgxpool.ParseConfig(url)
+	cfg = cfg.withDefaults()
+	conf, err := cfg.parse(url)
 	if err != nil {
-		return nil, fmt.Errorf("database url: %w", err)
+		return nil, err
 	}
+	params := conf.ConnConfig.RuntimeParams
+	params["application_name"] = cfg.Name
+	params["timezone"] = "UTC"
+	for _, one := range cfg.settings() {
+		params[one.name] = one.value
+	}
+	// A host that vanishes takes its locks with it within a minute, and not within the
+	// two hours of Linux: one of them is the lead of the relay.
+	params["tcp_keepalives_idle"] = "20"
+	params["tcp_keepalives_interval"] = "10"
+	params["tcp_keepalives_count"] = "3"
+	if cfg.Engine {
+		conf.PrepareConn = prepare
+	}
+	pool, err := open(ctx, url, cfg, conf)
+	if unsupported(err) {
+		return nil, fmt.Errorf("%w: %w", ErrPooler, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return pool, nil
+}
+
+func (cfg Config) withDefaults() Config {
 	if cfg.Name == "" {
 		cfg.Name = "tes"
 	}
@@ -78,45 +109,36 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	if cfg.LockTimeout == 0 && cfg.Engine {
 		cfg.LockTimeout = time.Second
 	}
+	return cfg
+}
+
+// parse reads what any pool of ours has in common.
+func (cfg Config) parse(url string) (*pgxpool.Config, error) {
+	conf, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("database url: %w", err)
+	}
 	conf.MaxConns = cfg.MaxConns
 	conf.MaxConnIdleTime = 5 * time.Minute
 	conf.ConnConfig.ConnectTimeout = 5 * time.Second
-	params := conf.ConnConfig.RuntimeParams
-	params["application_name"] = cfg.Name
-	params["timezone"] = "UTC"
-	params["statement_timeout"] = fmt.Sprint(cfg.StatementTimeout.Milliseconds())
-	if cfg.LockTimeout > 0 {
-		params["lock_timeout"] = fmt.Sprint(cfg.LockTimeout.Milliseconds())
-	}
-	params["idle_in_transaction_session_timeout"] = "60000"
-	// A host that vanishes takes its locks with it within a minute, and not within the
-	// two hours of Linux: one of them is the lead of the relay.
-	params["tcp_keepalives_idle"] = "20"
-	params["tcp_keepalives_interval"] = "10"
-	params["tcp_keepalives_count"] = "3"
-	if cfg.Engine {
-		params["tes.actor"] = "engine"
-		params["plan_cache_mode"] = "force_generic_plan"
-		params["enable_hashjoin"] = "off"
-		params["enable_mergejoin"] = "off"
-		params["enable_seqscan"] = "off"
-		params["max_parallel_workers_per_gather"] = "0"
-		params["jit"] = "off"
-	}
-	if cfg.Custom {
-		params["plan_cache_mode"] = "force_custom_plan"
-	}
+	conf.ConnConfig.DialFunc = dialer().DialContext
 	conf.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		registerUUID(conn.TypeMap())
 		return nil
 	}
-	if cfg.Engine {
-		conf.PrepareConn = prepare
+	return conf, nil
+}
+
+func open(ctx context.Context, url string, cfg Config, conf *pgxpool.Config) (*pgxpool.Pool, error) {
+	var made atomic.Pointer[pgxpool.Pool]
+	if !cfg.AnyServer {
+		demandWrites(url, conf, &made)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, conf)
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
+	made.Store(pool)
 	if err := pool.Ping(ctx); err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("reach database: %w", err)

@@ -7,8 +7,12 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
+
+// Beginner is what a transaction is begun with: a *pgxpool.Pool, or a *Pooled.
+type Beginner interface {
+	BeginTx(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error)
+}
 
 // ReadAs reads on behalf of one tenant ("" is that of a caller without one), in one
 // snapshot. The transaction is read only and belongs to the role tes_read, whose
@@ -18,7 +22,7 @@ import (
 // All of it is local to the transaction and begins in one round trip, so that it works
 // through a pooler that hands out sessions by the transaction. What read returns comes
 // back as it is.
-func ReadAs(ctx context.Context, pool *pgxpool.Pool, tenant string, read func(pgx.Tx) error) error {
+func ReadAs(ctx context.Context, pool Beginner, tenant string, read func(pgx.Tx) error) error {
 	if strings.ContainsRune(tenant, 0) {
 		return errors.New("read as a tenant: its name holds a NUL")
 	}
