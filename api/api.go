@@ -15,7 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
@@ -30,7 +30,7 @@ type Config struct {
 	Tasks *jobs.Tasks
 	// Reads is a pool for reading: not the engine's, so that readers cannot keep
 	// the moves waiting. Its login must be able to become tes_read: see pgpool.ReadAs.
-	Reads *pgxpool.Pool
+	Reads Reads
 	// Verifier knows good tokens from bad. It is the caller's to close.
 	Verifier *Verifier
 	// UserTokens knows people's tokens; default believes none.
@@ -70,6 +70,14 @@ type Config struct {
 	Tracer trace.Tracer
 	// Logger takes one line a request; default slog.Default.
 	Logger *slog.Logger
+}
+
+// Reads is a pool for reading: a *pgxpool.Pool, or a *pgpool.Pooled.
+type Reads interface {
+	db.DBTX
+	BeginTx(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error)
+	Ping(ctx context.Context) error
+	Reset()
 }
 
 // Mount puts a handler beside ours, with our log, panics and ids, and refuses it

@@ -3,10 +3,13 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/pgpool"
+	"github.com/seed-3f7a0631/tes/jobs"
 )
 
 // readyTime is how long the answer to "are you ready" may take.
@@ -35,7 +38,7 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 		resting, err = a.across.MaintenanceInForce(ctx)
 	}
 	if err != nil {
-		writeProblem(c, unavailable("the database does not answer").because(err))
+		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
 	answer := readiness{Status: "ok", Database: "ok", Maintenance: make([]restingLane, len(resting))}
@@ -56,6 +59,18 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeText(w, "application/json", append(text, '\n'))
+}
+
+// notReady tells everybody why the database is of no use, in words of ours.
+func notReady(err error) string {
+	var refuses *jobs.NotWritable
+	if errors.As(err, &refuses) {
+		return refuses.Error()
+	}
+	if errors.Is(err, pgpool.ErrReadOnly) {
+		return "the database is a standby"
+	}
+	return "the database does not answer"
 }
 
 // readiness is the answer of a process to which requests should be sent. A bus that

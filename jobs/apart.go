@@ -120,8 +120,12 @@ func stuck(err error) bool {
 	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "57014") // lock_timeout, statement_timeout
 }
 
-// absent reports that the database is away: waiting helps, and halving does not.
-func absent(err error) bool { return away(err) && !stuck(err) }
+// absent reports that the database is away, or that a table of it is locked: waiting helps,
+// and halving does not.
+func absent(err error) bool {
+	var locked *tablesLocked
+	return errors.As(err, &locked) || away(err) && !stuck(err)
+}
 
 // flush writes a batch and answers each of it, here or aside.
 func (g *group[T]) flush(batch []T) {
@@ -233,9 +237,20 @@ func (g *group[T]) try(batch []T, brief bool) (left []T, blame error) {
 	return nil, nil
 }
 
-// once writes a batch in one commit and answers it; brief ones wait for no lock longer
-// than LockBriefly says.
+// once writes a batch in one commit and answers it, and notes whether the database took it.
+// Brief ones wait for no lock longer than LockBriefly says.
 func (g *group[T]) once(batch []T, brief bool) error {
+	err := g.commit(batch, brief)
+	if stuck(err) && g.t.lockedTables(g.t.givenUp) {
+		err = &tablesLocked{err}
+	}
+	if err == nil || absent(err) {
+		g.t.writes.note(err)
+	}
+	return err
+}
+
+func (g *group[T]) commit(batch []T, brief bool) error {
 	if brief {
 		g.t.brief <- struct{}{}
 		defer func() { <-g.t.brief }()

@@ -79,6 +79,9 @@ func (t *Tasks) seen(ctx context.Context, p db.ExecutorSeenParams) error {
 	asked := t.clock.wall()
 	said, err := t.q.ExecutorSeen(ctx, p)
 	if err != nil {
+		if away(err) {
+			t.writes.note(err)
+		}
 		return err
 	}
 	t.clock.measured(asked, said, t.clock.wall())

@@ -332,10 +332,11 @@ func (t *Tasks) newcomers() *group[*creation] {
 		number: t.numberCreates,
 		write:  t.writeCreates,
 		excuse: func(batch []*creation, err error) []*creation {
-			// Unknown: it may have committed. The ids are ours alone.
+			// Unknown: it may have committed. The ids are ours alone. What waited for a
+			// lock did nothing, and a look would wait as well.
 			ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 			defer cancel()
-			if err2 := findCreated(ctx, t.q, batch); err2 == nil {
+			if !stuck(err) && findCreated(ctx, t.q, batch) == nil {
 				t.answerCreates(ctx, batch)
 				return nil
 			}

@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
@@ -67,14 +68,24 @@ type Config struct {
 	// Clock is this process's; default time.Now. It measures how long something took.
 	// What time it is, the database says.
 	Clock func() time.Time
+	// Sessions is the pool whose configuration the listening session is made with. It must
+	// lead to the server itself, past any pooler. Default: the engine's pool, where that is
+	// a *pgxpool.Pool.
+	Sessions *pgxpool.Pool
 	// Logger; default slog.Default.
 	Logger *slog.Logger
+}
+
+// Pool is what moves are made with: a *pgxpool.Pool, or a *pgpool.Pooled.
+type Pool interface {
+	db.DBTX
+	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
 // Tasks makes every move of every task. It is safe for concurrent use.
 type Tasks struct {
 	cfg   Config
-	pool  *pgxpool.Pool // the engine's: see pgpool.Config.Engine
+	pool  Pool // the engine's: see pgpool.Config.Engine
 	q     *db.Queries
 	ids   *ids
 	defs  definitions
@@ -91,6 +102,7 @@ type Tasks struct {
 	resting chan struct{}             // closed by Rest
 	rest    sync.Once
 
+	writes   writable
 	clock    *clock
 	suspects suspects
 	brief    chan struct{} // has room for briefly
@@ -105,7 +117,7 @@ type Tasks struct {
 }
 
 // New makes the engine's hands. pool must have been opened with Engine set.
-func New(pool *pgxpool.Pool, cfg Config) *Tasks {
+func New(pool Pool, cfg Config) *Tasks {
 	if cfg.ProcessID == "" {
 		cfg.ProcessID = NewProcessID()
 	}
@@ -129,6 +141,9 @@ func New(pool *pgxpool.Pool, cfg Config) *Tasks {
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
+	}
+	if cfg.Sessions == nil {
+		cfg.Sessions, _ = pool.(*pgxpool.Pool)
 	}
 	q := db.New(pool)
 	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[dequeueID]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly), clock: &clock{wall: cfg.Clock, log: cfg.Logger}}

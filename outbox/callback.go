@@ -6,8 +6,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
 )
+
+// Pool is what statements are made with: a *pgxpool.Pool, or a *pgpool.Pooled.
+type Pool interface {
+	db.DBTX
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
 
 // Caller posts to callback addresses, as Callbacks needs it.
 type Caller interface {
@@ -53,7 +61,7 @@ type CallbackConfig struct {
 // order for each task, with the same id and the same bytes at every repetition. Run it
 // in every process.
 type Callbacks struct {
-	pool   *pgxpool.Pool
+	pool   Pool
 	caller Caller
 	cfg    CallbackConfig
 
@@ -62,7 +70,7 @@ type Callbacks struct {
 }
 
 // NewCallbacks makes callbacks that are read with pool and made by caller.
-func NewCallbacks(pool *pgxpool.Pool, caller Caller, cfg CallbackConfig) *Callbacks {
+func NewCallbacks(pool Pool, caller Caller, cfg CallbackConfig) *Callbacks {
 	for _, one := range []struct {
 		d   *time.Duration
 		def time.Duration

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/seed-3f7a0631/tes/db"
 )
 
@@ -49,7 +47,7 @@ type note struct {
 }
 
 // NewInbox keeps its memory in the database.
-func NewInbox(pool *pgxpool.Pool) *Inbox {
+func NewInbox(pool db.DBTX) *Inbox {
 	i := &Inbox{q: db.New(pool)}
 	i.looks.flush, i.notes.flush = i.look, i.write
 	return i

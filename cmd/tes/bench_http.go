@@ -131,7 +131,7 @@ func (b *bench) httpOurs(figures benchRound) (err error) {
 	if err := h.caughtUp(b.ctx, warm.n, benchPatience); err != nil {
 		return err
 	}
-	if err := b.server.still(b.ctx, h.engine); err != nil {
+	if err := b.server.still(b.ctx, h.sessions); err != nil {
 		return err
 	}
 	settle()

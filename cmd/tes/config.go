@@ -27,7 +27,9 @@ import (
 // every field has a usable zero value.
 type Config struct {
 	DatabaseURL string `env:"TES_DATABASE_URL" help:"PostgreSQL 15 or newer. Unset, dev and demo run their own."`
-	DataDir     string `env:"TES_DATA_DIR" help:"Where dev keeps its data (default: /var/lib/tes for root, else ~/.local/share/tes) and serve its embedded bus (default: ./tes-data)."`
+	// DatabaseDirectURL is there if DatabaseURL leads through a pooler; see direct.
+	DatabaseDirectURL string `env:"TES_DATABASE_DIRECT_URL" help:"The database itself, where TES_DATABASE_URL leads through a pooler in transaction mode such as PgBouncer: for migrations, LISTEN and the publisher. Default: TES_DATABASE_URL."`
+	DataDir           string `env:"TES_DATA_DIR" help:"Where dev keeps its data (default: /var/lib/tes for root, else ~/.local/share/tes) and serve its embedded bus (default: ./tes-data)."`
 
 	PGBin      string `env:"TES_PG_BIN" help:"Directory with postgres and initdb, for the private PostgreSQL."`
 	PGVersion  string `env:"TES_PG_VERSION" help:"Major version of the private PostgreSQL, 15 to 18."`
@@ -201,10 +203,13 @@ func (c *Config) parse() (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("TES_HTTP: %w", err))
 		}
 	}
-	if c.DatabaseURL != "" {
-		if _, err := pgxpool.ParseConfig(c.DatabaseURL); err != nil { // which quotes it
-			wrong = append(wrong, errors.New("TES_DATABASE_URL: it is no connection string such as postgres://user:password@host:5432/tes"))
+	for _, one := range []struct{ name, url string }{{"TES_DATABASE_URL", c.DatabaseURL}, {"TES_DATABASE_DIRECT_URL", c.DatabaseDirectURL}} {
+		if _, err := pgxpool.ParseConfig(one.url); one.url != "" && err != nil { // which quotes it
+			wrong = append(wrong, fmt.Errorf("%s: it is no connection string such as postgres://user:password@host:5432/tes", one.name))
 		}
+	}
+	if c.DatabaseDirectURL != "" && c.DatabaseURL == "" {
+		wrong = append(wrong, errors.New("TES_DATABASE_DIRECT_URL: it goes with TES_DATABASE_URL, which is not set"))
 	}
 	duration := func(name, text string, def time.Duration) time.Duration {
 		if text == "" {

@@ -73,7 +73,7 @@ func (l *local) start(s *shell, lc localConfig) error {
 		return err
 	}
 	cfg.DatabaseURL = l.databaseAt
-	if err := migrations.Up(s.ctx, cfg.DatabaseURL); err != nil {
+	if err := migrations.Up(s.ctx, cfg.direct()); err != nil {
 		return err
 	}
 	key, err := l.signingKey()
@@ -286,10 +286,11 @@ func logger(s *shell, level slog.Level, format string) *slog.Logger {
 	if s.cfg.LogFormat != "" {
 		format = s.cfg.LogFormat
 	}
+	var lines slog.Handler = slog.NewTextHandler(s.stderr, options)
 	if format == "json" {
-		return slog.New(spans.Log(slog.NewJSONHandler(s.stderr, options)))
+		lines = slog.NewJSONHandler(s.stderr, options)
 	}
-	return slog.New(spans.Log(slog.NewTextHandler(s.stderr, options)))
+	return slog.New(spans.Log(newRepeats(lines, time.Now)))
 }
 
 // terminal says whether a stream is one, and so may have colours and bars.

@@ -22,7 +22,7 @@ func (migrateUpCmd) Run(s *shell) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
-	if err := migrations.Up(s.ctx, s.cfg.DatabaseURL); err != nil {
+	if err := migrations.Up(s.ctx, s.cfg.direct()); err != nil {
 		return err
 	}
 	s.printf("The schema is up to date.\n")
@@ -41,7 +41,7 @@ func (c migrateDownCmd) Run(s *shell) error {
 	if !c.Yes {
 		return &usageError{"taking a step back loses what it holds: say --yes"}
 	}
-	step, err := migrations.Down(s.ctx, s.cfg.DatabaseURL)
+	step, err := migrations.Down(s.ctx, s.cfg.direct())
 	if err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (c migrateStatusCmd) Run(s *shell) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
-	steps, err := migrations.Status(s.ctx, s.cfg.DatabaseURL)
+	steps, err := migrations.Status(s.ctx, s.cfg.direct())
 	if err != nil {
 		return err
 	}

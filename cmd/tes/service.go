@@ -32,18 +32,19 @@ import (
 
 // service is one running tes: what serve, dev and demo have in common.
 type service struct {
-	cfg    Config
-	log    *slog.Logger
-	bus    *natsbus.Bus
-	engine *pgxpool.Pool
-	tasks  *jobs.Tasks
-	runner *jobs.Runner
-	relay  *outbox.Relay
-	spans  *spans.Spans // nil without tracing
-	calls  *outbox.Callbacks
-	http   *http.Server
-	door   atomic.Pointer[http.Handler] // what answers at the moment
-	url    string
+	cfg      Config
+	log      *slog.Logger
+	bus      *natsbus.Bus
+	engine   jobs.Pool     // makes moves, through the pooler where there is one
+	sessions *pgxpool.Pool // to the server itself
+	tasks    *jobs.Tasks
+	runner   *jobs.Runner
+	relay    *outbox.Relay
+	spans    *spans.Spans // nil without tracing
+	calls    *outbox.Callbacks
+	http     *http.Server
+	door     atomic.Pointer[http.Handler] // what answers at the moment
+	url      string
 
 	draining atomic.Bool
 	ordered  chan jobs.ShutdownOrder // holds one: the process was told to stop
@@ -81,18 +82,11 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	s.url = "http://" + listener.Addr().String()
 	s.listen(listener)
 
-	if s.engine, err = s.open(ctx, pgpool.Config{Name: "tes engine", MaxConns: 16, Engine: true}); err != nil {
-		return err
-	}
-	reads, err := s.open(ctx, pgpool.Config{Name: "tes reads", MaxConns: 8, StatementTimeout: 5 * time.Second})
+	reads, own, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
-	own, err := s.open(ctx, pgpool.Config{Name: "tes river", MaxConns: 4, Custom: true})
-	if err != nil {
-		return err
-	}
-	if err := migrated(ctx, cfg.DatabaseURL, own); err != nil {
+	if err := migrated(ctx, cfg.direct(), own); err != nil {
 		return err
 	}
 	if err := pgpool.ReadAs(ctx, reads, "", func(pgx.Tx) error { return nil }); err != nil {
@@ -106,11 +100,11 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		s.onStop(bus.Close)
 	}
 	s.tasks = jobs.New(s.engine, jobs.Config{
-		ProcessID: process, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
+		ProcessID: process, Sessions: s.sessions, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
 		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
 		CalledBack: func() { s.calls.Wake() }, CheckCallback: cfg.checkCallback,
 	})
-	s.relay = outbox.NewRelay(s.engine, bus, outbox.RelayConfig{
+	s.relay = outbox.NewRelay(s.sessions, bus, outbox.RelayConfig{
 		Holder: process, Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed,
 	})
 	s.breakers = append(s.breakers, s.relay.Breaker())
@@ -170,7 +164,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
-		Draining: s.draining.Load, BusConnected: bus.Connected,
+		Ready: s.ready(reads), Draining: s.draining.Load, BusConnected: bus.Connected,
 		Relay:  func() string { return s.relay.Standing().State },
 		Limits: cfg.limits,
 	})
@@ -319,15 +313,6 @@ func (s *service) neighbours(name, url string) (neighbours, error) {
 	}
 	s.onStop(func(context.Context) error { n.Close(); return nil })
 	return neighbours{n}, nil
-}
-
-func (s *service) open(ctx context.Context, cfg pgpool.Config) (*pgxpool.Pool, error) {
-	pool, err := pgpool.Open(ctx, s.cfg.DatabaseURL, cfg)
-	if err != nil {
-		return nil, err
-	}
-	s.onStop(func(context.Context) error { pool.Close(); return nil })
-	return pool, nil
 }
 
 // migrated refuses a database that is not at this program's schema.

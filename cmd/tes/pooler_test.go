@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/db/dbtest"
+)
+
+// ignored are the parameters of our sessions that a configuration of PgBouncer may swallow.
+const ignored = "ignore_startup_parameters = statement_timeout, lock_timeout, idle_in_transaction_session_timeout, tcp_keepalives_idle, " +
+	"tcp_keepalives_interval, tcp_keepalives_count, tes.actor, plan_cache_mode, enable_hashjoin, enable_mergejoin, enable_seqscan, " +
+	"max_parallel_workers_per_gather, jit, extra_float_digits"
+
+// Behind a pooler in transaction mode, with the direct URL beside it: every lane works, what
+// people and remote workers do is done, and a session listens at the server itself.
+func TestServeBehindAPooler(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.URL(dbtest.New(t))
+	b := setupServeOn(t, dsn, true)
+	for name, value := range map[string]string{"TES_DATABASE_URL": pooler(t, dsn, "pool_mode = transaction"), "TES_DATABASE_DIRECT_URL": dsn} {
+		b.env = append(b.env, name+"="+value)
+	}
+	h := listenTo(t, b.bus)
+	p := start(t, b.env, "serve", "--http", "127.0.0.1:0")
+	api := serving(t, p)
+	orchestrator := b.peers.Token("workflow-orchestrator")
+	readyz(t, api, http.StatusOK, `"database":"ok"`)
+
+	must(t, http.StatusCreated, "PUT", api+definitionsPath+"/mail", orchestrator, object{
+		"name": "Mail", "type": "INTEGRATION", "version": "1.0.0",
+		"executionConfig": object{"integration": object{"type": "REST", "method": "send_email", "instance": "mail"}},
+	})
+	var ids []any
+	for i := range 40 {
+		task := noop(fmt.Sprint("w-", i))
+		if i%4 == 0 {
+			task = object{"taskDefinitionId": "mail", "workflowId": "w", "input": object{"to": "a@example.com"}}
+		}
+		ids = append(ids, must(t, http.StatusCreated, "POST", api+tasksPath, orchestrator, task, "Idempotency-Key", fmt.Sprint("k-", i))["taskId"])
+	}
+	for i, id := range ids {
+		reaches(t, api, orchestrator, id, "COMPLETED")
+		again := must(t, http.StatusOK, "GET", api+tasksPath+"/"+fmt.Sprint(id), orchestrator, nil)
+		require.EqualValues(t, 1, again["attempt"], i)
+	}
+	h.waitFor(t, ids[1], "task.created", "task.started", "task.completed")
+
+	// Somebody listens, and it is a session of the server's.
+	eventually(t, patience, func() error {
+		if n := number(t, dsn, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tes sessions' AND datname = current_database()"); n == 0 {
+			return fmt.Errorf("%d sessions", n)
+		}
+		return nil
+	})
+	require.Zero(t, number(t, dsn, `SELECT count(*) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name = 'tes engine' AND query LIKE 'LISTEN%'`))
+	require.Equal(t, exitOK, p.stop(t))
+}
+
+// All that the demo does is done behind a pooler too: every lane, people, retries, dead
+// letters, events.
+func TestDemoBehindAPooler(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.URL(dbtest.New(t))
+	env := environ("TES_DATABASE_URL="+pooler(t, dsn, "pool_mode = transaction"), "TES_DATABASE_DIRECT_URL="+dsn)
+	code, stdout, stderr := tes(t, env, "demo")
+	require.Equal(t, exitOK, code, "%s\n%s", stdout, stderr)
+}
+
+// Without the direct URL, serve refuses and says what to set: whether the pooler refuses our
+// settings or swallows them, and even where the role has them and only the sessions are not
+// ours.
+func TestServeRefusesAPoolerWithoutTheDirectURL(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.URL(dbtest.New(t))
+	b := setupServeOn(t, dsn, false)
+	for name, lines := range map[string][]string{
+		"as installed":            {"pool_mode = session"},
+		"session, swallowing":     {"pool_mode = session", ignored},
+		"transaction":             {"pool_mode = transaction"},
+		"transaction, swallowing": {"pool_mode = transaction", ignored},
+	} {
+		env := append(b.env[:len(b.env):len(b.env)], "TES_DATABASE_URL="+pooler(t, dsn, lines...))
+		code, _, stderr := tes(t, env, "serve", "--http", "127.0.0.1:0")
+		require.Equal(t, exitError, code, name)
+		require.Contains(t, stderr, "there is a pooler between us and the database", name)
+		require.Contains(t, stderr, "Set TES_DATABASE_DIRECT_URL to the address of the PostgreSQL server itself", name)
+	}
+
+	conn, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	for name, value := range map[string]string{"statement_timeout": "15000", "lock_timeout": "1000", "tes.actor": "engine"} {
+		_, err := conn.Exec(t.Context(), "ALTER DATABASE "+pgx.Identifier{conn.Config().Database}.Sanitize()+" SET "+name+" = '"+value+"'")
+		require.NoError(t, err)
+	}
+	env := append(b.env[:len(b.env):len(b.env)], "TES_DATABASE_URL="+pooler(t, dsn, "pool_mode = transaction", ignored))
+	says(t, exitError, env, []string{"serve", "--http", "127.0.0.1:0"}, "it hands out sessions by the transaction", "Set TES_DATABASE_DIRECT_URL")
+
+	env = append(env, "TES_DATABASE_DIRECT_URL="+dbtest.URL(dbtest.New(t)))
+	says(t, exitError, env, []string{"serve", "--http", "127.0.0.1:0"}, "lead to two databases")
+}
+
+func pooler(t *testing.T, dsn string, lines ...string) string {
+	t.Helper()
+	return dbtest.NewBouncer(t, dsn, lines...)
+}

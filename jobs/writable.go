@@ -1,0 +1,206 @@
+package jobs
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/pgpool"
+)
+
+// Whether the database takes writes is known from the last write of the engine: every flush
+// notes its fate, and so does the process's sign of life, once a second. Only who asks when
+// nothing was written lately, or when the last write failed, costs a statement:
+//
+//	lately written      nothing is asked
+//	idle                the statement that makes tasks, with none to make: it takes the same
+//	                    locks, and is refused where nothing may be written
+//	the last one failed it makes a task, takes it back, and commits a sign of life
+
+const (
+	// writtenLately is how long a write that committed answers for the next moments.
+	writtenLately = 2 * time.Second
+	// lookedLately is how long the answer of a probe stands, whoever asks.
+	lookedLately = 500 * time.Millisecond
+	// probeBytes is the input of the task that is made and taken back: more than a table
+	// has room for without growing, so that a full disk is met.
+	probeBytes = 64 << 10
+)
+
+// NotWritable says why the database takes no moves.
+type NotWritable struct {
+	// Why is a few words for whoever asks: no address, no name and no text of the server's.
+	Why string
+	err error
+}
+
+func (e *NotWritable) Error() string { return "the database takes no writes: " + e.Why }
+
+// Unwrap is what the server or the network said.
+func (e *NotWritable) Unwrap() error { return e.err }
+
+// writable is what is known of the database's taking writes.
+type writable struct {
+	mu     sync.Mutex
+	wrote  time.Time // when the last write committed; guarded by mu
+	failed error     // of a write after that; nil for none; guarded by mu
+
+	probing sync.Mutex // one at a time asks the database
+	looked  time.Time  // when it was asked; guarded by probing
+	found   error      // what it answered; guarded by probing
+}
+
+// note is told the fate of every write. err is nil, or that of a database that is away.
+func (w *writable) note(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed = err; err == nil {
+		w.wrote = time.Now()
+	}
+}
+
+func (w *writable) known() (lately bool, failed error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failed == nil && time.Since(w.wrote) < writtenLately, w.failed
+}
+
+// Writable says whether the database takes moves: nil, or a *NotWritable. It asks the
+// database only if the engine does not know; several who ask at once share one answer.
+func (t *Tasks) Writable(ctx context.Context) error {
+	if lately, _ := t.writes.known(); lately {
+		return nil
+	}
+	w := &t.writes
+	w.probing.Lock()
+	defer w.probing.Unlock()
+	lately, failed := w.known()
+	if lately {
+		return nil
+	}
+	if time.Since(w.looked) < lookedLately {
+		return w.found
+	}
+	var err error
+	if failed == nil {
+		err = t.probeLocks(ctx)
+	} else {
+		err = t.probeWrite(ctx)
+	}
+	if err != nil {
+		err = &NotWritable{Why: whyNotWritable(err), err: err}
+	} else if failed != nil {
+		w.note(nil)
+	}
+	w.looked, w.found = time.Now(), err
+	return err
+}
+
+// probeLocks makes no tasks, by the statement that makes tasks.
+func (t *Tasks) probeLocks(ctx context.Context) error {
+	if _, err := t.q.TaskCreate(ctx, createParams(nil)); err != nil {
+		return fmt.Errorf("make no task: %w", err)
+	}
+	return nil
+}
+
+// errTakenBack ends the transaction of a probe.
+var errTakenBack = errors.New("taken back")
+
+// probeWrite makes a task and takes it back, then commits that this process lives.
+func (t *Tasks) probeWrite(ctx context.Context) error {
+	noise := make([]byte, probeBytes/2) // it must not shrink
+	for i := range noise {
+		noise[i] = byte(rand.Uint32())
+	}
+	one := &creation{
+		id: uuid.New(), executor: "noop", settings: &settings{timeout: time.Minute},
+		req: Request{
+			TaskDefinitionID: "probe", WorkflowID: "probe", TaskType: Automated, By: t.cfg.ProcessID,
+			Input: fmt.Appendf(nil, `{"noise": "%s"}`, hex.EncodeToString(noise)),
+		},
+	}
+	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		batch := []*creation{one}
+		if err := t.numberCreates(ctx, batch); err != nil {
+			return err
+		}
+		if _, err := db.New(tx).TaskCreate(ctx, createParams(batch)); err != nil {
+			return fmt.Errorf("make a task: %w", err)
+		}
+		return errTakenBack
+	})
+	if err != nil && !errors.Is(err, errTakenBack) {
+		return err
+	}
+	if err := t.seen(ctx, db.ExecutorSeenParams{ExecutorID: t.cfg.ProcessID, WorkerSeconds: -1}); err != nil {
+		return fmt.Errorf("say that the process lives: %w", err)
+	}
+	return nil
+}
+
+// lockedTables says whether a statement that waited too long for a lock waits for a whole
+// table, and not for a row: then what writes to no row waits as well.
+func (t *Tasks) lockedTables(ctx context.Context) bool {
+	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		q := db.New(tx)
+		if err := q.LockBriefly(ctx); err != nil {
+			return err
+		}
+		_, err := q.TaskCreate(ctx, createParams(nil))
+		return err
+	})
+	return stuck(err)
+}
+
+// tablesLocked is the error of a statement that waited for a lock on a table. To everybody
+// who writes it is as if the database were away.
+type tablesLocked struct{ err error }
+
+func (e *tablesLocked) Error() string {
+	return "a table is locked by another session (pg_locks shows whose): " + e.err.Error()
+}
+
+func (e *tablesLocked) Unwrap() error { return e.err }
+
+// whyNotWritable is the reason that is told to everybody.
+func whyNotWritable(err error) string {
+	var refused *pgconn.PgError
+	var locked *tablesLocked
+	switch {
+	case errors.Is(err, pgpool.ErrReadOnly):
+		return "it is read-only, or a standby"
+	case errors.As(err, &locked):
+		return "a lock on its tables is held by another session"
+	case !errors.As(err, &refused):
+		return "it does not answer"
+	}
+	switch refused.Code {
+	case "25006":
+		return "it is read-only, or a standby"
+	case "53100":
+		return "its disk is full"
+	case "53200":
+		return "it is out of memory"
+	case "53300":
+		return "it has no connection left"
+	case "55P03":
+		return "a lock on its tables is held by another session"
+	case "57014":
+		return "a statement took too long"
+	case "57P01", "57P02", "57P03":
+		return "it stops or starts"
+	case "28000", "28P01":
+		return "it refuses our login"
+	}
+	return "SQLSTATE " + refused.Code
+}
