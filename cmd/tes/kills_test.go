@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	kills    = flag.Int("kills", 20, "how many processes TestKills kills")
+	kills    = flag.Int("kills", 10, "how many processes TestKills kills")
 	stops    = flag.Int("stops", 8, "how many processes TestStops stops")
 	restarts = flag.Int("restarts", 5, "how often TestPostgresRestarts restarts PostgreSQL")
 	seed     = flag.Uint64("seed", 1, "what chance decides in the tests of this kind")
