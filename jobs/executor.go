@@ -111,6 +111,10 @@ type Failure struct {
 	Details    json.RawMessage `json:"details,omitempty"`
 	StackTrace string          `json:"stackTrace,omitempty"`
 	Retryable  *bool           `json:"retryable,omitempty"` // nil leaves it to the policy
+
+	// After is how long who failed asked to be left alone, as by Retry-After; 0 for nothing.
+	// The wait before a retry is at least as long, up to the policy's maxRetryInterval.
+	After time.Duration `json:"-"`
 }
 
 func (f *Failure) Error() string { return f.Code + ": " + f.Message }
@@ -121,7 +125,7 @@ func (f *Failure) Error() string { return f.Code + ": " + f.Message }
 func (f *Failure) Redacted() *Failure {
 	return &Failure{
 		Code: discreet(f.Code, longestCode), Message: discreet(f.Message, longestMessage), StackTrace: discreet(f.StackTrace, longestStack),
-		Details: redact.JSON(f.Details), Retryable: f.Retryable,
+		Details: redact.JSON(f.Details), Retryable: f.Retryable, After: f.After,
 	}
 }
 

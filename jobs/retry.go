@@ -80,6 +80,7 @@ func failed(h held, f *Failure, at time.Time) *move {
 		if m.crashes > 0 {
 			delay = 0 // it was nobody's fault but the worker's
 		}
+		delay = max(delay, min(f.After, time.Duration(policy.longest())))
 		delay = delay.Truncate(time.Millisecond) // as it is told
 		m.to, m.event = Pending, db.TaskEventTypeRetry
 		m.next = &nextJob{lane: LaneRetry, kind: h.waitingKind(), delay: delay}

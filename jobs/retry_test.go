@@ -63,6 +63,19 @@ func TestFailureWaitsInTheRetryLane(t *testing.T) {
 	}
 }
 
+// Who failed may ask to be left alone for a while. The policy's longest wait bounds it.
+func TestRetryWaitsAsLongAsItWasAsked(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.work(noop(does("", &Failure{Code: "HTTP_429", After: 20 * time.Second})))
+	for longest, want := range map[int64]time.Duration{0: 20 * time.Second, 15_000: 15 * time.Second, 3_600_000: 20 * time.Second} {
+		task := b.create(policy(RetryPolicy{MaxRetries: 1, RetryInterval: 1, MaxRetryInterval: longest}))
+		task = b.until(task.TaskID, "waiting for its retry", func(task db.Task) bool { return task.NextRetryAt != nil })
+		ended := ask[time.Time](b, "SELECT ended_at FROM task_attempt WHERE task_id = $1", task.TaskID)
+		require.Equal(t, want, task.NextRetryAt.Sub(ended).Round(time.Millisecond))
+	}
+}
+
 // No River client runs in these tests, so nobody leads: a short retry must not need
 // anybody to.
 func TestShortRetryRunsInTimeWithoutALeader(t *testing.T) {

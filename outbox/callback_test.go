@@ -25,6 +25,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
@@ -454,6 +455,31 @@ func TestRefusedIsTriedAgain(t *testing.T) {
 	b.allTold()
 	require.Equal(t, 31, tries)
 	require.NotContains(t, b.log.String(), "breaker")
+}
+
+// A host that asks to be left alone for a while is, for no longer than the policy's longest
+// pause.
+func TestRetryAfterIsKept(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for address, asked := range map[string]time.Duration{
+		"https://a.example.org/": 30 * time.Second, "https://b.example.org/": time.Hour,
+	} {
+		task := b.called(address)
+		b.moves(task, 0, "started")
+		_, stop := b.courier(scripted(func(_ context.Context, to, _ string) error {
+			require.Equal(t, address, to)
+			return retry.Postpone(errors.New("the answer is 429 Too Many Requests"), asked)
+		}), func(cfg *outbox.CallbackConfig) { cfg.BackoffMax = time.Minute })
+		var wait float64
+		require.Eventually(t, func() bool {
+			err := b.pool.QueryRow(t.Context(), "SELECT extract(epoch FROM due_at - now()) FROM callback WHERE task_id = $1 AND tries = 1", task).Scan(&wait)
+			return err == nil
+		}, patience, 10*time.Millisecond)
+		stop()
+		require.InDelta(t, min(asked, time.Minute).Seconds(), wait, 20)
+		b.force("DELETE FROM callback")
+	}
 }
 
 // What nobody takes for days is given up when a call was in vain once more: that

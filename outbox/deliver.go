@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/outbox/redact"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // StatusUpdate is the body of a callback.
@@ -81,9 +82,9 @@ func (c *Callbacks) failed(t trip, u update, err error) trip {
 	} else {
 		t.host.breaker.Done(err)
 		t.away = true
-		if cause := errors.Unwrap(err); cause != nil {
+		if cause := (*retry.Postponed)(nil); !errors.As(err, &cause) && errors.Unwrap(err) != nil {
 			// The row says it without addresses.
-			c.cfg.Logger.Info("a callback got no answer", "task", t.task, "host", t.host.name, "error", cause)
+			c.cfg.Logger.Info("a callback got no answer", "task", t.task, "host", t.host.name, "error", errors.Unwrap(err))
 		}
 	}
 	t.tries++
@@ -93,6 +94,9 @@ func (c *Callbacks) failed(t trip, u update, err error) trip {
 		return t
 	}
 	t.wait = backoff(c.cfg.Backoff, longest, t.tries)
+	if asked := (*retry.Postponed)(nil); errors.As(err, &asked) {
+		t.wait = max(t.wait, min(asked.After, longest))
+	}
 	return t
 }
 

@@ -1,9 +1,12 @@
 package peer
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -20,6 +23,7 @@ type answer struct {
 	body     []byte
 	broken   error          // why the body cannot be used; nil if it can
 	document *errorDocument // nil if the answer is no error document
+	after    time.Duration  // how long it asks to be left alone; 0 for nothing
 }
 
 // errorDocument is how a neighbour says no: {error:{code,message,details},
@@ -27,11 +31,86 @@ type answer struct {
 type errorDocument struct {
 	Error struct {
 		Code      string          `json:"code"`
-		Message   string          `json:"message"`
+		Message   json.RawMessage `json:"message"`
 		Details   json.RawMessage `json:"details"`
-		Retryable *bool           `json:"retryable"`
+		Retryable json.RawMessage `json:"retryable"`
 	} `json:"error"`
-	Retryable *bool `json:"retryable"`
+	Retryable json.RawMessage `json:"retryable"`
+}
+
+// readError reads an error document; nil if there is none. It is read with patience: who
+// is in trouble writes carelessly, and a character that our tables cannot hold makes an
+// integration's error no outage of all integrations. What is not as agreed is mended, or
+// left out; a code there must be.
+func readError(body []byte) *errorDocument {
+	var d errorDocument
+	if json.Unmarshal(body, &d) != nil || d.Error.Code == "" {
+		return nil
+	}
+	d.Error.Code = clip(fit(d.Error.Code), longestCode)
+	return &d
+}
+
+// longestCode bounds a code, in bytes.
+const longestCode = 128
+
+// fit is a text that our tables can hold. What is no UTF-8, json has replaced already.
+func fit(text string) string { return strings.ReplaceAll(text, "\x00", "\uFFFD") }
+
+// message is the document's, or what stands in its place.
+func (d *errorDocument) message() string {
+	var text string
+	if json.Unmarshal(d.Error.Message, &text) != nil {
+		text = string(d.Error.Message)
+	}
+	return fit(text)
+}
+
+// details are the document's, mended where our tables could not hold them; nil if there are
+// none, or they cannot be mended.
+func (d *errorDocument) details() json.RawMessage {
+	raw := d.Error.Details
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil
+	}
+	if jobs.GuardJSON(raw) == nil {
+		return raw
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.UseNumber()
+	var value any
+	if decoder.Decode(&value) != nil {
+		return nil
+	}
+	mended, err := json.Marshal(mend(value))
+	if err != nil || jobs.GuardJSON(mended) != nil {
+		return nil
+	}
+	return mended
+}
+
+// mend makes every part of a document one that our tables can hold: a number that they
+// cannot becomes its text.
+func mend(value any) any {
+	switch v := value.(type) {
+	case string:
+		return fit(v)
+	case json.Number:
+		if jobs.GuardJSON([]byte(v)) != nil {
+			return clip(string(v), longestCode)
+		}
+	case []any:
+		for i := range v {
+			v[i] = mend(v[i])
+		}
+	case map[string]any:
+		mended := make(map[string]any, len(v))
+		for name, one := range v {
+			mended[fit(name)] = mend(one)
+		}
+		return mended
+	}
+	return value
 }
 
 // newAnswer reads an answer; body may be one byte over maxAnswer, and is then
@@ -46,13 +125,9 @@ func newAnswer(name string, status int, body []byte) *answer {
 		a.broken = fmt.Errorf("it is empty")
 		return a
 	}
-	if a.broken = jobs.GuardJSON(body); a.broken != nil {
-		return a
-	}
-	a.body = body
-	var document errorDocument
-	if json.Unmarshal(body, &document) == nil && document.Error.Code != "" && len(document.Error.Code) <= 128 {
-		a.document = &document
+	a.document = readError(body)
+	if a.broken = jobs.GuardJSON(body); a.broken == nil {
+		a.body = body
 	}
 	return a
 }
@@ -62,7 +137,9 @@ func newAnswer(name string, status int, body []byte) *answer {
 func (a *answer) refused() error {
 	switch {
 	case a.document != nil:
-		return a.document.failure()
+		f := a.document.failure()
+		f.After = a.after
+		return f
 	case a.status >= 200 && a.status < 300:
 		return nil
 	case a.status == http.StatusNotFound && a.name != nameIntegration:
@@ -74,21 +151,19 @@ func (a *answer) refused() error {
 
 func (d *errorDocument) failure() *jobs.Failure {
 	retryable := jobs.RetryableCode(d.Error.Code)
-	if d.Error.Retryable != nil {
-		retryable = *d.Error.Retryable
-	}
-	if d.Retryable != nil {
-		retryable = *d.Retryable
-	}
-	details := d.Error.Details
-	if string(details) == "null" {
-		details = nil
+	for _, said := range []json.RawMessage{d.Error.Retryable, d.Retryable} {
+		switch string(said) {
+		case "true":
+			retryable = true
+		case "false":
+			retryable = false
+		}
 	}
 	// It is quoted in failures, in notices and in the log: none of them has a credential.
 	return &jobs.Failure{
 		Code:      redact.Text(d.Error.Code),
-		Message:   clip(redact.Text(clip(d.Error.Message, 8*maxMessage)), maxMessage),
-		Details:   redact.JSON(details),
+		Message:   clip(redact.Text(clip(d.message(), 8*maxMessage)), maxMessage),
+		Details:   redact.JSON(d.details()),
 		Retryable: &retryable,
 	}
 }

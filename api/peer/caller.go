@@ -9,8 +9,10 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // maxAnswer is the most that is read of an answer.
@@ -23,6 +25,7 @@ type caller struct {
 	client *http.Client
 	token  func(ctx context.Context) (string, error)
 	line   *line
+	each   *each // for whom the neighbour works; nil for those who do their own work
 }
 
 // question is one request, the same for every time that it is asked.
@@ -33,7 +36,8 @@ type question struct {
 	body           any // marshalled to JSON; nil for none
 	idempotencyKey string
 	correlationID  string
-	async          bool // prefer an acceptance to an answer
+	async          bool   // prefer an acceptance to an answer
+	of             string // whom the neighbour is to ask; only where there is each
 }
 
 // ask answers what the neighbour answered, refusals included: see answer. The
@@ -51,7 +55,11 @@ func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
 	if !headerSafe(q.idempotencyKey) || !headerSafe(q.correlationID) {
 		return nil, refusal("VALIDATION_ERROR", "a control character in the idempotency key or the correlation id")
 	}
-	return c.line.ask(ctx, func(ctx context.Context) (*answer, error) { return c.exchange(ctx, q, body) })
+	request := func(ctx context.Context) (*answer, error) { return c.exchange(ctx, q, body) }
+	if c.each == nil || q.of == "" {
+		return c.line.ask(ctx, request)
+	}
+	return c.line.ask(ctx, func(ctx context.Context) (*answer, error) { return c.each.call(ctx, q.of, request) })
 }
 
 // exchange is one request and its answer. An error means that there was no
@@ -71,10 +79,21 @@ func (c *caller) exchange(ctx context.Context, q question, body []byte) (*answer
 		return nil, fmt.Errorf("read the answer of %s: %w", c.name, err)
 	}
 	got := newAnswer(c.name, response.StatusCode, read)
+	got.after = retry.After(response.Header, time.Now())
 	if got.status >= 500 && got.document == nil {
-		return nil, fmt.Errorf("%s answered %d without an error document", c.name, got.status)
+		return nil, retry.Postpone(&speechless{c.name, got.status}, got.after)
 	}
 	return got, nil
+}
+
+// speechless is an answer that says nothing but that something is wrong.
+type speechless struct {
+	name   string
+	status int
+}
+
+func (s *speechless) Error() string {
+	return fmt.Sprintf("%s answered %d without an error document", s.name, s.status)
 }
 
 func (c *caller) request(ctx context.Context, q question, body []byte) (*http.Request, error) {

@@ -55,6 +55,7 @@ func (c *Integrations) Invoke(ctx context.Context, id string, req InvokeRequest)
 		idempotencyKey: req.IdempotencyKey,
 		correlationID:  req.CorrelationID,
 		async:          req.Async,
+		of:             id,
 	})
 	if err != nil {
 		return InvokeAnswer{}, err

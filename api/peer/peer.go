@@ -113,6 +113,7 @@ func New(cfg Config) (*Neighbours, error) {
 	once := cfg.Policy
 	once.Retries = -1
 	integration := to(nameIntegration, cfg.Policy, !brisk)
+	integration.each = &each{policy: cfg.Policy.Or(retry.ServiceCalls), changed: cfg.OnBreaker}
 	asking := *integration
 	asking.line = integration.line.once()
 	return &Neighbours{
@@ -128,6 +129,10 @@ func New(cfg Config) (*Neighbours, error) {
 
 // Breaker of the Integration Service.
 func (c *Integrations) Breaker() *retry.Breaker { return c.caller.line.breaker }
+
+// Resting are the breakers of single integrations that are not closed, by name:
+// integration/<id>.
+func (c *Integrations) Resting() []retry.Status { return c.caller.each.states() }
 
 // Breaker of the User Service.
 func (c *Users) Breaker() *retry.Breaker { return c.caller.line.breaker }

@@ -28,7 +28,7 @@ func newLine(name string, p retry.Policy, failFast bool, changed func(retry.Stat
 	p = p.Or(retry.ServiceCalls)
 	breaker := retry.NewBreaker(name, p, changed)
 	calls := retry.New[*answer](p, retry.Options{
-		Breaker: breaker, FailFast: failFast,
+		Breaker: breaker, FailFast: failFast, Worth: func(err error) bool { return !errors.Is(err, errRests) },
 		Paused: func(ctx context.Context, err error, _ time.Duration) {
 			jobs.Unanswered(ctx, &jobs.Outage{Neighbour: name, Err: err})
 		},

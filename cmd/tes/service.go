@@ -49,8 +49,9 @@ type service struct {
 	draining atomic.Bool
 	ordered  chan jobs.ShutdownOrder // holds one: the process was told to stop
 
-	breakers []*retry.Breaker
-	closers  []func(context.Context) error // in the order of starting
+	breakers     []*retry.Breaker
+	integrations *peer.Integrations            // nil before executors are made
+	closers      []func(context.Context) error // in the order of starting
 }
 
 // surroundings are what a service runs in.
@@ -241,6 +242,7 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		return nil, err
 	}
 	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
+	s.integrations = integrations.Integrations
 	web := automated.NewHTTP(automated.HTTPConfig{
 		Allow: s.cfg.allow, Wrap: s.spans.Transport("task"), Logger: s.log,
 		Secrets: automated.Secrets{Dir: s.cfg.SecretsDir, Env: s.cfg.headerSecrets},
@@ -288,6 +290,9 @@ func (s *service) states() []retry.Status {
 	all := make([]retry.Status, len(s.breakers))
 	for i, b := range s.breakers {
 		all[i] = b.Status()
+	}
+	if s.integrations != nil {
+		all = append(all, s.integrations.Resting()...)
 	}
 	slices.SortFunc(all, func(a, b retry.Status) int { return strings.Compare(a.Name, b.Name) })
 	return all

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox/outside"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // HTTPConfig is where HTTP tasks may go and how long they may take. The zero
@@ -264,6 +265,7 @@ func refusal(response *http.Response) error {
 		f = final(code, message)
 	}
 	f.Details = json.RawMessage(fmt.Sprintf(`{"status":%d}`, status))
+	f.After = retry.After(response.Header, time.Now())
 	return f
 }
 

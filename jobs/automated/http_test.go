@@ -159,6 +159,7 @@ func TestHTTPResponse(t *testing.T) {
 			t.Parallel()
 			b := setupHTTP(t, HTTPConfig{MaxBody: 1000}, func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Location", "/elsewhere")
+				w.Header().Set("Retry-After", "6")
 				w.WriteHeader(tt.status)
 				_, _ = io.WriteString(w, tt.body)
 			})
@@ -166,6 +167,9 @@ func TestHTTPResponse(t *testing.T) {
 			require.Equal(t, int64(1), b.visits.Load(), "a redirect is not followed")
 			if tt.code != "" {
 				requireFailure(t, err, tt.code, tt.retryable)
+				if f := (*jobs.Failure)(nil); errors.As(err, &f) && tt.retryable {
+					require.Equal(t, 6*time.Second, f.After)
+				}
 				return
 			}
 			require.NoError(t, err)

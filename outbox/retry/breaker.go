@@ -31,6 +31,15 @@ var ErrOpen = circuitbreaker.ErrOpen
 // errAbandoned marks a try that ended because its caller did not want it any more.
 var errAbandoned = errors.New("the caller gave up")
 
+// excused is a failure that is not the partner's.
+type excused struct{ error }
+
+func (e excused) Unwrap() error { return e.error }
+
+// Excuse marks a failure that is not held against the partner, who was there: it is that of
+// somebody behind it.
+func Excuse(err error) error { return excused{err} }
+
 // Breaker keeps us from a partner that fails too often.
 type Breaker struct {
 	name    string
@@ -70,7 +79,8 @@ func (b *Breaker) counts(_ any, err error) bool {
 	if errors.Is(err, errAbandoned) {
 		return b.breaker.IsHalfOpen()
 	}
-	return err != nil
+	var other excused
+	return err != nil && !errors.As(err, &other)
 }
 
 // Status is what the breaker would let through now.

@@ -35,7 +35,9 @@ type Options struct {
 func New[R any](p Policy, o Options) *Line[R] {
 	// Not failsafe's own backoff: its jitter goes to either side of a figure.
 	retries := retrypolicy.NewBuilder[R]().WithMaxRetries(max(p.Retries, 0)).ReturnLastFailure().
-		WithDelayFunc(func(e failsafe.ExecutionAttempt[R]) time.Duration { return p.spread(p.Pause(e.Attempts())) })
+		WithDelayFunc(func(e failsafe.ExecutionAttempt[R]) time.Duration {
+			return p.after(p.spread(p.Pause(e.Attempts())), e.LastError())
+		})
 	retries = retries.AbortIf(func(_ R, err error) bool {
 		return o.FailFast && errors.Is(err, circuitbreaker.ErrOpen) || o.Worth != nil && err != nil && !o.Worth(err)
 	})

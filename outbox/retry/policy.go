@@ -6,6 +6,7 @@ package retry
 
 import (
 	"cmp"
+	"errors"
 	"math/rand/v2"
 	"time"
 )
@@ -70,4 +71,14 @@ func (p Policy) Pause(n int) time.Duration {
 func (p Policy) spread(pause time.Duration) time.Duration {
 	longest := min(pause+time.Duration(float64(pause)*p.Jitter), max(p.MaxBackoff, pause))
 	return pause + rand.N(longest-pause+1)
+}
+
+// after makes a pause as long as the partner asked for, and no longer than the policy's
+// longest.
+func (p Policy) after(pause time.Duration, err error) time.Duration {
+	var asked *Postponed
+	if errors.As(err, &asked) {
+		pause = max(pause, min(asked.After, p.MaxBackoff))
+	}
+	return pause
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/outside"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // Config says how callbacks are signed and where they may go.
@@ -62,7 +63,7 @@ func (c *Caller) Call(ctx context.Context, address, id string, body []byte) erro
 	}
 	defer response.Body.Close()
 	_, _ = io.CopyN(io.Discard, response.Body, 4<<10) // or the connection could not be used again
-	return verdict(response.StatusCode)
+	return verdict(response.StatusCode, retry.After(response.Header, time.Now()))
 }
 
 func newRequest(ctx context.Context, address string, body []byte) (*http.Request, error) {
@@ -105,18 +106,18 @@ func (u *unanswered) Error() string { return "no answer: " + outside.Reason(u.ca
 // Unwrap is the cause, for whoever decides by it.
 func (u *unanswered) Unwrap() error { return u.cause }
 
-// verdict is what a status says of a callback.
-func verdict(status int) error {
+// verdict is what a status says of a callback, and with it after how long to call again.
+func verdict(status int, after time.Duration) error {
 	said := fmt.Sprintf("the answer is %d %s", status, http.StatusText(status))
 	switch {
 	case status >= 200 && status < 300:
 		return nil
 	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
-		return errors.New(said)
+		return retry.Postpone(errors.New(said), after)
 	case status >= 300 && status < 400:
 		said += "; redirects are not followed"
 	}
-	return &outbox.Refused{Reason: said, Final: status == http.StatusGone}
+	return retry.Postpone(&outbox.Refused{Reason: said, Final: status == http.StatusGone}, after)
 }
 
 // sign adds the three headers of Standard Webhooks. The time is that of this call:

@@ -19,6 +19,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/outside/outsidetest"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
@@ -99,6 +100,7 @@ func TestVerdict(t *testing.T) {
 	} {
 		b := setup(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Location", "/elsewhere")
+			w.Header().Set("Retry-After", "6")
 			w.WriteHeader(status)
 		})
 		err := b.open.Call(t.Context(), b.URL+"/?key=s3cret", "id", []byte("{}"))
@@ -115,6 +117,9 @@ func TestVerdict(t *testing.T) {
 			require.Equal(t, "refused", want, status)
 		}
 		if err != nil {
+			var asked *retry.Postponed
+			require.ErrorAs(t, err, &asked)
+			require.Equal(t, 6*time.Second, asked.After)
 			require.NotContains(t, err.Error(), "s3cret")
 		}
 	}

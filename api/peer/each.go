@@ -1,0 +1,125 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/outbox/retry"
+)
+
+// each tells one integration that fails from an Integration Service that does. The service's
+// breaker is for all integrations: one that hangs, or whose answers say nothing, would keep
+// the others waiting. So what fails for a few only is held against their own breakers.
+type each struct {
+	policy  retry.Policy
+	changed func(retry.Status)
+
+	mu  sync.Mutex
+	all map[string]*one // by the integration's id; guarded by mu
+}
+
+// one is an integration that was called lately.
+type one struct {
+	breaker *retry.Breaker
+	failed  bool // its last request had no usable answer
+	at      time.Time
+}
+
+// mostEach bounds how many integrations are remembered: their ids are the word of whoever
+// writes definitions.
+const mostEach = 1000
+
+// errRests ends a call at once: the integration's own breaker is open. The task is given back
+// to its lane, and its place is another's.
+var errRests = errors.New("the integration fails too often and is left alone for a while")
+
+// call makes one request of an integration, and says against whom a failure is held.
+func (e *each) call(ctx context.Context, id string, request func(context.Context) (*answer, error)) (*answer, error) {
+	breaker := e.of(id).breaker
+	if !breaker.Allow() {
+		return nil, retry.Excuse(fmt.Errorf("%s: %w", id, errRests))
+	}
+	got, err := request(ctx)
+	if err == nil {
+		e.told(id, false)
+		breaker.Done(nil)
+		return got, nil
+	}
+	if ctx.Err() == nil && e.alone(id, err) {
+		breaker.Done(err)
+		return nil, retry.Excuse(err)
+	}
+	breaker.Done(nil) // nothing is known of the integration itself
+	return nil, err
+}
+
+// alone notes that a request failed, and says whether that is the integration's doing alone:
+// the service was reached, and at least half of the integrations that were called lately do
+// well.
+func (e *each) alone(id string, err error) bool {
+	e.told(id, true)
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	bad, all := 0, 0
+	for _, o := range e.all {
+		if time.Since(o.at) > e.policy.Window {
+			continue
+		}
+		all++
+		if o.failed {
+			bad++
+		}
+	}
+	return 2*bad <= all
+}
+
+func (e *each) told(id string, failed bool) {
+	o := e.of(id)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	o.failed, o.at = failed, time.Now()
+}
+
+// of finds an integration, and makes room for it.
+func (e *each) of(id string) *one {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if o := e.all[id]; o != nil {
+		return o
+	}
+	if e.all == nil || len(e.all) >= mostEach {
+		e.all = map[string]*one{}
+	}
+	o := &one{breaker: retry.NewBreaker(nameIntegration+"/"+id, e.policy, e.changed)}
+	e.all[id] = o
+	return o
+}
+
+// states are the breakers that are not closed, by name.
+func (e *each) states() []retry.Status {
+	e.mu.Lock()
+	breakers := make([]*retry.Breaker, 0, len(e.all))
+	for o := range maps.Values(e.all) {
+		breakers = append(breakers, o.breaker)
+	}
+	e.mu.Unlock()
+	var states []retry.Status
+	for _, b := range breakers {
+		if s := b.Status(); s.State != retry.Closed {
+			states = append(states, s)
+		}
+	}
+	slices.SortFunc(states, func(a, b retry.Status) int { return strings.Compare(a.Name, b.Name) })
+	return states
+}
