@@ -136,7 +136,7 @@ func TestOutageIsNoTimeout(t *testing.T) {
 		"bill":  {"type": "INTEGRATION", "executionConfig": object{"integration": object{"method": "bill", "instance": "books"}}},
 		"heavy": {"type": "AUTOMATED", "executionConfig": object{"executor": "noop", "resourceRequirements": object{"cpu": "2"}}},
 	} {
-		definition["version"], definition["timeout"], definition["retryPolicy"] = "1.0.0", 1000, object{"maxRetries": 0}
+		definition["version"], definition["timeout"], definition["retryPolicy"] = "1.0.0", 5000, object{"maxRetries": 0}
 		must(t, http.StatusCreated, "PUT", api+definitionsPath+"/"+id, orchestrator, definition)
 	}
 	create := func(id string) string {

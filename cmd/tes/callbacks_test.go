@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"sync"
 	"syscall"
 	"testing"
@@ -152,7 +151,7 @@ func TestCallbacksSurviveAKill(t *testing.T) {
 	var mu sync.Mutex
 	got := map[string][]taken{} // by task; guarded by mu
 	arrived, answer := make(chan struct{}, 100*tasks), make(chan struct{})
-	orchestrator := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	orchestrator := serveWeb(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		var update outbox.StatusUpdate
 		if err := errors.Join(verifier.Verify(body, r.Header), json.Unmarshal(body, &update)); err != nil {
@@ -164,7 +163,6 @@ func TestCallbacksSurviveAKill(t *testing.T) {
 		arrived <- struct{}{}
 		<-answer
 	}))
-	t.Cleanup(orchestrator.Close)
 	free := sync.OnceFunc(func() { close(answer) })
 	t.Cleanup(free)
 

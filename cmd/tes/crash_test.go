@@ -84,8 +84,7 @@ func TestCrash(t *testing.T) {
 		t: t, dir: dataDir(t), file: readyFile(t), ears: newRecorder(),
 		acknowledged: map[string]string{}, calls: map[string]int{}, flaky: map[string]int{},
 	}
-	c.web = httptest.NewServer(http.HandlerFunc(c.serveWeb))
-	t.Cleanup(c.web.Close)
+	c.web = serveWeb(t, http.HandlerFunc(c.serveWeb))
 	c.start()
 	c.define()
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -89,7 +88,7 @@ func TestDemo(t *testing.T) {
 func TestDemoFailsWhenAnExpectationDoes(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int64
-	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	other := serveWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var asked struct {
 			Method     string
 			Parameters struct {
@@ -113,7 +112,6 @@ func TestDemoFailsWhenAnExpectationDoes(t *testing.T) {
 			fmt.Fprint(w, `{"status": "SUCCESS", "data": {}}`)
 		}
 	}))
-	t.Cleanup(other.Close)
 
 	code, stdout, stderr := tes(t, environ("TES_INTEGRATION_URL="+other.URL), "demo", "--json")
 	require.Equal(t, exitError, code, stdout)

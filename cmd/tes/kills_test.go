@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"slices"
 	"strconv"
@@ -191,7 +190,7 @@ func startFleet(t *testing.T, world *served, change ...func(*fleet)) *fleet {
 	}
 	f.token = f.world.peers.Token("workflow-orchestrator")
 	require.NoError(t, f.world.bus.Subscribe(t.Context(), "task.>", natsbus.All, f.ears.hear))
-	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	web := serveWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		f.calls.Add(1)
 		if r.URL.Path == "/flaky" {
@@ -207,7 +206,6 @@ func startFleet(t *testing.T, world *served, change ...func(*fleet)) *fleet {
 		}
 		_, _ = io.WriteString(w, `{"done": true}`)
 	}))
-	t.Cleanup(web.Close)
 	for range f.size {
 		f.alive = append(f.alive, f.launch())
 	}

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,6 +73,19 @@ func TestMain(m *testing.M) {
 // patience bounds every wait of a test. None is expected to last, but the
 // machine may be busy with other packages' tests.
 const patience = time.Minute
+
+// serveWeb is a web service that is there until the test ends. Its connections are cut then:
+// a handler that waits for the end of its request would keep Close waiting for a process that
+// is stopped only later.
+func serveWeb(t *testing.T, handler http.Handler) *httptest.Server {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	return server
+}
 
 // eventually polls for what happens elsewhere in its own time, until check has
 // nothing to say against it.

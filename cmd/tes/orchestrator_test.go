@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"slices"
@@ -98,8 +97,7 @@ func TestOrchestratorOverTheBusAlone(t *testing.T) {
 	behind, err := url.Parse(b.peers.URL())
 	require.NoError(t, err)
 	integrations := &halfWell{next: httputil.NewSingleHostReverseProxy(behind), failed: map[string]int{}}
-	front := httptest.NewServer(integrations)
-	t.Cleanup(front.Close)
+	front := serveWeb(t, integrations)
 	p := start(t, append(b.env, "TES_INTEGRATION_URL="+front.URL), "serve", "--http", "127.0.0.1:0")
 	api := serving(t, p)
 	define(t, api, b.peers.Token("workflow-orchestrator"))

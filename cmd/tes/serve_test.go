@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -206,7 +205,7 @@ func TestServeStopsUnderLoad(t *testing.T) {
 	t.Parallel()
 	b := setupServe(t, true)
 	h := listenTo(t, b.bus)
-	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	slow := serveWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-time.After(150 * time.Millisecond): // work that takes its time
 		case <-r.Context().Done():
@@ -214,7 +213,6 @@ func TestServeStopsUnderLoad(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprint(w, `{"done": true}`)
 	}))
-	t.Cleanup(slow.Close)
 	orchestrator := b.peers.Token("workflow-orchestrator")
 
 	p := startProcess(t, append(b.env, "TES_SHUTDOWN_GRACE=10s"), "serve", "--http", "127.0.0.1:0")

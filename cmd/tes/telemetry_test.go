@@ -87,7 +87,7 @@ type collector struct {
 func startCollector(t *testing.T) *collector {
 	t.Helper()
 	c := &collector{}
-	c.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c.Server = serveWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || r.URL.Path != "/v1/traces" || r.Header.Get("X-Collector") != "c" {
 			w.WriteHeader(http.StatusBadRequest)
@@ -97,7 +97,6 @@ func startCollector(t *testing.T) *collector {
 		defer c.mu.Unlock()
 		c.batches = append(c.batches, body)
 	}))
-	t.Cleanup(c.Close)
 	return c
 }
 
@@ -122,7 +121,7 @@ func TestOneTraceOverAllAttempts(t *testing.T) {
 		told[task] = append(told[task], d.Header["traceparent"], d.Header["ce-traceparent"])
 	}))
 	var heard []string // by the called service; guarded by mu
-	called := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	called := serveWeb(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		if heard = append(heard, r.Header.Get("Traceparent")); len(heard) < 3 {
@@ -130,7 +129,6 @@ func TestOneTraceOverAllAttempts(t *testing.T) {
 		}
 		fmt.Fprintf(w, `{"answer": %q}`, canary)
 	}))
-	t.Cleanup(called.Close)
 	there := startCollector(t)
 	p := startProcess(t, append(b.env, "OTEL_EXPORTER_OTLP_ENDPOINT="+there.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/json",
 		"OTEL_EXPORTER_OTLP_HEADERS=X-Collector=c", "OTEL_SERVICE_NAME=ours", "OTEL_RESOURCE_ATTRIBUTES=deployment.environment=test"),

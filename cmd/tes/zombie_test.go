@@ -42,7 +42,7 @@ type patientWeb struct {
 func startPatientWeb(t *testing.T) *patientWeb {
 	t.Helper()
 	w := &patientWeb{calls: map[string]chan int{}, sent: map[string]bool{}}
-	w.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.Server = serveWeb(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		key := r.Header.Get("Idempotency-Key")
 		answer := make(chan int, 1)
@@ -62,7 +62,6 @@ func startPatientWeb(t *testing.T) *patientWeb {
 		case <-r.Context().Done():
 		}
 	}))
-	t.Cleanup(w.Close)
 	return w
 }
 
