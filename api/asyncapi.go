@@ -290,7 +290,7 @@ func attributes() map[string]any {
 		"ce-time":            bound("format", "date-time", "The envelope's timestamp."),
 		"ce-datacontenttype": bound("enum", []any{"application/json"}, "Of the body."),
 		"ce-subject":         bound("format", "uuid", "The task's id."),
-		"ce-correlationid":   header("The task's correlation id."),
+		"ce-correlationid":   header("The task's correlation id, percent-encoded as CloudEvents demands of headers."),
 		"ce-sequence":        bound("pattern", "^[0-9]{10}$", "The number of the move within the task; compares as text."),
 		"ce-traceparent":     header("The span that asked for the task, if there was one."),
 		"traceparent":        header("The same, for those who look there."),

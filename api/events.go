@@ -173,7 +173,7 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *heard) (outbox.Outcom
 	}
 	span := h.Header["traceparent"]
 	if span == "" {
-		span = h.Header["ce-traceparent"]
+		span = outbox.DecodeAttribute(h.Header["ce-traceparent"])
 	}
 	row, created, err := t.cfg.Tasks.Create(ctx, body.request(asker{h.by(), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
 	var invalid *jobs.Invalid

@@ -171,7 +171,7 @@ func TestTaskRequestHandlerCreatesTheTask(t *testing.T) {
 
 	// Without a requestId it is the event's id, and without a tenant it is nobody's.
 	plain := envelope(requestedSubject, noop(), object{"metadata": nil})
-	e.send(t, requestedSubject, plain, "ce-traceparent", span)
+	e.send(t, requestedSubject, plain, "ce-traceparent", strings.ReplaceAll(span, "-", "%2D")) // encoded, more than it must be
 	becomes(t, e, " "+span, "SELECT tenant_id || ' ' || traceparent FROM task WHERE request_id = $1", plain["id"])
 	becomes(t, e, 2, "SELECT count(*)::int FROM task_event WHERE type = 'created' AND actor = 'bus:workflow.task_requested'")
 	require.Empty(t, e.letters)

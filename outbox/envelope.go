@@ -99,6 +99,8 @@ func envelope(row db.OutboxEventsRow) (m Message, ok bool, err error) {
 	if err != nil {
 		return Message{}, false, fmt.Errorf("write the envelope of event %d: %w", row.ID, err)
 	}
+	// What may be of any text is encoded: the other attributes are of letters, digits and
+	// signs that need none.
 	header := map[string]string{
 		"ce-specversion":     "1.0",
 		"ce-id":              id,
@@ -107,12 +109,12 @@ func envelope(row db.OutboxEventsRow) (m Message, ok bool, err error) {
 		"ce-time":            row.At.UTC().Format(time.RFC3339Nano),
 		"ce-datacontenttype": "application/json",
 		"ce-subject":         task,
-		"ce-correlationid":   row.CorrelationID,
+		"ce-correlationid":   EncodeAttribute(row.CorrelationID),
 		"ce-sequence":        sequence(row.Seq),
 	}
 	if row.Traceparent != nil {
 		header["traceparent"] = *row.Traceparent
-		header["ce-traceparent"] = *row.Traceparent
+		header["ce-traceparent"] = EncodeAttribute(*row.Traceparent)
 	}
 	return Message{ID: id, Subject: subject, Header: header, Body: body}, true, nil
 }

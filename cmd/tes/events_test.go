@@ -10,6 +10,7 @@ import (
 	"go/token"
 	"maps"
 	"net/http"
+	neturl "net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -254,6 +255,15 @@ func (a *asyncAPI) check(d outbox.Delivery) error {
 // cloudEvent reads what travels in the binary mode of the NATS binding with the SDK
 // of CloudEvents, which knows what an event must be.
 func cloudEvent(d outbox.Delivery) (event.Event, error) {
+	encoded := d.Header
+	d.Header = map[string]string{}
+	for name, value := range encoded {
+		plain, err := neturl.PathUnescape(value) // which the binding leaves to its reader
+		if strings.HasPrefix(name, "ce-") && (err != nil || strings.ContainsAny(value, " \"")) {
+			return event.Event{}, fmt.Errorf("%s is not encoded: %s", name, value)
+		}
+		d.Header[name] = plain
+	}
 	e := event.New(d.Header["ce-specversion"])
 	e.SetID(d.Header["ce-id"])
 	e.SetType(d.Header["ce-type"])
@@ -338,7 +348,9 @@ func TestEventsAreAsDocumented(t *testing.T) {
 	b.tell(t, outbox.SubjectTaskRequested, object{"taskDefinitionId": "nobody-knows", "workflowId": "w", "input": object{}})
 	b.tell(t, outbox.SubjectMaintenance, object{"enabled": true, "lanes": []any{"task-execution-deadletter"}})
 	b.tell(t, outbox.SubjectShutdown, object{"target": "user-service"})
-	reaches(t, url, orchestrator, create(of("total")), "COMPLETED")
+	odd := of("total")
+	odd["correlationId"] = `a%41b"c`
+	reaches(t, url, orchestrator, create(odd), "COMPLETED")
 	reaches(t, url, orchestrator, create(of("mail")), "COMPLETED")
 	reaches(t, url, orchestrator, create(of("fails")), "FAILED")
 	look := create(of("look"))
@@ -368,7 +380,9 @@ func TestEventsAreAsDocumented(t *testing.T) {
 	// What is not so is found.
 	require.Error(t, document.check(outbox.Delivery{Subject: outbox.SubjectCreated, Body: []byte(`{}`)}))
 	require.Error(t, document.check(outbox.Delivery{Subject: "task.new", Body: []byte(`{}`)}))
-	_, err := cloudEvent(outbox.Delivery{Header: map[string]string{"ce-specversion": "1.0", "ce-time": "2026-11-23T01:42:11Z", "ce-datacontenttype": "application/json"}, Body: []byte(`{}`)})
+	_, err := cloudEvent(outbox.Delivery{Header: map[string]string{"ce-correlationid": "a b"}})
+	require.ErrorContains(t, err, "is not encoded")
+	_, err = cloudEvent(outbox.Delivery{Header: map[string]string{"ce-specversion": "1.0", "ce-time": "2026-11-23T01:42:11Z", "ce-datacontenttype": "application/json"}, Body: []byte(`{}`)})
 	require.Error(t, err)
 }
 
