@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/seed-3f7a0631/tes/outbox/once"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -72,6 +73,7 @@ type Relay struct {
 	check     atomic.Bool // the bus was reconnected: look at its tail before the next round
 	leads     atomic.Bool
 	failing   atomic.Bool // the last turn of this process failed, and nothing was published since
+	outage    once.Errors // since then
 	standing  atomic.Pointer[Standing]
 	published atomic.Int64
 	failures  atomic.Int64
@@ -181,6 +183,20 @@ func (r *Relay) fail(err error, failed int) time.Duration {
 		r.breaker.Trip()
 	}
 	pause = max(pause, r.breaker.Rest())
-	r.cfg.Logger.Warn("relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause, "breaker", r.breaker.Status().State)
+	level := slog.LevelDebug // the same again
+	if r.outage.Note(err) {
+		level = slog.LevelWarn
+	}
+	r.cfg.Logger.Log(context.Background(), level, "relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause, "breaker", r.breaker.Status().State)
 	return pause
+}
+
+// well notes that something was published, or that there is nothing to publish.
+func (r *Relay) well() {
+	if !r.failing.Swap(false) {
+		return
+	}
+	if n, lasted := r.outage.Over(); n > 0 {
+		r.cfg.Logger.Warn("relay: publishing goes on", "failures", n, "after", lasted.Round(time.Millisecond))
+	}
 }

@@ -126,7 +126,7 @@ func (t *turn) read(ctx context.Context) error {
 			return nil
 		}
 		if len(rows) == 0 && len(underWay) == 0 {
-			t.failing.Store(false)
+			t.well()
 		}
 		var next round
 		var rounds chan round // nil: nothing to hand over
@@ -421,7 +421,7 @@ func (t *turn) tellAll(ctx context.Context, batch []told) (_ []told, last uint64
 		last, err := t.bus.Publish(ctx, messages(batch))
 		if err == nil {
 			t.published.Add(int64(len(batch)))
-			t.failing.Store(false)
+			t.well()
 			return batch, last, nil
 		}
 		var never interface {
