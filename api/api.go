@@ -47,8 +47,9 @@ type Config struct {
 	// Draining says that the process is about to stop, and no longer ready; default
 	// never.
 	Draining func() bool
-	// BusConnected says whether the bus answers; default nobody asks.
-	BusConnected func() bool
+	// Bus says how the bus is (ok, away or failing), and why, in words for everybody's
+	// eyes; default nobody asks.
+	Bus func() (state, reason string)
 	// Relay says in a word whether this process publishes events: leading, standing by,
 	// silent or failing; default nobody asks.
 	Relay func() string

@@ -45,10 +45,8 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	for i, m := range resting {
 		answer.Maintenance[i] = restingLane{Lane: string(m.Lane), Since: m.Since.UTC(), Until: utc(m.Until), Reason: m.Reason}
 	}
-	if a.cfg.BusConnected != nil {
-		if answer.Bus = "ok"; !a.cfg.BusConnected() {
-			answer.Bus = "away"
-		}
+	if a.cfg.Bus != nil {
+		answer.Bus, answer.BusReason = a.cfg.Bus()
 	}
 	if a.cfg.Relay != nil {
 		answer.Relay = a.cfg.Relay()
@@ -78,7 +76,8 @@ func notReady(err error) string {
 type readiness struct {
 	Status      string        `json:"status"`
 	Database    string        `json:"database"`
-	Bus         string        `json:"bus,omitempty"`   // ok or away
+	Bus         string        `json:"bus,omitempty"` // ok, away or failing
+	BusReason   string        `json:"busReason,omitempty"`
 	Relay       string        `json:"relay,omitempty"` // leading, standing by, silent or failing
 	Maintenance []restingLane `json:"maintenance"`
 }

@@ -29,7 +29,12 @@ func TestReadinessTellsTheTruth(t *testing.T) {
 	var draining, away, gone atomic.Bool
 	b := setup(t, func(cfg *api.Config) {
 		cfg.Draining = draining.Load
-		cfg.BusConnected = func() bool { return !away.Load() }
+		cfg.Bus = func() (string, string) {
+			if away.Load() {
+				return "away", "there is no connection to the NATS server"
+			}
+			return "ok", ""
+		}
 		cfg.Relay = func() string { return map[bool]string{true: "failing", false: "leading"}[away.Load()] }
 		ping := cfg.Reads.Ping
 		cfg.Ready = func(ctx context.Context) error {
@@ -42,7 +47,7 @@ func TestReadinessTellsTheTruth(t *testing.T) {
 	want := object{"status": "ok", "database": "ok", "bus": "ok", "relay": "leading", "maintenance": []any{}}
 	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
 	away.Store(true)
-	want["bus"], want["relay"] = "away", "failing"
+	want["bus"], want["busReason"], want["relay"] = "away", "there is no connection to the NATS server", "failing"
 	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
 	gone.Store(true)
 	require.Equal(t, "the database does not answer", b.askWith(t, "", "GET", "/readyz", nil).fails(t, 503, "UNAVAILABLE")["detail"])

@@ -20,6 +20,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api"
 	"github.com/seed-3f7a0631/tes/api/bucket"
 	"github.com/seed-3f7a0631/tes/jobs/automated"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
@@ -42,6 +43,7 @@ type Config struct {
 	NATSURL         string `env:"TES_NATS_URL" help:"NATS 2.10 or newer with JetStream. Unset, the bus is embedded."`
 	NATSCredentials string `env:"TES_NATS_CREDENTIALS" help:"Path of a .creds file for that server."`
 	NATSReaders     string `env:"TES_NATS_READERS" help:"Durable consumers to make on the events stream for others, by name, such as orchestrator,events: their users then need no right to make any. Default: none."`
+	NATSReplicas    string `env:"TES_NATS_REPLICAS" help:"How many servers of a NATS cluster keep each stream, 1 to 5. Streams that are there are adjusted. Default: 1, and streams that are there keep theirs."`
 	NATSSync        string `env:"TES_NATS_SYNC" oneof:"on off" help:"off: the embedded bus acknowledges before the write is on disk. For tests."`
 	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" help:"What clients of the embedded bus must present. Default: random."`
 
@@ -86,6 +88,8 @@ type Config struct {
 	drainDelay time.Duration
 	tokenLife  time.Duration // 0: the verifier's default
 	limits     api.Limits
+
+	natsReplicas int // 0: not set
 }
 
 // elsewhere are the TES_ variables that are read by the tests, not by us.
@@ -203,6 +207,7 @@ func (c *Config) parse() (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("TES_HTTP: %w", err))
 		}
 	}
+	wrong = append(wrong, c.parseNATS()...)
 	for _, one := range []struct{ name, url string }{{"TES_DATABASE_URL", c.DatabaseURL}, {"TES_DATABASE_DIRECT_URL", c.DatabaseDirectURL}} {
 		if _, err := pgxpool.ParseConfig(one.url); one.url != "" && err != nil { // which quotes it
 			wrong = append(wrong, fmt.Errorf("%s: it is no connection string such as postgres://user:password@host:5432/tes", one.name))
@@ -228,6 +233,21 @@ func (c *Config) parse() (wrong []error) {
 		c.tokenLife = duration("TES_TOKEN_MAX_LIFE", c.TokenMaxLife, 24*time.Hour)
 	}
 	return append(wrong, c.parseOTel()...)
+}
+
+// parseNATS reads where the bus is, and how many servers keep it.
+func (c *Config) parseNATS() (wrong []error) {
+	if err := natsbus.CheckURL(c.NATSURL); err != nil {
+		wrong = append(wrong, fmt.Errorf("TES_NATS_URL: %w", err))
+	}
+	if c.NATSReplicas != "" {
+		n, err := strconv.Atoi(c.NATSReplicas)
+		if err != nil || n < 1 || n > 5 {
+			wrong = append(wrong, fmt.Errorf("TES_NATS_REPLICAS: %q is no number from 1 to 5", c.NATSReplicas))
+		}
+		c.natsReplicas = n
+	}
+	return wrong
 }
 
 // networks are separated by commas.

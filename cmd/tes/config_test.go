@@ -70,6 +70,7 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 		"TES_LOG_FORMAT": "json", "TES_SHUTDOWN_GRACE": "3s", "TES_DRAIN_DELAY": "1s", "TES_MANUAL_DUE": "48h", "TES_TOKEN_MAX_LIFE": "1h", "TES_REQUIRE_USER_TOKEN": "true",
 		"TES_RATE_LIMIT": "500", "TES_RATE_BURST": "800", "TES_FAILED_TOKEN_LIMIT": "5", "TES_TRUSTED_PROXIES": "10.0.0.0/8",
 		"TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
+		"TES_NATS_URL": "nats://u:p@a:4222, b", "TES_NATS_REPLICAS": "3",
 		"TES_HTTP": "[::1]:http", "TES_DATABASE_URL": "postgres://u:p@h:1/d?pool_max_conns=3",
 	}
 	help := settings()
@@ -115,6 +116,10 @@ func TestConfigRefuses(t *testing.T) {
 		"TES_PG_SYSTEM=no":            `TES_PG_SYSTEM: "no" is none of on, off`,
 		"TES_PG_DOWNLOAD=false":       `TES_PG_DOWNLOAD: "false" is none of on, off`,
 		"TES_NATS_SYNC=OFF":           `TES_NATS_SYNC: "OFF" is none of on, off`,
+		"TES_NATS_REPLICAS=0":         `TES_NATS_REPLICAS: "0" is no number from 1 to 5`,
+		"TES_NATS_REPLICAS=6":         `TES_NATS_REPLICAS: "6" is no number from 1 to 5`,
+		"TES_NATS_REPLICAS=R3":        `TES_NATS_REPLICAS: "R3" is no number from 1 to 5`,
+		"TES_NATS_URL=nats://u:p@[":   `TES_NATS_URL: the NATS URL [ cannot be read`,
 		"TES_LOG_LEVEL=verbose":       `TES_LOG_LEVEL: "verbose" is none of debug, info, warn, error`,
 		"TES_LOG_FORMAT=xml":          `TES_LOG_FORMAT: "xml" is none of json, text`,
 		"TES_SHUTDOWN_GRACE=20":       `TES_SHUTDOWN_GRACE: "20" is not a duration such as 20s`,

@@ -19,13 +19,13 @@ var floors = []string{"cmd", "api", "jobs", "outbox", "db", "sql"}
 
 // edges are the rooms at the outside: only cmd joins them to the rest.
 var edges = []string{
-	"outbox/natsbus", "outbox/webhook", "api/peer", "api/peer/peertest", "api/peer/spans", "jobs/automated", "jobs/integration", "jobs/manual",
+	"outbox/natsbus", "outbox/natsbus/natstest", "outbox/webhook", "api/peer", "api/peer/peertest", "api/peer/spans", "jobs/automated", "jobs/integration", "jobs/manual",
 }
 
 // doors are the packages through which alone each thing outside is reached; a
 // room may also use a door's own test helpers.
 var doors = map[string][]string{
-	"github.com/nats-io/":            {"outbox/natsbus"},
+	"github.com/nats-io/":            {"outbox/natsbus", "outbox/natsbus/natstest"},
 	"github.com/synadia-io/":         {"outbox/natsbus"},
 	"github.com/pressly/goose":       {"sql/migrations"},
 	"github.com/danielgtaylor/huma":  {"api"},

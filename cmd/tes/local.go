@@ -82,7 +82,7 @@ func (l *local) start(s *shell, lc localConfig) error {
 	}
 	l.bus, err = natsbus.Open(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off",
-		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log,
+		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log, Replicas: cfg.natsReplicas,
 	})
 	var listening *net.OpError
 	switch {

@@ -36,9 +36,10 @@ func (c *serveCmd) Run(s *shell) error {
 		return &usageError{"the neighbours are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
 	}
 	log := logger(s, slog.LevelInfo, "json")
-	bus, err := natsbus.Open(s.ctx, natsbus.Config{
+	// A bus that is away is no reason not to start: the outbox keeps what it would be told.
+	bus, err := natsbus.Start(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off", Logger: log,
-		StoreDir: cfg.natsDir(), Readers: cfg.natsReaders(),
+		StoreDir: cfg.natsDir(), Readers: cfg.natsReaders(), Replicas: cfg.natsReplicas,
 	})
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)

@@ -72,6 +72,10 @@ func startService(ctx context.Context, cfg Config, in surroundings) (*service, e
 	return s, nil
 }
 
+// busPatience is how long a start waits for the bus. It is there at once, as a rule; if it
+// is not, the start goes on.
+const busPatience = 500 * time.Millisecond
+
 func (s *service) start(ctx context.Context, in surroundings) error {
 	cfg, log, bus := s.cfg, s.log, s.bus
 
@@ -105,6 +109,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
 		CalledBack: func() { s.calls.Wake() }, CheckCallback: cfg.checkCallback,
 	})
+	bus.Await(ctx, busPatience)
 	s.relay = outbox.NewRelay(s.sessions, bus, outbox.RelayConfig{
 		Holder: process, Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed,
 	})
@@ -165,7 +170,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
-		Ready: s.ready(reads), Draining: s.draining.Load, BusConnected: bus.Connected,
+		Ready: s.ready(reads), Draining: s.draining.Load, Bus: bus.Health,
 		Relay:  func() string { return s.relay.Standing().State },
 		Limits: cfg.limits,
 	})

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/seed-3f7a0631/tes/outbox/once"
 )
 
 // answerWait bounds one exchange with the server. It is long because a full
@@ -24,8 +26,8 @@ type Bus struct {
 	url     string
 	srv     *embedded // nil with an external server
 	nc      *nats.Conn
-	js      jetstream.JetStream
-	batches atomic.Bool // the events stream takes atomic batches
+	js      jetstream.JetStream // nil until the first connection; see joined
+	batches atomic.Bool         // the events stream takes atomic batches
 
 	// ctx ends with Close and is what every goroutine of the bus lives under.
 	ctx  context.Context
@@ -34,8 +36,14 @@ type Bus struct {
 	// pause is how long a failed delivery waits for its next; tests shorten it.
 	pause func(delivery int) time.Duration
 
-	setup   sync.Mutex // one at a time makes streams
-	calling sync.Mutex // one at a time calls the hooks
+	setup   sync.Mutex    // one at a time makes streams
+	calling sync.Mutex    // one at a time calls the hooks
+	doubt   chan struct{} // holds one: the streams are to be made sure of
+	ready   chan struct{} // closed when they were made sure of for the first time
+	begin   func()        // closes it
+
+	// What is told once and counted: no connection, no streams, too few replicas.
+	dialling, making, growing once.Errors
 
 	mu     sync.Mutex
 	closed bool
@@ -43,7 +51,9 @@ type Bus struct {
 	buried func(ctx context.Context, id, subject, reason string) error // told of dead letters; may be nil
 	fence  fence                                                       // of the next publication
 	moves  int                                                         // how often in a row it has refused
-	events jetstream.Stream                                            // as it was last made sure of
+	events jetstream.Stream                                            // as it was last made sure of; nil: not yet, or it cannot be used
+	heard  []string                                                    // subjects that somebody here consumes
+	state  state
 	// link ends when the connection does; a new one stands after a reconnect.
 	link   context.Context
 	unlink context.CancelCauseFunc
@@ -54,16 +64,48 @@ type Bus struct {
 // are there. It waits for an external server until ctx ends, ten seconds at
 // most.
 func Open(ctx context.Context, cfg Config) (*Bus, error) {
+	return open(ctx, cfg, func(b *Bus) error {
+		if err := b.connect(ctx); err != nil {
+			return err
+		}
+		_, err := b.ensureStreams(ctx)
+		return err
+	})
+}
+
+// Start is Open for who can do without an external server for a while: it returns at once,
+// and the server is joined when it can be, whether it is away, has no JetStream to offer, or
+// refuses us. The first error of each kind is logged, and Health has the last. Until the
+// streams are there every call fails, and Consume waits; OnReconnect tells when they are.
+//
+// What no server can mend is an error still: a URL or a credentials file that cannot be
+// read, readers' names that cannot be. The embedded server, which is never away, is started
+// as by Open.
+func Start(ctx context.Context, cfg Config) (*Bus, error) {
+	if cfg.URL == "" {
+		return Open(ctx, cfg)
+	}
+	return open(ctx, cfg, func(b *Bus) error { return b.checkCredentials() })
+}
+
+// open makes a bus ready with begin, and looks after it from then on.
+func open(ctx context.Context, cfg Config, begin func(*Bus) error) (*Bus, error) {
 	cfg = cfg.withDefaults()
-	if err := checkReaders(cfg.Readers); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("open the bus: %w", err)
 	}
-	b := &Bus{cfg: cfg, url: cfg.URL, pause: redeliverAfter}
+	b := &Bus{cfg: cfg, url: cfg.URL, pause: redeliverAfter, doubt: make(chan struct{}, 1), ready: make(chan struct{})}
+	b.begin = sync.OnceFunc(func() { close(b.ready) })
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
+	b.newLink()
+	b.dropLink() // there is no connection yet
 	// Dialling looks at the bus's own context, which outlives this call.
 	detach := context.AfterFunc(ctx, func() { b.stop(context.Cause(ctx)) })
 
-	err := b.open(ctx)
+	err := b.embed()
+	if err == nil {
+		err = begin(b)
+	}
 	if !detach() && err == nil {
 		err = fmt.Errorf("open the bus: %w", context.Cause(ctx))
 	}
@@ -71,44 +113,50 @@ func Open(ctx context.Context, cfg Config) (*Bus, error) {
 		b.shut()
 		return nil, err
 	}
+	b.background(b.keep)
 	return b, nil
 }
 
-func (b *Bus) open(ctx context.Context) error {
-	if b.cfg.URL == "" {
-		srv, err := embed(b.cfg)
-		if err != nil {
-			return err
-		}
-		b.srv, b.url = srv, srv.clientURL(b.cfg)
+// embed starts the embedded server, where there is to be one.
+func (b *Bus) embed() error {
+	if b.cfg.URL != "" {
+		return nil
 	}
-	if err := b.connect(ctx); err != nil {
+	srv, err := embed(b.cfg)
+	if err != nil {
 		return err
 	}
-	if err := b.checkServer(ctx); err != nil {
-		return err
+	b.srv, b.url = srv, srv.clientURL(b.cfg)
+	return nil
+}
+
+// Await waits for the streams to have been made sure of once, until ctx ends, or for as
+// long as given: usually the server is there, and whoever begins a moment later has no
+// failure to tell of.
+func (b *Bus) Await(ctx context.Context, most time.Duration) {
+	enough := time.NewTimer(most)
+	defer enough.Stop()
+	select {
+	case <-b.ready:
+	case <-ctx.Done():
+	case <-enough.C:
 	}
-	_, err := b.ensureStreams(ctx)
-	return err
 }
 
 // ClientURL is where another process can join this bus, or "" if none can. It
 // holds the secret: do not log it.
 func (b *Bus) ClientURL() string { return b.url }
 
-// OnReconnect adds fn to what is called when a lost connection is back, and
-// when a stream that had vanished was made again: either is the moment to
-// compare what was published with what is stored. It is not called for the
-// connection that Open made. Calls come one after the other, on a goroutine
-// that Close waits for.
+// OnReconnect adds fn to what is called when the streams are there again: after a lost
+// connection came back, after a stream that had vanished was made again, and after the first
+// connection of Start. Each is the moment to compare what was published with what is stored.
+// It is not called for the connection that Open made. Calls come one after the other, on a
+// goroutine that Close waits for.
 func (b *Bus) OnReconnect(fn func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.hooks = append(b.hooks, fn)
 }
-
-// Connected says whether the server can be spoken to at this moment.
-func (b *Bus) Connected() bool { return b.nc.IsConnected() }
 
 // Close ends consuming, waits for the handlers at work until ctx ends, and
 // then stops the connection and the embedded server whether or not they are
@@ -141,13 +189,16 @@ func (b *Bus) Close(ctx context.Context) error {
 // shut takes down what open has put up, last first.
 func (b *Bus) shut() {
 	b.stop(ErrClosed)
-	if b.nc != nil {
+	b.mu.Lock()
+	nc := b.nc
+	b.mu.Unlock()
+	if nc != nil {
 		// Acknowledgements are written behind; without this the last are lost
 		// and their messages come again.
-		if b.nc.IsConnected() {
-			_ = b.nc.FlushTimeout(2 * time.Second)
+		if nc.IsConnected() {
+			_ = nc.FlushTimeout(2 * time.Second)
 		}
-		b.nc.Close()
+		nc.Close()
 	}
 	if b.srv != nil {
 		b.srv.stop()
@@ -164,6 +215,20 @@ func (b *Bus) enter() (leave func(), err error) {
 	}
 	b.work.Add(1)
 	return b.work.Done, nil
+}
+
+// joined is an error until there has been a first connection. Whoever uses js or nc asks
+// first; from then on both stay.
+func (b *Bus) joined() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.ctx.Err() != nil:
+		return ErrClosed
+	case b.js == nil:
+		return ErrDisconnected
+	}
+	return nil
 }
 
 // exchange is the context of one question to the server: it ends with ctx,

@@ -1,6 +1,7 @@
 package natsbus
 
 import (
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -42,14 +43,17 @@ type Config struct {
 	Inbound string
 	// DeadLetters keeps what could not be acted on. Default: TES_DEADLETTER.
 	DeadLetters string
-	// MaxAge is how long a stream keeps a message. Default: 7 days.
+	// MaxAge is how long a stream that is made here keeps a message; one that is there
+	// keeps its own limits. Default: 7 days.
 	MaxAge time.Duration
 	// Duplicates is how long the events stream recognises a message id that it has
 	// seen. The server keeps 125 bytes in memory for each event of this time. The
 	// other streams have 15 minutes. Default: 2 minutes.
 	Duplicates time.Duration
-	// Replicas is how many servers of an external cluster keep each stream; it
-	// is used when a stream is made and leaves an existing one alone. Default: 1.
+	// Replicas is how many servers of an external cluster keep each stream, 1 to 5.
+	// Streams that are there are adjusted. While the cluster has too few servers for it,
+	// a stream has what it has, or is made with 1, and it is tried again. Default: 0, a new
+	// stream has 1 and one that is there keeps its own.
 	Replicas int
 	// Readers are names of durable pull consumers that are made on the events stream for
 	// others, who so need no right to make any. One that is there stays as it is.
@@ -63,6 +67,32 @@ type Config struct {
 	// Logger takes warnings and errors, ours and the server's.
 	// Default: slog.Default().
 	Logger *slog.Logger
+
+	rhythm rhythm // the zero value is for production; tests shorten it
+}
+
+// rhythm is how often the bus looks after itself.
+type rhythm struct {
+	// look is how often the events stream is looked at while nothing is published; the
+	// other streams are at every fifth look. Default: 2 s.
+	look time.Duration
+	// grow is how often replicas are asked for that the cluster had no servers for.
+	// Default: 30 s.
+	grow time.Duration
+	// redial is the pause between two tries to connect to a server that has been away for
+	// long, or says no. Default: 2 s.
+	redial time.Duration
+}
+
+// check refuses what no server can mend.
+func (c Config) check() error {
+	if err := checkReaders(c.Readers); err != nil {
+		return err
+	}
+	if c.Replicas < 0 || c.Replicas > mostReplicas {
+		return fmt.Errorf("a stream has 1 to %d replicas, not %d", mostReplicas, c.Replicas)
+	}
+	return CheckURL(c.URL)
 }
 
 func (c Config) withDefaults() Config {
@@ -89,14 +119,20 @@ func (c Config) withDefaults() Config {
 	}
 	// JetStream refuses a window longer than the messages live.
 	c.Duplicates = min(c.Duplicates, c.MaxAge)
-	if c.Replicas <= 0 {
-		c.Replicas = 1
-	}
 	if c.MaxDeliveries <= 0 {
 		c.MaxDeliveries = 20
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.rhythm.look <= 0 {
+		c.rhythm.look = 2 * time.Second
+	}
+	if c.rhythm.grow <= 0 {
+		c.rhythm.grow = 30 * time.Second
+	}
+	if c.rhythm.redial <= 0 {
+		c.rhythm.redial = 2 * time.Second
 	}
 	return c
 }

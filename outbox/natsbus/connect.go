@@ -1,65 +1,147 @@
 package natsbus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/seed-3f7a0631/tes/outbox/once"
 )
 
 // dialWait is how long Open goes on trying a server that does not answer.
 const dialWait = 10 * time.Second
 
-// connect sets nc and js, or says why it cannot.
-func (b *Bus) connect(ctx context.Context) error {
-	b.newLink()
-	opts := b.options()
-	target := withoutSecrets(b.cfg.URL)
+// redialSoon is the pause between two tries to connect at first. Later it is rhythm.redial:
+// after soonTries, which are a dozen seconds in which a restarted server is back; and where
+// a server says no, for it notes each try in its log.
+const (
+	redialSoon = 250 * time.Millisecond
+	soonTries  = 48
+)
+
+// target names the server for people.
+func (b *Bus) target() string {
 	if b.srv != nil {
-		target = "the embedded NATS server"
+		return "the embedded NATS server"
+	}
+	return withoutSecrets(b.cfg.URL)
+}
+
+// connect waits for the first connection, or says why there cannot be one.
+func (b *Bus) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dialWait)
+	defer cancel()
+	again := time.NewTicker(redialSoon)
+	defer again.Stop()
+	for first := true; ; first = false {
+		err := b.dial()
+		if err == nil {
+			return nil
+		}
+		if !mayHeal(err) {
+			return fmt.Errorf("connect to %s: %w", b.target(), hint(err))
+		}
+		if first {
+			b.cfg.Logger.Warn("waiting for the NATS server", "url", b.target(), "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connect to %s: no NATS server answered: is it running, and is the URL right? %w", b.target(), err)
+		case <-again.C:
+		}
+	}
+}
+
+// connectLater is connect for Start: it tries until the bus is closed, which is false.
+func (b *Bus) connectLater() bool {
+	for tries := 1; ; tries++ {
+		err := b.dial()
+		if err == nil {
+			b.over(&b.dialling, "connected to NATS", "server", b.nc.ConnectedAddr())
+			return true
+		}
+		if b.ctx.Err() != nil {
+			return false
+		}
+		b.missed(hint(err))
+		if !wait(b.ctx, b.redialAfter(tries, err)) {
+			return false
+		}
+	}
+}
+
+func (b *Bus) redialAfter(tries int, err error) time.Duration {
+	pause := redialSoon
+	if tries > soonTries || err != nil && !mayHeal(err) {
+		pause = b.cfg.rhythm.redial
+	}
+	return pause + rand.N(pause/4) // or all processes come back at once
+}
+
+// missed notes why there is no connection, and tells it once. A refusal is an error that
+// somebody has to mend; a server that does not answer may be back without anybody's doing.
+func (b *Bus) missed(err error) {
+	b.mu.Lock()
+	b.state.away = err
+	b.mu.Unlock()
+	if !b.dialling.Note(err) {
+		return
+	}
+	if mayHeal(err) {
+		b.cfg.Logger.Warn("waiting for the NATS server: events are kept in the database", "url", b.target(), "error", err)
+		return
+	}
+	b.cfg.Logger.Error("the NATS server says no; it is asked again: events are kept in the database", "url", b.target(), "error", err)
+}
+
+// over says once that a trouble has ended that was told of.
+func (b *Bus) over(of *once.Errors, what string, attrs ...any) {
+	if n, lasted := of.Over(); n > 0 {
+		b.cfg.Logger.Warn(what, append(attrs, "failures", n, "after", lasted.Round(time.Millisecond))...)
+	}
+}
+
+// dial tries each server once, and sets nc, js and the link.
+func (b *Bus) dial() error {
+	opts := b.options()
+	if b.srv != nil {
 		opts = append(opts, nats.InProcessServer(b.srv.Server))
 		if b.srv.token != "" {
 			opts = append(opts, nats.Token(b.srv.token))
 		}
 	}
-	if err := checkURLs(b.cfg.URL); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialWait)
-	defer cancel()
-	again := time.NewTicker(250 * time.Millisecond)
-	defer again.Stop()
-	for first := true; ; first = false {
-		nc, err := nats.Connect(b.cfg.URL, opts...)
-		if err == nil {
-			b.nc = nc
-			break
-		}
-		if !mayHeal(err) {
-			return fmt.Errorf("connect to %s: %w", target, hint(err))
-		}
-		if first {
-			b.cfg.Logger.Warn("waiting for the NATS server", "url", target, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("connect to %s: no NATS server answered: is it running, and is the URL right? %w", target, err)
-		case <-again.C:
-		}
-	}
-	js, err := jetstream.New(b.nc)
+	nc, err := nats.Connect(b.cfg.URL, opts...)
 	if err != nil {
-		return fmt.Errorf("use JetStream on %s: %w", target, err)
+		return err //nolint:wrapcheck // the caller says what was tried
 	}
-	b.js = js
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	b.mu.Lock()
+	b.nc, b.js = nc, js
+	b.mu.Unlock()
+	if b.ctx.Err() != nil { // shut may have looked already
+		nc.Close()
+		return ErrClosed
+	}
+	b.newLink()
+	if !nc.IsConnected() { // the news of it came before there was a link to end
+		b.dropLink()
+	}
 	return nil
 }
 
@@ -69,7 +151,7 @@ func (b *Bus) options() []nats.Option {
 		nats.Timeout(2 * time.Second),
 		nats.SetCustomDialer(dialer{b.ctx}),
 		nats.MaxReconnects(-1),
-		nats.ReconnectWait(250 * time.Millisecond),
+		nats.CustomReconnectDelay(func(tries int) time.Duration { return b.redialAfter(tries, nil) }),
 		// The outbox is the buffer: fail at once and keep order, rather than
 		// send later what the relay has sent again meanwhile.
 		nats.ReconnectBufSize(-1),
@@ -84,12 +166,18 @@ func (b *Bus) options() []nats.Option {
 			b.dropLink()
 			b.cfg.Logger.Warn("lost the connection to NATS", "error", err)
 		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.missed(err) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
+			b.dialling.Over()
 			b.newLink()
 			b.cfg.Logger.Warn("connected to NATS again", "server", nc.ConnectedAddr()) // not the URL: it may hold the token
-			b.afterReconnect()
+			b.wonder()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if refuses(err) {
+				b.missed(hint(err)) // which comes with each try
+				return
+			}
 			b.cfg.Logger.Warn("nats", "error", err)
 		}),
 	}
@@ -99,16 +187,19 @@ func (b *Bus) options() []nats.Option {
 	return opts
 }
 
+// errUnservable is a server that lacks what we need.
+var errUnservable = errors.New("the NATS server")
+
 // checkServer refuses what we could not work with.
 func (b *Bus) checkServer(ctx context.Context) error {
 	if v := b.nc.ConnectedServerVersion(); !atLeast(v, 2, 10) {
-		return fmt.Errorf("the NATS server is version %s: 2.10 or newer is needed", v)
+		return fmt.Errorf("%w is version %s: 2.10 or newer is needed", errUnservable, v)
 	}
 	ctx, done := b.exchange(ctx)
 	defer done()
 	_, err := b.js.AccountInfo(ctx)
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
-		return fmt.Errorf("the NATS server does not offer JetStream to this account: start it with -js, or enable JetStream for the account: %w", err)
+		return fmt.Errorf("%w does not offer JetStream to this account: start it with -js, or enable JetStream for the account: %w", errUnservable, err)
 	}
 	if err != nil {
 		return fmt.Errorf("ask the NATS server for JetStream: %w", why(ctx, err))
@@ -116,27 +207,17 @@ func (b *Bus) checkServer(ctx context.Context) error {
 	return nil
 }
 
-// afterReconnect makes sure of the streams, which are gone if the server came
-// back empty, and calls the hooks.
-func (b *Bus) afterReconnect() {
-	b.background(func() {
-		another, err := b.ensureStreams(b.ctx)
-		if err != nil {
-			b.cfg.Logger.Warn("after reconnecting", "error", err)
-		}
-		if !another {
-			b.callHooks()
-		}
-	})
-}
-
+// callHooks calls those that stand at this moment.
 func (b *Bus) callHooks() {
+	b.mu.Lock()
+	hooks := b.hooks[:len(b.hooks):len(b.hooks)]
+	b.mu.Unlock()
+	if len(hooks) == 0 {
+		return
+	}
 	b.background(func() {
 		b.calling.Lock()
 		defer b.calling.Unlock()
-		b.mu.Lock()
-		hooks := b.hooks[:len(b.hooks):len(b.hooks)]
-		b.mu.Unlock()
 		for _, fn := range hooks {
 			fn()
 		}
@@ -170,6 +251,7 @@ func (b *Bus) dropLink() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.unlink(ErrDisconnected)
+	b.state.sure = false
 }
 
 // dialer gives up when the bus does, and so when Open's context does.
@@ -190,15 +272,37 @@ func mayHeal(err error) bool {
 		errors.Is(err, nats.ErrTimeout) || errors.Is(err, io.EOF)
 }
 
+// refuses says that the server does not take us for who we are.
+func refuses(err error) bool {
+	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
+		errors.Is(err, nats.ErrAccountAuthExpired)
+}
+
 func hint(err error) error {
-	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
-		return fmt.Errorf("the server refused our credentials: put user and password, or the token, into the URL, or name a credentials file: %w", err)
+	if refuses(err) {
+		return fmt.Errorf("the server refused our credentials (put user and password, or the token, into the URL, or name a credentials file): %w", err)
 	}
 	return err
 }
 
-// checkURLs is for the message: the NATS client's own would show the secret.
-func checkURLs(urls string) error {
+// checkCredentials refuses a file that cannot be read. What stands in it the server judges.
+func (b *Bus) checkCredentials() error {
+	if b.cfg.Credentials == "" {
+		return nil
+	}
+	text, err := os.ReadFile(b.cfg.Credentials)
+	if err == nil && len(bytes.TrimSpace(text)) == 0 {
+		err = errors.New("the file is empty")
+	}
+	if err != nil {
+		return fmt.Errorf("read the NATS credentials: %w", err)
+	}
+	return nil
+}
+
+// CheckURL says what is wrong with a list of servers. The NATS client's own words would
+// show the secret in it.
+func CheckURL(urls string) error {
 	for part := range strings.SplitSeq(urls, ",") {
 		part = strings.TrimSpace(part)
 		if part != "" && !strings.Contains(part, "://") {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/once"
 )
 
 const (
@@ -36,6 +37,8 @@ const (
 // it; still h may see one twice, and must know it by its id. After an error or
 // a panic it comes again, later each time, and after Config.MaxDeliveries it
 // ends on deadletter.<subject>, as a *outbox.Poison does at once.
+//
+// A server that is away, or does not let us consume, is waited for: the log has why, once.
 func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Handler) error {
 	leave, err := b.enter()
 	if err != nil {
@@ -47,12 +50,7 @@ func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Han
 	defer context.AfterFunc(b.ctx, end)()
 
 	c := &consumer{bus: b, durable: durable, subject: subject, handle: h}
-	// A server that is away is waited for; one that says no is an error,
-	// unless we were stopped while we asked.
-	err = c.make(ctx)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrDisconnected) && !errors.Is(err, errNoAnswer) {
-		return fmt.Errorf("consume %s: %w", subject, err)
-	}
+	c.ready(ctx)
 	c.run(ctx)
 	return nil
 }
@@ -64,7 +62,23 @@ type consumer struct {
 	subject string
 	handle  outbox.Handler
 
-	pull jetstream.Consumer // nil until there is one
+	pull   jetstream.Consumer // nil until there is one
+	outage once.Errors
+}
+
+// ready makes the durable if it can be made now, and tells once why not.
+func (c *consumer) ready(ctx context.Context) {
+	err := c.make(ctx)
+	log := c.bus.cfg.Logger.With("subject", c.subject)
+	switch {
+	case err == nil:
+		if n, lasted := c.outage.Over(); n > 0 {
+			log.Warn("consuming goes on", "failures", n, "after", lasted.Round(time.Millisecond))
+		}
+	case ctx.Err() != nil || errors.Is(err, ErrDisconnected):
+	case c.outage.Note(err):
+		log.Warn("consuming is interrupted", "error", err)
+	}
 }
 
 // make finds the stream and makes the durable on it. It is called again when that
@@ -126,9 +140,7 @@ func (c *consumer) run(ctx context.Context) {
 		if !wait(ctx, time.Second) {
 			return
 		}
-		if err := c.make(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrDisconnected) {
-			c.bus.cfg.Logger.Warn("consuming is interrupted", "subject", c.subject, "error", err)
-		}
+		c.ready(ctx)
 	}
 }
 

@@ -64,10 +64,8 @@ func (b *Bus) leaveFence(f fence, err error) {
 	}
 }
 
-// errWrongLastSequence is JetStream's code for an expected last sequence that is another.
-const errWrongLastSequence jetstream.ErrorCode = 10071
-
+// moved is JetStream's word that the last sequence is another than was expected. A stream
+// with replicas has a code of its own for it.
 func moved(err error) bool {
-	var no *jetstream.APIError
-	return errors.As(err, &no) && no.ErrorCode == errWrongLastSequence
+	return said(err, jetstream.JSErrCodeStreamWrongLastSequence) || said(err, jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }

@@ -225,7 +225,7 @@ func TestExistingStreams(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		have jetstream.StreamConfig
-		err  string // "" where ours can be made of it
+		err  string // "" where it can be ours
 	}{
 		"other limits": {jetstream.StreamConfig{Name: "TES_EVENTS", Subjects: []string{"task.>", "job.>"}, MaxAge: time.Hour, Duplicates: time.Minute, MaxBytes: 1 << 20, Description: "theirs"}, ""},
 		"in memory":    {jetstream.StreamConfig{Name: "TES_EVENTS", Subjects: []string{"task.>"}, Storage: jetstream.MemoryStorage}, "keeps its messages in memory"},
@@ -254,13 +254,13 @@ func TestExistingStreams(t *testing.T) {
 			require.NoError(t, err)
 			defer func() { require.NoError(t, b.Close(ctx)) }()
 			cfg := b.events.CachedInfo().Config
-			require.Equal(t, 7*24*time.Hour, cfg.MaxAge)
 			require.Equal(t, 2*time.Minute, cfg.Duplicates)
-			require.Equal(t, jetstream.DiscardNew, cfg.Discard)
 			require.True(t, cfg.AllowAtomicPublish)
 			if tt.have.Name == "TES_EVENTS" {
 				require.Equal(t, tt.have.Subjects, cfg.Subjects)
-				require.EqualValues(t, 1<<20, cfg.MaxBytes, "an operator's limit stays")
+				require.Equal(t, time.Hour, cfg.MaxAge, "an operator's limits stay")
+				require.EqualValues(t, 1<<20, cfg.MaxBytes)
+				require.Equal(t, jetstream.DiscardOld, cfg.Discard, "and so does what happens at them")
 				require.Equal(t, "theirs", cfg.Description)
 			}
 			_, err = b.Publish(ctx, messages(1, 2))

@@ -41,9 +41,10 @@ const errHeaderTooLarge jetstream.ErrorCode = 10097
 //
 // A *TooLarge or *BadSubject never heals: park the message that it names.
 func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64, err error) {
-	if b.ctx.Err() != nil {
-		return 0, ErrClosed
+	if _, err := b.stream(); err != nil {
+		return 0, err
 	}
+	defer func() { b.published(err) }()
 	chunks, err := b.split(batch)
 	if err != nil {
 		return 0, err

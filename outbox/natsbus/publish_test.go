@@ -210,7 +210,7 @@ func TestPublishAfterPurgeStoresAgain(t *testing.T) {
 func TestPublishMakesALostStreamAnew(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	called := make(chan struct{}, 1)
+	called := make(chan struct{}, 64) // also for each time that the streams are well again
 	b.OnReconnect(func() { called <- struct{}{} })
 	_, before, err := b.Tail(b.ctx)
 	require.NoError(t, err)

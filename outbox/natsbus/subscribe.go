@@ -85,8 +85,8 @@ func (b *Bus) follow(ctx context.Context, subject string, from From, show jetstr
 // returns when it is stored. Stand-ins use it to speak as a neighbour. A
 // Nats-Msg-Id in header makes a repetition harmless.
 func (b *Bus) Send(ctx context.Context, subject string, header map[string]string, body []byte) error {
-	if b.ctx.Err() != nil {
-		return ErrClosed
+	if err := b.joined(); err != nil {
+		return err
 	}
 	msg := &nats.Msg{Subject: subject, Header: make(nats.Header, len(header)), Data: body}
 	for k, v := range header {
