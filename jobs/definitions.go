@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/schema"
 )
 
 // definition is a Definition, compiled.
@@ -208,10 +209,21 @@ func compile(public Definition) (*definition, error) {
 	def := &definition{Definition: public}
 	var err error
 	if def.input, err = CompileSchema(public.InputSchema); err != nil {
-		return nil, invalid("/inputSchema", "the input schema: %v", err)
+		return nil, badSchema("/inputSchema", "the input schema", err)
 	}
 	if def.output, err = CompileSchema(public.OutputSchema); err != nil {
-		return nil, invalid("/outputSchema", "the output schema: %v", err)
+		return nil, badSchema("/outputSchema", "the output schema", err)
 	}
 	return def, nil
+}
+
+// badSchema says what is wrong with a schema: in one sentence, and place by place.
+func badSchema(path, what string, err error) *Invalid {
+	bad := invalid(path, "%s: %v", what, err)
+	var broken *schema.BrokenError
+	if errors.As(err, &broken) && broken.Reasons[0].Path != "" {
+		bad.Violations[0].Message = "is no JSON Schema"
+		bad.Violations = append(bad.Violations, below(path, broken.Reasons)...)
+	}
+	return bad
 }

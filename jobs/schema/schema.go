@@ -68,7 +68,7 @@ func Compile(raw json.RawMessage) (s *Schema, err error) {
 	}
 	root, err := compile(doc)
 	if err != nil {
-		return nil, fmt.Errorf("schema: %s", shorten(err.Error(), maxErrorText))
+		return nil, brokenBy(err)
 	}
 	return &Schema{root: root}, nil
 }
