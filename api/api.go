@@ -210,7 +210,7 @@ func build(cfg Config) (*API, error) {
 	if cfg.Version != "" {
 		a.server = []string{"tes/" + cfg.Version}
 	}
-	a.router.Use(a.observe)
+	a.router.Use(a.observe, headAsGet)
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.notAllowed)
 	a.huma = humachi.New(a.router, describe())
@@ -276,6 +276,9 @@ func (a *API) notAllowed(_ http.ResponseWriter, r *http.Request) {
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch} {
 		if a.router.Match(chi.NewRouteContext(), method, path) {
 			allowed = append(allowed, method)
+			if method == http.MethodGet {
+				allowed = append(allowed, http.MethodHead) // headAsGet
+			}
 		}
 	}
 	if allowed == nil { // chi comes here too for a method that it never heard of

@@ -44,8 +44,16 @@ func (who access) security() []map[string][]string {
 	return all
 }
 
-func (who access) allows(c *Caller) bool {
-	return (c.Holds(who.scope) || who.or != "" && c.Holds(who.or)) && (who.callers == nil || slices.Contains(who.callers, c.Name))
+func (who access) allows(c *Caller) bool { return who.scoped(c) && who.named(c) }
+
+// scoped says whether the token holds what is asked for.
+func (who access) scoped(c *Caller) bool {
+	return c.Holds(who.scope) || who.or != "" && c.Holds(who.or)
+}
+
+// named says whether the caller is one of those who may.
+func (who access) named(c *Caller) bool {
+	return who.callers == nil || slices.Contains(who.callers, c.Name)
 }
 
 // admit lets a request go on to its operation if its token says that it may. It
@@ -99,26 +107,29 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 	}
 	if !who.allows(caller) {
 		c.refused = "not allowed"
-		return who.forbidden("to do this")
+		return who.forbidden(caller, "to do this")
 	}
 	return nil
 }
 
-// forbidden is the answer to a good token that is the wrong one.
-func (who access) forbidden(what string) *Problem {
-	takes := who.scope
-	if who.or != "" {
-		takes += " or " + who.or
+// forbidden is the answer to a good token that is the wrong one: it names what was missing.
+func (who access) forbidden(c *Caller, what string) *Problem {
+	var takes []string
+	if !who.scoped(c) {
+		scope := "the scope " + who.scope
+		if who.or != "" {
+			scope += " or " + who.or
+		}
+		takes = append(takes, scope)
 	}
-	return problem(http.StatusForbidden, codeForbidden, "this caller may not: "+what+" takes the scope "+takes+callersText(who.callers)).
-		with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
-}
-
-func callersText(callers []string) string {
-	if callers == nil {
-		return ""
+	if !who.named(c) {
+		takes = append(takes, "to be "+strings.Join(who.callers, " or "))
 	}
-	return ", and to be " + strings.Join(callers, " or ")
+	p := problem(http.StatusForbidden, codeForbidden, "this caller may not: "+what+" takes "+strings.Join(takes, ", and "))
+	if !who.scoped(c) {
+		return p.with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
+	}
+	return p
 }
 
 // bearer is the token of the one Authorization header.

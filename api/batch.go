@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
@@ -15,6 +16,10 @@ import (
 
 // mostTasks is how many tasks one batch may ask for.
 const mostTasks = 1000
+
+// keyOfItem is the key of an item that has none, in a batch that has one. No request can
+// name it: keys are ASCII.
+func keyOfItem(batch string, item int) string { return batch + "§" + strconv.Itoa(item) }
 
 // BatchRequest is the body of POST /api/internal/tasks/batch, for the document:
 // what comes is taken apart by createTasks, so that one bad item is its own fault.
@@ -59,8 +64,10 @@ type (
 var createTasksDoc = doc{
 	id: "createTasks", tag: tagTasks, summary: "Create up to 1000 tasks",
 	description: "Makes many tasks and answers when all are committed. Each stands for itself: it is made, found made before (by its requestId), " +
-		"or refused, whatever becomes of the others. The body may be eight times as long as that of other requests.",
-	errors: []int{413, 415}, bulk: true,
+		"or refused, whatever becomes of the others. The body may be eight times as long as that of other requests. " +
+		"Idempotency-Key is the batch's, and requestId an item's; both may be given. An item without a requestId in a batch with a key has one made of " +
+		"the key and its place, so that the batch makes each task once however often it is sent.",
+	errors: []int{409, 413, 415}, bulk: true,
 	request: map[string]any{"tasks": []any{
 		map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-123", "requestId": "order-123-total", "input": map[string]any{"orderId": "ORD-123", "taxRate": 0.08, "items": []any{map[string]any{"id": "ITEM-1", "quantity": 2, "price": 10.99}}}},
 		map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-124", "requestId": "order-124-total", "input": map[string]any{"orderId": "ORD-124"}},
@@ -95,7 +102,11 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
-		reqs, places = append(reqs, body.request(c.asker(), body.RequestID, []byte(text.Raw))), append(places, i)
+		key := body.RequestID
+		if key == "" && c.keyed != nil {
+			key = keyOfItem(c.keyed.Key, i)
+		}
+		reqs, places = append(reqs, body.request(c.asker(), key, []byte(text.Raw))), append(places, i)
 	}
 	var away error
 	lost := 0
@@ -111,6 +122,7 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 		}
 		result.TaskID, result.Status, result.Replayed = &made.Task.TaskID, jobs.Status(made.Task.Status), !made.Fresh
 	}
+	c.unsure = lost > 0 // a batch sent again makes what is missing
 	if lost == len(results) {
 		return nil, away // nothing is known of any: the same may be sent again, whole
 	}

@@ -18,6 +18,8 @@ import (
 	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/seed-3f7a0631/tes/jobs"
 )
 
 // call is what we know of one request. It is written by whoever learns something,
@@ -33,6 +35,9 @@ type call struct {
 	traceparent string     // what a task that it makes remembers of it
 	span        trace.Span // nil without tracing
 	body        []byte     // as it was sent; guarded, and not to be changed
+	keyed       *jobs.Call // the write under an idempotency key that has its turn; nil: none
+	concluded   bool       // keyed was answered or released by the operation
+	unsure      bool       // what keyed came to is not final: the same may be asked again
 	task        string     // the id of the task it was about
 	refused     string     // why a token was not good enough
 	err         error      // what we do not tell the client

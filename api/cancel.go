@@ -1,6 +1,11 @@
 package api
 
-import "context"
+import (
+	"context"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
 
 // Cancellation is the body of POST …/cancel.
 type Cancellation struct {
@@ -29,7 +34,7 @@ func (a *API) cancelTask(ctx context.Context, in *cancelTaskInput) (*taskOutput,
 	if in.Body != nil {
 		reason = in.Body.Reason
 	}
-	row, err := a.cfg.Tasks.Cancel(ctx, id, ask(ctx, match, reason))
+	row, err := a.write(ctx, id, match, reason, func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Cancel(ctx, id, asks) })
 	if err != nil {
 		return nil, err
 	}

@@ -20,14 +20,14 @@ type TaskRequest struct {
 	ExecutionConfig  *jobs.RequestConfig `json:"executionConfig,omitempty" doc:"What to override of the definition: timeout, retryPolicy, executor, securityContext, visibilityTimeout. Without a definition, all there is."`
 	WorkflowContext  json.RawMessage     `json:"workflowContext,omitempty" doc:"The workflow's variables, as the executor shall see them."`
 	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default a new UUID."`
-	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request idempotent, as the header Idempotency-Key does, which goes before it."`
+	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request idempotent, as the header Idempotency-Key does. Where both are given they must be the same."`
 	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"By when a person shall have done it. From 2000 to 8999, in UTC."`
 	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted here too, signed and in order: docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
 	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for it."`
 }
 
 type createTaskInput struct {
-	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"The same key and body again answer the task that the first made; another body is a 409."`
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request repeatable for good: the same key and body again answer the task that the first made; another body is 409 with details.reason IDEMPOTENCY_KEY_REUSED."`
 	Body TaskRequest
 }
 
@@ -42,8 +42,9 @@ type createTaskOutput struct {
 var createTaskDoc = doc{
 	id: "createTask", tag: tagTasks, summary: "Create a task",
 	description: "Makes a task and answers when it is committed, with its first event and its place in a queue. With an idempotency key " +
-		"(header or requestId) the request may be sent again: the same body answers 200 with the task that is there, another body 409.",
-	status: http.StatusCreated, also: http.StatusOK, alsoText: "The task was made before, by a request with this key.",
+		"(header or requestId) the request may be sent again: the same body answers 200 with the task that is there, whatever has become of " +
+		"its definition since; another body 409.",
+	ownKey: true, status: http.StatusCreated, also: http.StatusOK, alsoText: "The task was made before, by a request with this key.",
 	errors:  []int{409, 413, 415},
 	request: map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-123", "priority": "MEDIUM", "input": map[string]any{"orderId": "ORD-123", "taxRate": 0.08, "items": []any{map[string]any{"id": "ITEM-1", "quantity": 2, "price": 10.99}}}},
 	answer:  exampleTask,
@@ -56,8 +57,11 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 		return nil, p
 	}
 	key := in.Key
-	if key == "" {
+	switch {
+	case key == "":
 		key = body.RequestID
+	case body.RequestID != "" && body.RequestID != key:
+		return nil, flawed("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
 	}
 	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c.asker(), key, c.body))
 	if err != nil {

@@ -3,15 +3,10 @@ package api
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
-	"fmt"
 	"math"
-	"net/http"
 	"time"
 
-	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/uuid"
-	"github.com/tidwall/gjson"
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -63,131 +58,6 @@ type DeadLetterPage struct {
 
 type deadLetterPageOutput struct{ Body *DeadLetterPage }
 
-// DeadLetterFilter says which dead letters a redrive is about.
-type DeadLetterFilter struct {
-	Fingerprint      string    `json:"fingerprint,omitempty" maxLength:"64"`
-	TaskDefinitionID string    `json:"taskDefinitionId,omitempty" maxLength:"128"`
-	ErrorCode        string    `json:"errorCode,omitempty" maxLength:"128"`
-	Queue            string    `json:"queue,omitempty" enum:"task-execution-automated,task-execution-integration,task-execution-manual"`
-	Since            time.Time `json:"since,omitzero" doc:"Only those that ended then or later. From 2000 to 8999, in UTC."`
-}
-
-// PatchOperation is one operation of RFC 6902, for the document: the patch is taken
-// from the body as it is.
-type PatchOperation struct {
-	Op    string     `json:"op" enum:"add,remove,replace,move,copy,test"`
-	Path  string     `json:"path" maxLength:"1024" doc:"A JSON pointer into the task's input."`
-	From  string     `json:"from,omitempty" maxLength:"1024" doc:"Of move and copy."`
-	Value patchValue `json:"value,omitempty" doc:"Of add, replace and test: any JSON."`
-}
-
-type patchValue struct{ json.RawMessage }
-
-// Schema is how huma asks.
-func (patchValue) Schema(huma.Registry) *huma.Schema { return &huma.Schema{} }
-
-// RedriveCanary holds the rest of a redrive back until the first tasks have ended.
-type RedriveCanary struct {
-	Count           int32   `json:"count" minimum:"1" maximum:"1000" doc:"How many go first."`
-	MaxFailureRatio float64 `json:"maxFailureRatio" minimum:"0" maximum:"1" doc:"Which share of them may fail: above it the operation stops."`
-}
-
-// RedriveRequest is the body of POST /api/internal/dead-letters/redrive.
-type RedriveRequest struct {
-	Filter        *DeadLetterFilter `json:"filter,omitempty" doc:"Which ones; give this or taskIds. Empty: all. At most 10000 are taken, 1000 with an inputPatch."`
-	TaskIDs       []string          `json:"taskIds,omitempty" minItems:"1" maxItems:"1000" pattern:"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$" doc:"Which ones; give this or filter."`
-	DryRun        bool              `json:"dryRun,omitempty" doc:"Say what would happen, and change nothing."`
-	InputPatch    []PatchOperation  `json:"inputPatch,omitempty" minItems:"1" maxItems:"100" doc:"Changes the input of each (RFC 6902). What the definition's schema does not take then is rejected."`
-	RatePerSecond int32             `json:"ratePerSecond,omitempty" minimum:"1" maximum:"1000" default:"20" doc:"How many tasks a second."`
-	Canary        *RedriveCanary    `json:"canary,omitempty"`
-	Reason        string            `json:"reason" minLength:"1" maxLength:"1000" doc:"For the audit trail."`
-}
-
-// RejectedTask is a task that is not redriven, and why.
-type RejectedTask struct {
-	TaskID uuid.UUID `json:"taskId" format:"uuid"`
-	Code   string    `json:"code" enum:"NOT_FOUND,NOT_DEAD_LETTER,VALIDATION_ERROR"`
-}
-
-// RedriveAnswer says what a redrive came upon.
-type RedriveAnswer struct {
-	OperationID *uuid.UUID     `json:"operationId" format:"uuid" doc:"Null for a dry run."`
-	Matched     int            `json:"matched" doc:"How many are redriven, or would be."`
-	Complete    bool           `json:"complete" doc:"False: more dead letters match, or were not looked at; ask again when these are done."`
-	Rejected    []RejectedTask `json:"rejected"`
-}
-
-type (
-	redriveInput  struct{ Body RedriveRequest }
-	redriveOutput struct{ Body *RedriveAnswer }
-)
-
-// OperationPath names a redrive.
-type OperationPath struct {
-	OperationID string `path:"operationId" maxLength:"256" doc:"The operation's id, a UUID."`
-}
-
-func (p OperationPath) id() (uuid.UUID, error) {
-	id, err := uuid.Parse(p.OperationID)
-	if err != nil || len(p.OperationID) != 36 {
-		return uuid.Nil, fmt.Errorf("operation %q: %w", p.OperationID, jobs.ErrNotFound)
-	}
-	return id, nil
-}
-
-// ActReason is the body of stop and undo.
-type ActReason struct {
-	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail."`
-}
-
-type (
-	operationInput struct{ OperationPath }
-	// actInput takes a body that may be left out.
-	actInput struct {
-		OperationPath
-		Body *ActReason `required:"false"`
-	}
-)
-
-// RedriveAct says who ended an operation, when and why.
-type RedriveAct struct {
-	At     time.Time `json:"at"`
-	By     string    `json:"by"`
-	Reason string    `json:"reason"`
-}
-
-// RedriveOperation is a redrive and how far it has come.
-type RedriveOperation struct {
-	OperationID   uuid.UUID         `json:"operationId" format:"uuid"`
-	State         string            `json:"state" enum:"CANARY,RUNNING,STOPPED,DONE,UNDONE" doc:"CANARY: the first tasks go, and are watched. DONE: every task was put back, or rejected."`
-	Actor         string            `json:"actor" doc:"Who asked for it."`
-	Reason        string            `json:"reason"`
-	CreatedAt     time.Time         `json:"createdAt"`
-	EndedAt       *time.Time        `json:"endedAt"`
-	RatePerSecond int32             `json:"ratePerSecond"`
-	Canary        *RedriveCanary    `json:"canary,omitempty"`
-	Filter        *DeadLetterFilter `json:"filter,omitempty" doc:"As it was asked for; absent where tasks were named."`
-	InputPatch    []PatchOperation  `json:"inputPatch,omitempty"`
-	Stopped       *RedriveAct       `json:"stopped,omitempty" doc:"By whom: a caller, or a process because of the canary."`
-	Undone        *RedriveAct       `json:"undone,omitempty"`
-	Counts        RedriveCounts     `json:"counts"`
-	Rejected      []RejectedTask    `json:"rejected" doc:"What was no dead letter any more when its turn came; the first 1000."`
-}
-
-// RedriveCounts says how the tasks of a redrive stand.
-type RedriveCounts struct {
-	Matched   int32 `json:"matched"`
-	Waiting   int32 `json:"waiting" doc:"Not yet put back."`
-	Redriven  int32 `json:"redriven" doc:"Put back; the next three are among them."`
-	Completed int32 `json:"completed"`
-	Failed    int32 `json:"failed" doc:"Dead letters once more."`
-	Cancelled int32 `json:"cancelled"`
-	Rejected  int32 `json:"rejected"`
-	Undone    int32 `json:"undone" doc:"Put back, and made dead letters again before anybody began them."`
-}
-
-type operationOutput struct{ Body *RedriveOperation }
-
 // DiscardRequest is the body of POST …/discard.
 type DiscardRequest struct {
 	Reason string `json:"reason" minLength:"1" maxLength:"1000" doc:"For the audit trail."`
@@ -208,26 +78,6 @@ type DiscardAnswer struct {
 
 type discardOutput struct{ Body *DiscardAnswer }
 
-const exampleOperationID = "0198f2a4-9b11-7d22-8c44-1b7d8a0e2b01"
-
-var exampleOperation = map[string]any{
-	"operationId": exampleOperationID, "state": "CANARY", "actor": "error-handler", "reason": "fixed in v1.4.2",
-	"createdAt": "2026-11-02T10:00:00Z", "endedAt": nil, "ratePerSecond": 20, "canary": map[string]any{"count": 5, "maxFailureRatio": 0.2},
-	"filter":   map[string]any{"fingerprint": "5b1d0c6f2a9e4477"},
-	"counts":   map[string]any{"matched": 120, "waiting": 115, "redriven": 5, "completed": 3, "failed": 0, "cancelled": 0, "rejected": 0, "undone": 0},
-	"rejected": []any{},
-}
-
-func exampleEnded(state, act string) map[string]any {
-	out := map[string]any{}
-	for name, v := range exampleOperation {
-		out[name] = v
-	}
-	out["state"], out["endedAt"] = state, "2026-11-02T10:01:00Z"
-	out[act] = map[string]any{"at": "2026-11-02T10:01:00Z", "by": "error-handler", "reason": "not fixed after all"}
-	return out
-}
-
 var listDeadLettersDoc = doc{
 	id: "listDeadLetters", tag: tagDeadLetters, summary: "List dead letters",
 	description: "Pages through the tasks that ended for good without success and that nobody has seen to, or with groupBy=fingerprint through " +
@@ -237,41 +87,6 @@ var listDeadLettersDoc = doc{
 		"taskDefinitionId": "calculate-order-total", "count": 120, "firstAt": "2026-11-02T09:30:01Z", "lastAt": "2026-11-02T09:58:00Z",
 		"samples": []any{exampleTask["taskId"]},
 	}}, "complete": true, "nextCursor": nil},
-}
-
-var redriveDoc = doc{
-	id: "redriveDeadLetters", tag: tagDeadLetters, summary: "Redrive dead letters",
-	description: "Puts dead letters back to work at a pace: the same tasks go on, with their ids, attempts and past. With a canary the first few " +
-		"go alone, and the operation stops by itself when too many of them fail. A dry run says what would happen: its operationId is null.",
-	status: http.StatusAccepted, errors: []int{413, 415},
-	request: map[string]any{
-		"filter": map[string]any{"fingerprint": "5b1d0c6f2a9e4477"}, "inputPatch": []any{map[string]any{"op": "replace", "path": "/taxRate", "value": 0.08}},
-		"ratePerSecond": 20, "canary": map[string]any{"count": 5, "maxFailureRatio": 0.2}, "reason": "fixed in v1.4.2",
-	},
-	answer: map[string]any{
-		"operationId": exampleOperationID, "matched": 120, "complete": true,
-		"rejected": []any{map[string]any{"taskId": exampleTask["taskId"], "code": "VALIDATION_ERROR"}},
-	},
-}
-
-var getRedriveDoc = doc{
-	id: "getRedriveOperation", tag: tagDeadLetters, summary: "Get a redrive operation",
-	description: "Answers how far a redrive has come, and how its tasks have ended.", errors: []int{404}, answer: exampleOperation,
-}
-
-var stopRedriveDoc = doc{
-	id: "stopRedriveOperation", tag: tagDeadLetters, summary: "Stop a redrive operation",
-	description: "When this answers, nothing more of the operation is put back; what was, goes on. One that has ended stays as it is.",
-	errors:      []int{404, 413, 415}, optional: true,
-	request: map[string]any{"reason": "not fixed after all"}, answer: exampleEnded("STOPPED", "stopped"),
-}
-
-var undoRedriveDoc = doc{
-	id: "undoRedriveOperation", tag: tagDeadLetters, summary: "Undo a redrive operation",
-	description: "Stops the operation, and makes dead letters again of the tasks that it has put back and nobody has begun, with the input and the " +
-		"error that they had. Undoing again changes nothing.",
-	errors: []int{404, 413, 415}, optional: true,
-	request: map[string]any{"reason": "not fixed after all"}, answer: exampleEnded("UNDONE", "undone"),
 }
 
 var discardDoc = doc{
@@ -382,135 +197,19 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 	return &deadLetterPageOutput{Body: out}, nil
 }
 
-func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriveOutput, error) {
-	if (in.Body.Filter == nil) == (in.Body.TaskIDs == nil) {
-		return nil, flawed("body", "give either filter or taskIds")
-	}
-	r := jobs.Redrive{DryRun: in.Body.DryRun, Rate: in.Body.RatePerSecond}
-	if f := in.Body.Filter; f != nil {
-		r.Filter = &jobs.DeadLetterFilter{
-			Fingerprint: f.Fingerprint, TaskDefinitionID: f.TaskDefinitionID, ErrorCode: f.ErrorCode, Lane: f.Queue, Since: f.Since.UTC(),
-		}
-	}
-	for _, text := range in.Body.TaskIDs {
-		id, err := uuid.Parse(text)
-		if err != nil {
-			return nil, flawed("body.taskIds", "this is no UUID")
-		}
-		r.TaskIDs = append(r.TaskIDs, id)
-	}
-	if in.Body.InputPatch != nil {
-		// As it was sent: a value that is null is not a value that is absent.
-		r.InputPatch = json.RawMessage(gjson.GetBytes(callOf(ctx).body, "inputPatch").Raw)
-	}
-	if c := in.Body.Canary; c != nil {
-		r.Canary = &jobs.Canary{Count: c.Count, MaxFailureRatio: c.MaxFailureRatio}
-	}
-	found, err := a.cfg.Tasks.Redrive(ctx, ask(ctx, ifMatch{}, in.Body.Reason), r)
-	if err != nil {
-		return nil, err
-	}
-	out := &RedriveAnswer{Matched: found.Tasks, Complete: found.Complete, Rejected: rejected(found.Rejected)}
-	if !in.Body.DryRun {
-		out.OperationID = &found.OperationID
-	}
-	return &redriveOutput{out}, nil
-}
-
-func rejected(list []jobs.Rejected) []RejectedTask {
-	out := make([]RejectedTask, 0, len(list))
-	for _, r := range list {
-		out = append(out, RejectedTask{r.TaskID, r.Code})
-	}
-	return out
-}
-
-func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOutput, error) {
-	id, err := in.id()
-	if err != nil {
-		return nil, err
-	}
-	var op jobs.Operation
-	err = a.read(ctx, func(q *db.Queries) (err error) {
-		op, err = jobs.ReadOperation(ctx, q, callerOf(ctx).Tenant, id)
-		return err
-	})
-	if err != nil {
-		return nil, readFailed("get operation "+in.OperationID, err)
-	}
-	return operationAnswer(op, nil)
-}
-
-func (a *API) stopRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
-	return act(ctx, in, a.cfg.Tasks.StopRedrive)
-}
-
-func (a *API) undoRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
-	return act(ctx, in, a.cfg.Tasks.UndoRedrive)
-}
-
-func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, jobs.Ask) (jobs.Operation, error)) (*operationOutput, error) {
-	id, err := in.id()
-	if err != nil {
-		return nil, err
-	}
-	var reason string
-	if in.Body != nil {
-		reason = in.Body.Reason
-	}
-	op, err := do(ctx, id, ask(ctx, ifMatch{}, reason))
-	return operationAnswer(op, err)
-}
-
-func operationAnswer(op jobs.Operation, err error) (*operationOutput, error) {
-	if err != nil {
-		return nil, err
-	}
-	out := &RedriveOperation{
-		OperationID: op.OperationID, State: string(op.State), Actor: op.Actor, Reason: op.Reason, CreatedAt: op.CreatedAt.UTC(),
-		RatePerSecond: op.Rate, Rejected: rejected(op.Refused),
-		Counts: RedriveCounts{
-			Matched: op.Matched, Waiting: op.Waiting, Redriven: op.Redriven, Completed: op.Completed, Failed: op.Failed,
-			Cancelled: op.Cancelled, Rejected: op.Rejected, Undone: op.Undone,
-		},
-		Stopped: actOf(op.StoppedAt, op.StoppedBy, op.StopReason), Undone: actOf(op.UndoneAt, op.UndoneBy, op.UndoReason),
-	}
-	if op.EndedAt != nil {
-		at := op.EndedAt.UTC()
-		out.EndedAt = &at
-	}
-	if op.CanaryCount > 0 {
-		out.Canary = &RedriveCanary{op.CanaryCount, op.CanaryRatio}
-	}
-	var selection struct{ Filter *DeadLetterFilter }
-	if err := json.Unmarshal(op.Selection, &selection); err != nil {
-		return nil, fmt.Errorf("read operation %s: %w", op.OperationID, err)
-	}
-	out.Filter = selection.Filter
-	if op.InputPatch != nil {
-		if err := json.Unmarshal(op.InputPatch, &out.InputPatch); err != nil {
-			return nil, fmt.Errorf("read operation %s: %w", op.OperationID, err)
-		}
-	}
-	return &operationOutput{Body: out}, nil
-}
-
-func actOf(at *time.Time, by, reason *string) *RedriveAct {
-	if at == nil || by == nil || reason == nil {
-		return nil
-	}
-	return &RedriveAct{at.UTC(), *by, *reason}
-}
-
 func (a *API) discardDeadLetter(ctx context.Context, in *discardInput) (*discardOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
 	}
 	about(ctx, id)
-	laid, err := a.cfg.Tasks.Discard(ctx, id, ask(ctx, ifMatch{}, in.Body.Reason))
+	laid, err := a.cfg.Tasks.Discard(ctx, id, ask(ctx, in.Body.Reason))
 	if err != nil {
 		return nil, err
 	}
-	return &discardOutput{Body: &DiscardAnswer{TaskID: id, At: laid.At, By: laid.By, Reason: laid.Reason}}, nil
+	return discardAnswer(laid), nil
+}
+
+func discardAnswer(laid jobs.Discarded) *discardOutput {
+	return &discardOutput{Body: &DiscardAnswer{TaskID: laid.TaskID, At: laid.At, By: laid.By, Reason: laid.Reason}}
 }

@@ -47,7 +47,7 @@ func decode(data []byte, to any) error {
 	case *BatchRequest:
 		return nil // createTasks takes it apart, one by one
 	}
-	return json.Unmarshal(data, to)
+	return readJSON(data, to)
 }
 
 // freeMembers are objects whose members are not ours to say: see freeObject.
@@ -59,11 +59,12 @@ var freeMembers = map[string]bool{
 // something stands for a free object: that it is one is all that a schema asks.
 var something = map[string]any{}
 
-// outline is what encoding/json would make of a document, free objects apart.
+// outline is what encoding/json would make of a document, free objects apart, and with times
+// as huma takes them.
 func outline(v gjson.Result) any {
 	switch v.Type {
 	case gjson.String:
-		return v.Str
+		return momentText(v.Str)
 	case gjson.Number:
 		return v.Num
 	case gjson.True:
@@ -114,7 +115,7 @@ func (b *TaskRequest) fill(doc gjson.Result) (err error) {
 		case "input":
 			b.Input = json.RawMessage(v.Raw)
 		case "executionConfig":
-			err = json.Unmarshal([]byte(v.Raw), &b.ExecutionConfig)
+			err = readMember(".executionConfig", []byte(v.Raw), &b.ExecutionConfig)
 		case "workflowContext":
 			b.WorkflowContext = json.RawMessage(v.Raw)
 		case "correlationId":
@@ -122,7 +123,7 @@ func (b *TaskRequest) fill(doc gjson.Result) (err error) {
 		case "requestId":
 			b.RequestID = v.Str
 		case "dueDate":
-			err = json.Unmarshal([]byte(v.Raw), &b.DueDate)
+			err = readMember(".dueDate", []byte(`"`+momentText(v.Str)+`"`), &b.DueDate)
 		case "callbackUrl":
 			b.CallbackURL = v.Str
 		case "reference":

@@ -3,7 +3,9 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/seed-3f7a0631/tes/jobs"
 )
@@ -29,7 +31,7 @@ type DefinitionPath struct {
 
 type putTaskDefinitionInput struct {
 	DefinitionPath
-	IfMatch string `header:"If-Match" maxLength:"64" doc:"The ETag that the caller has seen; another revision answers 412."`
+	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The ETag that the caller has seen, or several, or *; another revision answers 412."`
 	Body    DefinitionRequest
 }
 
@@ -90,16 +92,6 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	if err != nil {
 		return nil, err
 	}
-	if match.exists && match.version == 0 {
-		// Definitions are never taken away, so what is there stays there.
-		found, err := a.cfg.Tasks.HasDefinition(ctx, caller.Tenant, in.ID)
-		switch {
-		case err != nil:
-			return nil, err
-		case !found:
-			return nil, jobs.ErrStale
-		}
-	}
 	def := jobs.Definition{
 		TenantID: caller.Tenant, ID: in.ID, Name: body.Name, Description: body.Description, Type: body.Type, Version: body.Version,
 		InputSchema: given(body.InputSchema), OutputSchema: given(body.OutputSchema), Timeout: body.Timeout, RetryPolicy: body.RetryPolicy,
@@ -110,15 +102,45 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	if p := caller.ownsContext("body", def.ExecutionConfig.SecurityContext); p != nil {
 		return nil, p
 	}
-	out, created, err := a.cfg.Tasks.PutDefinition(ctx, caller.whole(), match.version, def)
+	put, err := a.putDefinition(ctx, match, def)
 	if err != nil {
 		return nil, err
 	}
+	return putAnswer(put), nil
+}
+
+// putDefinition writes a definition under its condition; see API.write.
+func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
+	asks := ask(ctx, "")
+	asks.By = callerOf(ctx).whole()
+	if version, ok := match.one(); ok && (version != 0 || !match.exists) {
+		asks.IfMatch = version
+		return a.cfg.Tasks.PutDefinitionFor(ctx, asks, def)
+	}
+	for range len(match.versions) + 1 {
+		revision, err := a.cfg.Tasks.DefinitionRevision(ctx, def.TenantID, def.ID)
+		switch {
+		case err != nil:
+			return jobs.Put{}, err
+		case revision == 0 || match.versions != nil && !slices.Contains(match.versions, revision):
+			return jobs.Put{}, jobs.ErrStale
+		}
+		if match.versions != nil { // else whichever: definitions are never taken away
+			asks.IfMatch = revision
+		}
+		if put, err := a.cfg.Tasks.PutDefinitionFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
+			return put, err
+		}
+	}
+	return jobs.Put{}, jobs.ErrStale
+}
+
+func putAnswer(put jobs.Put) *putTaskDefinitionOutput {
 	status := http.StatusOK
-	if created {
+	if put.Created {
 		status = http.StatusCreated
 	}
-	return &putTaskDefinitionOutput{Status: status, ETag: etag(out.Revision), Body: &out}, nil
+	return &putTaskDefinitionOutput{Status: status, ETag: etag(put.Revision), Body: &put.Definition}
 }
 
 func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath }) (*definitionOutput, error) {

@@ -54,9 +54,17 @@ type Problem struct {
 	cause   error // for the log, never for the client
 }
 
-// Standing says where a task stands and where it may go, when it cannot go where
-// it was asked to.
+// Why a call is a conflict. A client may branch on them, so they never change.
+const (
+	reasonState    = "STATE"                       // with what there is
+	reasonReused   = "IDEMPOTENCY_KEY_REUSED"      // the key came with another body before
+	reasonProgress = "IDEMPOTENCY_KEY_IN_PROGRESS" // the first call with the key has not ended
+)
+
+// Standing says why a call is a conflict, and where a task stands and where it may go, when
+// it cannot go where it was asked to.
 type Standing struct {
+	Reason        string        `json:"reason,omitempty" enum:"STATE,IDEMPOTENCY_KEY_REUSED,IDEMPOTENCY_KEY_IN_PROGRESS" doc:"Of a CONFLICT: STATE, it contradicts what there is; IDEMPOTENCY_KEY_REUSED, the key came with another body or path before; IDEMPOTENCY_KEY_IN_PROGRESS, the first call with the key has not ended: send it again after Retry-After."`
 	CurrentStatus jobs.Status   `json:"currentStatus,omitempty" doc:"Where the task stands."`
 	Legal         []jobs.Status `json:"legal,omitzero" doc:"Where it may go from there; empty when it has ended."`
 }
@@ -136,10 +144,16 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 		if !errors.As(err, &detail) {
 			continue
 		}
+		if parts := strings.Split(detail.Message, misplacedMark); len(parts) == 3 {
+			detail = &huma.ErrorDetail{Location: detail.Location + parts[1], Message: parts[2]}
+		}
 		// What comes after a colon is some parser's text, and may quote the value.
 		message, _, _ := strings.Cut(detail.Message, ": ")
 		if strings.HasPrefix(detail.Message, "json:") || strings.HasPrefix(detail.Message, "parsing time") {
-			message = "holds a value of another type than it must"
+			message = anotherType
+		}
+		if filter, _, many := strings.Cut(detail.Location, "["); many && (filter == "query.status" || filter == "query.type") {
+			detail.Location = filter // which of its values it is, the parameter's name does not say
 		}
 		if p.misses(detail.Location) && strings.HasPrefix(message, "expected string to match pattern") {
 			continue // too short or too long, which has been said: one mistake, one flaw
@@ -177,7 +191,7 @@ func (p *Problem) at(c *call) *Problem {
 		}
 	}
 	p.Err = ErrorBody{Code: p.Code, Message: p.Detail}
-	if len(p.Errors) > 0 || p.CurrentStatus != "" {
+	if len(p.Errors) > 0 || p.CurrentStatus != "" || p.Reason != "" {
 		p.Err.Details = &ErrorDetails{Errors: p.Errors, Standing: p.Standing}
 	}
 	return p
@@ -192,6 +206,11 @@ func (p *Problem) with(name, value string) *Problem {
 	return p
 }
 
+func (p *Problem) reason(why string) *Problem {
+	p.Reason = why
+	return p
+}
+
 func (p *Problem) because(err error) *Problem {
 	p.cause = err
 	return p
@@ -201,7 +220,8 @@ func (p *Problem) because(err error) *Problem {
 // under 4 KiB, whatever the request was.
 const (
 	maxFlaws      = 16
-	maxFlawText   = 160
+	maxFlawText   = 160 // of a place
+	maxFlawReason = 480 // of what is wrong there
 	maxFlawsTotal = 1400
 )
 
@@ -215,7 +235,7 @@ func (p *Problem) flaw(location, message string) bool {
 	if len(p.Errors) == maxFlaws {
 		return false
 	}
-	f := FieldFlaw{Location: tame(location, maxFlawText), Message: tame(message, maxFlawText)}
+	f := FieldFlaw{Location: tame(location, maxFlawText), Message: tame(message, maxFlawReason)}
 	total := 0
 	for _, other := range append(p.Errors, f) {
 		total += len(other.Location) + len(other.Message) + len(`{"location":"","message":""},`)
@@ -294,6 +314,7 @@ func meaning(err error) *Problem {
 	var conflict *jobs.Conflict
 	var guard *jobs.GuardError
 	var over *jobs.TaskEnded
+	var underWay *jobs.CallUnderWay
 	switch {
 	case errors.As(err, &ready):
 		return ready
@@ -311,10 +332,13 @@ func meaning(err error) *Problem {
 		return p
 	case errors.As(err, &illegal):
 		p := problem(http.StatusConflict, codeConflict, illegal.Error())
-		p.Standing = Standing{CurrentStatus: illegal.From, Legal: append([]jobs.Status{}, illegal.Legal...)}
+		p.Standing = Standing{Reason: reasonState, CurrentStatus: illegal.From, Legal: append([]jobs.Status{}, illegal.Legal...)}
 		return p
 	case errors.As(err, &conflict):
-		return problem(http.StatusConflict, codeConflict, conflict.Message)
+		return problem(http.StatusConflict, codeConflict, conflict.Message).reason(reasonState)
+	case errors.As(err, &underWay):
+		return problem(http.StatusConflict, codeConflict, "the first call with this idempotency key is under way: send it again later").
+			reason(reasonProgress).with("Retry-After", seconds(max(underWay.Wait, 1)))
 	case errors.Is(err, jobs.ErrNotFound):
 		return problem(http.StatusNotFound, codeNotFound, "nothing of this id is here, or it is another tenant's")
 	case errors.Is(err, jobs.ErrStale):
@@ -322,7 +346,7 @@ func meaning(err error) *Problem {
 	case errors.Is(err, jobs.ErrForbidden):
 		return problem(http.StatusForbidden, codeForbidden, "the task is not this user's: it waits for others, or another has claimed it")
 	case errors.Is(err, jobs.ErrKeyReused):
-		return problem(http.StatusConflict, codeConflict, "this idempotency key was used with another body")
+		return problem(http.StatusConflict, codeConflict, "this idempotency key was used with another body or path").reason(reasonReused)
 	case errors.Is(err, jobs.ErrLeaseLost):
 		return problem(http.StatusConflict, codeLeaseLost, "the lease is lost: the attempt is no longer the one that runs")
 	case errors.As(err, &over):
@@ -330,7 +354,7 @@ func meaning(err error) *Problem {
 		p.Standing = Standing{CurrentStatus: over.Status, Legal: []jobs.Status{}}
 		return p
 	case errors.Is(err, jobs.ErrUnavailable):
-		return unavailable("the database does not answer, and whether this was done is not known: send it again, a create with an idempotency key").because(err)
+		return unavailable("the database does not answer, and whether this was done is not known: send it again, with an idempotency key it is done once").because(err)
 	}
 	return problem(http.StatusInternalServerError, codeInternal, internalText).because(err)
 }

@@ -138,7 +138,7 @@ func (l *listener) read(d outbox.Delivery) (*heard, error) {
 
 // into reads data whose schema has taken it.
 func (h *heard) into(data any) error {
-	if err := json.Unmarshal([]byte(h.data.Raw), data); err != nil {
+	if err := json.Unmarshal(plain([]byte(h.data.Raw)), data); err != nil {
 		return &outbox.Poison{Reason: "not a " + h.Subject + ": data cannot be read"}
 	}
 	return nil

@@ -58,7 +58,7 @@ func TestHostileBodies(t *testing.T) {
 		"unknown, long names":    {`{` + many(300, `"`+strings.Repeat("SUPERSECRET", 300)+`%d":1`) + `}`, 422, "VALIDATION_ERROR"},
 		"unknown, odd names":     {`{` + many(300, `"`+strings.Repeat(`\u0001\u2028\"\\<`, 20)+`%d":1`) + `}`, 422, "VALIDATION_ERROR"},
 		"a long value":           {merged(around(`{}`), `"priority":"`+strings.Repeat("SUPERSECRET", 50_000)+`"`), 422, "VALIDATION_ERROR"},
-		"a number for an int":    {merged(strings.Replace(around(`{}`), `"noop"`, `"noop","timeout":1e3`, 1), `"reference":"x"`), 422, "VALIDATION_ERROR"},
+		"a number for an int":    {merged(strings.Replace(around(`{}`), `"noop"`, `"noop","timeout":1.5e-3`, 1), `"reference":"x"`), 422, "VALIDATION_ERROR"},
 		"a number past int64":    {strings.Replace(around(`{}`), `"noop"`, `"noop","timeout":99999999999999999999`, 1), 422, "VALIDATION_ERROR"},
 		"a value in a wrong url": {merged(around(`{}`), `"callbackUrl":"http://SUPERSECRET:%zz@[/"`), 422, "VALIDATION_ERROR"},
 	}

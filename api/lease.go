@@ -77,7 +77,10 @@ type QueueMessageConfig struct {
 	SecurityContext jobs.SecurityContext `json:"securityContext"`
 }
 
-type dequeueInput struct{ Body Dequeue }
+type dequeueInput struct {
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same as requestId: where both are given they must be the same."`
+	Body Dequeue
+}
 
 type dequeueOutput struct{ Body *LeaseList }
 
@@ -101,11 +104,18 @@ var dequeueTasksDoc = doc{
 		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back, unless it gave a requestId: then it asks again. " +
 		"A dead letter's task has ended and stays so: complete lays the letter aside (output.reason says why), fail and release put it back.",
 	errors:  []int{403, 413, 415},
+	ownKey:  true,
 	request: map[string]any{"workerId": "w-7", "requestId": "5f3c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11", "waitMs": 20000, "maxTasks": 10, "select": []any{map[string]any{"queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "maxTasks": 8, "visibilityTimeout": 30000}}},
 	answer:  map[string]any{"serverTime": "2026-01-15T10:30:00Z", "leases": []any{exampleLease}},
 }
 
 func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutput, error) {
+	switch {
+	case in.Body.RequestID == "":
+		in.Body.RequestID = in.Key
+	case in.Key != "" && in.Key != in.Body.RequestID:
+		return nil, flawed("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
+	}
 	req := jobs.LeaseRequest{
 		Tenant: callerOf(ctx).Tenant, Worker: in.Body.WorkerID, ID: in.Body.RequestID, Wait: milliseconds(in.Body.WaitMs), Most: in.Body.MaxTasks,
 	}
@@ -147,7 +157,7 @@ func mayWork(ctx context.Context, letters bool, what string) error {
 		return nil
 	}
 	callOf(ctx).refused = "not allowed"
-	return who.forbidden(what)
+	return who.forbidden(callerOf(ctx), what)
 }
 
 // mayHold is the same for a lease.

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -11,11 +13,11 @@ import (
 
 // PageOf is what every list of tasks takes. Exported, or huma would not look into it.
 type PageOf struct {
-	Limit   int32       `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor  string      `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same filters."`
-	Status  jobs.Status `query:"status" doc:"Only those in this status."`
-	Type    jobs.Type   `query:"type" doc:"Only those of this type."`
-	Include string      `query:"include" enum:"payloads" doc:"payloads: with every input, output and workflowContext, however long."`
+	Limit   int32         `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+	Cursor  string        `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same filters."`
+	Status  []jobs.Status `query:"status,explode" maxItems:"16" doc:"Only those in this status; given several times, in any of them."`
+	Type    []jobs.Type   `query:"type,explode" maxItems:"16" doc:"Only those of this type; given several times, of any of them."`
+	Include string        `query:"include" enum:"payloads" doc:"payloads: with every input, output and workflowContext, however long."`
 }
 
 // TaskPage is a page of tasks, in the order in which they were made. It ends at its limit
@@ -59,7 +61,7 @@ func (a *API) listTasksByWorkflow(ctx context.Context, in *listTasksByWorkflowIn
 	tenant := callerOf(ctx).Tenant
 	return a.page(ctx, in.PageOf, "workflow", in.WorkflowID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 		return q.TaskListByWorkflow(ctx, db.TaskListByWorkflowParams{
-			WorkflowID: in.WorkflowID, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
+			WorkflowID: in.WorkflowID, After: after, TenantID: tenant, Statuses: names(in.Status), Types: names(in.Type), Page: in.Limit + 1,
 		})
 	})
 }
@@ -72,21 +74,32 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 		}
 		return a.page(ctx, in.PageOf, "user", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 			return q.TaskListByUser(ctx, db.TaskListByUserParams{
-				UserID: &in.UserID, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
+				UserID: &in.UserID, After: after, TenantID: tenant, Statuses: names(in.Status), Types: names(in.Type), Page: in.Limit + 1,
 			})
 		})
 	}
-	names := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
+	principals := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
 	return a.page(ctx, in.PageOf, "claimable", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 		return q.TaskListForUser(ctx, db.TaskListForUserParams{
-			UserID: &in.UserID, Principals: names, After: after, TenantID: tenant, Status: string(in.Status), Type: string(in.Type), Page: in.Limit + 1,
+			UserID: &in.UserID, Principals: principals, After: after, TenantID: tenant, Statuses: names(in.Status), Types: names(in.Type), Page: in.Limit + 1,
 		})
-	}, names...)
+	}, principals...)
+}
+
+// names are the values of a filter, each once and in order: never nil, which would be NULL
+// in a query.
+func names[T ~string](values []T) []string {
+	out := make([]string, 0, len(values))
+	for _, v := range values {
+		out = append(out, string(v))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // page reads one id more than it shows, to know whether there is another page.
 func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error), more ...string) (*taskPageOutput, error) {
-	filters := append([]string{list, of, tenant, string(p.Status), string(p.Type)}, more...)
+	filters := append([]string{list, of, tenant, strings.Join(names(p.Status), ","), strings.Join(names(p.Type), ",")}, more...)
 	last, err := after(p.Cursor, filters...)
 	if err != nil {
 		return nil, err

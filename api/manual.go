@@ -7,6 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
@@ -99,7 +100,8 @@ var unclaimTaskDoc = doc{
 var completeTaskDoc = doc{
 	id: "completeTask", tag: tagTasks, summary: "Complete a manual task",
 	description: "Ends a manual task with a person's result. Only who claimed it may, or the assignee while nobody has; others get 403. An " +
-		"output that does not match the definition's schema answers 422 with each place, and changes nothing.",
+		"output that does not match the definition's schema answers 422 with each place, and changes nothing. The same person's same result again " +
+		"answers as the first time.",
 	errors:  []int{404, 409, 412, 413, 415},
 	request: map[string]any{"userId": "jane", "output": map[string]any{"approved": true}, "comment": "called the customer"},
 	answer:  exampleManualTask("COMPLETED"),
@@ -123,7 +125,7 @@ func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, e
 	if err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.Claim(ctx, id, ask(ctx, match, ""), who)
+	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Claim(ctx, id, asks, who) })
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +140,9 @@ func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutpu
 	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.Unclaim(ctx, id, ask(ctx, match, in.Body.Reason), in.Body.UserID)
+	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+		return a.cfg.Tasks.Unclaim(ctx, id, asks, in.Body.UserID)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +157,9 @@ func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOut
 	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.Complete(ctx, id, ask(ctx, match, ""), in.Body.UserID, given(in.Body.Output), in.Body.Comment)
+	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) {
+		return a.cfg.Tasks.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +171,7 @@ func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claim
 	if err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.ClaimNext(ctx, ask(ctx, ifMatch{}, ""), who)
+	row, err := a.cfg.Tasks.ClaimNext(ctx, ask(ctx, ""), who)
 	switch {
 	case err != nil:
 		return nil, err
@@ -173,5 +179,9 @@ func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claim
 		return &claimNextTaskOutput{}, nil
 	}
 	about(ctx, row.TaskID)
-	return &claimNextTaskOutput{ETag: etag(row.Version), Body: NextTask{MaybeTask{taskOf(row)}}}, nil
+	return claimedNext(row), nil
+}
+
+func claimedNext(row *db.Task) *claimNextTaskOutput {
+	return &claimNextTaskOutput{ETag: etag(row.Version), Body: NextTask{MaybeTask{taskOf(row)}}}
 }

@@ -1,21 +1,30 @@
 package api
 
 import (
+	"context"
+	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// ifMatch is the condition of a write: optional everywhere, obeyed where it is sent.
+// ifMatch is the condition of a write (RFC 9110, 13.1.1): optional everywhere, obeyed where
+// it is sent.
 type ifMatch struct {
-	// version that the thing must be at; 0: whichever.
-	version int32
-	// exists: it must be there at all (If-Match: *).
+	// versions of which the thing must be at one; nil: at whichever.
+	versions []int32
+	// exists: it must be there at all.
 	exists bool
 }
 
-// parseIfMatch reads If-Match. One entity tag is enough for us: a list of versions
-// has no sensible meaning for a counter.
+// parseIfMatch reads If-Match: an asterisk, or a list of entity tags. A tag that is weak, or
+// none of ours, matches nothing.
 func parseIfMatch(header string) (ifMatch, error) {
 	switch header {
 	case "":
@@ -23,13 +32,88 @@ func parseIfMatch(header string) (ifMatch, error) {
 	case "*":
 		return ifMatch{exists: true}, nil
 	}
-	text, ok := strings.CutPrefix(header, `"`)
-	text, ok2 := strings.CutSuffix(text, `"`)
-	version, err := strconv.ParseInt(text, 10, 32)
-	if !ok || !ok2 || err != nil || version < 1 || text[0] == '+' || text[0] == '0' {
-		return ifMatch{}, flawed("header.If-Match", `expected one entity tag as an ETag gave it, such as "3", or *`)
+
+	match := ifMatch{exists: true, versions: []int32{}}
+	tags := 0
+	for rest := strings.Trim(header, " \t,"); rest != ""; rest = strings.TrimLeft(rest, " \t,") {
+		opaque, weak := strings.CutPrefix(rest, "W/")
+		text, after, whole := tagIn(opaque)
+		if !whole || after != "" && strings.IndexByte(" \t,", after[0]) < 0 {
+			return ifMatch{}, badIfMatch()
+		}
+		if left := strings.TrimLeft(after, " \t"); left != "" && left[0] != ',' {
+			return ifMatch{}, badIfMatch()
+		}
+		if version, ours := versionIn(text); ours && !weak {
+			match.versions = append(match.versions, version)
+		}
+		rest = after
+		tags++
 	}
-	return ifMatch{version: int32(version), exists: true}, nil
+	if tags == 0 {
+		return ifMatch{}, badIfMatch()
+	}
+	return match, nil
+}
+
+func badIfMatch() *Problem {
+	return flawed("header.If-Match", `expected entity tags as an ETag gave them, such as "3" or "3", "4", or *`)
+}
+
+// tagIn is the inside of the quoted tag at the beginning, and what comes after it.
+func tagIn(text string) (tag, after string, ok bool) {
+	if text == "" || text[0] != '"' {
+		return "", "", false
+	}
+	tag, after, ok = strings.Cut(text[1:], `"`)
+	return tag, after, ok && !strings.ContainsFunc(tag, func(r rune) bool { return r <= ' ' || r == 0x7f })
+}
+
+// versionIn is the version that a tag of ours names.
+func versionIn(tag string) (version int32, ok bool) {
+	n, err := strconv.ParseInt(tag, 10, 32)
+	return int32(n), err == nil && n > 0 && tag[0] >= '1' && tag[0] <= '9'
+}
+
+// one is the version that package jobs is to hold the write to: 0 for whichever. It is no
+// answer (ok is false) where there are several, or none that could match.
+func (m ifMatch) one() (version int32, ok bool) {
+	switch {
+	case m.versions == nil:
+		return 0, true
+	case len(m.versions) == 1:
+		return m.versions[0], true
+	}
+	return 0, false
+}
+
+// write makes a write to a task under its condition. Of a list of versions it is the one that
+// the task is at: the write is fenced by it, and where the task has moved meanwhile, perhaps
+// to another of the list, it is looked at anew.
+func (a *API) write(ctx context.Context, id uuid.UUID, match ifMatch, reason string, do func(jobs.Ask) (db.Task, error)) (db.Task, error) {
+	asks := ask(ctx, reason)
+	if version, ok := match.one(); ok {
+		asks.IfMatch = version
+		return do(asks)
+	}
+	for range len(match.versions) + 1 { // each round is somebody else's move
+		task, err := a.cfg.Tasks.Get(ctx, asks.Tenant, id)
+		if err != nil {
+			return db.Task{}, err
+		}
+		switch {
+		case slices.Contains(match.versions, task.Version):
+			asks.IfMatch = task.Version
+		case jobs.Status(task.Status).Terminal() && slices.Contains(match.versions, task.Version-1):
+			asks.IfMatch = task.Version - 1 // it may be the write that ended it, sent again
+		default:
+			return db.Task{}, jobs.ErrStale
+		}
+		if out, err := do(asks); !errors.Is(err, jobs.ErrStale) {
+			return out, err
+		}
+	}
+	return db.Task{}, jobs.ErrStale
 }
 
 // flawed is a request with one place that is not as it must be.

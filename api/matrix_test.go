@@ -114,11 +114,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 					require.Less(t, r.status, 500, "%s by %s: %s", id, service, r.body)
 				} else {
 					r.fails(t, http.StatusForbidden, "FORBIDDEN")
-					require.Equal(t, `Bearer realm="tes", error="insufficient_scope", scope="`+want.scope+`"`, r.header.Get("WWW-Authenticate"))
+					require.Empty(t, r.header.Get("WWW-Authenticate"), "no scope is missing")
 				}
 				if allowed {
 					others := slices.DeleteFunc(slices.Clone(scopes), func(s string) bool { return s == want.scope || s == want.or })
-					ask(token(service, others...)).fails(t, http.StatusForbidden, "FORBIDDEN")
+					r := ask(token(service, others...))
+					r.fails(t, http.StatusForbidden, "FORBIDDEN")
+					require.Equal(t, `Bearer realm="tes", error="insufficient_scope", scope="`+want.scope+`"`, r.header.Get("WWW-Authenticate"))
 					ask(token(service, want.scope+"s", "tasks", "tasks:*", strings.ToUpper(want.scope))).fails(t, http.StatusForbidden, "FORBIDDEN")
 					require.NotContains(t, []int{401, 403}, ask(token(service, want.scope)).status)
 					if want.or != "" {
@@ -139,8 +141,8 @@ func TestUnknownRoutes(t *testing.T) {
 		b.ask(t, orchestrator, "GET", path, nil).fails(t, 404, "NOT_FOUND")
 	}
 	for path, allow := range map[string]string{
-		tasksPath: "POST", tasksPath + "/metrics": "GET", tasksPath + "/0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01": "GET",
-		tasksPath + "/x/status": "PUT", definitionsPath + "/x": "GET, PUT", "/livez": "GET",
+		tasksPath: "POST", tasksPath + "/metrics": "GET, HEAD", tasksPath + "/0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01": "GET, HEAD",
+		tasksPath + "/x/status": "PUT", definitionsPath + "/x": "GET, HEAD, PUT", "/livez": "GET, HEAD",
 	} {
 		for _, method := range []string{"DELETE", "PATCH", "TRACE", "BREW"} {
 			r := b.ask(t, orchestrator, method, path, nil)

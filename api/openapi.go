@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -49,6 +50,7 @@ type doc struct {
 	request  any    // an example of the body; nil for an operation without one
 	optional bool   // the body may be left out
 	bulk     bool   // the body is many, each of which is checked by the handler
+	ownKey   bool   // a write that is not repeated by keyed: it says itself how it is
 	answer   any    // an example of the answer
 }
 
@@ -56,7 +58,7 @@ type doc struct {
 // place where what jobs says becomes what HTTP says.
 func route[I, O any](a *API, method, path string, who access, d doc, handle func(context.Context, *I) (*O, error)) {
 	op := d.operation(method, path, who)
-	op.Middlewares = huma.Middlewares{a.admit(who)}
+	op.Middlewares = huma.Middlewares{a.admit(who), guardParams}
 	if d.request != nil {
 		most := a.cfg.MaxBody
 		if d.bulk {
@@ -67,9 +69,13 @@ func route[I, O any](a *API, method, path string, who access, d doc, handle func
 		op.BodyReadTimeout = -1 // takeBody has its own
 		op.MaxBodyBytes = most + 1
 	}
+	if method != http.MethodGet && !d.ownKey {
+		_, onBehalf := reflect.TypeFor[I]().FieldByName("OnBehalf")
+		op.Middlewares = append(op.Middlewares, a.keyed(d.id, onBehalf))
+	}
 	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
-		if err != nil {
+		if err := a.conclude(ctx, out, op.DefaultStatus, err); err != nil {
 			return nil, problemOf(ctx, err)
 		}
 		return out, nil
@@ -102,6 +108,13 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 		shared := op.Responses[strconv.Itoa(status)]
 		op.Responses[strconv.Itoa(d.also)] = &huma.Response{Description: d.alsoText, Content: shared.Content, Headers: shared.Headers}
 	}
+	if method != http.MethodGet && !d.ownKey {
+		op.Parameters = append(op.Parameters, keyParam())
+		op.Responses[strconv.Itoa(status)].Headers[replayedHeader] = replayedParam()
+		if !slices.Contains(op.Errors, http.StatusConflict) {
+			op.Errors = append(op.Errors, http.StatusConflict)
+		}
+	}
 	if d.request != nil {
 		op.Errors = append(op.Errors, http.StatusBadRequest)
 		op.RequestBody = &huma.RequestBody{Required: !d.optional, Content: map[string]*huma.MediaType{"application/json": {Example: d.request}}}
@@ -118,7 +131,10 @@ func describe() huma.Config {
 	cfg.Formats = formats
 	cfg.Info.Description = "The internal endpoints of the Task Execution Service. Times are RFC 3339 in UTC; durations are integers of milliseconds. " +
 		"Every error is a problem document (RFC 9457) with a stable code. Callers may be held to a rate: their answers have RateLimit-Policy and RateLimit, " +
-		"and beyond it they get 429 RATE_LIMITED with Retry-After. A batch counts as its items."
+		"and beyond it they get 429 RATE_LIMITED with Retry-After. A batch counts as its items. " +
+		"HEAD answers wherever GET does, as GET without a body. A query parameter that takes one value is given once; status and type of lists may be given " +
+		"several times, and mean any of their values. A header that is sent has a value: an empty If-Match, Idempotency-Key or X-User-Token is 422. " +
+		"If-Match is as RFC 9110 has it: a list of entity tags, of which one must be the present one, or *; a weak tag matches nothing."
 	cfg.Tags = []*huma.Tag{
 		{Name: tagTasks, Description: "Create, read and move tasks."},
 		{Name: tagLeases, Description: "Work tasks from outside, in any language."},

@@ -69,7 +69,7 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 	var page room
 	items = make([]*Task, 0, len(ids))
 	for portion := range slices.Chunk(ids, portionOfTasks) {
-		rows, err := q.TaskListed(ctx, db.TaskListedParams{TaskIds: portion, Most: mostListed, Status: string(p.Status), Type: string(p.Type)})
+		rows, err := q.TaskListed(ctx, db.TaskListedParams{TaskIds: portion, Most: mostListed, Statuses: names(p.Status), Types: names(p.Type)})
 		if err != nil {
 			return nil, false, err //nolint:wrapcheck // the caller wraps it
 		}

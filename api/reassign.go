@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
@@ -35,17 +36,18 @@ func (a *API) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOut
 	if err != nil {
 		return nil, err
 	}
-	act := ask(ctx, match, in.Body.Reason)
 	to := jobs.Reassignment{AssigneeID: in.Body.AssigneeID, GroupID: in.Body.GroupID, DueDate: in.Body.DueDate}
 	who, proven, err := a.forUser(ctx, in.OnBehalf, jobs.Person{})
 	if err != nil {
 		return nil, err
 	}
-	if proven {
-		to.Who = &who
-		act.By = who.ID // the audit trail names who is known to have done it
-	}
-	row, err := a.cfg.Tasks.Reassign(ctx, id, act, to)
+	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+		if proven {
+			to.Who = &who
+			asks.By = who.ID // the audit trail names who is known to have done it
+		}
+		return a.cfg.Tasks.Reassign(ctx, id, asks, to)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
@@ -55,7 +56,9 @@ func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (
 	case to.Error != nil && to.Status != jobs.Failed && to.Status != jobs.TimedOut:
 		return nil, flawed("body.error", "only a FAILED or TIMED_OUT task has an error")
 	}
-	row, err := a.cfg.Tasks.SetStatus(ctx, id, ask(ctx, match, in.Body.Reason), to)
+	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+		return a.cfg.Tasks.SetStatus(ctx, id, asks, to)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +66,7 @@ func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (
 }
 
 // ask is an act on the caller's behalf.
-func ask(ctx context.Context, match ifMatch, reason string) jobs.Ask {
+func ask(ctx context.Context, reason string) jobs.Ask {
 	caller := callerOf(ctx)
-	return jobs.Ask{Tenant: caller.Tenant, By: caller.Name, IfMatch: match.version, Reason: reason}
+	return jobs.Ask{Tenant: caller.Tenant, By: caller.Name, Reason: reason, Call: callOf(ctx).keyed}
 }

@@ -114,7 +114,7 @@ func (p TaskPath) id() (uuid.UUID, error) {
 // has seen.
 type TaskWrite struct {
 	TaskPath
-	IfMatch string `header:"If-Match" maxLength:"64" doc:"The ETag that the caller has seen; another version answers 412."`
+	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The ETag that the caller has seen, or several, or *; another version answers 412."`
 }
 
 func (w TaskWrite) target(ctx context.Context) (uuid.UUID, ifMatch, error) {

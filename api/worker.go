@@ -121,7 +121,7 @@ var exampleEnd = map[string]any{"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01"
 var heartbeatDoc = doc{
 	id: "heartbeat", tag: tagLeases, summary: "Extend a lease",
 	description: "Answers for how long the lease lasts from now, and what to do. The worker of a cancelled task is told CANCEL for as long as its lease would have lasted.",
-	errors:      lateErrors, optional: true,
+	errors:      lateErrors, optional: true, ownKey: true,
 	request: map[string]any{"extendMs": 30000, "progress": map[string]any{"percent": 40, "message": "rendering"}, "checkpoint": map[string]any{"page": 12}},
 	answer:  map[string]any{"leaseExpiresAt": "2026-01-15T10:30:30Z", "directive": "CONTINUE"},
 }
@@ -130,6 +130,7 @@ var heartbeatsDoc = doc{
 	id: "heartbeats", tag: tagLeases, summary: "Extend many leases",
 	description: "A result for each, in their order; one that is lost does not stop the others.",
 	errors:      []int{413, 415},
+	ownKey:      true,
 	request:     map[string]any{"heartbeats": []any{map[string]any{"leaseToken": madeUp, "extendMs": 30000}}},
 	answer:      map[string]any{"results": []any{map[string]any{"leaseExpiresAt": "2026-01-15T10:30:30Z", "directive": "CONTINUE"}}},
 }

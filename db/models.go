@@ -426,6 +426,20 @@ func (ns NullTaskType) Value() (driver.Value, error) {
 	return string(ns.TaskType), nil
 }
 
+type CallAnswer struct {
+	TenantID  string
+	Caller    string
+	Operation string
+	CallKey   string
+	Turn      int64
+	At        time.Time
+	Until     time.Time
+	Status    *int32
+	BodyHash  []byte
+	Headers   json.RawMessage
+	Body      []byte
+}
+
 type Callback struct {
 	TaskID  uuid.UUID
 	Told    int32

@@ -345,8 +345,8 @@ FROM task t
 WHERE t.assignee_id = $1
     AND t.task_id > $2
     AND t.tenant_id = $3
-    AND ($4::text = '' OR t.status::text = $4::text)
-    AND ($5::text = '' OR t.type::text = $5::text)
+    AND (coalesce(cardinality($4::text[]), 0) = 0 OR t.status::text = ANY ($4::text[]))
+    AND (coalesce(cardinality($5::text[]), 0) = 0 OR t.type::text = ANY ($5::text[]))
 ORDER BY t.task_id
 LIMIT $6
 `
@@ -355,8 +355,8 @@ type TaskListByUserParams struct {
 	UserID   *string
 	After    uuid.UUID
 	TenantID string
-	Status   string
-	Type     string
+	Statuses []string
+	Types    []string
 	Page     int32
 }
 
@@ -365,8 +365,8 @@ func (q *Queries) TaskListByUser(ctx context.Context, arg TaskListByUserParams) 
 		arg.UserID,
 		arg.After,
 		arg.TenantID,
-		arg.Status,
-		arg.Type,
+		arg.Statuses,
+		arg.Types,
 		arg.Page,
 	)
 	if err != nil {
@@ -393,8 +393,8 @@ FROM task t
 WHERE t.workflow_id = $1
     AND t.task_id > $2
     AND t.tenant_id = $3
-    AND ($4::text = '' OR t.status::text = $4::text)
-    AND ($5::text = '' OR t.type::text = $5::text)
+    AND (coalesce(cardinality($4::text[]), 0) = 0 OR t.status::text = ANY ($4::text[]))
+    AND (coalesce(cardinality($5::text[]), 0) = 0 OR t.type::text = ANY ($5::text[]))
 ORDER BY t.task_id
 LIMIT $6
 `
@@ -403,21 +403,21 @@ type TaskListByWorkflowParams struct {
 	WorkflowID string
 	After      uuid.UUID
 	TenantID   string
-	Status     string
-	Type       string
+	Statuses   []string
+	Types      []string
 	Page       int32
 }
 
 // A page of a workflow's tasks in the order they were made; after is the last id
 // of the page before, the nil UUID for the first. Lists say which tasks are in them;
-// TaskListed what is shown of them.
+// TaskListed what is shown of them. No statuses or types: all.
 func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflowParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, taskListByWorkflow,
 		arg.WorkflowID,
 		arg.After,
 		arg.TenantID,
-		arg.Status,
-		arg.Type,
+		arg.Statuses,
+		arg.Types,
 		arg.Page,
 	)
 	if err != nil {
@@ -447,8 +447,8 @@ WITH mine AS MATERIALIZED (
         SELECT t.task_id
         FROM task t
         WHERE t.assignee_id = $7 AND t.task_id > $1 AND t.tenant_id = $2
-            AND ($3::text = '' OR t.status::text = $3::text)
-            AND ($4::text = '' OR t.type::text = $4::text)
+            AND (coalesce(cardinality($3::text[]), 0) = 0 OR t.status::text = ANY ($3::text[]))
+            AND (coalesce(cardinality($4::text[]), 0) = 0 OR t.type::text = ANY ($4::text[]))
         ORDER BY t.task_id
         LIMIT $5
     )
@@ -457,8 +457,8 @@ SELECT t.task_id
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
 WHERE t.task_id > $1 AND t.tenant_id = $2
-    AND ($3::text = '' OR t.status::text = $3::text)
-    AND ($4::text = '' OR t.type::text = $4::text)
+    AND (coalesce(cardinality($3::text[]), 0) = 0 OR t.status::text = ANY ($3::text[]))
+    AND (coalesce(cardinality($4::text[]), 0) = 0 OR t.type::text = ANY ($4::text[]))
 ORDER BY t.task_id
 LIMIT $5
 `
@@ -466,8 +466,8 @@ LIMIT $5
 type TaskListForUserParams struct {
 	After      uuid.UUID
 	TenantID   string
-	Status     string
-	Type       string
+	Statuses   []string
+	Types      []string
 	Page       int32
 	Principals []string
 	UserID     *string
@@ -480,8 +480,8 @@ func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams
 	rows, err := q.db.Query(ctx, taskListForUser,
 		arg.After,
 		arg.TenantID,
-		arg.Status,
-		arg.Type,
+		arg.Statuses,
+		arg.Types,
 		arg.Page,
 		arg.Principals,
 		arg.UserID,
@@ -524,16 +524,16 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) size
 WHERE t.task_id = ANY ($2::uuid[])
-    AND ($3::text = '' OR t.status::text = $3::text)
-    AND ($4::text = '' OR t.type::text = $4::text)
+    AND (coalesce(cardinality($3::text[]), 0) = 0 OR t.status::text = ANY ($3::text[]))
+    AND (coalesce(cardinality($4::text[]), 0) = 0 OR t.type::text = ANY ($4::text[]))
 ORDER BY t.task_id
 `
 
 type TaskListedParams struct {
-	Most    int32
-	TaskIds []uuid.UUID
-	Status  string
-	Type    string
+	Most     int32
+	TaskIds  []uuid.UUID
+	Statuses []string
+	Types    []string
 }
 
 type TaskListedRow struct {
@@ -584,8 +584,8 @@ func (q *Queries) TaskListed(ctx context.Context, arg TaskListedParams) ([]TaskL
 	rows, err := q.db.Query(ctx, taskListed,
 		arg.Most,
 		arg.TaskIds,
-		arg.Status,
-		arg.Type,
+		arg.Statuses,
+		arg.Types,
 	)
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ type Ask struct {
 	By      string // who acts, for the audit trail
 	IfMatch int32  // the version the caller has seen; 0: whichever
 	Reason  string
+	Call    *Call // under an idempotency key; nil: without
 }
 
 // Cancel ends a task at once; its executor's context ends within milliseconds.
@@ -36,7 +37,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 		task: id, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{Pending, Assigned, Running},
 		to: Cancelled, event: db.TaskEventTypeCanceled, actor: ask.By, executor: ask.By,
 		payload: outbox.CanceledNote{Reason: ask.Reason},
-		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, ends: tracedOf(task),
+		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, ends: tracedOf(task), call: ask.Call,
 	}
 	out := t.make(ctx, m)
 	if !out.made && out.was == Cancelled && ask.IfMatch == 0 {
@@ -45,10 +46,14 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 	return t.after(ctx, ask.Tenant, m, out)
 }
 
-// after reads the task back once a move was made, or says why it was not.
+// after reads the task back once a move was made, or says why it was not. A call that is
+// answered in the transaction of its move is answered with the task as that left it.
 func (t *Tasks) after(ctx context.Context, tenant string, m *move, out moved) (db.Task, error) {
 	if !out.made {
 		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.refused(out))
+	}
+	if m.call != nil && m.call.task != nil {
+		return *m.call.task, nil
 	}
 	return t.Get(ctx, tenant, m.task)
 }

@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,13 +58,14 @@ type creation struct {
 	fresh    bool            // made by this request, not by one before it
 }
 
-// Create makes a task and answers when it is committed. The same key and body
-// again answer the task that the first made (created is false); another body is
-// ErrKeyReused.
+// Create makes a task and answers when it is committed. The same key and body again answer
+// the task that the first made (created is false), also where it could not be made any more;
+// another body is ErrKeyReused.
 func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created bool, err error) {
 	c, err := t.prepare(ctx, req)
 	if err != nil {
-		return db.Task{}, false, err
+		was := t.refused(ctx, []refusal{{req, err}})[0]
+		return was.Task, false, was.Err
 	}
 	t.creates.add(c)
 	if err := c.settled(ctx); err != nil {
@@ -76,53 +76,6 @@ func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created 
 	}
 	out := t.requested(ctx, []*creation{c})[0]
 	return out.Task, false, out.Err
-}
-
-// Created is what became of one request of many.
-type Created struct {
-	Task  db.Task
-	Fresh bool // made by this request, not by one before it
-	Err   error
-}
-
-// CreateMany is Create for many at once, which share their commits. Each stands for
-// itself: what is wrong with one is its own error. Two with one key are as two
-// requests, one after the other.
-func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
-	out := make([]Created, len(reqs))
-	all := make([]*creation, len(reqs))
-	fit := make([]*creation, 0, len(reqs))
-	for i, req := range reqs {
-		c, err := t.prepare(ctx, req)
-		if err != nil {
-			out[i].Err = err
-			continue
-		}
-		all[i] = c
-		fit = append(fit, c)
-	}
-	if len(fit) > 0 {
-		t.creates.add(fit...)
-	}
-	var old []*creation
-	var places []int
-	for i, c := range all {
-		if c == nil {
-			continue
-		}
-		if out[i].Err = c.settled(ctx); out[i].Err != nil {
-			continue
-		}
-		if out[i].Fresh = c.fresh; c.fresh {
-			out[i].Task = c.made()
-		} else {
-			old, places = append(old, c), append(places, i)
-		}
-	}
-	for i, was := range t.requested(ctx, old) {
-		out[places[i]] = was
-	}
-	return out
 }
 
 // settled waits until it is known what became of a creation that was handed in.
@@ -137,55 +90,6 @@ func (c *creation) settled(ctx context.Context) error {
 		// It may still be made: the same key asked again will tell.
 		return fmt.Errorf("create task: %w: %w", ErrUnavailable, context.Cause(ctx))
 	}
-}
-
-// requested finds the tasks that earlier requests with the same keys made.
-func (t *Tasks) requested(ctx context.Context, all []*creation) []Created {
-	out := make([]Created, len(all))
-	keys := map[string][]string{}
-	for _, c := range all {
-		keys[c.req.Tenant] = append(keys[c.req.Tenant], c.req.Key)
-	}
-	made := map[tenantKey]db.TaskRequestGetRow{}
-	var ids []uuid.UUID
-	var failed error
-	for tenant, list := range keys {
-		rows, err := t.q.TaskRequestGet(ctx, db.TaskRequestGetParams{TenantID: tenant, RequestKeys: list})
-		if err != nil {
-			failed = readError("idempotency key", err)
-		}
-		for _, row := range rows {
-			made[tenantKey{tenant, row.RequestKey}] = row
-			ids = append(ids, row.TaskID)
-		}
-	}
-	tasks := map[uuid.UUID]db.Task{}
-	if len(ids) > 0 && failed == nil {
-		rows, err := t.q.TaskGetMany(ctx, ids)
-		if err != nil {
-			failed = readError("tasks of idempotency keys", err)
-		}
-		for _, row := range rows {
-			tasks[row.TaskID] = row
-		}
-	}
-	for i, c := range all {
-		row, known := made[tenantKey{c.req.Tenant, c.req.Key}]
-		task, there := tasks[row.TaskID]
-		switch {
-		case failed != nil:
-			out[i].Err = failed
-		case !known:
-			out[i].Err = fmt.Errorf("idempotency key: %w", ErrUnavailable)
-		case !bytes.Equal(row.BodyHash, c.hash):
-			out[i].Err = fmt.Errorf("task %s: %w", row.TaskID, ErrKeyReused)
-		case !there:
-			out[i].Err = fmt.Errorf("task %s: %w", row.TaskID, ErrNotFound)
-		default:
-			out[i].Task = task
-		}
-	}
-	return out
 }
 
 // prepare checks a request and gives it an id.
@@ -235,17 +139,25 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		}
 		c.config = string(text)
 	}
-	if req.Key != "" {
-		sum, err := CanonicalHash(req.Body)
-		if err != nil {
-			return nil, fmt.Errorf("hash the request: %w", err)
-		}
-		c.hash = sum[:]
+	if c.hash, err = req.hash(); err != nil {
+		return nil, err
 	}
 	if c.id, err = uuid.NewV7(); err != nil {
 		return nil, fmt.Errorf("make a task id: %w", err)
 	}
 	return c, nil
+}
+
+// hash is what two requests with one key are compared by; nil without a key.
+func (r Request) hash() ([]byte, error) {
+	if r.Key == "" {
+		return nil, nil
+	}
+	sum, err := CanonicalHash(r.Body)
+	if err != nil {
+		return nil, fmt.Errorf("hash the request: %w", err)
+	}
+	return sum[:], nil
 }
 
 // defaults fills in what the request leaves to its definition.

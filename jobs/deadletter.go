@@ -93,6 +93,7 @@ func MoreDeadLetters(ctx context.Context, q *db.Queries) (bool, error) {
 
 // Discarded says who laid a dead letter aside, when and why.
 type Discarded struct {
+	TaskID uuid.UUID
 	At     time.Time
 	By     string
 	Reason string
@@ -101,12 +102,22 @@ type Discarded struct {
 // Discard lays a dead letter aside: the task stays as it ended, and waits for
 // nobody any more. Discarding again changes nothing and is no error.
 func (t *Tasks) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, error) {
-	rows, err := t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason})
-	if err != nil {
+	var made *Discarded
+	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+			rows, err := q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason})
+			if err != nil || len(rows) == 0 {
+				return nil, err
+			}
+			made = &Discarded{id, rows[0].At.UTC(), rows[0].Actor, rows[0].Reason}
+			return *made, nil
+		})
+	})
+	switch {
+	case err != nil:
 		return Discarded{}, readError("task "+id.String(), err)
-	}
-	if len(rows) == 1 {
-		return Discarded{rows[0].At.UTC(), rows[0].Actor, rows[0].Reason}, nil
+	case made != nil:
+		return *made, nil
 	}
 	task, err := t.Get(ctx, ask.Tenant, id)
 	if err != nil {
@@ -119,5 +130,5 @@ func (t *Tasks) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, 
 	case err != nil:
 		return Discarded{}, readError("task "+id.String(), err)
 	}
-	return Discarded{row.At.UTC(), row.Actor, row.Reason}, nil
+	return Discarded{id, row.At.UTC(), row.Actor, row.Reason}, nil
 }

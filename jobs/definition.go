@@ -51,24 +51,36 @@ const DefaultVisibility = 30 * time.Second
 // A header whose value is Mask keeps the value that it has in the tenant's newest
 // revision. Where there is none, the error is an *Invalid.
 func (t *Tasks) PutDefinition(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
+	put, err := t.PutDefinitionFor(ctx, Ask{By: by, IfMatch: ifMatch}, in)
+	return put.Definition, put.Created, err
+}
+
+// Put is what became of a definition that was registered.
+type Put struct {
+	Definition
+	Created bool // it is the tenant's first revision
+}
+
+// PutDefinitionFor is PutDefinition for whoever asks, perhaps under an idempotency key.
+func (t *Tasks) PutDefinitionFor(ctx context.Context, ask Ask, in Definition) (out Put, err error) {
 	if err := t.checkDefinition(&in); err != nil {
-		return Definition{}, false, err
+		return Put{}, err
 	}
 	for range mostWriters {
-		out, created, err = t.putDefinition(ctx, by, ifMatch, in)
+		out, err = t.putDefinition(ctx, ask, in)
 		if !revisionTaken(err) {
 			break
 		}
 	}
 	switch {
 	case revisionTaken(err):
-		return Definition{}, false, fmt.Errorf("definition %s: others write it all the time: %w", in.ID, ErrUnavailable)
+		return Put{}, fmt.Errorf("definition %s: others write it all the time: %w", in.ID, ErrUnavailable)
 	case err != nil:
-		return Definition{}, false, err
+		return Put{}, err
 	}
 	t.defs.forget(in.ID)
 	t.notify(ctx, channelDefinition, in.ID)
-	return out, created, nil
+	return out, nil
 }
 
 // mostWriters is how often a writer begins anew because another was quicker: each time,
@@ -83,41 +95,52 @@ func revisionTaken(err error) bool {
 
 // putDefinition writes the revision after the newest, if the content differs. No lock
 // keeps others from it: the primary key does, see revisionTaken.
-func (t *Tasks) putDefinition(ctx context.Context, by string, ifMatch int32, in Definition) (Definition, bool, error) {
+func (t *Tasks) putDefinition(ctx context.Context, ask Ask, in Definition) (Put, error) {
 	old, found, err := t.ownDefinition(ctx, in.TenantID, in.ID)
 	if err != nil {
-		return Definition{}, false, err
+		return Put{}, err
 	}
-	if ifMatch != 0 && ifMatch != old.Revision {
-		return Definition{}, false, fmt.Errorf("definition %s is at revision %d: %w", in.ID, old.Revision, ErrStale)
+	if ask.IfMatch != 0 && ask.IfMatch != old.Revision {
+		return Put{}, fmt.Errorf("definition %s is at revision %d: %w", in.ID, old.Revision, ErrStale)
 	}
 	if in.ExecutionConfig.HTTP, err = in.ExecutionConfig.HTTP.keepMasked(old.ExecutionConfig.HTTP); err != nil {
-		return Definition{}, false, err
+		return Put{}, err
 	}
 	if found && old.equal(in) {
-		return old, false, nil
+		return Put{old, false}, nil
 	}
 	config, err := storedConfig(in.ExecutionConfig, in.ExecutionConfig.HTTP)
 	if err != nil {
-		return Definition{}, false, fmt.Errorf("write definition %s: %w", in.ID, err)
+		return Put{}, fmt.Errorf("write definition %s: %w", in.ID, err)
 	}
 	var policy []byte
 	if in.RetryPolicy != nil {
 		if policy, err = json.Marshal(in.RetryPolicy); err != nil {
-			return Definition{}, false, fmt.Errorf("write definition %s: %w", in.ID, err)
+			return Put{}, fmt.Errorf("write definition %s: %w", in.ID, err)
 		}
 	}
-	row, err := t.q.DefinitionPut(ctx, db.DefinitionPutParams{
+	p := db.DefinitionPutParams{
 		TenantID: in.TenantID, DefinitionID: in.ID, Revision: old.Revision + 1,
 		Type: db.TaskType(in.Type), TimeoutMs: in.Timeout, Version: in.Version, Name: in.Name,
-		Description: in.Description, CreatedBy: by, InputSchema: in.InputSchema, OutputSchema: in.OutputSchema,
+		Description: in.Description, CreatedBy: ask.By, InputSchema: in.InputSchema, OutputSchema: in.OutputSchema,
 		RetryPolicy: policy, ExecutionConfig: config,
+	}
+	var out Put
+	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+			row, err := q.DefinitionPut(ctx, p)
+			if err != nil {
+				return nil, err
+			}
+			out.Created = !found
+			out.Definition, err = definitionOf(row)
+			return out, err
+		})
 	})
 	if err != nil {
-		return Definition{}, false, readError("definition "+in.ID, err)
+		return Put{}, readError("definition "+in.ID, err)
 	}
-	out, err := definitionOf(row)
-	return out, !found, err
+	return out, nil
 }
 
 // ownDefinition is the newest revision that a tenant registered itself; the platform's
@@ -132,6 +155,12 @@ func (t *Tasks) ownDefinition(ctx context.Context, tenant, id string) (def Defin
 	}
 	def, err = definitionOf(row)
 	return def, err == nil, err
+}
+
+// DefinitionRevision is the newest revision that a tenant has registered itself; 0 for none.
+func (t *Tasks) DefinitionRevision(ctx context.Context, tenant, id string) (int32, error) {
+	def, _, err := t.ownDefinition(ctx, tenant, id)
+	return def.Revision, err
 }
 
 // HasDefinition says whether a tenant has registered a definition itself.

@@ -53,6 +53,7 @@ type move struct {
 	passing     bool          // its caller comes by again, and waits for no locked row
 	code        string        // of the failure that it tells of
 	ends        *traced       // the attempt that it ends, if it is to tell of it; see tellAttempt
+	call        *Call         // whose effect it is, with the answer to it; nil: of none that has a key
 
 	at      time.Time // when it happened, by the process's clock; zero: as it is written
 	eventID int64
@@ -207,20 +208,23 @@ func (m *move) wherever() bool {
 	return m.wantVersion == 0 && (m.wantJob == 0 || m.wantAttempt < 0)
 }
 
-// moveAll is TaskMove, with what must come before it in the same transaction: the ends of
-// dequeues' turns, and some locks.
+// moveAll is TaskMove, with what belongs into the same transaction: before it the ends of
+// dequeues' turns, the turns of calls, and some locks; behind it the answers to these calls.
 //
 // A statement that waited for a lock sees the task as it is by then, and everything else as
 // it was: the job or the lease that was committed together with the task's last move is not
 // there for it, and would outlive this one. So what is made wherever the task stands has
 // its locks before its snapshot.
 func moveAll(ctx context.Context, on writer, round []*move, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
-	anywhere, turns := slices.ContainsFunc(round, (*move).wherever), turnsOf(round)
-	if !anywhere && len(turns.Turns) == 0 {
+	anywhere, turns, calls := slices.ContainsFunc(round, (*move).wherever), turnsOf(round), callsOf(round)
+	if !anywhere && len(turns.Turns) == 0 && len(calls) == 0 {
 		return db.New(on).TaskMove(ctx, p)
 	}
 	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		q := db.New(tx)
+		if err := holdCalls(ctx, q, round, calls, p.WantJobs); err != nil {
+			return err
+		}
 		if err := endTurns(ctx, q, round, turns, p.WantJobs); err != nil {
 			return err
 		}
@@ -229,8 +233,10 @@ func moveAll(ctx context.Context, on writer, round []*move, p db.TaskMoveParams)
 				return err
 			}
 		}
-		rows, err = q.TaskMove(ctx, p)
-		return err
+		if rows, err = q.TaskMove(ctx, p); err != nil {
+			return err
+		}
+		return settleCalls(ctx, q, round, calls, rows)
 	})
 	return rows, err
 }
@@ -276,6 +282,9 @@ func (t *Tasks) answerMoves(ctx context.Context, round []*move, rows []db.TaskMo
 		o := out[m.task]
 		if !o.made && before[m.eventID] {
 			o.made = true
+		}
+		if m.call != nil && m.call.lost {
+			o.err = &CallUnderWay{time.Second}
 		}
 		if o.made && m.next != nil && m.next.delay <= soonest {
 			kinds[wakeIndex(m.next.lane, m.next.kind)] = true

@@ -68,9 +68,15 @@ func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string)
 }
 
 // Complete ends a task with a person's result: one that they have claimed, or that
-// is assigned to them. The comment is kept with the event.
+// is assigned to them. The comment is kept with the event. The same person's same result
+// again changes nothing.
 func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
+	done := Update{Status: Completed, Output: output}
 	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
+		again, err := t.saidBefore(ctx, task, ask.IfMatch, done, "", last{user, comment})
+		if err != nil || again {
+			return nil, err
+		}
 		switch from := Status(task.Status); {
 		case from.Terminal():
 			return nil, illegal(from, Completed)
@@ -79,7 +85,7 @@ func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string
 		case from == Running && heldBy != user, from == Assigned && text(task.AssigneeID) != user:
 			return nil, ErrForbidden
 		}
-		m, err := t.toldBy(ctx, task, user, "", Update{Status: Completed, Output: output})
+		m, err := t.toldBy(ctx, task, user, "", done)
 		if err != nil || comment == "" {
 			return m, err
 		}
@@ -128,11 +134,11 @@ func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, e
 			if err != nil {
 				return nil, err
 			}
-			m.callerWaits = true
+			m.callerWaits, m.call = true, ask.Call
 			out := t.make(ctx, m)
 			switch {
 			case out.made:
-				task, err := t.Get(ctx, ask.Tenant, m.task)
+				task, err := t.after(ctx, ask.Tenant, m, out)
 				return &task, err
 			case out.err != nil:
 				return nil, fmt.Errorf("task %s: %w", m.task, out.err)
@@ -153,23 +159,33 @@ func (t *Tasks) inPerson(ctx context.Context, id uuid.UUID, ask Ask, decide func
 			return db.Task{}, err
 		case task.Type != db.TaskTypeMANUAL:
 			return db.Task{}, &Conflict{fmt.Sprintf("task %s is %s: only a manual task is done by a person", id, task.Type)}
-		case ask.IfMatch != 0 && ask.IfMatch != task.Version:
-			return db.Task{}, fmt.Errorf("task %s is at version %d: %w", id, task.Version, ErrStale)
+		}
+		stale := ask.IfMatch != 0 && ask.IfMatch != task.Version
+		if stale && !Status(task.Status).Terminal() {
+			return db.Task{}, staleAt(task)
 		}
 		m, err := decide(task, heldBy)
-		if err != nil {
+		var illegal *IllegalMove
+		switch {
+		case stale && (m != nil || errors.As(err, &illegal)):
+			return db.Task{}, staleAt(task) // it has ended, and not by this very word
+		case err != nil:
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
 		if m == nil {
 			return task, nil
 		}
-		m.callerWaits = true
+		m.callerWaits, m.call = true, ask.Call
 		out := t.make(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // each round is somebody else's move, so this ends
 		}
 		return t.after(ctx, ask.Tenant, m, out)
 	}
+}
+
+func staleAt(task db.Task) error {
+	return fmt.Errorf("task %s is at version %d: %w", task.TaskID, task.Version, ErrStale)
 }
 
 // claimed is the move of a claim; nil when the task is the person's already.

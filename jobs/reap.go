@@ -209,6 +209,9 @@ func (r *Runner) sweep(ctx context.Context) {
 		if err := r.tasks.q.LeaseTurnsForget(ctx); err != nil {
 			return fmt.Errorf("forget turns of dequeues: %w", err)
 		}
+		if err := r.tasks.forgetCalls(ctx); err != nil {
+			return err
+		}
 		grace := min(orphanGrace, r.cfg.Silence)
 		found, err := r.tasks.q.LaneOrphans(ctx, db.LaneOrphansParams{
 			Lanes: Lanes[:4], GraceSeconds: grace.Seconds(), SilenceSeconds: r.cfg.Silence.Seconds(),

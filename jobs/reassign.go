@@ -81,7 +81,7 @@ func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassi
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, ask.Reason)
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
-	m.wantVersion, m.wantAttempt, m.callerWaits = version, -1, true
+	m.wantVersion, m.wantAttempt, m.callerWaits, m.call = version, -1, true, ask.Call
 	m.want = []Status{Pending, Assigned, Running}
 	m.outcome, m.ends = db.AttemptOutcomeRELEASED, tracedOf(task) // the attempt that somebody had begun
 	return m, nil

@@ -8,6 +8,7 @@ import (
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/outbox"
@@ -81,7 +82,7 @@ func (t *Tasks) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error
 	if out.OperationID, err = uuid.NewV7(); err != nil {
 		return Matched{}, fmt.Errorf("make an operation id: %w", err)
 	}
-	return out, t.note(ctx, ask, r, out.OperationID, ids)
+	return out, t.note(ctx, ask, r, out, ids)
 }
 
 // matched says which tasks a redrive takes, and which it does not.
@@ -136,7 +137,8 @@ func (t *Tasks) matched(ctx context.Context, tenant string, r Redrive, patch jso
 }
 
 // note writes an operation and its tasks down.
-func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, id uuid.UUID, ids []uuid.UUID) error {
+func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids []uuid.UUID) error {
+	id := out.OperationID
 	selection := map[string]any{"taskIds": len(r.TaskIDs)}
 	if r.Filter != nil {
 		selection = map[string]any{"filter": r.Filter}
@@ -159,21 +161,18 @@ func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, id uuid.UUID, ids 
 	for i := range ids {
 		add.Ns[i] = int32(i) + 1 //nolint:gosec // at most MostRedriven
 	}
-	tx, err := t.pool.Begin(ctx)
+	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+			if err := q.RedriveCreate(ctx, p); err != nil {
+				return nil, err
+			}
+			if len(ids) == 0 {
+				return out, nil
+			}
+			return out, q.RedriveAdd(ctx, add)
+		})
+	})
 	if err != nil {
-		return readError("redrive", err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	q := t.q.WithTx(tx)
-	if err := q.RedriveCreate(ctx, p); err != nil {
-		return readError("redrive", err)
-	}
-	if len(ids) > 0 {
-		if err := q.RedriveAdd(ctx, add); err != nil {
-			return readError("redrive", err)
-		}
-	}
-	if err := tx.Commit(ctx); err != nil {
 		return readError("redrive", err)
 	}
 	return nil

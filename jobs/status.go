@@ -19,7 +19,8 @@ type Update struct {
 }
 
 // SetStatus moves a task because somebody outside says so: a person's result, the
-// orchestrator's verdict. What runs meanwhile loses its lease.
+// orchestrator's verdict. What runs meanwhile loses its lease. The word that ended a task is
+// answered again to who said it.
 func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update) (db.Task, error) {
 	if to.Status == Cancelled {
 		return t.Cancel(ctx, id, ask)
@@ -30,6 +31,9 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 			return db.Task{}, err
 		}
 		from := Status(task.Status)
+		if again, err := t.saidBefore(ctx, task, ask.IfMatch, to, ask.Reason, last{by: ask.By}); err != nil || again {
+			return task, err
+		}
 		if ask.IfMatch != 0 && ask.IfMatch != task.Version {
 			return db.Task{}, ErrStale
 		}
@@ -47,7 +51,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 		if err != nil {
 			return db.Task{}, err
 		}
-		m.callerWaits = true
+		m.callerWaits, m.call = true, ask.Call
 		out := t.make(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // somebody was quicker, and the caller did not insist: decided anew
@@ -82,13 +86,9 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 		m.payload = summaryOf(to.Output)
 		m.begins = from != Running
 	case Failed, TimedOut:
-		f := to.Error
-		if f == nil {
-			f = &Failure{Code: CodeExecution, Message: ask.Reason}
-		}
+		f := to.failure(ask.Reason)
 		m.event, m.outcome = db.TaskEventTypeFailed, db.AttemptOutcomeFAILED
 		if to.Status == TimedOut {
-			f = &Failure{Code: CodeTimeout, Message: f.Message, Details: f.Details}
 			m.outcome = db.AttemptOutcomeTIMEDOUT
 		}
 		m.problem, m.failures, m.code = problem(f, false), 1, discreet(f.Code, longestCode)

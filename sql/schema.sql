@@ -318,6 +318,22 @@ $$;
 
 COMMENT ON FUNCTION report.message_pattern(message text) IS 'An error message without what differs from one failure to the next of the same cause.';
 
+CREATE TABLE public.call_answer (
+    tenant_id text NOT NULL,
+    caller text NOT NULL COLLATE pg_catalog."C",
+    operation text NOT NULL COLLATE pg_catalog."C",
+    call_key text NOT NULL COLLATE pg_catalog."C",
+    turn bigint NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    until timestamp with time zone NOT NULL,
+    status integer,
+    body_hash bytea NOT NULL,
+    headers jsonb,
+    body bytea,
+    CONSTRAINT answered_whole CHECK ((((status IS NULL) = (body IS NULL)) AND ((status IS NULL) = (headers IS NULL))))
+)
+WITH (autovacuum_vacuum_scale_factor='0.0', autovacuum_vacuum_threshold='1000');
+
 CREATE TABLE public.callback (
     task_id uuid NOT NULL,
     told integer NOT NULL,
@@ -1295,6 +1311,9 @@ ALTER TABLE ONLY public.river_job ALTER COLUMN id SET DEFAULT nextval('public.ri
 
 ALTER TABLE ONLY public.river_notification ALTER COLUMN id SET DEFAULT nextval('public.river_notification_id_seq'::regclass);
 
+ALTER TABLE ONLY public.call_answer
+    ADD CONSTRAINT call_answer_pkey PRIMARY KEY (tenant_id, caller, operation, call_key);
+
 ALTER TABLE ONLY public.callback_given_up
     ADD CONSTRAINT callback_given_up_pkey PRIMARY KEY (task_id, seq);
 
@@ -1415,6 +1434,8 @@ ALTER TABLE ONLY public.task_request
 ALTER TABLE ONLY public.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (tenant_id, worker_id, queue);
 
+CREATE INDEX call_answer_at ON public.call_answer USING btree (at);
+
 CREATE INDEX callback_due ON public.callback USING btree (host, due_at);
 
 CREATE INDEX callback_since ON public.callback USING btree (since);
@@ -1475,11 +1496,15 @@ CREATE TRIGGER task_open_insert AFTER INSERT ON public.task FOR EACH ROW WHEN ((
 
 CREATE TRIGGER task_open_update AFTER UPDATE ON public.task FOR EACH ROW WHEN (((old.open_for IS DISTINCT FROM new.open_for) OR ((new.open_for IS NOT NULL) AND ((old.due_at IS DISTINCT FROM new.due_at) OR (old.priority <> new.priority))))) EXECUTE FUNCTION public.task_open_note();
 
+ALTER TABLE public.call_answer ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE public.callback ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.callback_given_up ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.dead_letter_discard ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY engine ON public.call_answer TO tes_app USING (true) WITH CHECK (true);
 
 CREATE POLICY engine ON public.callback TO tes_app USING (true) WITH CHECK (true);
 
@@ -1536,6 +1561,8 @@ ALTER TABLE public.task_definition ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.task_event ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.task_request ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY tenant ON public.call_answer FOR SELECT TO tes_read USING ((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)));
 
 CREATE POLICY tenant ON public.callback FOR SELECT TO tes_read USING (( SELECT true
    FROM public.task t

@@ -111,6 +111,7 @@ GRANT INSERT, UPDATE (state, seq, code) ON redrive_item TO tes_app;
 GRANT INSERT, UPDATE (state, paced_at, ended_at, stopped_at, stopped_by, stop_reason, undone_at, undone_by, undo_reason) ON redrive_operation TO tes_app;
 GRANT INSERT (job_id, task_id, what), DELETE ON job_signal TO tes_app;
 GRANT INSERT, UPDATE (turn, at), DELETE ON dequeue_turn TO tes_app;
+GRANT INSERT, UPDATE (turn, until, status, headers, body, at), DELETE ON call_answer TO tes_app;
 -- task_open is written by the triggers of task, in the owner's name, and by nobody else.
 
 GRANT INSERT, DELETE ON outbox TO tes_app;
@@ -147,7 +148,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA report TO tes_app, tes_read, tes_report
 GRANT USAGE ON SCHEMA public, report TO tes_read;
 GRANT SELECT ON
     task, task_request, task_attempt, task_event, task_checkpoint, lease, callback, callback_given_up, notice,
-    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition, worker
+    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition, worker, call_answer
     TO tes_read;
 GRANT SELECT (id, state, queue, kind, priority, created_at, scheduled_at, attempted_at, attempted_by, args) ON river_job TO tes_read;
 GRANT SELECT (name, paused_at) ON river_queue TO tes_read;

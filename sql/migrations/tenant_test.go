@@ -37,6 +37,7 @@ var filled = map[string]string{
 	"task_definition": `INSERT INTO task_definition (tenant_id, definition_id, revision, type, timeout_ms, version, name, description, created_by, execution_config)
 		VALUES (@tenant, 'd', 1, 'MANUAL', 1, '1.0.0', 'd', '', 'a', '{}')`,
 	"worker":       `INSERT INTO worker (tenant_id, worker_id, queue, definition_ids) VALUES (@tenant, 'w', 'q', '{}')`,
+	"call_answer":  `INSERT INTO call_answer (tenant_id, caller, operation, call_key, turn, until, body_hash) VALUES (@tenant, 'c', 'o', 'k', 1, now(), '')`,
 	"redrive_item": `INSERT INTO redrive_item (operation_id, n, task_id) VALUES (@op, 1, @task)`,
 }
 

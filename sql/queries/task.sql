@@ -11,14 +11,14 @@ SELECT t.task_id, t.job_id, t.status FROM task t WHERE t.task_id = ANY (@task_id
 -- name: TaskListByWorkflow :many
 -- A page of a workflow's tasks in the order they were made; after is the last id
 -- of the page before, the nil UUID for the first. Lists say which tasks are in them;
--- TaskListed what is shown of them.
+-- TaskListed what is shown of them. No statuses or types: all.
 SELECT t.task_id
 FROM task t
 WHERE t.workflow_id = @workflow_id
     AND t.task_id > @after
     AND t.tenant_id = @tenant_id
-    AND (@status::text = '' OR t.status::text = @status::text)
-    AND (@type::text = '' OR t.type::text = @type::text)
+    AND (coalesce(cardinality(@statuses::text[]), 0) = 0 OR t.status::text = ANY (@statuses::text[]))
+    AND (coalesce(cardinality(@types::text[]), 0) = 0 OR t.type::text = ANY (@types::text[]))
 ORDER BY t.task_id
 LIMIT @page;
 
@@ -28,8 +28,8 @@ FROM task t
 WHERE t.assignee_id = @user_id
     AND t.task_id > @after
     AND t.tenant_id = @tenant_id
-    AND (@status::text = '' OR t.status::text = @status::text)
-    AND (@type::text = '' OR t.type::text = @type::text)
+    AND (coalesce(cardinality(@statuses::text[]), 0) = 0 OR t.status::text = ANY (@statuses::text[]))
+    AND (coalesce(cardinality(@types::text[]), 0) = 0 OR t.type::text = ANY (@types::text[]))
 ORDER BY t.task_id
 LIMIT @page;
 
@@ -59,8 +59,8 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) size
 WHERE t.task_id = ANY (@task_ids::uuid[])
-    AND (@status::text = '' OR t.status::text = @status::text)
-    AND (@type::text = '' OR t.type::text = @type::text)
+    AND (coalesce(cardinality(@statuses::text[]), 0) = 0 OR t.status::text = ANY (@statuses::text[]))
+    AND (coalesce(cardinality(@types::text[]), 0) = 0 OR t.type::text = ANY (@types::text[]))
 ORDER BY t.task_id;
 
 -- name: TaskTenant :one
@@ -173,8 +173,8 @@ WITH mine AS MATERIALIZED (
         SELECT t.task_id
         FROM task t
         WHERE t.assignee_id = @user_id AND t.task_id > @after AND t.tenant_id = @tenant_id
-            AND (@status::text = '' OR t.status::text = @status::text)
-            AND (@type::text = '' OR t.type::text = @type::text)
+            AND (coalesce(cardinality(@statuses::text[]), 0) = 0 OR t.status::text = ANY (@statuses::text[]))
+            AND (coalesce(cardinality(@types::text[]), 0) = 0 OR t.type::text = ANY (@types::text[]))
         ORDER BY t.task_id
         LIMIT @page
     )
@@ -183,8 +183,8 @@ SELECT t.task_id
 FROM mine
 JOIN task t ON t.task_id = mine.task_id
 WHERE t.task_id > @after AND t.tenant_id = @tenant_id
-    AND (@status::text = '' OR t.status::text = @status::text)
-    AND (@type::text = '' OR t.type::text = @type::text)
+    AND (coalesce(cardinality(@statuses::text[]), 0) = 0 OR t.status::text = ANY (@statuses::text[]))
+    AND (coalesce(cardinality(@types::text[]), 0) = 0 OR t.type::text = ANY (@types::text[]))
 ORDER BY t.task_id
 LIMIT @page;
 

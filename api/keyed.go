@@ -1,0 +1,217 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// Every write takes an Idempotency-Key: whoever did not hear the answer sends the same again,
+// and hears it. jobs.Call has how. The key is looked up when the caller is known and the body
+// is known to be JSON, before anything else is asked of the request.
+//
+// Three kinds of write have a key of their own instead (doc.ownKey): a create, whose key makes
+// the one task; a dequeue, which is answered with the leases of its requestId; and heartbeats,
+// which may be repeated.
+
+const (
+	keyHeader      = "Idempotency-Key"
+	replayedHeader = "Idempotency-Replayed"
+	keyPattern     = "^[ -~]+$"
+	longestKey     = 255
+)
+
+// keyParam is how the document has the header.
+func keyParam() *huma.Param {
+	s := &huma.Schema{Type: huma.TypeString, MinLength: new(1), MaxLength: new(longestKey), Pattern: keyPattern}
+	s.PrecomputeMessages()
+	return &huma.Param{
+		Name: keyHeader, In: "header", Schema: s,
+		Description: "Makes the call repeatable for 24 hours: the same key and body again, by the same caller, answer what the first call answered, with Idempotency-Replayed: true, and nothing is done twice. " +
+			"Another body or another path is 409 with details.reason IDEMPOTENCY_KEY_REUSED; while the first call is under way it is 409 with IDEMPOTENCY_KEY_IN_PROGRESS and Retry-After. A refused call changes nothing, and its key is free.",
+	}
+}
+
+// replayedParam is how the document has the header of an answer that was given before.
+func replayedParam() *huma.Param {
+	return &huma.Param{Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"true"}}, Description: "true where an earlier call with this key was answered so."}
+}
+
+// keyed answers a call that was made before, and lets another go on with its turn. The
+// person of onBehalf operations is part of what two calls are compared by.
+func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		r, _ := humachi.Unwrap(ctx)
+		c := callOf(r.Context())
+		key := r.Header.Get(keyHeader)
+		if key == "" {
+			next(ctx)
+			return
+		}
+
+		call, before, err := a.begin(r, c, operation, key, onBehalf)
+		switch {
+		case err != nil:
+			writeProblem(c, problemOf(r.Context(), err))
+			return
+		case before != nil:
+			replay(c, before)
+			return
+		}
+
+		call.Answer = func(made any) (jobs.CallAnswer, error) {
+			out, status, err := outputOf(operation, made)
+			if err != nil {
+				return jobs.CallAnswer{}, err
+			}
+			return rendered(out, status)
+		}
+		c.keyed = call
+		defer func() {
+			if !c.concluded { // refused by its schema, or it panicked
+				a.cfg.Tasks.ReleaseCall(r.Context(), call)
+			}
+		}()
+		next(ctx)
+	}
+}
+
+func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bool) (*jobs.Call, *jobs.CallAnswer, error) {
+	if p := goodKey(key); p != nil {
+		return nil, nil, p
+	}
+
+	person := ""
+	if onBehalf {
+		who, proven, err := a.forUser(r.Context(), OnBehalf{r.Header.Get("X-User-Token")}, jobs.Person{})
+		if err != nil {
+			return nil, nil, err
+		}
+		if proven {
+			person = who.ID
+		}
+	}
+
+	h := sha256.New()
+	for _, text := range []string{"tes call 1", c.path, person} {
+		part(h, text)
+	}
+	if len(c.body) > 0 {
+		sum, err := jobs.CanonicalHash(c.body)
+		if err != nil {
+			return nil, nil, fmt.Errorf("hash the body: %w", err)
+		}
+		_, _ = h.Write(sum[:])
+	}
+	id := jobs.CallID{Tenant: c.caller.Tenant, Caller: c.caller.Name, Operation: operation, Key: key}
+	call, before, err := a.cfg.Tasks.BeginCall(r.Context(), id, h.Sum(nil))
+	if err != nil {
+		return nil, nil, fmt.Errorf("begin a call: %w", err)
+	}
+	return call, before, nil
+}
+
+// goodKey refuses what huma would, of a key that comes before its turn.
+func goodKey(key string) *Problem {
+	if len(key) > longestKey {
+		return flawed("header."+keyHeader, "expected length <= 255")
+	}
+	for i := range len(key) {
+		if key[i] < ' ' || key[i] > '~' {
+			return flawed("header."+keyHeader, "expected printable ASCII characters")
+		}
+	}
+	return nil
+}
+
+// conclude ends a call that has its turn: with the answer that was committed with its effect,
+// or else with the one that it is given now. A call that was refused has done nothing.
+func (a *API) conclude(ctx context.Context, out any, status int, err error) error {
+	c := callOf(ctx)
+	if c.keyed == nil {
+		return err
+	}
+	c.concluded = true
+	switch {
+	case err != nil || c.unsure:
+		a.cfg.Tasks.ReleaseCall(ctx, c.keyed)
+		return err
+	case c.keyed.Settled() != nil:
+		return nil
+	}
+	answer, err := rendered(out, status)
+	if err != nil {
+		return err
+	}
+	if err := a.cfg.Tasks.SettleCall(ctx, c.keyed, answer); err != nil {
+		return fmt.Errorf("keep an answer: %w", err)
+	}
+	return nil
+}
+
+// outputOf is what an operation answers to what its transaction has made.
+func outputOf(operation string, made any) (out any, status int, err error) {
+	switch made := made.(type) {
+	case *db.Task:
+		if operation == claimNextTaskDoc.id {
+			return claimedNext(made), http.StatusOK, nil
+		}
+		return answer(made), http.StatusOK, nil
+	case jobs.Put:
+		return putAnswer(made), http.StatusOK, nil
+	case jobs.Matched:
+		return redriveAnswer(made, false), redriveDoc.status, nil
+	case jobs.Discarded:
+		return discardAnswer(made), http.StatusOK, nil
+	}
+	return nil, 0, fmt.Errorf("%s has no answer to a %T", operation, made)
+}
+
+// rendered is an output as huma writes it: its status, if it has one of its own, its headers
+// and its body.
+func rendered(out any, status int) (answer jobs.CallAnswer, err error) {
+	answer = jobs.CallAnswer{Status: status, Header: map[string]string{}}
+	v := reflect.Indirect(reflect.ValueOf(out))
+	if v.Kind() != reflect.Struct {
+		return answer, errors.New("an output is a struct")
+	}
+	for i := range v.NumField() {
+		field, value := v.Type().Field(i), v.Field(i)
+		name := field.Tag.Get("header")
+		switch {
+		case name != "" && value.String() != "":
+			answer.Header[name] = value.String()
+		case field.Name == "Status" && value.Int() != 0:
+			answer.Status = int(value.Int())
+		case field.Name == "Body":
+			var body bytes.Buffer
+			if err := huma.DefaultJSONFormat.Marshal(&body, value.Interface()); err != nil {
+				return answer, fmt.Errorf("write the answer: %w", err)
+			}
+			answer.Body = body.Bytes()
+		}
+	}
+	return answer, nil
+}
+
+// replay answers what was answered before.
+func replay(c *call, before *jobs.CallAnswer) {
+	header := c.Header()
+	for name, value := range before.Header {
+		header.Set(name, value)
+	}
+	header.Set(replayedHeader, "true")
+	header.Set("Content-Type", "application/json")
+	c.WriteHeader(before.Status)
+	_, _ = c.Write(before.Body)
+}

@@ -1,0 +1,120 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+	"github.com/go-chi/chi/v5"
+)
+
+// Huma reads the first value of each parameter, and takes an empty one for none. Here is what
+// keeps a value that decides something from being lost by that.
+
+// guardParams comes before huma reads headers and the query.
+func guardParams(ctx huma.Context, next func(huma.Context)) {
+	r, _ := humachi.Unwrap(ctx)
+	p := guardHeaders(r)
+	if p == nil {
+		p = guardQuery(r.URL, ctx.Operation().Parameters)
+	}
+	if p != nil {
+		writeProblem(callOf(r.Context()), p)
+		return
+	}
+	next(ctx)
+}
+
+// guardHeaders refuses the headers of a write that are there and say nothing: without its
+// condition, its key or its person the write would be another one. If-Match is a list, and
+// may come in several lines.
+func guardHeaders(r *http.Request) *Problem {
+	if reads(r.Method) {
+		return nil
+	}
+	for _, name := range []string{"If-Match", keyHeader, "X-User-Token"} {
+		values, given := r.Header[name]
+		if !given {
+			continue
+		}
+		if name == "If-Match" && len(values) > 1 {
+			values = []string{strings.Join(values, ", ")}
+			r.Header[name] = values
+		}
+		switch {
+		case len(values) > 1:
+			return flawed("header."+name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
+		case len(values) == 0 || strings.TrimSpace(values[0]) == "":
+			return flawed("header."+name, "is empty: give it a value, or leave it out")
+		}
+	}
+	return nil
+}
+
+// guardQuery refuses a parameter that is given more than once and takes one value. A list
+// takes several: each as a parameter, or with commas between them, as the document says.
+func guardQuery(u *url.URL, params []*huma.Param) *Problem {
+	if u.RawQuery == "" {
+		return nil
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return flawed("query", "cannot be read: percent-encode what is no letter or digit")
+	}
+	changed := false
+	for _, p := range params {
+		values := query[p.Name]
+		if p.In != "query" || len(values) == 0 {
+			continue
+		}
+		list := p.Schema != nil && p.Schema.Type == huma.TypeArray
+		each := list && p.Explode != nil && *p.Explode
+		switch {
+		case len(values) > 1 && !list:
+			return flawed("query."+p.Name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
+		case len(values) > 1 && hasBlank(values):
+			return flawed("query."+p.Name, "has a value that is empty")
+		case len(values) > 1 && !each:
+			query[p.Name], changed = []string{strings.Join(values, ",")}, true
+		case p.Schema != nil && p.Schema.Format == "date-time":
+			if moment := momentText(values[0]); moment != values[0] {
+				query[p.Name], changed = []string{moment}, true
+			}
+		}
+	}
+	if changed {
+		u.RawQuery = query.Encode()
+	}
+	return nil
+}
+
+func hasBlank(values []string) bool {
+	for _, v := range values {
+		if strings.TrimSpace(v) == "" {
+			return true
+		}
+	}
+	return false
+}
+
+func reads(method string) bool { return method == http.MethodGet || method == http.MethodHead }
+
+// headAsGet answers HEAD wherever GET is answered, as GET; net/http leaves the body out.
+func headAsGet(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			path := r.URL.RawPath
+			if path == "" {
+				path = r.URL.Path
+			}
+			route := chi.RouteContext(r.Context())
+			if !route.Routes.Match(chi.NewRouteContext(), http.MethodHead, path) {
+				route.RouteMethod = http.MethodGet
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,226 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// encoding/json is narrower than what a body may be. JSON Schema takes 1000.0 and 1e3 for
+// integers, and RFC 3339 takes t and z for T and Z; package time takes an offset of 24 hours,
+// which RFC 3339 does not. Here is what lies between.
+
+// momentForm is RFC 3339's date-time, in either case.
+var momentForm = regexp.MustCompile(`^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+// momentText is a time as package time reads it. What looks like a time and is none by RFC
+// 3339 comes back as a text that nobody takes for one; any other text as it is.
+func momentText(text string) string {
+	const shortest = len("2006-01-02T")
+	if len(text) < shortest || text[4] != '-' || text[7] != '-' || text[10]|0x20 != 't' {
+		return text
+	}
+	upper := strings.ToUpper(text)
+	if momentForm.MatchString(text) {
+		if _, err := time.Parse(time.RFC3339Nano, upper); err == nil {
+			return upper
+		}
+	}
+	return text[:10] + "_" + text[11:]
+}
+
+// timeMembers are the members of bodies that are times.
+var timeMembers = map[string]bool{"dueDate": true, "since": true, "timestamp": true, "until": true}
+
+// ofOthers are members that may be any JSON, and are kept as they came: the values of a patch,
+// and what an integration answers.
+var ofOthers = map[string]bool{"value": true, "data": true}
+
+// plain is a guarded document with its integers as plain digits and its times in capitals, so
+// that encoding/json reads them. What is not ours to say stays to the byte: see freeMembers and
+// ofOthers.
+func plain(doc []byte) []byte {
+	p := plainer{doc: doc}
+	p.value("")
+	if p.out == nil {
+		return doc
+	}
+	return append(p.out, doc[p.copied:]...)
+}
+
+// plainer walks a document once, and copies it from where the first difference is.
+type plainer struct {
+	doc    []byte
+	i      int
+	out    []byte
+	copied int
+}
+
+func (p *plainer) space() {
+	for p.i < len(p.doc) && p.doc[p.i] <= ' ' {
+		p.i++
+	}
+}
+
+// instead puts a text in the place of what stands from begin to here.
+func (p *plainer) instead(begin int, text string) {
+	p.out = append(append(p.out, p.doc[p.copied:begin]...), text...)
+	p.copied = p.i
+}
+
+// value is a value of the member of that name; within a list, the list's.
+func (p *plainer) value(name string) {
+	p.space()
+	begin := p.i
+	switch c := p.doc[p.i]; {
+	case (c == '{' || c == '[') && (freeMembers[name] || ofOthers[name]):
+		p.skip()
+	case c == '{':
+		p.each('}', func() { p.value(p.name()) })
+	case c == '[':
+		p.each(']', func() { p.value(name) })
+	case c == '"':
+		p.text()
+		if timeMembers[name] {
+			if upper := momentText(string(p.doc[begin+1 : p.i-1])); upper != string(p.doc[begin+1:p.i-1]) {
+				p.instead(begin, `"`+upper+`"`)
+			}
+		}
+	case c == '-' || '0' <= c && c <= '9':
+		for p.i < len(p.doc) && strings.IndexByte("0123456789+-.eE", p.doc[p.i]) >= 0 {
+			p.i++
+		}
+		if number := string(p.doc[begin:p.i]); strings.ContainsAny(number, ".eE") && !ofOthers[name] {
+			if digits, ok := wholeNumber(number); ok {
+				p.instead(begin, digits)
+			}
+		}
+	default: // true, false, null
+		for p.i < len(p.doc) && 'a' <= p.doc[p.i] && p.doc[p.i] <= 'z' {
+			p.i++
+		}
+	}
+}
+
+// each goes through the members of an object, or the items of a list, to its end.
+func (p *plainer) each(end byte, one func()) {
+	p.i++
+	for {
+		p.space()
+		switch p.doc[p.i] {
+		case end:
+			p.i++
+			return
+		case ',':
+			p.i++
+		default:
+			one()
+		}
+	}
+}
+
+// name reads a member's name, and the colon after it.
+func (p *plainer) name() string {
+	begin := p.i
+	p.text()
+	raw := p.doc[begin+1 : p.i-1]
+	p.space()
+	p.i++ // the colon
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw)
+	}
+	var name string
+	_ = json.Unmarshal(p.doc[begin:begin+len(raw)+2], &name) // it was guarded
+	return name
+}
+
+// text goes behind a string.
+func (p *plainer) text() {
+	for p.i++; p.doc[p.i] != '"'; p.i++ {
+		if p.doc[p.i] == '\\' {
+			p.i++
+		}
+	}
+	p.i++
+}
+
+// skip goes behind an object or a list, whatever is in it.
+func (p *plainer) skip() {
+	for depth := 0; ; {
+		switch p.doc[p.i] {
+		case '"':
+			p.text()
+			continue
+		case '{', '[':
+			depth++
+		case '}', ']':
+			depth--
+		}
+		p.i++
+		if depth == 0 {
+			return
+		}
+	}
+}
+
+// wholeNumber is a JSON number as an integer's digits; ok is false for one that is none, and
+// for one that no field of ours holds.
+func wholeNumber(number string) (digits string, ok bool) {
+	mantissa, exponent, _ := strings.Cut(strings.ToLower(number), "e")
+	power, err := strconv.Atoi("0" + exponent)
+	if exponent != "" {
+		power, err = strconv.Atoi(exponent)
+	}
+	if err != nil {
+		return "", false
+	}
+	sign := ""
+	if rest, negative := strings.CutPrefix(mantissa, "-"); negative {
+		sign, mantissa = "-", rest
+	}
+	whole, fraction, _ := strings.Cut(mantissa, ".")
+	all := strings.TrimLeft(whole+fraction, "0")
+	power -= len(fraction)
+	trimmed := strings.TrimRight(all, "0")
+	power += len(all) - len(trimmed)
+
+	const most = 18 // digits that every int64 has room for
+	switch {
+	case trimmed == "":
+		return "0", true
+	case power < 0 || len(trimmed)+power > most:
+		return "", false
+	}
+	return sign + trimmed + strings.Repeat("0", power), true
+}
+
+// misplaced is a value that encoding/json does not take although its schema does: where it
+// stands below the body. huma makes a text of it; newProblem finds the place in that again.
+type misplaced struct{ path string }
+
+const anotherType = "holds a value of another type than it must"
+
+// Error is the path and what is wrong there.
+func (e *misplaced) Error() string { return misplacedMark + e.path + misplacedMark + anotherType }
+
+const misplacedMark = "\x00" // which no name in a guarded body has
+
+// readJSON is json.Unmarshal for a guarded body. Its errors name the place.
+func readJSON(data []byte, to any) error { return readMember("", data, to) }
+
+// readMember is readJSON for a member of a body; path leads to it.
+func readMember(path string, data []byte, to any) error {
+	err := json.Unmarshal(plain(data), to)
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &kind) && kind.Field != "":
+		path += "." + kind.Field
+	}
+	return &misplaced{path}
+}

@@ -1,0 +1,306 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// A caller that gives a write an idempotency key may repeat it, and is answered as the first
+// time. The key's row in call_answer says so:
+//
+//   - it is written, in a commit of its own, before the call acts: the call is under way;
+//   - the transaction of the effect locks the row, finds the call's turn in it, and writes the
+//     answer to it. Effect and answer are one commit;
+//   - a call that was refused takes its row away, and the key is free again;
+//   - a call that does not end loses its turn after callTurn. Whoever repeats it takes the
+//     turn over, and the effect of the first, if it is still on its way, finds that out.
+//
+// A write whose effect is no single transaction (see Call.Settled) is answered from its
+// effect when it is repeated, and its answer is kept behind it.
+
+const (
+	// callTurn is how long a call may be under way before another takes its turn over. It is
+	// more than a request may take. The fence does not depend on it.
+	callTurn = 15 * time.Second
+	// callKept is how long an answer is kept.
+	callKept = 24 * time.Hour
+	// callPage is how many answers are forgotten at a time.
+	callPage = 1000
+	// callEnd is how long the end of a call that has done nothing may take.
+	callEnd = 2 * time.Second
+)
+
+// CallID is what a key is unique in: the caller of a tenant, and the operation.
+type CallID struct {
+	Tenant, Caller, Operation, Key string
+}
+
+// CallAnswer is how a call was answered.
+type CallAnswer struct {
+	Status int
+	Header map[string]string // what goes with this answer: ETag, Location …
+	Body   []byte            // JSON, as it was sent
+}
+
+// Call is a write under an idempotency key, which has its turn. It is one request's, and not
+// safe for concurrent use.
+type Call struct {
+	CallID
+	// Answer writes the answer to what a transaction has made, within it: a *db.Task after a
+	// move, a Put, a Matched, a Discarded. It must not block. It is called from another
+	// goroutine than the call's.
+	Answer func(made any) (CallAnswer, error)
+
+	turn    int64
+	settled *CallAnswer // committed with the effect; nil: there was none, or it is not known
+	task    *db.Task    // as the transaction of a move left it
+	lost    bool        // the last move found that the turn is another's
+}
+
+// Settled is the answer that was committed with the effect of the call; nil where the call
+// has had no effect, or one that is its own memory. Ask when the call has succeeded.
+func (c *Call) Settled() *CallAnswer { return c.settled }
+
+// CallUnderWay says that a call with this key is under way, and when to ask again.
+type CallUnderWay struct{ Wait time.Duration }
+
+func (e *CallUnderWay) Error() string {
+	return "a call with this idempotency key is under way"
+}
+
+// BeginCall takes the turn of a call. hash is what two calls with one key are compared by.
+// before is what the call was answered already; then there is no turn. The error is
+// ErrKeyReused where the key came with another hash, and a *CallUnderWay where the first call
+// has not ended.
+func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Call, before *CallAnswer, err error) {
+	call = &Call{CallID: id, turn: rand.Int64N(math.MaxInt64)}
+	what := "call of " + id.Operation
+
+	for {
+		n, err := t.q.CallBegin(ctx, db.CallBeginParams{
+			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
+			Turn: call.turn, Seconds: callTurn.Seconds(), BodyHash: hash,
+		})
+		switch {
+		case stuck(err):
+			return nil, nil, &CallUnderWay{time.Second}
+		case err != nil:
+			return nil, nil, readError(what, err)
+		case n == 1:
+			return call, nil, nil
+		}
+
+		row, err := t.q.CallGet(ctx, db.CallGetParams{TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key})
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			continue // the first was refused, or was forgotten, in this moment
+		case err != nil:
+			return nil, nil, readError(what, err)
+		case !bytes.Equal(row.BodyHash, hash):
+			return nil, nil, ErrKeyReused
+		case row.Answered:
+			before := &CallAnswer{Status: int(row.Status), Body: row.Body}
+			if err := json.Unmarshal(row.Headers, &before.Header); err != nil {
+				return nil, nil, fmt.Errorf("read the answer to a %s: %w", what, err)
+			}
+			return nil, before, nil
+		case row.SecondsLeft > 0:
+			return nil, nil, &CallUnderWay{time.Duration(row.SecondsLeft * float64(time.Second))}
+		}
+
+		n, err = t.q.CallTakeOver(ctx, db.CallTakeOverParams{
+			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
+			OldTurn: row.Turn, Turn: call.turn, Seconds: callTurn.Seconds(),
+		})
+		switch {
+		case stuck(err): // the effect of the first is being written
+			return nil, nil, &CallUnderWay{time.Second}
+		case err != nil:
+			return nil, nil, readError(what, err)
+		case n == 1:
+			return call, nil, nil
+		}
+	}
+}
+
+// SettleCall keeps the answer to a call whose effect did not bring it.
+func (t *Tasks) SettleCall(ctx context.Context, c *Call, answer CallAnswer) error {
+	err := c.settle(ctx, t.q, answer)
+	if err != nil {
+		return readError("call of "+c.Operation, err)
+	}
+	return nil
+}
+
+// ReleaseCall ends a call that was refused, or of which nothing is known: its key is free,
+// unless its effect was committed all the same. What cannot be released now is taken over
+// later.
+func (t *Tasks) ReleaseCall(ctx context.Context, c *Call) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callEnd)
+	defer cancel()
+	err := t.q.CallRelease(ctx, db.CallReleaseParams{TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn})
+	if err != nil {
+		t.cfg.Logger.Warn("a refused call keeps its idempotency key until its turn is over", "operation", c.Operation, "error", err)
+	}
+}
+
+// settle writes the answer if the turn is the call's.
+func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) error {
+	if answer.Header == nil {
+		answer.Header = map[string]string{}
+	}
+	headers, err := json.Marshal(answer.Header)
+	if err != nil {
+		return fmt.Errorf("write the answer's headers: %w", err)
+	}
+	n, err := q.CallSettle(ctx, db.CallSettleParams{
+		TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn,
+		Status: int32(answer.Status), Headers: headers, Body: answer.Body, //nolint:gosec // an HTTP status
+	})
+	switch {
+	case err != nil:
+		return err
+	case n == 0:
+		return &CallUnderWay{time.Second}
+	}
+	c.settled = &answer
+	return nil
+}
+
+// within makes an effect and keeps its answer in one transaction, if the turn is the call's.
+// made is what do has made, nil for nothing. A nil call has no key, and no answer to keep.
+func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (made any, err error)) error {
+	q := db.New(tx)
+	if c != nil {
+		c.settled = nil // of a try that was rolled back
+		held, err := q.CallHold(ctx, holdsOf([]*Call{c}))
+		switch {
+		case stuck(err) || err == nil && len(held) == 0:
+			return &CallUnderWay{time.Second}
+		case err != nil:
+			return err
+		}
+	}
+
+	made, err := do(q)
+	if err != nil || c == nil || made == nil {
+		return err
+	}
+	answer, err := c.Answer(made)
+	if err != nil {
+		return fmt.Errorf("answer a call of %s: %w", c.Operation, err)
+	}
+	return c.settle(ctx, q, answer)
+}
+
+func holdsOf(calls []*Call) (p db.CallHoldParams) {
+	for _, c := range calls {
+		p.TenantIds, p.Callers = append(p.TenantIds, c.Tenant), append(p.Callers, c.Caller)
+		p.Operations, p.CallKeys, p.Turns = append(p.Operations, c.Operation), append(p.CallKeys, c.Key), append(p.Turns, c.turn)
+	}
+	return p
+}
+
+// callsOf are the moves of a round that are made under a key.
+func callsOf(round []*move) (calls []*Call) {
+	for _, m := range round {
+		if m.call != nil {
+			calls = append(calls, m.call)
+		}
+	}
+	return calls
+}
+
+// holdCalls locks the calls of a round, and keeps the moves of those that have lost their
+// turn from being made.
+func holdCalls(ctx context.Context, q *db.Queries, round []*move, calls []*Call, wantJobs []int64) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	held, err := q.CallHold(ctx, holdsOf(calls))
+	if err != nil {
+		return fmt.Errorf("hold calls: %w", err)
+	}
+	kept := make(map[int64]bool, len(held))
+	for _, turn := range held {
+		kept[turn] = true
+	}
+	for i, m := range round {
+		if m.call == nil {
+			continue
+		}
+		m.call.settled, m.call.task = nil, nil // of a try that was rolled back
+		if m.call.lost = !kept[m.call.turn]; m.call.lost {
+			wantJobs[i] = noJob
+		}
+	}
+	return nil
+}
+
+// settleCalls keeps the answers to the moves of a round that were made.
+func settleCalls(ctx context.Context, q *db.Queries, round []*move, calls []*Call, rows []db.TaskMoveRow) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	ok := make(map[uuid.UUID]bool, len(rows))
+	for _, row := range rows {
+		ok[row.TaskID] = row.Ok
+	}
+	var ids []uuid.UUID
+	for _, m := range round {
+		if m.call != nil && ok[m.task] {
+			ids = append(ids, m.task)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+
+	tasks, err := q.TaskGetMany(ctx, ids)
+	if err != nil {
+		return fmt.Errorf("read what calls have moved: %w", err)
+	}
+	after := make(map[uuid.UUID]*db.Task, len(tasks))
+	for i := range tasks {
+		after[tasks[i].TaskID] = &tasks[i]
+	}
+	for _, m := range round {
+		task := after[m.task]
+		if m.call == nil || task == nil {
+			continue
+		}
+		answer, err := m.call.Answer(task)
+		if err != nil {
+			return fmt.Errorf("answer a call of %s: %w", m.call.Operation, err)
+		}
+		if err := m.call.settle(ctx, q, answer); err != nil {
+			return fmt.Errorf("keep the answer to a call of %s: %w", m.call.Operation, err)
+		}
+		m.call.task = task
+	}
+	return nil
+}
+
+// forgetCalls drops, by pages, the answers that were kept long enough.
+func (t *Tasks) forgetCalls(ctx context.Context) error {
+	for {
+		n, err := t.q.CallForget(ctx, db.CallForgetParams{KeptSeconds: callKept.Seconds(), Page: callPage})
+		if err != nil {
+			return fmt.Errorf("forget answers to calls: %w", err)
+		}
+		if n < callPage {
+			return nil
+		}
+	}
+}
