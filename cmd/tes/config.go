@@ -213,9 +213,6 @@ func (c *Config) parse() (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("%s: it is no connection string such as postgres://user:password@host:5432/tes", one.name))
 		}
 	}
-	if c.DatabaseDirectURL != "" && c.DatabaseURL == "" {
-		wrong = append(wrong, errors.New("TES_DATABASE_DIRECT_URL: it goes with TES_DATABASE_URL, which is not set"))
-	}
 	duration := func(name, text string, def time.Duration) time.Duration {
 		if text == "" {
 			return def

@@ -71,7 +71,7 @@ func TestConfigReadsEveryVariable(t *testing.T) {
 		"TES_RATE_LIMIT": "500", "TES_RATE_BURST": "800", "TES_FAILED_TOKEN_LIMIT": "5", "TES_TRUSTED_PROXIES": "10.0.0.0/8",
 		"TES_CALLBACK_SECRET": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0 whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "TES_HTTP_ALLOW": " 10.1.0.0/16, ::1/128,",
 		"TES_NATS_URL": "nats://u:p@a:4222, b", "TES_NATS_REPLICAS": "3",
-		"TES_HTTP": "[::1]:http", "TES_DATABASE_URL": "postgres://u:p@h:1/d?pool_max_conns=3",
+		"TES_HTTP": "[::1]:http", "TES_DATABASE_URL": "postgres://u:p@h:1/d?pool_max_conns=3", "TES_DATABASE_DIRECT_URL": "postgres://u:p@h:2/d",
 	}
 	help := settings()
 	for _, name := range variables() {

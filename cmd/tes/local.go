@@ -69,6 +69,9 @@ func startLocal(s *shell, lc localConfig) (*local, error) {
 
 func (l *local) start(s *shell, lc localConfig) error {
 	cfg := s.cfg
+	if cfg.DatabaseDirectURL != "" && cfg.DatabaseURL == "" {
+		return &usageError{"TES_DATABASE_DIRECT_URL goes with TES_DATABASE_URL, which is not set"}
+	}
 	if err := l.startDatabase(s, lc); err != nil {
 		return err
 	}

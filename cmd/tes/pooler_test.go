@@ -21,9 +21,20 @@ const ignored = "ignore_startup_parameters = statement_timeout, lock_timeout, id
 // people and remote workers do is done, and a session listens at the server itself.
 func TestServeBehindAPooler(t *testing.T) {
 	t.Parallel()
+	for _, real := range poolers() {
+		p := pooling{real: real}
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			serveBehind(t, p)
+		})
+	}
+}
+
+func serveBehind(t *testing.T, before pooling) {
+	t.Helper()
 	dsn := dbtest.URL(dbtest.New(t))
 	b := setupServeOn(t, dsn, true)
-	for name, value := range map[string]string{"TES_DATABASE_URL": pooler(t, dsn, "pool_mode = transaction"), "TES_DATABASE_DIRECT_URL": dsn} {
+	for name, value := range map[string]string{"TES_DATABASE_URL": before.start(t, dsn), "TES_DATABASE_DIRECT_URL": dsn} {
 		b.env = append(b.env, name+"="+value)
 	}
 	h := listenTo(t, b.bus)
@@ -67,10 +78,15 @@ func TestServeBehindAPooler(t *testing.T) {
 // letters, events.
 func TestDemoBehindAPooler(t *testing.T) {
 	t.Parallel()
-	dsn := dbtest.URL(dbtest.New(t))
-	env := environ("TES_DATABASE_URL="+pooler(t, dsn, "pool_mode = transaction"), "TES_DATABASE_DIRECT_URL="+dsn)
-	code, stdout, stderr := tes(t, env, "demo")
-	require.Equal(t, exitOK, code, "%s\n%s", stdout, stderr)
+	for _, real := range poolers() {
+		p := pooling{real: real}
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			dsn := dbtest.URL(dbtest.New(t))
+			code, stdout, stderr := tes(t, environ("TES_DATABASE_URL="+p.start(t, dsn), "TES_DATABASE_DIRECT_URL="+dsn), "demo")
+			require.Equal(t, exitOK, code, "%s\n%s", stdout, stderr)
+		})
+	}
 }
 
 // Without the direct URL, serve refuses and says what to set: whether the pooler refuses our
@@ -80,17 +96,14 @@ func TestServeRefusesAPoolerWithoutTheDirectURL(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.URL(dbtest.New(t))
 	b := setupServeOn(t, dsn, false)
-	for name, lines := range map[string][]string{
-		"as installed":            {"pool_mode = session"},
-		"session, swallowing":     {"pool_mode = session", ignored},
-		"transaction":             {"pool_mode = transaction"},
-		"transaction, swallowing": {"pool_mode = transaction", ignored},
-	} {
-		env := append(b.env[:len(b.env):len(b.env)], "TES_DATABASE_URL="+pooler(t, dsn, lines...))
-		code, _, stderr := tes(t, env, "serve", "--http", "127.0.0.1:0")
-		require.Equal(t, exitError, code, name)
-		require.Contains(t, stderr, "there is a pooler between us and the database", name)
-		require.Contains(t, stderr, "Set TES_DATABASE_DIRECT_URL to the address of the PostgreSQL server itself", name)
+	env := func(url string) []string { return append(b.env[:len(b.env):len(b.env)], "TES_DATABASE_URL="+url) }
+	for _, real := range poolers() {
+		for _, p := range []pooling{{real, true, false}, {real, true, true}, {real, false, false}, {real, false, true}} {
+			code, _, stderr := tes(t, env(p.start(t, dsn)), "serve", "--http", "127.0.0.1:0")
+			require.Equal(t, exitError, code, p)
+			require.Contains(t, stderr, "there is a pooler between us and the database", p)
+			require.Contains(t, stderr, "Set TES_DATABASE_DIRECT_URL to the address of the PostgreSQL server itself", p)
+		}
 	}
 
 	conn, err := pgx.Connect(t.Context(), dsn)
@@ -100,14 +113,49 @@ func TestServeRefusesAPoolerWithoutTheDirectURL(t *testing.T) {
 		_, err := conn.Exec(t.Context(), "ALTER DATABASE "+pgx.Identifier{conn.Config().Database}.Sanitize()+" SET "+name+" = '"+value+"'")
 		require.NoError(t, err)
 	}
-	env := append(b.env[:len(b.env):len(b.env)], "TES_DATABASE_URL="+pooler(t, dsn, "pool_mode = transaction", ignored))
-	says(t, exitError, env, []string{"serve", "--http", "127.0.0.1:0"}, "it hands out sessions by the transaction", "Set TES_DATABASE_DIRECT_URL")
+	code, _, stderr := tes(t, environ("TES_DATABASE_DIRECT_URL="+dsn), "demo")
+	require.Equal(t, exitUsage, code)
+	require.Contains(t, stderr, "TES_DATABASE_DIRECT_URL goes with TES_DATABASE_URL")
+	for _, real := range poolers() {
+		p := pooling{real: real, swallow: true}
+		behind := env(p.start(t, dsn))
+		says(t, exitError, behind, []string{"serve", "--http", "127.0.0.1:0"}, "it hands out sessions by the transaction", "Set TES_DATABASE_DIRECT_URL")
 
-	env = append(env, "TES_DATABASE_DIRECT_URL="+dbtest.URL(dbtest.New(t)))
-	says(t, exitError, env, []string{"serve", "--http", "127.0.0.1:0"}, "lead to two databases")
+		behind = append(behind, "TES_DATABASE_DIRECT_URL="+dbtest.URL(dbtest.New(t)))
+		says(t, exitError, behind, []string{"serve", "--http", "127.0.0.1:0"}, "lead to two databases")
+	}
 }
 
-func pooler(t *testing.T, dsn string, lines ...string) string {
+// pooling is a pooler and how it is set up.
+type pooling struct {
+	real               bool // PgBouncer, and not our own
+	bySession, swallow bool
+}
+
+func (p pooling) String() string {
+	return fmt.Sprintf("%+v", struct{ PgBouncer, BySession, Swallow bool }{p.real, p.bySession, p.swallow})
+}
+
+// start returns the URL through it.
+func (p pooling) start(t *testing.T, dsn string) string {
 	t.Helper()
+	if !p.real {
+		return (&dbtest.Pooler{BySession: p.bySession, Swallow: p.swallow}).Start(t, dsn)
+	}
+	lines := []string{"pool_mode = transaction"}
+	if p.bySession {
+		lines[0] = "pool_mode = session"
+	}
+	if p.swallow {
+		lines = append(lines, ignored)
+	}
 	return dbtest.NewBouncer(t, dsn, lines...)
+}
+
+// poolers are our own, and PgBouncer where it is installed.
+func poolers() []bool {
+	if dbtest.PgBouncer() == "" {
+		return []bool{false}
+	}
+	return []bool{false, true}
 }
