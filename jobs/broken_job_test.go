@@ -2,9 +2,12 @@ package jobs
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
@@ -40,6 +43,26 @@ func TestAJobThatNamesNoTaskStopsNobody(t *testing.T) {
 	}
 	// By the claim, or by the sweep, whichever came first.
 	require.True(t, b.log.says("a job that names no task is ended") || b.log.says("a job did not name its task, and was ended"))
+}
+
+// What names a task, and what is refused, is what a UUID's canonical text is.
+func TestJobTaskTakesCanonicalUUIDsAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	texts := []string{"", "-", strings.Repeat("-", 36), strings.Repeat("a", 36), strings.Repeat("a", 32), uuid.NewString() + "\n", strings.ToUpper(uuid.NewString()), "{" + uuid.NewString() + "}"}
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // it guards nothing
+	for range 20_000 {
+		text := []byte(uuid.NewString())
+		for range random.IntN(4) {
+			text[random.IntN(len(text))] = "0af-gAG\n _%"[random.IntN(11)]
+		}
+		texts = append(texts, string(text), string(text[:random.IntN(len(text))]))
+	}
+	require.Empty(t, ask[[]string](b, `
+		SELECT coalesce(array_agg(s), '{}')
+		FROM unnest($1::text[]) AS s
+		WHERE (job_task(jsonb_build_object('task_id', s)) IS NOT NULL)
+			<> (s ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' AND length(s) = 36)`, texts))
 }
 
 // Remote workers walk past it, and the task gets another job all the same.

@@ -116,11 +116,14 @@ $_$;
 
 CREATE FUNCTION public.job_task(args jsonb) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $_$
+    AS $$
     SELECT CASE
-        WHEN args ->> 'task_id' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN (args ->> 'task_id')::uuid
+        WHEN args ->> 'task_id' LIKE '________-____-____-____-____________'
+            AND (args ->> 'task_id') COLLATE "C" !~ '[^0-9a-f-]'
+            AND length(replace(args ->> 'task_id', '-', '')) = 32
+            THEN (args ->> 'task_id')::uuid
     END
-$_$;
+$$;
 
 CREATE FUNCTION public.payload_weight(doc jsonb) RETURNS bigint
     LANGUAGE sql STABLE PARALLEL SAFE

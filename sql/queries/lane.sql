@@ -32,12 +32,13 @@ SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
     t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
     -- Five hundred long payloads would be half a gigabyte: LanePayloads brings them.
-    (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight,
-    (CASE WHEN payload_weight(t.input) + payload_weight(t.context) <= 8192 THEN t.input END)::jsonb AS input,
-    (CASE WHEN payload_weight(t.input) + payload_weight(t.context) <= 8192 THEN t.context END)::jsonb AS context,
+    w.weight,
+    (CASE WHEN w.weight <= 8192 THEN t.input END)::jsonb AS input,
+    (CASE WHEN w.weight <= 8192 THEN t.context END)::jsonb AS context,
     t.config
 FROM claimed
-LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING';
+LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING'
+CROSS JOIN LATERAL (SELECT (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight OFFSET 0) w; -- weighed once
 
 -- name: LaneKinds :many
 -- Of which kinds a lane has jobs that are due, one index probe for each.
