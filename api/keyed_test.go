@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
 // ownKeys are the writes that keyed does not repeat, each with what makes it repeatable.
@@ -414,4 +416,26 @@ func TestARequestIsHeardAgainAfterItsDefinitionChanged(t *testing.T) {
 	e.counted(t, requestedSubject, 1, 0, 1, 0)
 	becomes(t, e, 1, "SELECT count(*)::int FROM task")
 	require.Empty(t, e.letters)
+}
+
+// An answer is given again to the person whom it was given to, and to nobody who only has the
+// key: the person's own token is verified first.
+func TestAnAnswerIsThePersonsWhoHeardIt(t *testing.T) {
+	t.Parallel()
+	b, token := withPeople(t, true)
+	key := []string{"Idempotency-Key", "k"}
+	jane := append(token(peertest.TokenOptions{Subject: "jane"}), key...)
+	eve := append(token(peertest.TokenOptions{Subject: "eve"}), key...)
+	path, _ := b.open(t, object{"candidateUsers": []any{"jane"}})
+	give := func(headers []string) *reply {
+		return b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "bob"}, headers...)
+	}
+	first := give(jane)
+	first.is(t, 200)
+	again := give(append(token(peertest.TokenOptions{Subject: "jane"}), key...))
+	require.Equal(t, string(first.body), string(again.body), "with a token that was renewed")
+	require.Equal(t, "true", again.header.Get("Idempotency-Replayed"))
+	require.Equal(t, "IDEMPOTENCY_KEY_REUSED", reasonOf(t, give(eve).fails(t, 409, "CONFLICT")))
+	give(append([]string{"X-User-Token", "forged"}, key...)).fails(t, 401, "UNAUTHORIZED")
+	give(key).fails(t, 401, "UNAUTHORIZED")
 }
