@@ -553,10 +553,10 @@ func (q *Queries) WorkersForget(ctx context.Context) (int64, error) {
 }
 
 const workersSeen = `-- name: WorkersSeen :exec
-INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at)
+INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, since, seen_at)
 SELECT
     seen.tenant_id, seen.worker_id, seen.queue, ARRAY(SELECT DISTINCT d.id FROM jsonb_array_elements_text(seen.definitions::jsonb) AS d (id) ORDER BY d.id),
-    now() - seen.ago
+    now() - seen.ago, now() - seen.ago
 FROM (
     SELECT
         unnest($1::text[]) AS tenant_id,

@@ -1,32 +1,44 @@
 #!/usr/bin/env python3
 """A tes worker with nothing but Python's standard library.
 
-    TES_URL=http://127.0.0.1:8080 TES_TOKEN=... python3 worker.py [definition ...]
+    TES_URL=http://127.0.0.1:8080 TES_TOKEN_FILE=token python3 worker.py [definition ...]
 
-Ctrl-C or SIGTERM gives back what is being worked on. Replace work().
+The file is read for each call, so that the token can be renewed; TES_TOKEN is a token
+itself. Ctrl-C or SIGTERM gives back what is being worked on. Replace work().
 """
 import json, os, signal, sys, threading, time, urllib.error, urllib.request, uuid
 
 URL = os.environ.get("TES_URL", "http://127.0.0.1:8080") + "/api/internal/leases"
 WORKER = os.environ.get("WORKER_ID", f"python-{os.getpid()}")
+LAST_WORDS = 10  # seconds that the server may be away when the worker stops
 stopping = threading.Event()
 
 
+def token():
+    file = os.environ.get("TES_TOKEN_FILE")
+    return open(file).read().strip() if file else os.environ["TES_TOKEN"]
+
+
 def call(path, body, patience=90):
-    """Posts, and posts again until it is answered: every call may be repeated."""
+    """Posts until it is answered: every call may be repeated. 401 is a token that is over,
+    429 and 5xx a server that is busy: neither says anything of the lease."""
     while True:
+        pause, told = 1, "no answer"
         request = urllib.request.Request(URL + path, json.dumps(body).encode(), {
-            "Authorization": "Bearer " + os.environ["TES_TOKEN"], "Content-Type": "application/json"})
+            "Authorization": "Bearer " + token(), "Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=patience) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as refusal:
-            if refusal.code < 500:
+            if refusal.code not in (401, 429) and refusal.code < 500:
                 return refusal.code, json.load(refusal)
-        except OSError:
-            pass  # the answer was lost, or the server is away
-        if stopping.wait(1):
+            pause, told = int(refusal.headers.get("Retry-After") or 1), refusal.code
+        except OSError as lost:  # the answer was lost, or the server is away
+            told = lost
+        print(WORKER, "asks again:", told, file=sys.stderr, flush=True)
+        if stopping.is_set() and time.monotonic() > stopped_at + LAST_WORDS:
             return 0, {}
+        time.sleep(min(pause, LAST_WORDS))
 
 
 def work(message, checkpoint, note):
@@ -43,11 +55,11 @@ class Cancelled(Exception):
 
 
 def run(lease):
-    path, lost = "/" + lease["leaseToken"], threading.Event()
+    path, lost, done = "/" + lease["leaseToken"], threading.Event(), threading.Event()
 
     def beat(body):
         status, answer = call(path + "/heartbeat", body)
-        if status >= 400 or answer.get("directive") == "CANCEL":
+        if status in (404, 409, 410) or answer.get("directive") == "CANCEL":
             lost.set()
 
     def note(progress, checkpoint):
@@ -55,14 +67,11 @@ def run(lease):
         if lost.is_set() or stopping.is_set():
             raise Cancelled
 
-    done = threading.Event()
-
     def keep():  # three heartbeats in each visibility timeout
         while not done.wait(lease["message"]["visibilityTimeout"] / 3000):
             beat({})
 
-    heart = threading.Thread(target=keep, daemon=True)
-    heart.start()
+    threading.Thread(target=keep, daemon=True).start()
     try:
         end, body = "/complete", {"output": work(lease["message"], lease.get("checkpoint") or {}, note)}
     except Cancelled:
@@ -75,14 +84,19 @@ def run(lease):
         print(WORKER, lease["message"]["taskId"], end, *call(path + end, body), flush=True)
 
 
+def stop(*_):
+    global stopped_at
+    stopped_at = time.monotonic()
+    stopping.set()
+
+
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
     select = [{"queue": q, **({"taskDefinitionIds": sys.argv[1:]} if sys.argv[1:] else {})}
               for q in ("task-execution-automated", "task-execution-integration")]
     while not stopping.is_set():
         status, answer = call("", {"workerId": WORKER, "requestId": str(uuid.uuid4()), "waitMs": 5000, "select": select})
-        if status >= 400:
+        if status >= 400:  # 403 or 422: neither passes by itself
             sys.exit(f"{status}: {answer.get('detail', answer)}")
         for lease in answer.get("leases", []):
             run(lease)

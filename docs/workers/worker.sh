@@ -1,9 +1,10 @@
 #!/bin/sh
 # A tes worker with curl and sed.
 #
-#     TES_URL=http://127.0.0.1:8080 TES_TOKEN=... sh worker.sh [definition]
+#     TES_URL=http://127.0.0.1:8080 TES_TOKEN_FILE=token sh worker.sh [definition]
 #
-# Ctrl-C or SIGTERM stops it after the task at hand. Replace work().
+# The file is read for each call, so that the token can be renewed; TES_TOKEN is a token
+# itself. Ctrl-C or SIGTERM stops it after the task at hand. Replace work().
 set -u
 url=${TES_URL:-http://127.0.0.1:8080}/api/internal/leases
 worker=${WORKER_ID:-sh-$$}
@@ -15,16 +16,21 @@ work() {
     printf '{"by": "%s"}' "$worker"
 }
 
-# post PATH BODY: again until it is answered, for every call may be repeated.
+token() {
+    if [ -n "${TES_TOKEN_FILE:-}" ]; then cat "$TES_TOKEN_FILE"; else printf '%s' "$TES_TOKEN"; fi
+}
+
+# post PATH BODY: again until it is answered, for every call may be repeated. 401 is a
+# token that is over, 429 and 5xx a server that is busy: neither says anything of the lease.
 post() {
-    until answer=$(printf '%s' "$2" | curl -sS -m 90 -w '\n%{http_code}' -H "Authorization: Bearer $TES_TOKEN" \
-        -H 'Content-Type: application/json' --data-binary @- "$url$1") && [ "${answer##*
-}" -lt 500 ]; do
+    until answer=$(printf '%s' "$2" | curl -sS -m 90 -w '\n%{http_code}' -H "Authorization: Bearer $(token)" \
+        -H 'Content-Type: application/json' --data-binary @- "$url$1") &&
+        status=${answer##*
+} && [ "$status" -lt 500 ] && [ "$status" != 401 ] && [ "$status" != 429 ]; do
         [ -n "$stopping" ] && return 1
+        printf '%s asks again: %s\n' "$worker" "${status:-no answer}" >&2
         sleep 1
     done
-    status=${answer##*
-}
     answer=${answer%
 *}
 }
@@ -35,7 +41,7 @@ n=0
 while [ -z "$stopping" ]; do
     n=$((n + 1))
     post '' '{"workerId": "'"$worker"'", "requestId": "'"$worker-$$-$n"'", "waitMs": 5000'"$selection"'}' || break
-    if [ "$status" -ge 400 ]; then
+    if [ "$status" -ge 400 ]; then # 403 or 422: neither passes by itself
         printf '%s\n' "$answer" >&2
         exit 1
     fi

@@ -172,10 +172,10 @@ RETURNING key;
 
 -- name: WorkersSeen :exec
 -- Notes which workers have asked for work, and for which.
-INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at)
+INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, since, seen_at)
 SELECT
     seen.tenant_id, seen.worker_id, seen.queue, ARRAY(SELECT DISTINCT d.id FROM jsonb_array_elements_text(seen.definitions::jsonb) AS d (id) ORDER BY d.id),
-    now() - seen.ago
+    now() - seen.ago, now() - seen.ago
 FROM (
     SELECT
         unnest(@tenant_ids::text[]) AS tenant_id,

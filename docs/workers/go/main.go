@@ -1,5 +1,6 @@
-// Command go is a tes worker: TES_URL=… TES_TOKEN=… go run ./docs/workers/go
-// Ctrl-C or SIGTERM gives back what is being worked on. Replace work.
+// Command go is a tes worker: TES_URL=… TES_TOKEN_FILE=… go run ./docs/workers/go
+// The file is read for each call, so that the token can be renewed; TES_TOKEN is a token
+// itself. Ctrl-C or SIGTERM gives back what is being worked on. Replace work.
 package main
 
 import (
@@ -12,12 +13,16 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 )
 
 var url = cmp.Or(os.Getenv("TES_URL"), "http://127.0.0.1:8080") + "/api/internal/leases"
 var worker = cmp.Or(os.Getenv("WORKER_ID"), fmt.Sprintf("go-%d", os.Getpid()))
+var client = http.Client{Timeout: 90 * time.Second} // longer than any dequeue waits
+
+const lastWords = 10 * time.Second // that the server may be away when the worker stops
 
 type lease struct {
 	LeaseToken string `json:"leaseToken"`
@@ -33,20 +38,31 @@ func work(_ context.Context, _ lease) (output any, err error) { //nolint:unparam
 	return map[string]any{"by": worker}, nil
 }
 
-// post asks until it is answered: every call may be repeated.
+// post asks until it is answered, or ctx ends: every call may be repeated. 401 is a token
+// that is over, 429 and 5xx a server that is busy: neither says anything of the lease.
 func post(ctx context.Context, path string, body, answer any) (status int) {
 	text, _ := json.Marshal(body)
-	for ; ctx.Err() == nil; time.Sleep(time.Second) {
-		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, url+path, bytes.NewReader(text))
-		req.Header.Set("Authorization", "Bearer "+os.Getenv("TES_TOKEN"))
-		req.Header.Set("Content-Type", "application/json")
-		resp, err := http.DefaultClient.Do(req)
-		if err == nil {
-			err = json.NewDecoder(resp.Body).Decode(answer)
-			_ = resp.Body.Close()
+	for ctx.Err() == nil {
+		token, err := []byte(os.Getenv("TES_TOKEN")), error(nil)
+		if file := os.Getenv("TES_TOKEN_FILE"); file != "" {
+			token, err = os.ReadFile(file)
 		}
-		if err == nil && resp.StatusCode < 500 {
-			return resp.StatusCode
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, url+path, bytes.NewReader(text))
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+		req.Header.Set("Content-Type", "application/json")
+		if resp, asked := client.Do(req); asked == nil {
+			status, err = resp.StatusCode, json.NewDecoder(resp.Body).Decode(answer)
+			_ = resp.Body.Close()
+			if err == nil && status < 500 && status != http.StatusUnauthorized && status != http.StatusTooManyRequests {
+				return status
+			}
+		} else {
+			status, err = 0, asked
+		}
+		fmt.Fprintln(os.Stderr, worker, "asks again:", status, err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
 		}
 	}
 	return 0
@@ -55,7 +71,7 @@ func post(ctx context.Context, path string, body, answer any) (status int) {
 func run(stop context.Context, l lease) {
 	path := "/" + l.LeaseToken
 	ctx, lost := context.WithCancel(stop)
-	go func() {
+	go func() { // three heartbeats in each visibility timeout
 		for beat := time.Tick(time.Duration(l.Message.VisibilityTimeout) * time.Millisecond / 3); ctx.Err() == nil; {
 			select {
 			case <-ctx.Done():
@@ -81,7 +97,10 @@ func run(stop context.Context, l lease) {
 	case err != nil: // the task's retry policy decides what follows
 		end, body = "/fail", map[string]any{"errorCode": "WORK_FAILED", "errorMessage": err.Error()}
 	}
-	fmt.Println(worker, l.Message.TaskID, end, post(context.WithoutCancel(stop), path+end, body, &answer))
+	last, cancel := context.WithCancel(context.WithoutCancel(stop))
+	defer cancel()
+	defer context.AfterFunc(stop, func() { time.AfterFunc(lastWords, cancel) })()
+	fmt.Println(worker, l.Message.TaskID, end, post(last, path+end, body, &answer))
 }
 
 func main() {
@@ -90,7 +109,7 @@ func main() {
 	for stop.Err() == nil {
 		var answer struct{ Leases []lease }
 		if status := post(stop, "", map[string]any{"workerId": worker, "requestId": rand.Text(), "waitMs": 5000}, &answer); status >= 400 {
-			panic(status) // 401 or 403: look at the token
+			panic(status) // 403 or 422: neither passes by itself
 		}
 		for _, l := range answer.Leases {
 			run(stop, l)
