@@ -41,9 +41,17 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
+	unknown, err := a.across.EventUnknownCount(ctx)
+	if err != nil {
+		writeProblem(c, unavailable(notReady(err)).because(err))
+		return
+	}
 	answer := readiness{Status: "ok", Database: "ok", Maintenance: make([]restingLane, len(resting))}
 	for i, m := range resting {
 		answer.Maintenance[i] = restingLane{Lane: string(m.Lane), Since: m.Since.UTC(), Until: utc(m.Until), Reason: m.Reason}
+	}
+	if unknown > 0 {
+		answer.Status, answer.UnknownEvents = "degraded", unknown
 	}
 	if a.cfg.Bus != nil {
 		answer.Bus, answer.BusReason = a.cfg.Bus()
@@ -74,12 +82,14 @@ func notReady(err error) string {
 // readiness is the answer of a process to which requests should be sent. A bus that
 // is away is no reason not to: the outbox keeps what it would be told.
 type readiness struct {
-	Status      string        `json:"status"`
-	Database    string        `json:"database"`
-	Bus         string        `json:"bus,omitempty"` // ok, away or failing
-	BusReason   string        `json:"busReason,omitempty"`
-	Relay       string        `json:"relay,omitempty"` // leading, standing by, silent or failing
-	Maintenance []restingLane `json:"maintenance"`
+	Status   string `json:"status"` // ok, or degraded where there are unknown events
+	Database string `json:"database"`
+	// UnknownEvents are on the bus and not in the database: it went back in time.
+	UnknownEvents int64         `json:"unknownEvents,omitempty"`
+	Bus           string        `json:"bus,omitempty"` // ok, away or failing
+	BusReason     string        `json:"busReason,omitempty"`
+	Relay         string        `json:"relay,omitempty"` // leading, standing by, silent or failing
+	Maintenance   []restingLane `json:"maintenance"`
 }
 
 type restingLane struct {

@@ -49,6 +49,15 @@ func TestReadinessTellsTheTruth(t *testing.T) {
 	away.Store(true)
 	want["bus"], want["busReason"], want["relay"] = "away", "there is no connection to the NATS server", "failing"
 	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
+	_, err := b.pool.Exec(t.Context(), "INSERT INTO event_unknown (event_id, stream_seq) VALUES (gen_random_uuid(), 7), (gen_random_uuid(), 8)")
+	require.NoError(t, err)
+	want["status"], want["unknownEvents"] = "degraded", 2.0
+	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
+	_, err = b.pool.Exec(t.Context(), "UPDATE event_unknown SET seen_at = now()")
+	require.NoError(t, err)
+	want["status"] = "ok"
+	delete(want, "unknownEvents")
+	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
 	gone.Store(true)
 	require.Equal(t, "the database does not answer", b.askWith(t, "", "GET", "/readyz", nil).fails(t, 503, "UNAVAILABLE")["detail"])
 	draining.Store(true)

@@ -477,6 +477,15 @@ type DequeueTurn struct {
 	At        time.Time
 }
 
+// Events that the bus has and this database does not: it went back in time.
+type EventUnknown struct {
+	EventID   uuid.UUID
+	StreamSeq int64
+	FoundAt   time.Time
+	// When an operator dealt with it; until then /readyz and tes check tell of it.
+	SeenAt *time.Time
+}
+
 type Executor struct {
 	ExecutorID string
 	StartedAt  time.Time

@@ -13,6 +13,64 @@ import (
 	"github.com/google/uuid"
 )
 
+const eventUnknownAdd = `-- name: EventUnknownAdd :execrows
+INSERT INTO event_unknown (event_id, stream_seq)
+SELECT unnest($1::uuid[]), unnest($2::bigint[])
+WHERE EXISTS (SELECT FROM relay_leader l WHERE l.term = $3)
+ON CONFLICT (event_id) DO NOTHING
+`
+
+type EventUnknownAddParams struct {
+	EventIds   []uuid.UUID
+	StreamSeqs []int64
+	Term       int64
+}
+
+// What the stream has and this database does not.
+func (q *Queries) EventUnknownAdd(ctx context.Context, arg EventUnknownAddParams) (int64, error) {
+	result, err := q.db.Exec(ctx, eventUnknownAdd, arg.EventIds, arg.StreamSeqs, arg.Term)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const eventUnknownCount = `-- name: EventUnknownCount :one
+SELECT count(*)::bigint AS n FROM event_unknown u WHERE u.seen_at IS NULL
+`
+
+// Those that no operator has dealt with.
+func (q *Queries) EventUnknownCount(ctx context.Context) (int64, error) {
+	row := q.db.QueryRow(ctx, eventUnknownCount)
+	var n int64
+	err := row.Scan(&n)
+	return n, err
+}
+
+const eventUnknownList = `-- name: EventUnknownList :many
+SELECT u.event_id FROM event_unknown u
+`
+
+func (q *Queries) EventUnknownList(ctx context.Context) ([]uuid.UUID, error) {
+	rows, err := q.db.Query(ctx, eventUnknownList)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []uuid.UUID
+	for rows.Next() {
+		var event_id uuid.UUID
+		if err := rows.Scan(&event_id); err != nil {
+			return nil, err
+		}
+		items = append(items, event_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const outboxAdvance = `-- name: OutboxAdvance :many
 WITH done AS (
     SELECT unnest($1::bigint[]) AS id, unnest($5::bigint[]) AS last_seq
@@ -101,6 +159,52 @@ func (q *Queries) OutboxBacklog(ctx context.Context) (OutboxBacklogRow, error) {
 	var i OutboxBacklogRow
 	err := row.Scan(&i.Flushes, &i.Events, &i.OldestMs)
 	return i, err
+}
+
+const outboxEventKeys = `-- name: OutboxEventKeys :many
+SELECT o.id, e.task_id, e.seq
+FROM (SELECT b.id, b.lo, b.hi FROM outbox b WHERE b.id > $1 ORDER BY b.id LIMIT $2) o
+CROSS JOIN LATERAL (
+    SELECT v.task_id, v.seq
+    FROM task_event v
+    WHERE v.id >= o.lo AND v.id < o.hi
+    ORDER BY v.id
+    LIMIT 20000
+) e
+ORDER BY o.id
+`
+
+type OutboxEventKeysParams struct {
+	After int64
+	Page  int32
+}
+
+type OutboxEventKeysRow struct {
+	ID     int64
+	TaskID uuid.UUID
+	Seq    int32
+}
+
+// The events of a page of what waits, oldest first, after a flush: by what their ids are
+// made of.
+func (q *Queries) OutboxEventKeys(ctx context.Context, arg OutboxEventKeysParams) ([]OutboxEventKeysRow, error) {
+	rows, err := q.db.Query(ctx, outboxEventKeys, arg.After, arg.Page)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []OutboxEventKeysRow
+	for rows.Next() {
+		var i OutboxEventKeysRow
+		if err := rows.Scan(&i.ID, &i.TaskID, &i.Seq); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const outboxEvents = `-- name: OutboxEvents :many

@@ -29,6 +29,8 @@ type testBundle struct {
 	pool *pgxpool.Pool
 	bus  *memoryBus
 	log  *logBook
+
+	wentBack bool // the database, in this test
 }
 
 func setup(t *testing.T) *testBundle {
@@ -39,6 +41,8 @@ func setup(t *testing.T) *testBundle {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("log:\n%.4000s", b.log)
+		} else if !b.wentBack && b.pool.Ping(b.ctx) == nil { // and the test has not closed it
+			require.Zero(t, ask[int](b, "SELECT count(*) FROM event_unknown"), "nothing was lost here")
 		}
 	})
 	return b

@@ -58,6 +58,7 @@ type turn struct {
 
 	highest uint64            // sequence that was ever logged; owned by the reader
 	early   *ack              // came before the one ahead of it was noted; owned by the reader
+	unknown map[string]bool   // ids of events that the bus has and the database lost; owned by the reader
 	stored  map[string]uint64 // places of what the stream has and nobody noted; owned by the reader
 	forgot  time.Time         // when old publications were, to the last; owned by the reader
 	swept   int64             // id up to which the sweep under way has come; owned by the reader
@@ -274,7 +275,10 @@ func (t *turn) verify(ctx context.Context) error {
 	if t.highest = 0; len(newest) > 0 {
 		t.highest = uint64(newest[0].LastSeq)
 	}
-	return t.readUnnoted(ctx, end)
+	if err := t.readUnnoted(ctx, end); err != nil {
+		return err
+	}
+	return t.noteUnknown(ctx)
 }
 
 // forget removes a page of old publications, if it is time to. Publishing does not depend
@@ -328,6 +332,9 @@ func (t *turn) prepare(ctx context.Context, rows []db.OutboxAdvanceRow) (round, 
 		if err := t.park(ctx, t.q, event.row, event.why); err != nil {
 			return round{}, err
 		}
+	}
+	if batch, err = t.withoutUnknown(ctx, batch); err != nil {
+		return round{}, err
 	}
 	for i, m := range batch {
 		if seq, found := t.stored[m.ID]; found {

@@ -377,6 +377,17 @@ CREATE TABLE public.dequeue_turn (
 )
 WITH (autovacuum_vacuum_scale_factor='0.0', autovacuum_vacuum_threshold='1000');
 
+CREATE TABLE public.event_unknown (
+    event_id uuid NOT NULL,
+    stream_seq bigint NOT NULL,
+    found_at timestamp with time zone DEFAULT now() NOT NULL,
+    seen_at timestamp with time zone
+);
+
+COMMENT ON TABLE public.event_unknown IS 'Events that the bus has and this database does not: it went back in time.';
+
+COMMENT ON COLUMN public.event_unknown.seen_at IS 'When an operator dealt with it; until then /readyz and tes check tell of it.';
+
 CREATE TABLE public.executor (
     executor_id text NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -1328,6 +1339,9 @@ ALTER TABLE ONLY public.dead_letter_discard
 
 ALTER TABLE ONLY public.dequeue_turn
     ADD CONSTRAINT dequeue_turn_pkey PRIMARY KEY (tenant_id, owner, request_id);
+
+ALTER TABLE ONLY public.event_unknown
+    ADD CONSTRAINT event_unknown_pkey PRIMARY KEY (event_id);
 
 ALTER TABLE ONLY public.executor
     ADD CONSTRAINT executor_pkey PRIMARY KEY (executor_id);

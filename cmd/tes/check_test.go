@@ -68,7 +68,7 @@ func TestCheck(t *testing.T) {
 	require.Equal(t, check.Broken, i12.Verdict)
 	require.Equal(t, 25, i12.Rules[0].Count)
 	require.Len(t, i12.Rules[0].First, 20)
-	require.Len(t, report.More, 4)
+	require.Len(t, report.More, 5)
 
 	// Nothing was written, and nothing is left behind in the session's name.
 	require.Equal(t, 25, number(t, dbtest.URL(pool), "SELECT count(*) FROM task_request"))

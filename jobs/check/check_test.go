@@ -262,6 +262,7 @@ var breakages = []struct {
 	{"x_definition", "done", []string{"UPDATE task SET own_definition = true WHERE task_id = <done>"}},
 	{"x_hours", "", []string{`
 		INSERT INTO tally_hour (hour, type, lane, event, now, n, run_ms) VALUES ('2000-01-01', 'AUTOMATED', 'task-execution-automated', 'created', 'PENDING', 1, 0)`}},
+	{"x_went_back", "", []string{"INSERT INTO event_unknown (event_id, stream_seq) VALUES (gen_random_uuid(), 7)"}},
 	{"x_times", "failed", []string{"UPDATE task_attempt SET ended_at = started_at - interval '1 second' WHERE task_id = <failed> AND attempt = 1"}},
 }
 

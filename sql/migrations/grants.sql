@@ -117,6 +117,7 @@ GRANT INSERT, UPDATE (turn, until, status, headers, body, at), DELETE ON call_an
 GRANT INSERT, DELETE ON outbox TO tes_app;
 GRANT INSERT, UPDATE (last_seq, published_at), DELETE ON outbox_published TO tes_app;
 GRANT INSERT, UPDATE (stream_created_at) ON outbox_stream TO tes_app;
+GRANT INSERT ON event_unknown TO tes_app;
 GRANT UPDATE (term, holder, backend_pid, backend_start, heartbeat_at) ON relay_leader TO tes_app;
 GRANT INSERT, UPDATE (outcome, detail) ON inbox TO tes_app;
 GRANT INSERT, UPDATE (acted, ignored, repeated, dead) ON inbound TO tes_app;

@@ -45,6 +45,7 @@ var filled = map[string]string{
 // tes_read may read none of their columns but those of the second list.
 var untenanted = map[string]string{
 	"dequeue_turn":       "the engine's alone: which call of a dequeue takes; tes_read has no right to it",
+	"event_unknown":      "ids of events that were lost here: their tenant is not known",
 	"executor":           "processes",
 	"goose_db_version":   "which migrations were applied",
 	"inbound":            "counts by subject",

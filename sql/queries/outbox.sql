@@ -244,3 +244,31 @@ SELECT
             AND a.application_name = 'tes engine'
             AND (a.usename = session_user OR pg_has_role(a.usesysid, 'tes_app', 'MEMBER'))
     )::boolean AS older_leads;
+
+-- name: OutboxEventKeys :many
+-- The events of a page of what waits, oldest first, after a flush: by what their ids are
+-- made of.
+SELECT o.id, e.task_id, e.seq
+FROM (SELECT b.id, b.lo, b.hi FROM outbox b WHERE b.id > @after ORDER BY b.id LIMIT @page) o
+CROSS JOIN LATERAL (
+    SELECT v.task_id, v.seq
+    FROM task_event v
+    WHERE v.id >= o.lo AND v.id < o.hi
+    ORDER BY v.id
+    LIMIT 20000
+) e
+ORDER BY o.id;
+
+-- name: EventUnknownAdd :execrows
+-- What the stream has and this database does not.
+INSERT INTO event_unknown (event_id, stream_seq)
+SELECT unnest(@event_ids::uuid[]), unnest(@stream_seqs::bigint[])
+WHERE EXISTS (SELECT FROM relay_leader l WHERE l.term = @term)
+ON CONFLICT (event_id) DO NOTHING;
+
+-- name: EventUnknownList :many
+SELECT u.event_id FROM event_unknown u;
+
+-- name: EventUnknownCount :one
+-- Those that no operator has dealt with.
+SELECT count(*)::bigint AS n FROM event_unknown u WHERE u.seen_at IS NULL;
