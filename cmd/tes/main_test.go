@@ -29,6 +29,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/db/localpg"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus/natstest"
 )
 
 // asTES makes this test binary the program itself, main and all, so that tests
@@ -66,7 +67,7 @@ func TestMain(m *testing.M) {
 		sabotagedDir.remove()
 		client.CloseIdleConnections()
 		http.DefaultClient.CloseIdleConnections()
-		return goleak.Find()
+		return goleak.Find(natstest.Leaks()...)
 	})
 }
 

@@ -93,6 +93,9 @@ func (b *Bus) redialAfter(tries int, err error) time.Duration {
 // missed notes why there is no connection, and tells it once. A refusal is an error that
 // somebody has to mend; a server that does not answer may be back without anybody's doing.
 func (b *Bus) missed(err error) {
+	if b.ctx.Err() != nil {
+		return // we are closing
+	}
 	b.mu.Lock()
 	b.state.away = err
 	b.mu.Unlock()

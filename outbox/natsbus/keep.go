@@ -22,6 +22,7 @@ func (b *Bus) keep() {
 
 	look := time.NewTicker(b.cfg.rhythm.look)
 	defer look.Stop()
+	silent := 0 // times in a row without an answer
 	for looks := 0; ; looks++ {
 		select {
 		case <-b.ctx.Done():
@@ -33,8 +34,31 @@ func (b *Bus) keep() {
 			}
 		}
 		hurry, enough := context.WithTimeoutCause(b.ctx, ensureWait, errNoAnswer)
-		_, _ = b.ensureStreams(hurry) // which tells of its failures, and the next look asks again
+		_, err := b.ensureStreams(hurry) // which tells of its failures, and the next look asks again
 		enough()
+		if silent++; !errors.Is(err, errNoAnswer) {
+			silent = 0
+		}
+		if silent == mostSilent {
+			silent = 0
+			b.elsewhere()
+		}
+	}
+}
+
+// mostSilent is how often in a row JetStream may leave us without an answer before another
+// server is asked.
+const mostSilent = 2
+
+// elsewhere connects to another server of a cluster: the one that we are connected to may be
+// cut off from the others, or not know yet who answers for a stream.
+func (b *Bus) elsewhere() {
+	if b.srv != nil || len(b.nc.Servers()) < 2 {
+		return
+	}
+	b.cfg.Logger.Warn("JetStream does not answer by way of this NATS server: another one is tried", "server", b.nc.ConnectedAddr())
+	if err := b.nc.ForceReconnect(); err != nil {
+		b.cfg.Logger.Warn("nats", "error", err)
 	}
 }
 

@@ -14,9 +14,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, natstest.Leaks()...) }
 
 // patience bounds every wait of a test; none is expected to last.
 const patience = time.Minute

@@ -256,3 +256,16 @@ func TestHealthWithoutALeaderOfTheStream(t *testing.T) {
 	cluster.Start(1, 2)
 	b.health(t, OK, "")
 }
+
+// What a publication finds wrong with the streams is tried again by itself, and is not told
+// of when it is over, also where nobody publishes any more.
+func TestHealthAfterAFailureThatAPublicationFound(t *testing.T) {
+	t.Parallel()
+	b := setup(t, quick)
+	b.health(t, OK, "")
+	ended, end := context.WithCancel(b.ctx)
+	end()
+	_, err := b.ensureStreams(ended)
+	require.Error(t, err)
+	b.health(t, OK, "")
+}

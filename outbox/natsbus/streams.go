@@ -83,6 +83,9 @@ func (b *Bus) ensured(making, beside, fewer error) {
 	b.mu.Lock()
 	s := &b.state
 	s.making, s.beside, s.fewer, s.grownAt = making, beside, fewer, time.Now()
+	if making != nil {
+		s.sure = false // whoever found it, the next look tries again
+	}
 	b.mu.Unlock()
 	err := errors.Join(making, beside)
 	switch {
