@@ -30,8 +30,14 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 	if err != nil {
 		return db.Task{}, err
 	}
-	if task.Status == db.TaskStatusCANCELLED && (ask.IfMatch == 0 || ask.IfMatch == task.Version) {
-		return task, nil
+	if task.Status == db.TaskStatusCANCELLED {
+		again := ask.IfMatch == 0 || ask.IfMatch == task.Version
+		if !again {
+			again, err = t.saidBefore(ctx, task, ask.IfMatch, Update{Status: Cancelled}, ask.Reason, last{by: ask.By})
+		}
+		if err != nil || again {
+			return task, err
+		}
 	}
 	m := &move{
 		task: id, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{Pending, Assigned, Running},

@@ -27,7 +27,7 @@ func (t *Tasks) saidBefore(ctx context.Context, task db.Task, ifMatch int32, to 
 		return false, nil
 	case to.Status == Completed && !sameJSON(task.Output, to.Output):
 		return false, nil
-	case to.Status != Completed && !sameJSON(withoutTimestamp(task.Error), withoutTimestamp(problem(to.failure(reason), false))):
+	case (to.Status == Failed || to.Status == TimedOut) && !sameJSON(withoutTimestamp(task.Error), withoutTimestamp(problem(to.failure(reason), false))):
 		return false, nil
 	}
 
