@@ -1,6 +1,8 @@
 package natsbus
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -16,6 +18,12 @@ type Config struct {
 	// Credentials is the path of a .creds file for an external server.
 	// Default: "", none.
 	Credentials string
+
+	// RootCAs answers whose certificates an external server may present, nil for the system's
+	// authorities; Certificate answers ours. Both are asked at each connection. With either,
+	// a server without TLS is refused. Default: none, and the URL and the server decide.
+	RootCAs     func() (*x509.CertPool, error)
+	Certificate func() (tls.Certificate, error)
 
 	// StoreDir is where the embedded server keeps its streams. One process at a
 	// time may use it. Default: tes-data/nats under the working directory.

@@ -154,7 +154,7 @@ func (b *Bus) options() []nats.Option {
 		nats.Timeout(2 * time.Second),
 		nats.SetCustomDialer(dialer{b.ctx}),
 		nats.MaxReconnects(-1),
-		nats.CustomReconnectDelay(func(tries int) time.Duration { return b.redialAfter(tries, nil) }),
+		nats.CustomReconnectDelay(func(tries int) time.Duration { return b.betweenTries(tries) }),
 		// The outbox is the buffer: fail at once and keep order, rather than
 		// send later what the relay has sent again meanwhile.
 		nats.ReconnectBufSize(-1),
@@ -187,7 +187,7 @@ func (b *Bus) options() []nats.Option {
 	if b.cfg.Credentials != "" {
 		opts = append(opts, nats.UserCredentials(b.cfg.Credentials))
 	}
-	return opts
+	return append(opts, b.secure()...)
 }
 
 // errUnservable is a server that lacks what we need.
@@ -267,7 +267,7 @@ func (d dialer) Dial(network, address string) (net.Conn, error) {
 
 // mayHeal tells a server that is not there yet from one that says no.
 func mayHeal(err error) bool {
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || untrusted(err) {
 		return false
 	}
 	var ne net.Error

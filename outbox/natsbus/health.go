@@ -123,6 +123,8 @@ func public(err error) string {
 	switch {
 	case refuses(err):
 		return "the NATS server refuses our credentials"
+	case untrusted(err):
+		return "the NATS server and this process do not take each other's certificates; the log says why"
 	case errors.Is(err, ErrDisconnected):
 		return "there is no connection to the NATS server"
 	case errors.As(err, &no):
