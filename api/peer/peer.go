@@ -16,6 +16,7 @@ package peer
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -51,6 +52,11 @@ type Config struct {
 	// It is asked for each request, so it may expire and be renewed.
 	Token func(ctx context.Context) (string, error)
 
+	// TLS is asked for at each new connection to an https address, so that certificates and
+	// authorities may be renewed. The result is the client's from then on, and names no server.
+	// Default: the system's authorities, no certificate of ours.
+	TLS func() *tls.Config
+
 	// Wrap goes round the transport, for tracing. Default nothing does.
 	Wrap func(http.RoundTripper) http.RoundTripper
 }
@@ -85,7 +91,7 @@ func New(cfg Config) (*Neighbours, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 10 * time.Second
 	}
-	transport := newTransport()
+	transport := newTransport(cfg.TLS)
 	var tripper http.RoundTripper = transport
 	if cfg.Wrap != nil {
 		tripper = cfg.Wrap(transport)
@@ -174,9 +180,9 @@ func fixedBase(raw string) (string, error) {
 }
 
 // newTransport takes no proxy from the environment: the neighbours are inside.
-func newTransport() *http.Transport {
+func newTransport(secure func() *tls.Config) *http.Transport {
 	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
-	return &http.Transport{
+	transport := &http.Transport{
 		Proxy:                  nil,
 		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    5 * time.Second,
@@ -186,4 +192,12 @@ func newTransport() *http.Transport {
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
+	if secure != nil {
+		transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			config := secure()
+			config.NextProtos = []string{"h2", "http/1.1"} // else HTTP/2 would not be offered
+			return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, address)
+		}
+	}
+	return transport
 }

@@ -20,7 +20,7 @@ func (c Config) checkCallback(string) error {
 
 // startCallbacks posts what is owed, if it can be signed.
 func (s *service) startCallbacks(ctx context.Context) {
-	caller := webhook.New(webhook.Config{Secrets: s.cfg.secrets, Allow: s.cfg.allow})
+	caller := webhook.New(webhook.Config{Secrets: s.cfg.secrets, Current: s.callbackSecrets, Allow: s.cfg.allow})
 	s.onStop(func(context.Context) error { caller.Close(); return nil })
 	s.calls = outbox.NewCallbacks(s.engine, caller, outbox.CallbackConfig{Logger: s.log})
 	if len(s.cfg.secrets) > 0 {

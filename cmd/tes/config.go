@@ -45,9 +45,16 @@ type Config struct {
 	NATSReaders     string `env:"TES_NATS_READERS" help:"Durable consumers to make on the events stream for others, by name, such as orchestrator,events: their users then need no right to make any. Default: none."`
 	NATSReplicas    string `env:"TES_NATS_REPLICAS" help:"How many servers of a NATS cluster keep each stream, 1 to 5. Streams that are there are adjusted. Default: 1, and streams that are there keep theirs."`
 	NATSSync        string `env:"TES_NATS_SYNC" oneof:"on off" help:"off: the embedded bus acknowledges before the write is on disk. For tests."`
+	NATSCA          string `env:"TES_NATS_CA" help:"PEM file with the authorities whose certificate that server may present. Set, a server without TLS is refused. Default: the system's, where the URL begins with tls:// or the server demands TLS."`
+	NATSCert        string `env:"TES_NATS_CERT" help:"PEM file with our certificate for that server. Default: none."`
+	NATSKey         string `env:"TES_NATS_KEY" help:"PEM file with its private key."`
 	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" help:"What clients of the embedded bus must present. Default: random."`
 
-	HTTP       string `env:"TES_HTTP" help:"Address to serve on. Default: 127.0.0.1:8080."`
+	HTTP        string `env:"TES_HTTP" help:"Address to serve on. Default: 127.0.0.1:8080."`
+	TLSCert     string `env:"TES_TLS_CERT" help:"PEM file with the certificate of the listener of serve and dev, and those between it and the authority. Default: none, plain HTTP."`
+	TLSKey      string `env:"TES_TLS_KEY" help:"PEM file with its private key."`
+	TLSClientCA string `env:"TES_TLS_CLIENT_CA" help:"PEM file with authorities: every caller, of /livez and /readyz too, presents a certificate of theirs. Default: none is asked for."`
+
 	HTTPAllow  string `env:"TES_HTTP_ALLOW" help:"Networks that http tasks and callbacks may reach although they are private, such as 10.1.0.0/16,127.0.0.1/32."`
 	GraceTime  string `env:"TES_SHUTDOWN_GRACE" help:"How long running tasks may finish at shutdown. Default: 20s."`
 	DrainDelay string `env:"TES_DRAIN_DELAY" help:"How long /readyz says 503 at shutdown before the door closes, for load balancers that look now and then. Default: 0s."`
@@ -66,6 +73,10 @@ type Config struct {
 	Observability   string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
 	ResourceURL     string `env:"TES_RESOURCE_URL" help:"Resource Service. With neither this nor TES_NEIGHBOURS_URL, tasks run with what their definitions require, unreserved."`
 
+	NeighboursCA   string `env:"TES_NEIGHBOURS_CA" help:"PEM file with the authorities whose certificates neighbours at https addresses may present. Default: the system's."`
+	NeighboursCert string `env:"TES_NEIGHBOURS_CERT" help:"PEM file with our certificate for them. Default: none."`
+	NeighboursKey  string `env:"TES_NEIGHBOURS_KEY" help:"PEM file with its private key."`
+
 	RateLimit      string `env:"TES_RATE_LIMIT" help:"Requests a second that each service of each tenant may make at each process, in the mean; a batch counts as its items. Set, it holds for services without a tenant too; 0: nobody is limited. Default: 1000 for tenants, none for others."`
 	RateBurst      string `env:"TES_RATE_BURST" help:"Requests that may come at once. Default: twice TES_RATE_LIMIT."`
 	FailedTokens   string `env:"TES_FAILED_TOKEN_LIMIT" help:"Tokens a second that are not valid and may come from one address; five times as many at once. Beyond that none is verified that was not good before. 0: any number. Default: 10."`
@@ -78,6 +89,8 @@ type Config struct {
 	SecretsDir string `env:"TES_SECRETS_DIR" help:"Directory with the secrets that headers of definitions refer to: NAME for the platform's, tenants/TENANT/NAME for a tenant's. The platform's may also be TES_SECRET_NAME. Default: none."`
 
 	headerSecrets map[string]string // the TES_SECRET_ variables, by what follows that
+
+	files map[string]string // by setting, the path of the regular file that its value came from
 
 	otel    map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
 	allow   []netip.Prefix
@@ -127,6 +140,7 @@ func readConfig(env []string) (Config, error) {
 				wrong = append(wrong, fmt.Errorf("%s: %w", name, err))
 				continue
 			}
+			c.cameFrom(base, text)
 			name, text = base, strings.TrimSpace(string(raw))
 		}
 		field, known := fields[name]
@@ -140,6 +154,17 @@ func readConfig(env []string) (Config, error) {
 	}
 	wrong = append(wrong, c.parse()...)
 	return c, errors.Join(wrong...)
+}
+
+// cameFrom notes the file of a setting, if it can be read twice.
+func (c *Config) cameFrom(setting, path string) {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return
+	}
+	if c.files == nil {
+		c.files = map[string]string{}
+	}
+	c.files[setting] = path
 }
 
 // secretPrefix begins the variables that hold the platform's secrets, each by its name:

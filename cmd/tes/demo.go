@@ -77,6 +77,7 @@ func (c *demoCmd) Run(s *shell) (err error) {
 	}
 	d.say("Starting PostgreSQL, the bus, the service and its neighbours in a throw-away directory …\n")
 	d.begun = time.Now()
+	s.cfg.TLSCert, s.cfg.TLSKey, s.cfg.TLSClientCA = "", "", "" // the demo calls its own service, at an address of loopback
 	d.l, err = startLocal(s, localConfig{dataDir: s.cfg.DataDir, throwaway: true, http: "127.0.0.1:0", nats: "127.0.0.1:0", owner: "tes demo"})
 	if err != nil {
 		return err

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db/localpg"
@@ -74,6 +76,11 @@ func (c *devCmd) Run(s *shell) error {
 		if aside != "" {
 			s.printf("What was in %s is now in %s.\n", dir, aside)
 		}
+	}
+	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup; else its terminal has gone
+		ctx, stop := signal.NotifyContext(s.ctx, syscall.SIGHUP)
+		defer stop()
+		s.ctx = ctx
 	}
 	begun := time.Now()
 	l, err := startLocal(s, localConfig{

@@ -83,9 +83,15 @@ func (l *local) start(s *shell, lc localConfig) error {
 	if err != nil {
 		return err
 	}
+	files, err := cfg.watchFiles(l.log)
+	if err != nil {
+		return err
+	}
+	roots, own := files.natsTLS()
 	l.bus, err = natsbus.Open(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off",
 		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log, Replicas: cfg.natsReplicas,
+		RootCAs: roots, Certificate: own,
 	})
 	var listening *net.OpError
 	switch {
@@ -110,7 +116,7 @@ func (l *local) start(s *shell, lc localConfig) error {
 		return err
 	}
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-	l.service, err = startService(s.ctx, cfg, surroundings{bus: l.bus, sharedBus: true, log: l.log})
+	l.service, err = startService(s.ctx, cfg, surroundings{bus: l.bus, sharedBus: true, log: l.log, files: files})
 	return err
 }
 
@@ -276,7 +282,12 @@ const longestFailing = 64 << 10
 
 // logger writes to stderr; stdout is for what a command has to say.
 func logger(s *shell, level slog.Level, format string) *slog.Logger {
-	options := &slog.HandlerOptions{Level: s.cfg.level(level), ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	if s.level == nil {
+		s.level = &slog.LevelVar{}
+	}
+	s.levelDefault = level
+	s.level.Set(s.cfg.level(level))
+	options := &slog.HandlerOptions{Level: s.level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		switch {
 		case a.Value.Kind() == slog.KindDuration:
 			return slog.String(a.Key, a.Value.Duration().String()) // not a count of nanoseconds

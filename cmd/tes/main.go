@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -49,8 +50,12 @@ const (
 type shell struct {
 	ctx    context.Context
 	cfg    Config
+	env    []string // that cfg was read from
 	stdout io.Writer
 	stderr io.Writer
+
+	level        *slog.LevelVar // of the log, which may change while the program runs; nil before logger
+	levelDefault slog.Level     // where TES_LOG_LEVEL is not set
 }
 
 func (s *shell) printf(format string, args ...any) { fmt.Fprintf(s.stdout, format, args...) }
@@ -104,7 +109,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 		fmt.Fprintln(stderr, "tes:", err)
 		return exitUsage
 	}
-	err = parsed.Run(&shell{ctx: ctx, cfg: cfg, stdout: stdout, stderr: stderr})
+	err = parsed.Run(&shell{ctx: ctx, cfg: cfg, env: env, stdout: stdout, stderr: stderr})
 	var usage *usageError
 	var setting *localpg.SettingError
 	var child *childError

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
@@ -21,6 +24,10 @@ func (serveCmd) Help() string {
 
 // Run serves until it is told to stop, then drains.
 func (c *serveCmd) Run(s *shell) error {
+	hangups := make(chan os.Signal, 1) // from the beginning: without it the signal would end the process
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+
 	cfg := s.cfg
 	if c.HTTP != "" {
 		if err := checkAddress(c.HTTP); err != nil {
@@ -36,19 +43,26 @@ func (c *serveCmd) Run(s *shell) error {
 		return &usageError{"the neighbours are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
 	}
 	log := logger(s, slog.LevelInfo, "json")
+	files, err := cfg.watchFiles(log)
+	if err != nil {
+		return err
+	}
+	roots, own := files.natsTLS()
 	// A bus that is away is no reason not to start: the outbox keeps what it would be told.
 	bus, err := natsbus.Start(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off", Logger: log,
 		StoreDir: cfg.natsDir(), Readers: cfg.natsReaders(), Replicas: cfg.natsReplicas,
+		RootCAs: roots, Certificate: own,
 	})
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)
 	}
-	service, err := startService(s.ctx, cfg, surroundings{bus: bus, log: log})
+	service, err := startService(s.ctx, cfg, surroundings{bus: bus, log: log, files: files})
 	if err != nil {
 		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
 	}
 	log.Info("serving", "url", service.url, "process", service.tasks.ProcessID(), "version", version())
+	service.background(func(ctx context.Context) { reload(ctx, hangups, s, files, log) })
 	select {
 	case <-s.ctx.Done():
 	case <-service.ordered:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -35,6 +36,7 @@ type service struct {
 	cfg      Config
 	log      *slog.Logger
 	bus      *natsbus.Bus
+	files    *renewals     // nil: none is read again
 	engine   jobs.Pool     // makes moves, through the pooler where there is one
 	sessions *pgxpool.Pool // to the server itself
 	tasks    *jobs.Tasks
@@ -60,12 +62,13 @@ type surroundings struct {
 	// sharedBus is closed by whoever shares it; else it goes down with the service.
 	sharedBus bool
 	log       *slog.Logger
+	files     *renewals // nil: no TLS at the listener, and no file is read again
 }
 
 // startService starts everything in the order in which one part needs the other.
 // What was started is stopped by stop, also when starting fails half-way.
 func startService(ctx context.Context, cfg Config, in surroundings) (*service, error) {
-	s := &service{cfg: cfg, log: in.log, bus: in.bus, ordered: make(chan jobs.ShutdownOrder, 1)}
+	s := &service{cfg: cfg, log: in.log, bus: in.bus, files: in.files, ordered: make(chan jobs.ShutdownOrder, 1)}
 	if err := s.start(ctx, in); err != nil {
 		return nil, errors.Join(err, s.stop(context.WithoutCancel(ctx)))
 	}
@@ -85,6 +88,9 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		return err
 	}
 	s.url = "http://" + listener.Addr().String()
+	if secure := s.files.doorTLS(); secure != nil {
+		s.url, listener = "https://"+listener.Addr().String(), tls.NewListener(listener, secure)
+	}
 	s.listen(listener)
 
 	reads, own, err := s.connect(ctx)
@@ -149,6 +155,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 
 	verifier, err := api.NewVerifier(api.VerifierConfig{
 		JWKS: strings.TrimSuffix(cfg.orElse(cfg.AuthURL), "/") + "/.well-known/jwks.json", MaxLife: cfg.tokenLife, Logger: log,
+		Transport: s.files.keysTransport(),
 	})
 	if err != nil {
 		return err
@@ -315,7 +322,7 @@ func (s *service) changed(b retry.Status) {
 func (s *service) neighbours(name, url string) (neighbours, error) {
 	n, err := peer.New(peer.Config{
 		BaseURL: s.cfg.orElse(url), Wrap: s.spans.Transport(name),
-		Token:     func(context.Context) (string, error) { return s.cfg.ServiceTok, nil },
+		Token: s.serviceToken, TLS: s.files.neighboursTLS(),
 		OnBreaker: s.changed,
 	})
 	if err != nil {

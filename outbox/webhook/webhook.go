@@ -27,13 +27,14 @@ import (
 // Config says how callbacks are signed and where they may go.
 type Config struct {
 	Secrets Secrets        // each signs; at least one
+	Current func() Secrets // asked at each call instead, where secrets are renewed; default: Secrets
 	Allow   []netip.Prefix // private networks that may be called; default none
 }
 
 // Caller posts callbacks. It is safe for concurrent use.
 type Caller struct {
 	client  *http.Client
-	secrets Secrets
+	secrets func() Secrets
 }
 
 // New makes a caller with connections of its own. Close drops the idle ones.
@@ -41,7 +42,10 @@ func New(cfg Config) *Caller { return newCaller(cfg, nil) }
 
 // newCaller takes the resolver that a test plays; nil is the system's.
 func newCaller(cfg Config, resolver *net.Resolver) *Caller {
-	return &Caller{secrets: cfg.Secrets, client: outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver})}
+	if cfg.Current == nil {
+		cfg.Current = func() Secrets { return cfg.Secrets }
+	}
+	return &Caller{secrets: cfg.Current, client: outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver})}
 }
 
 // Close drops idle connections. Calls that run go on.
@@ -54,7 +58,7 @@ func (c *Caller) Call(ctx context.Context, address, id string, body []byte) erro
 	if err != nil {
 		return err
 	}
-	if err := c.secrets.sign(request.Header, id, body); err != nil {
+	if err := c.secrets().sign(request.Header, id, body); err != nil {
 		return err
 	}
 	response, err := c.client.Do(request)

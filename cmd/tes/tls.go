@@ -1,0 +1,209 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// identity is what a client proves itself with, and whom it believes.
+type identity struct {
+	roots *x509.CertPool   // nil: the system's
+	own   *tls.Certificate // nil: none
+}
+
+// pemFiles are three settings that belong together.
+type pemFiles struct {
+	ca, cert, key             string // paths; empty: not set
+	caName, certName, keyName string // the settings
+}
+
+func (c Config) doorFiles() pemFiles {
+	return pemFiles{c.TLSClientCA, c.TLSCert, c.TLSKey, "TES_TLS_CLIENT_CA", "TES_TLS_CERT", "TES_TLS_KEY"}
+}
+
+func (c Config) natsFiles() pemFiles {
+	return pemFiles{c.NATSCA, c.NATSCert, c.NATSKey, "TES_NATS_CA", "TES_NATS_CERT", "TES_NATS_KEY"}
+}
+
+func (c Config) neighbourFiles() pemFiles {
+	return pemFiles{c.NeighboursCA, c.NeighboursCert, c.NeighboursKey, "TES_NEIGHBOURS_CA", "TES_NEIGHBOURS_CERT", "TES_NEIGHBOURS_KEY"}
+}
+
+// set lists the settings that are set.
+func (f pemFiles) set() (names, paths []string) {
+	for _, one := range [][2]string{{f.caName, f.ca}, {f.certName, f.cert}, {f.keyName, f.key}} {
+		if one[1] != "" {
+			names, paths = append(names, one[0]), append(paths, one[1])
+		}
+	}
+	return names, paths
+}
+
+// pair refuses one half of a certificate and its key.
+func (f pemFiles) pair() error {
+	if (f.cert == "") == (f.key == "") {
+		return nil
+	}
+	is, isNot := f.certName, f.keyName
+	if f.cert == "" {
+		is, isNot = isNot, is
+	}
+	return &usageError{fmt.Sprintf("%s is set and %s is not: a certificate and its private key go together, so set both or neither", is, isNot)}
+}
+
+// watchIdentity reads a client's files; nil where none is named.
+func watchIdentity(log *slog.Logger, f pemFiles) (*watched[identity], error) {
+	if err := f.pair(); err != nil {
+		return nil, err
+	}
+	return f.watch(log)
+}
+
+// watch reads what is named, and gives what is wrong the name of its setting.
+func (f pemFiles) watch(log *slog.Logger) (*watched[identity], error) {
+	names, paths := f.set()
+	if len(names) == 0 {
+		return nil, nil //nolint:nilnil // nothing is named
+	}
+	for i, path := range paths { // each by itself, so that the error names the one setting
+		if _, err := readRegular(path); err != nil {
+			return nil, &usageError{names[i] + ": " + err.Error()}
+		}
+	}
+	w, err := newWatched(log, names[0], paths, f.parse)
+	if err != nil {
+		return nil, &usageError{err.Error()}
+	}
+	return w, nil
+}
+
+// parse makes an identity of the texts of the files that are set, in the order of set.
+func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
+	if f.ca != "" {
+		if id.roots, err = authorities(texts[0]); err != nil {
+			return identity{}, fmt.Errorf("%s: %s: %w", f.caName, f.ca, err)
+		}
+		texts = texts[1:]
+	}
+	if f.cert == "" {
+		return id, nil
+	}
+	if _, err := authorities(texts[0]); err != nil {
+		return identity{}, fmt.Errorf("%s: %s: %w", f.certName, f.cert, err)
+	}
+	if block, _ := pem.Decode(texts[1]); block == nil {
+		return identity{}, fmt.Errorf("%s: %s: the file has no PEM block of a private key", f.keyName, f.key)
+	}
+	own, err := tls.X509KeyPair(texts[0], texts[1])
+	if err != nil {
+		return identity{}, fmt.Errorf("%s: the key in %s does not fit the certificate in %s (%s); name the key that the certificate was made for, "+
+			"unencrypted, and the certificate first in its file: %w", f.keyName, f.key, f.cert, f.certName, err)
+	}
+	id.own = &own
+	return id, nil
+}
+
+// authorities reads every certificate of a PEM file. One that cannot be read is an error, and
+// so is a file that was cut off: a pool that has silently lost an authority refuses strangers
+// later.
+func authorities(text []byte) (*x509.CertPool, error) {
+	pool, found := x509.NewCertPool(), 0
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			break
+		}
+		text = rest
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d of the file cannot be read: %w", found+1, err)
+		}
+		pool.AddCert(cert)
+		found++
+	}
+	if found == 0 {
+		return nil, errors.New("the file has no PEM block of a certificate")
+	}
+	if bytes.Contains(text, []byte(pemBegin)) {
+		return nil, fmt.Errorf("the file ends in the middle of a PEM block, after %d certificates", found)
+	}
+	return pool, nil
+}
+
+// doorTLS is how the listener speaks TLS; nil where it does not. Each handshake takes the
+// files as they are.
+//
+// The API is spoken in HTTP/1.1 alone: what package api does to callers that read or write too
+// slowly, or leave, it does to their connections, and in HTTP/2 many requests share one.
+func (w *renewals) doorTLS() *tls.Config {
+	if w == nil || w.door == nil {
+		return nil
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			id := w.door.get()
+			now := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{*id.own}}
+			if id.roots != nil {
+				now.ClientAuth, now.ClientCAs = tls.RequireAndVerifyClientCert, id.roots
+				now.SessionTicketsDisabled = true // an authority that was taken away would live on in tickets
+			}
+			return now, nil
+		},
+	}
+}
+
+// natsTLS is what the bus asks for at each connection; nil where TES_NATS_URL alone decides.
+func (w *renewals) natsTLS() (roots func() (*x509.CertPool, error), own func() (tls.Certificate, error)) {
+	if w == nil || w.nats == nil {
+		return nil, nil
+	}
+	roots = func() (*x509.CertPool, error) { return w.nats.get().roots, nil }
+	if w.nats.get().own != nil {
+		own = func() (tls.Certificate, error) { return *w.nats.get().own, nil }
+	}
+	return roots, own
+}
+
+// neighboursTLS is what the clients of the neighbours ask for at each connection; nil leaves
+// them to the system's authorities.
+func (w *renewals) neighboursTLS() func() *tls.Config {
+	if w == nil || w.neighbours == nil {
+		return nil
+	}
+	return func() *tls.Config {
+		id := w.neighbours.get()
+		now := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: id.roots}
+		if id.own != nil {
+			now.Certificates = []tls.Certificate{*id.own}
+		}
+		return now
+	}
+}
+
+// keysTransport fetches the keys of the Auth Service; nil is the default.
+func (w *renewals) keysTransport() http.RoundTripper {
+	config := w.neighboursTLS()
+	if config == nil {
+		return nil
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.Proxy = nil // a proxy's connection would not come by DialTLSContext; the neighbours are inside
+	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: config()}
+		return dialer.DialContext(ctx, network, address)
+	}
+	return transport
+}
