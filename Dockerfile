@@ -1,5 +1,6 @@
 # The service as one static binary in an empty image: no shell, no package manager,
-# not root. It listens on 8080; ask /livez and /readyz from outside.
+# not root. It listens on 8080; ask /livez and /readyz from outside, or "/tes healthcheck"
+# inside.
 #
 #   docker build -t tes:local .
 #

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/seed-3f7a0631/tes/api"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
@@ -56,7 +57,7 @@ var callers = map[string]struct {
 
 var services = []string{orchestrator, ui, monitoring, "task-worker", errorHandler, "stranger", "workflow-orchestrator ", "Workflow-Orchestrator"}
 
-var scopes = []string{"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel", "tasks:reassign", "tasks:metrics", "tasks:work", "tasks:deadletter"}
+var scopes = api.Scopes
 
 // TestWhoMayCallWhat asks every operation of the document for every caller, with
 // every scope but its own, and with its own.
@@ -82,6 +83,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 			want, ok := callers[id]
 			require.True(t, ok, "who may call %s is not settled", id)
 			seen[id] = true
+			require.Contains(t, api.Scopes, want.scope, id)
 			security := []any{object{"serviceJWT": []any{want.scope}}}
 			if want.or != "" {
 				security = append(security, object{"serviceJWT": []any{want.or}})

@@ -29,7 +29,7 @@ import (
 
 // commands are all there are.
 var commands = []string{
-	"dev", "demo", "serve", "migrate", "migrate up", "migrate down", "migrate status", "check", "bench", "token", "openapi", "asyncapi", "version", "with-postgres",
+	"dev", "demo", "serve", "migrate", "migrate up", "migrate down", "migrate status", "check", "bench", "healthcheck", "neighbours", "token", "openapi", "asyncapi", "version", "with-postgres",
 }
 
 // flagLine is a flag in a help text, and what is said of it on the same line.
@@ -106,6 +106,9 @@ func TestMistakesOnTheCommandLine(t *testing.T) {
 		"token":                    {"missing flags: --key=FILE", "try: tes token --help"},
 		"token --key /no/such":     {"--key", "/no/such", "no such file"},
 		"token --key /tmp":         {"--key", "/tmp"},
+		"healthcheck --url ::":     {"--url: "},
+		"neighbours --http zork":   {`--http: "zork" is not HOST:PORT`},
+		"neighbours --key /no/key": {"--key", "/no/key", "no such file"},
 		"dev --http zork":          {`--http: "zork" is not HOST:PORT`},
 		"dev --nats zork":          {`--nats: "zork" is not HOST:PORT`},
 		"dev --nats 127.0.0.1:x":   {`--nats: "127.0.0.1:x" is not HOST:PORT`},
@@ -221,6 +224,7 @@ func TestToken(t *testing.T) {
 	require.False(t, caller.Holds("tasks:metrics"))
 	_, err = verifier.Verify(t.Context(), token("--ttl=-5m"))
 	require.Error(t, err, "expired")
+	says(t, exitUsage, environ(), []string{"token", "--key", file, "--scope", "tasks:fly"}, `--scope: "tasks:fly" is none of tasks:create, `)
 
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)

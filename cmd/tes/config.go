@@ -106,7 +106,11 @@ type Config struct {
 }
 
 // elsewhere are the TES_ variables that are read by the tests, not by us.
-var elsewhere = []string{"TES_TEST_DATABASE_URL"}
+var elsewhere = []string{
+	"TES_TEST_DATABASE_URL",                                               // tests
+	"TES_MIGRATE_PASSWORD", "TES_SERVICE_PASSWORD", "TES_READER_PASSWORD", // deploy/postgres-init.sql and compose.yaml
+	"TES_URL", "TES_TOKEN", "TES_TOKEN_FILE", // the workers of docs/workers
+}
 
 // readConfig reads the TES_ variables. One it does not know is an error: silence
 // is how typing mistakes live.

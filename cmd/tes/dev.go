@@ -50,6 +50,9 @@ func (c *devCmd) Run(s *shell) error {
 	if c.Reset && c.Ephemeral {
 		return &usageError{"--reset and --ephemeral exclude each other"}
 	}
+	if s.cfg.PGPort != 0 && c.Ephemeral {
+		return &usageError{"TES_PG_PORT says nothing with --ephemeral, whose PostgreSQL listens on a socket alone: leave one of the two out"}
+	}
 	if c.HTTP == "" {
 		c.HTTP = s.cfg.httpAddress()
 	}

@@ -82,6 +82,11 @@ func (c *tokenCmd) Run(s *shell) error {
 	if len(c.Scope) == 0 && !slices.Contains(callers, c.Service) {
 		return &usageError{fmt.Sprintf("--service: %q is none of %s, and has no scopes unless --scope gives it some", c.Service, strings.Join(callers, ", "))}
 	}
+	for _, scope := range c.Scope {
+		if !slices.Contains(api.Scopes, scope) {
+			return &usageError{fmt.Sprintf("--scope: %q is none of %s", scope, strings.Join(api.Scopes, ", "))}
+		}
+	}
 	text, err := os.ReadFile(c.Key)
 	if err != nil {
 		return fmt.Errorf("read the key: %w", err)

@@ -61,6 +61,9 @@ func Up(ctx context.Context, dsn string) error {
 			return err
 		}
 		if _, err := p.Up(ctx); err != nil {
+			if ctx.Err() != nil {
+				return fmt.Errorf("the migration was interrupted: what is applied stays, and the next run goes on from there: %w", context.Cause(ctx))
+			}
 			if strings.Contains(err.Error(), "failed to acquire lock") {
 				err = fmt.Errorf("%w: another migrator is at work, or a session holds the lock (SELECT pid FROM pg_locks WHERE locktype = 'advisory')", err)
 			}
@@ -114,11 +117,43 @@ func Down(ctx context.Context, dsn string) (*Step, error) {
 	return step, err
 }
 
+// begun says whether the database was ever migrated. A login that may not read what was
+// applied is told which one to use.
+func begun(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
+	var there, readable bool
+	var login string
+	err := pool.QueryRow(ctx, `
+		SELECT
+			c.oid IS NOT NULL,
+			coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), false),
+			current_user::text
+		FROM (SELECT 1) AS one
+		LEFT JOIN pg_namespace n ON n.nspname = 'public'
+		LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'goose_db_version'`).Scan(&there, &readable, &login)
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("look for the schema: %w", err)
+	case there && !readable:
+		return false, fmt.Errorf("the login %q may not read the tables of tes: the service needs one that is in the role tes_app; tes_report, for readers, has the views of the schema report alone", login)
+	}
+	return there, nil
+}
+
 // Status lists every step, oldest first. It waits for no lock: each process asks when it
 // starts, and the migrators' is an advisory one, which whoever may connect can take.
 func Status(ctx context.Context, dsn string) ([]Step, error) {
 	var steps []Step
-	err := with(ctx, dsn, false, func(p *goose.Provider, _ *pgxpool.Pool) error {
+	err := with(ctx, dsn, false, func(p *goose.Provider, pool *pgxpool.Pool) error {
+		begun, err := begun(ctx, pool)
+		if err != nil {
+			return err
+		}
+		if !begun { // goose would make its table, which the service's login may not
+			for _, source := range p.ListSources() {
+				steps = append(steps, Step{source.Version, name(source), false})
+			}
+			return nil
+		}
 		list, err := p.Status(ctx)
 		if err != nil {
 			return fmt.Errorf("migration status: %w", err)

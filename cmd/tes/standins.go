@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+)
+
+// neighboursCmd runs the stand-ins alone.
+type neighboursCmd struct {
+	HTTP string `default:"127.0.0.1:9090" help:"Address to listen on." placeholder:"HOST:PORT"`
+	Key  string `type:"existingfile" help:"Private key that signs service tokens, PEM. Default: a new one." placeholder:"FILE"`
+}
+
+// Run plays the neighbours until Ctrl-C. Asynchronous answers go to the bus of TES_NATS_URL,
+// where that is set.
+func (c *neighboursCmd) Run(s *shell) (err error) {
+	if err := checkAddress(c.HTTP); err != nil {
+		return &usageError{"--http: " + err.Error()}
+	}
+	var key *ecdsa.PrivateKey
+	if c.Key != "" {
+		text, err := os.ReadFile(c.Key)
+		if err != nil {
+			return fmt.Errorf("read the key: %w", err)
+		}
+		if key, err = peertest.ParseKey(text); err != nil {
+			return fmt.Errorf("%s: %w", c.Key, err)
+		}
+	}
+	log := logger(s, slog.LevelInfo, "text")
+	config := peertest.Config{Listen: c.HTTP, Key: key, Logger: log}
+	if s.cfg.NATSURL != "" {
+		bus, err := natsbus.Open(s.ctx, natsbus.Config{URL: s.cfg.NATSURL, Credentials: s.cfg.NATSCredentials, Token: s.cfg.NATSToken, Logger: log})
+		if err != nil {
+			return fmt.Errorf("bus: %w", err)
+		}
+		defer func() { err = join(err, bus.Close(context.WithoutCancel(s.ctx))) }()
+		config.Respond = func(ctx context.Context, subject string, body []byte) error { return bus.Send(ctx, subject, nil, body) }
+	}
+	there, err := peertest.Start(config)
+	if err != nil {
+		return err
+	}
+	s.printf("Stand-ins for the neighbours of tes: %s/_standin/ (Ctrl-C stops them)\n\n", there.URL())
+	s.printf("  TES_NEIGHBOURS_URL=%s\n  TES_SERVICE_TOKEN=%s\n\nTokens, good for an hour:\n\n", there.URL(), there.Token("task-execution-service"))
+	for _, service := range callers {
+		s.printf("  %-22s %s\n", service, there.Token(service))
+	}
+	<-s.ctx.Done()
+	return there.Close(context.WithoutCancel(s.ctx))
+}
