@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func TestSilentListenerIsNoticed(t *testing.T) {
 	require.Equal(t, 1, wire.MuteListeners())
 	require.True(t, b.order("while it was silent", "far"))
 	require.Equal(t, "while it was silent", receive(t, told).EventID)
-	require.Contains(t, far.log.String(), "the listening session does not answer")
+	waitFor(t, "the silence to be noticed", func() bool { return strings.Contains(far.log.String(), "the listening session does not answer") })
 
 	require.True(t, b.order("after", "far"))
 	require.Equal(t, "after", receive(t, told).EventID)
