@@ -139,7 +139,7 @@ func (b *Bus) dial() error {
 	b.mu.Unlock()
 	if b.ctx.Err() != nil { // shut may have looked already
 		nc.Close()
-		return ErrClosed
+		return context.Cause(b.ctx) //nolint:wrapcheck // ErrClosed, or why Open's caller gave up
 	}
 	b.newLink()
 	if !nc.IsConnected() { // the news of it came before there was a link to end
