@@ -53,6 +53,12 @@ func TestPagesNameTestsThatExist(t *testing.T) {
 		for _, name := range regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w+)`").FindAllSubmatch(text, -1) {
 			require.Contains(t, tests, string(name[1]), "%s names a test that is not there", page)
 		}
+		for _, command := range regexp.MustCompile("`go test [^`]*-run '?([^'` ]+)").FindAllSubmatch(text, -1) {
+			for one := range strings.SplitSeq(strings.ReplaceAll(string(command[1]), `\|`, "|"), "|") {
+				matches := func(name string) bool { return regexp.MustCompile(one).MatchString(name) }
+				require.True(t, slices.ContainsFunc(tests, matches), "%s runs tests that are not there: %s", page, one)
+			}
+		}
 	}
 }
 

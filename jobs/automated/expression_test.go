@@ -64,7 +64,7 @@ func TestExpressionValues(t *testing.T) {
 	t.Parallel()
 
 	const input = `{"i":7,"j":2,"d":2.5,"w":3.0,"e":1e3,"s":"text","big":9007199254740993,"price":1250000.5,"max":9223372036854775807,
-		"l":[1,2.5,3],"none":[],"m":{"b":1,"a":{"x":null}},"t":true,"at":"2024-05-01T10:00:00+02:00","neg":-2.5,"tiny":1e-7,"huge":1e22}`
+		"l":[1,2.5,3],"none":[],"m":{"b":1,"a":{"x":null}},"t":true,"at":"2024-05-01T10:00:00+02:00","neg":-2.5,"tiny":1e-7,"huge":1e22,"u":18446744073709551615}`
 	x := NewExpression()
 	for source, want := range map[string]string{
 		// every mix of numbers
@@ -76,6 +76,10 @@ func TestExpressionValues(t *testing.T) {
 		"input.i > input.d": "true", "input.i == 7.0": "true", "input.w == 3": "true", "7.0 in [input.i]": "true", "input.i >= 7.5": "false",
 		// numbers in and out
 		"input.w": "3", "input.e": "1000", "input.big": "9007199254740993", "input.d + 0.5": "3", "input.tiny": "1e-07", "input.huge": "1e+22",
+		"input.u": "18446744073709551615", "[input.u]": "[18446744073709551615]", "input.u - 1": "18446744073709552000", "input.u * 2": "36893488147419103000",
+		"1 + input.u": "18446744073709552000", "input.u / 2": "9223372036854776000", "input.u > input.i": "true", "input.i < input.u": "true", "input.u == input.u": "true",
+		"sum([input.u, 1])": "18446744073709552000", "math.greatest(input.u, input.i)": "18446744073709551615", "string(input.u)": `"18446744073709551615"`,
+		"round(input.u, 2)": "18446744073709551615", "math.abs(input.u)": "18446744073709551615",
 		"input.neg + 2.5": "0", "0.0 * input.neg": "0", "12u": "12",
 		// functions
 		"round(1.005, 2)": "1.01", "round(-2.5, 0)": "-3", "round(input.i, 2)": "7", "round(0.285, 2)": "0.29", "round(1e300, 2)": "1" + "e+300",

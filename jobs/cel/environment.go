@@ -175,11 +175,14 @@ func exact(result, a, b ref.Val, in func(x, y types.Double) types.Double) ref.Va
 	return result
 }
 
-// doubles is for two numbers of which at least one is a double.
+// doubles is for two numbers of which at least one is a double, or one alone is larger than
+// an int.
 func doubles(a, b ref.Val) (x, y types.Double, ok bool) {
 	_, okA := a.(types.Double)
 	_, okB := b.(types.Double)
-	if !okA && !okB {
+	_, largeA := a.(types.Uint)
+	_, largeB := b.(types.Uint)
+	if !okA && !okB && largeA == largeB {
 		return 0, 0, false
 	}
 	x, okA = double(a)

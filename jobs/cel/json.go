@@ -35,12 +35,15 @@ func Decode(raw json.RawMessage) (any, error) {
 	return numbers(v), nil
 }
 
-// numbers makes whole numbers int64 and all others float64. 1.0 is whole: JSON
-// does not tell it from 1.
+// numbers makes whole numbers int64, those that have room in no int64 uint64, and all others
+// float64. 1.0 is whole: JSON does not tell it from 1.
 func numbers(v any) any {
 	switch v := v.(type) {
 	case json.Number:
 		if n, err := strconv.ParseInt(string(v), 10, 64); err == nil {
+			return n
+		}
+		if n, err := strconv.ParseUint(string(v), 10, 64); err == nil {
 			return n
 		}
 		f, _ := strconv.ParseFloat(string(v), 64)
