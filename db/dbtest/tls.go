@@ -2,9 +2,12 @@ package dbtest
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -13,12 +16,27 @@ import (
 	"github.com/seed-3f7a0631/tes/db/certtest"
 )
 
-// NewTLSServer starts a server of the test's own, on loopback, that presents a certificate to
-// clients who ask for TLS, and returns its URL. It ends with the test.
-func NewTLSServer(t testing.TB, own certtest.Pair) string {
+// TLSServer is a server of a test's own, on loopback, that presents a certificate to clients
+// who ask for TLS.
+type TLSServer struct{ pair *Pair }
+
+// NewTLSServer starts one. It ends with the test.
+func NewTLSServer(t testing.TB, own certtest.Pair) *TLSServer {
 	t.Helper()
 	p := &Pair{t: t}
 	p.Primary = p.start("primary", map[string]string{"fsync": "off", "shared_buffers": "32MB", "dynamic_shared_memory_type": "mmap"})
+	s := &TLSServer{pair: p}
+	s.Present(own)
+	return s
+}
+
+// URL is its address, without a word of TLS.
+func (s *TLSServer) URL() string { return s.pair.Primary.URL() }
+
+// Present gives the server a certificate, which every connection from now on gets.
+func (s *TLSServer) Present(own certtest.Pair) {
+	t, p := s.pair.t, s.pair
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, p.Primary.URL())
@@ -43,6 +61,24 @@ func NewTLSServer(t testing.TB, own certtest.Pair) string {
 	}
 	p.do(p.Primary, "ALTER SYSTEM SET ssl = 'on'")
 	p.do(p.Primary, "SELECT pg_reload_conf()")
-	p.until(p.Primary, "TLS", "SELECT setting = 'on' FROM pg_settings WHERE name = 'ssl'")
-	return p.Primary.URL()
+	want := own.TLS(t).Leaf.SerialNumber
+	for { // the postmaster reads the files in its own time
+		got, err := s.presents(ctx)
+		if err == nil && got.Cmp(want) == 0 {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("dbtest: the server does not present its certificate: %v", err)
+		}
+	}
+}
+
+// presents is the serial number of the certificate that a new connection gets.
+func (s *TLSServer) presents(ctx context.Context) (*big.Int, error) {
+	conn, err := pgx.Connect(ctx, strings.Replace(s.URL(), "sslmode=disable", "sslmode=require", 1))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return conn.PgConn().Conn().(*tls.Conn).ConnectionState().PeerCertificates[0].SerialNumber, nil
 }

@@ -122,6 +122,7 @@ func (cfg Config) parse(url string) (*pgxpool.Config, error) {
 	conf.MaxConnIdleTime = 5 * time.Minute
 	conf.ConnConfig.ConnectTimeout = 5 * time.Second
 	conf.ConnConfig.DialFunc = dialer().DialContext
+	renewTLS(url, conf)
 	conf.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		registerUUID(conn.TypeMap())
 		return nil
