@@ -26,13 +26,13 @@ type access struct {
 	callers []string // nil: anyone who holds the scope
 }
 
-// desk is access to the dead letters, be it at their desk or by leases.
 // Scopes are all that a token can be given.
 var Scopes = []string{
 	"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel", "tasks:reassign", "tasks:metrics", "tasks:work",
 	"tasks:deadletter",
 }
 
+// desk is access to the dead letters, be it at their desk or by leases.
 var desk = by("tasks:deadletter", errorHandler)
 
 // by is access for these callers only.

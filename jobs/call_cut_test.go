@@ -32,12 +32,12 @@ func (d *dying) Write(b []byte) (int, error) {
 	if len(b) > 0 && b[0] == 'Q' && bytes.HasSuffix(b, []byte("commit\x00")) {
 		switch d.at.Swap(whole) {
 		case beforeCommit:
-			_ = d.Conn.Close()
+			_ = d.Close()
 			return 0, net.ErrClosed
 		case afterCommit:
 			n, err := d.Conn.Write(b)
-			_, _ = d.Conn.Read(make([]byte, 1<<10)) // the answer comes when it is committed
-			_ = d.Conn.Close()
+			_, _ = d.Read(make([]byte, 1<<10)) // the answer comes when it is committed
+			_ = d.Close()
 			return n, err
 		}
 	}

@@ -66,7 +66,7 @@ func (b *Bus) connect(ctx context.Context) error {
 
 // connectLater is connect for Start: it tries until the bus is closed, which is false.
 func (b *Bus) connectLater() bool {
-	for tries := 1; ; tries++ {
+	for tries := 1; b.ctx.Err() == nil; tries++ {
 		err := b.dial()
 		if err == nil {
 			b.over(&b.dialling, "connected to NATS", "server", b.nc.ConnectedAddr())
@@ -80,6 +80,7 @@ func (b *Bus) connectLater() bool {
 			return false
 		}
 	}
+	return false
 }
 
 func (b *Bus) redialAfter(tries int, err error) time.Duration {

@@ -13,7 +13,7 @@ import (
 // closed: after each connection, when somebody finds that one is missing, and now and then
 // while nothing is published.
 func (b *Bus) keep() {
-	if b.joined() != nil {
+	if errors.Is(b.joined(), ErrDisconnected) { // and not closed already
 		if !b.connectLater() {
 			return
 		}
