@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +24,7 @@ const mostHealth = 4 << 10
 
 // Run exits without an error if the answer is 200.
 func (c *healthcheckCmd) Run(s *shell) error {
-	base := c.URL
+	base, client := c.URL, http.DefaultClient
 	if base == "" {
 		address := s.cfg.httpAddress()
 		host, port, err := net.SplitHostPort(address)
@@ -34,6 +35,12 @@ func (c *healthcheckCmd) Run(s *shell) error {
 			host = "127.0.0.1" // it listens everywhere
 		}
 		base = "http://" + net.JoinHostPort(host, port)
+		if s.cfg.TLSCert != "" {
+			base = "https://" + net.JoinHostPort(host, port)
+			if client, err = ownClient(s.cfg); err != nil {
+				return err
+			}
+		}
 	}
 	path := "/livez"
 	if c.Ready {
@@ -45,7 +52,7 @@ func (c *healthcheckCmd) Run(s *shell) error {
 	if err != nil {
 		return &usageError{"--url: " + err.Error()}
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("no answer: %w", err)
 	}
@@ -56,4 +63,17 @@ func (c *healthcheckCmd) Run(s *shell) error {
 	}
 	s.printf("%s\n", strings.TrimSpace(string(text)))
 	return nil
+}
+
+// ownClient asks the service of this machine over TLS. It does not judge the certificate, whose
+// name is that of the service and not of this machine's loopback. It presents the same one:
+// where callers have to present one, its authority has to be among TES_TLS_CLIENT_CA.
+func ownClient(cfg Config) (*http.Client, error) {
+	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("TES_TLS_CERT, TES_TLS_KEY: %w", err)
+	}
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		MinVersion: tls.VersionTLS12, InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}, //nolint:gosec // see above
+	}}}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,10 @@ func TestServeOverTLS(t *testing.T) {
 	status, _, err = get(t, client, strings.Replace(api, "https:", "http:", 1)+"/livez")
 	require.NoError(t, err)
 	require.Equal(t, http.StatusBadRequest, status)
+
+	code, stdout, stderr := tes(t, append(slices.Clone(env), "TES_HTTP="+strings.TrimPrefix(api, "https://")), "healthcheck")
+	require.Equal(t, exitOK, code, stderr)
+	require.Contains(t, stdout, "ok")
 
 	// The key of another certificate: the old pair stays, whatever number of handshakes asks.
 	certtest.Write(t, dir, "key", second.Key)
