@@ -260,9 +260,25 @@ func ask(ctx context.Context, path string, args ...string) (string, error) {
 	out, err := cmd.CombinedOutput()
 	text := strings.TrimSpace(string(out))
 	if err != nil {
+		awaitOwnSignal(ctx, err)
 		return "", fmt.Errorf("%s %s: %w: %s", path, strings.Join(args, " "), err, text)
 	}
 	return text, nil
+}
+
+// awaitOwnSignal waits a moment for ctx where a child was interrupted: a Ctrl-C that came
+// before the child had a group of its own was meant for us, who hear of it a little later.
+func awaitOwnSignal(ctx context.Context, err error) {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGINT {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // childEnv is all that a child sees of the environment. A LANG that this machine
