@@ -30,7 +30,7 @@ VALUES (
     CASE WHEN $3::float8 >= 0 THEN now() - make_interval(secs => $3::float8) END
 )
 ON CONFLICT (executor_id) DO UPDATE
-SET seen_at = now(), kinds = excluded.kinds, worker_at = coalesce(excluded.worker_at, executor.worker_at)
+SET seen_at = now(), kinds = coalesce(excluded.kinds, executor.kinds), worker_at = coalesce(excluded.worker_at, executor.worker_at)
 RETURNING clock_timestamp()::timestamptz AS now
 `
 
@@ -40,7 +40,8 @@ type ExecutorSeenParams struct {
 	WorkerSeconds float64
 }
 
-// worker_seconds: how long ago a remote worker was heard of; negative for never.
+// worker_seconds: how long ago a remote worker was heard of; negative for never. Kinds that
+// are null stay as they are: a probe of the database does not know them.
 func (q *Queries) ExecutorSeen(ctx context.Context, arg ExecutorSeenParams) (time.Time, error) {
 	row := q.db.QueryRow(ctx, executorSeen, arg.ExecutorID, arg.Kinds, arg.WorkerSeconds)
 	var now time.Time

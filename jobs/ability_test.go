@@ -136,9 +136,13 @@ func TestProcessesSayWhatTheyClaim(t *testing.T) {
 	b := setup(t)
 	executors := withHandlers("mail")
 	executors["noop"] = Registration{Executor: does(`{}`, nil)}
-	b.work(executors)
+	b.work(executors, stalled)
 	b.becomes(b.create().TaskID, Completed) // so it is announced
 	require.ElementsMatch(t, []string{KindAutomated, "task.noop", "task.go:mail"}, ask[[]string](b, "SELECT kinds FROM executor"))
+
+	// A sign of life that knows no kinds, as a probe of the database gives, takes none away.
+	require.NoError(t, b.seen(b.ctx, db.ExecutorSeenParams{ExecutorID: b.cfg.ProcessID, WorkerSeconds: -1}))
+	require.Len(t, ask[[]string](b, "SELECT coalesce(kinds, '{}') FROM executor"), 3)
 }
 
 // What workers ask for is written some seconds later, by tenant and queue, and forgotten
