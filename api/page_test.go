@@ -30,8 +30,9 @@ const megabyte = 1_000_000
 
 // Sixty tasks of a megabyte are no answer of sixty: lists leave out what is long, and
 // where it is asked for a page ends at 4 MiB, and the next goes on exactly there.
+//
+//nolint:paralleltest // it measures what is allocated while nothing else runs
 func TestPagesAreBoundedInBytes(t *testing.T) {
-	t.Parallel()
 	b := setup(t)
 	const tasks = 60
 	var want []string
