@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,8 +18,9 @@ import (
 	"github.com/seed-3f7a0631/tes/cmd/tes/testdata/sabotage"
 )
 
-// edit is a place of the sources that the sabotaged build has otherwise.
-type edit struct{ file, was, is string }
+// edit is a place of the sources that the sabotaged build has otherwise. Its file is
+// found by the text, so that code may move between the files and packages below dir.
+type edit struct{ dir, was, is string }
 
 // The points at which a process that relays may be killed.
 const (
@@ -42,7 +44,7 @@ const brokenTag = "tesbroken"
 // edits are all in which the sabotaged build differs. The ordinary build has no hook
 // for any of it.
 var edits = []edit{
-	{"outbox/turn.go", `
+	{"outbox", `
 		last, err := t.bus.Publish(ctx, messages(batch))
 		if err == nil {
 `, `
@@ -51,13 +53,13 @@ var edits = []edit{
 		if err == nil {
 			sabotage.At("after the acknowledgement", len(batch))
 `},
-	{"outbox/turn.go", `
+	{"outbox", `
 	rows, err := t.q.OutboxAdvance(ctx,`, `
 	if done.n > 0 {
 		sabotage.At("before the mark", done.n)
 	}
 	rows, err := t.q.OutboxAdvance(ctx,`},
-	{"outbox/turn.go", `
+	{"outbox", `
 			rounds = t.rounds
 `, `
 			rounds = t.rounds
@@ -68,19 +70,19 @@ var edits = []edit{
 				}
 			}
 `},
-	{"outbox/turn.go", `
+	{"outbox", `
 		out[i] = batch[i].Message
 `, `
 		out[i] = batch[i].Message
 		out[i].ID, out[i].Header, out[i].Body = sabotage.Named(out[i].ID, out[i].Header, out[i].Body)
 `},
-	{"outbox/turn.go", `
+	{"outbox", `
 		if seq, found := t.stored[m.ID]; found {
 `, `
 		if seq, found := t.stored[m.ID]; found && !sabotage.Is("new event id on republish") {
 `},
-	{"outbox/natsbus/embed.go", `!cfg.NoSync,`, `!cfg.NoSync && !sabotage.Is("bus without sync"),`},
-	{"db/move.sql.go", `q.db.Query(ctx, taskComplete,`, `q.db.Query(ctx, sabotage.Fenced(taskComplete),`},
+	{"outbox/natsbus", `!cfg.NoSync,`, `!cfg.NoSync && !sabotage.Is("bus without sync"),`},
+	{"db", `q.db.Query(ctx, taskComplete,`, `q.db.Query(ctx, sabotage.Fenced(taskComplete),`},
 }
 
 // sabotaged is a build of tes that dies where a test wants it to, or is broken in one
@@ -210,20 +212,47 @@ func TestSabotagedBuildsOfTheDeadAreRemoved(t *testing.T) {
 func sabotagedSources(root string) (map[string]string, error) {
 	texts := map[string]string{}
 	for _, e := range edits {
-		text, edited := texts[e.file]
+		file, err := fileWith(filepath.Join(root, e.dir), e.was)
+		if err != nil {
+			return nil, err
+		}
+		name, err := filepath.Rel(root, file)
+		if err != nil {
+			return nil, err
+		}
+		text, edited := texts[name]
 		if !edited {
-			raw, err := os.ReadFile(filepath.Join(root, e.file))
+			raw, err := os.ReadFile(file)
 			if err != nil {
 				return nil, err
 			}
 			text = "//go:build " + brokenTag + "\n\n" + strings.Replace(string(raw), "\nimport (\n", "\nimport (\n\t\""+module+"cmd/tes/testdata/sabotage\"\n", 1)
 		}
-		if strings.Count(text, e.was) != 1 {
-			return nil, fmt.Errorf("%s does not have this once, it has changed: %s", e.file, e.was)
+		if !strings.Contains(text, e.was) {
+			return nil, fmt.Errorf("two edits of %s overlap: %s", name, e.was)
 		}
-		texts[e.file] = strings.Replace(text, e.was, e.is, 1)
+		texts[name] = strings.Replace(text, e.was, e.is, 1)
 	}
 	return texts, nil
+}
+
+// fileWith finds the one Go source below dir, tests aside, that has text once.
+func fileWith(dir, text string) (found string, err error) {
+	times := 0
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		if n := strings.Count(string(raw), text); n > 0 {
+			found, times = path, times+n
+		}
+		return err
+	})
+	if err == nil && times != 1 {
+		err = fmt.Errorf("the sources below %s have this %d times, it should be once: %s", dir, times, text)
+	}
+	return found, err
 }
 
 // broken is the environment of a process that does something wrong.
