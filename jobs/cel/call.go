@@ -124,16 +124,33 @@ func (p *planner) decorate(i interpreter.InterpretableV2) (interpreter.Interpret
 	return nil, fmt.Errorf("%s is not available", name)
 }
 
-// arithmetic leaves alone what the checker knows to be two numbers of a kind.
+// arithmetic gives CEL's own rules to what the checker took for two numbers of a kind, and
+// our operator to everything else.
+//
+// The checker can be wrong: [input.texts + [1]][0] is a list of numbers to it, and of texts
+// when it is worked out. Numbers cost no more than their node, whatever they are; a + that
+// meets texts or lists writes something, and must be paid.
 func (p *planner) arithmetic(c *call) interpreter.InterpretableV2 {
-	operator := arithmetic[c.InterpretableCall.Function()]
-	switch overload := c.InterpretableCall.OverloadID(); {
+	name, overload := c.InterpretableCall.Function(), c.InterpretableCall.OverloadID()
+	operator := arithmetic[name]
+	switch {
 	case overload == "", strings.HasPrefix(overload, mixed),
 		overload == overloads.AddString, overload == overloads.AddBytes, overload == overloads.AddList:
 		c.do = func(m *meter, args []ref.Val) ref.Val { return operator(m, args[0], args[1]) }
 		return c
+	case name != operators.Add:
+		return c.InterpretableCall
 	}
-	return c.InterpretableCall
+
+	native := p.native(c.InterpretableCall)
+	c.do = func(m *meter, args []ref.Val) ref.Val {
+		switch args[0].(type) {
+		case types.String, types.Bytes, traits.Lister:
+			return operator(m, args[0], args[1])
+		}
+		return native(m, args)
+	}
+	return c
 }
 
 // native calls the function that CEL would.

@@ -83,6 +83,8 @@ func TestCostIsBounded(t *testing.T) {
 		"7 in " + twice(50, "[[1,1]]") + "[0]":                                              dear,
 		"math.greatest(" + twice(50, "[[1,1]]") + "[0])":                                    dear,
 		twice(50, `["ab"]`):                                                                 "longer than 1 MiB",
+		twice(28, "[(input.strings + [1])[0]]"):                                             "longer than 1 MiB", // numbers, to the checker
+		twice(28, "[([[1]] + input.strings)[1]]"):                                           "longer than 1 MiB",
 		twice(50, `[b"ab"]`):                                                                "longer than 1 MiB",
 		"size(" + twice(19, "[[1,1]]") + "[0])":                                             dear,
 		"input.l.map(a, input.l)[7][8] + size(input.l + input.l)":                           "",
