@@ -30,7 +30,7 @@ WITH result AS (
         unnest($2::bigint[]) AS job_id,
         unnest($3::integer[]) AS attempt,
         unnest($4::bigint[]) AS event_id,
-        unnest($5::boolean[]) AS fused,
+        unnest($5::boolean[]) AS combined,
         unnest($6::bigint[]) * interval '1 microsecond' AS ended_ago,
         unnest($7::bigint[]) * interval '1 microsecond' AS ran,
         unnest($8::text[]) AS output,
@@ -41,22 +41,22 @@ done AS (
     SET
         status = 'COMPLETED',
         attempt = result.attempt,
-        started_at = CASE WHEN result.fused THEN greatest(now() - result.ended_ago - result.ran, t.created_at) ELSE t.started_at END,
-        ended_at = greatest(now() - result.ended_ago, CASE WHEN NOT result.fused THEN t.started_at END, t.created_at),
+        started_at = CASE WHEN result.combined THEN greatest(now() - result.ended_ago - result.ran, t.created_at) ELSE t.started_at END,
+        ended_at = greatest(now() - result.ended_ago, CASE WHEN NOT result.combined THEN t.started_at END, t.created_at),
         next_retry_at = NULL,
         output = nullif(result.output, '')::jsonb,
         error = NULL,
-        version = t.version + CASE WHEN result.fused THEN 2 ELSE 1 END
+        version = t.version + CASE WHEN result.combined THEN 2 ELSE 1 END
     FROM result
     WHERE t.task_id = result.task_id
         AND t.job_id = result.job_id
         AND CASE
-            WHEN result.fused THEN t.status = 'PENDING' AND t.attempt = result.attempt - 1
+            WHEN result.combined THEN t.status = 'PENDING' AND t.attempt = result.attempt - 1
             ELSE t.status = 'RUNNING' AND t.attempt = result.attempt
         END
     RETURNING
         t.task_id, t.job_id, t.attempt, t.version, t.type, t.lane, t.started_at, t.ended_at, t.callback_url,
-        result.fused, result.event_id, result.payload
+        result.combined, result.event_id, result.payload
 ),
 ended_job AS (
     UPDATE river_job j
@@ -67,19 +67,19 @@ ended_job AS (
 ended_lease AS (
     DELETE FROM lease l
     USING done
-    WHERE l.task_id = done.task_id AND NOT done.fused
+    WHERE l.task_id = done.task_id AND NOT done.combined
 ),
 new_attempt AS (
     INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id)
     SELECT done.task_id, done.attempt, 'COMPLETED', done.job_id, done.started_at, done.ended_at, $10::text
     FROM done
-    WHERE done.fused
+    WHERE done.combined
 ),
 ended_attempt AS (
     INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id)
     SELECT done.task_id, done.attempt, 'COMPLETED', done.job_id, done.started_at, done.ended_at, $10::text
     FROM done
-    WHERE NOT done.fused
+    WHERE NOT done.combined
     ON CONFLICT (task_id, attempt) DO UPDATE SET outcome = excluded.outcome, ended_at = excluded.ended_at
 ),
 new_event AS (
@@ -95,7 +95,7 @@ new_event AS (
         VALUES
             (0, true, 'started'::task_event_type, 'PENDING'::task_status, 'RUNNING'::task_status),
             (1, false, 'completed', 'RUNNING', 'COMPLETED')
-    ) AS step (k, started, type, was, now) ON done.fused OR NOT step.started
+    ) AS step (k, started, type, was, now) ON done.combined OR NOT step.started
     RETURNING id
 ),
 new_outbox AS (
@@ -107,8 +107,8 @@ new_outbox AS (
 new_callback AS (
     INSERT INTO callback (task_id, told, upto, since, host)
     SELECT
-        done.task_id, done.version - CASE WHEN done.fused THEN 2 ELSE 1 END, done.version,
-        CASE WHEN done.fused THEN done.started_at ELSE done.ended_at END, callback_host(done.callback_url)
+        done.task_id, done.version - CASE WHEN done.combined THEN 2 ELSE 1 END, done.version,
+        CASE WHEN done.combined THEN done.started_at ELSE done.ended_at END, callback_host(done.callback_url)
     FROM done
     WHERE done.callback_url IS NOT NULL
     ORDER BY done.task_id
@@ -118,10 +118,10 @@ new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
     SELECT
         max(done.ended_at), done.type, done.lane, 'completed',
-        CASE WHEN done.fused THEN 'PENDING'::task_status ELSE 'RUNNING' END, 'COMPLETED',
+        CASE WHEN done.combined THEN 'PENDING'::task_status ELSE 'RUNNING' END, 'COMPLETED',
         count(*), coalesce(sum(extract(epoch FROM done.ended_at - done.started_at) * 1000), 0)::bigint
     FROM done
-    GROUP BY done.type, done.lane, done.fused
+    GROUP BY done.type, done.lane, done.combined
 )
 SELECT done.job_id, (done.callback_url IS NOT NULL)::boolean AS calls_back
 FROM done
@@ -132,7 +132,7 @@ type TaskCompleteParams struct {
 	JobIds     []int64
 	Attempts   []int32
 	EventIds   []int64
-	Fused      []bool
+	Combined   []bool
 	EndedAgos  []int64
 	Rans       []int64
 	Outputs    []string
@@ -145,10 +145,11 @@ type TaskCompleteRow struct {
 	CallsBack bool
 }
 
-// A batch of successes, the hot path. A fused one starts and ends in one step:
-// its task is still PENDING, it never had a lease, and it leaves both events
-// (event_id and event_id + 1). What does not come back has lost its lease. When it ended
-// and how long it ran come in microseconds: what time that was, the database says.
+// A batch of successful attempts: the hot path. A combined attempt starts and ends in this
+// statement: its task is still PENDING, it never had a lease, and it leaves two events
+// (event_id and event_id + 1; any other leaves event_id + 1 alone). An attempt that does not
+// come back has lost its lease. How long ago it ended and how long it ran are given in
+// microseconds; the database's clock makes times of them.
 //
 // (state = 'running') IS TRUE: an index on state could serve the plain form, and
 // the planner, told once that nothing runs, would walk it for every single id.
@@ -161,7 +162,7 @@ func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]T
 		arg.JobIds,
 		arg.Attempts,
 		arg.EventIds,
-		arg.Fused,
+		arg.Combined,
 		arg.EndedAgos,
 		arg.Rans,
 		arg.Outputs,
@@ -214,7 +215,7 @@ WITH move AS (
         unnest($13::text[]) AS output,
         unnest($14::text[]) AS error,
         unnest($15::boolean[]) AS begins,
-        unnest($16::boolean[]) AS unspent,
+        unnest($16::boolean[]) AS not_counted,
         unnest($17::text[]) AS outcome,
         unnest($18::text[]) AS executor_id,
         unnest($19::integer[]) AS failures,
@@ -235,16 +236,16 @@ WITH move AS (
 ),
 locked AS MATERIALIZED (
     SELECT
-        move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.ago, move.actor, move.payload, move.output, move.error, move.begins, move.unspent, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_delay, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
+        move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.ago, move.actor, move.payload, move.output, move.error, move.begins, move.not_counted, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_delay, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
         -- Locks are waited for: a task's times run forward all the same.
         greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
-            (move.want_job = 0 OR move.want_job = t.job_id)
-            AND (move.want_attempt < 0 OR move.want_attempt = t.attempt)
-            AND (move.want_version = 0 OR move.want_version = t.version)
-            AND strpos(move.want_status, t.status::text) > 0
+            (move.want_job = -1 OR move.want_job = t.job_id)
+            AND (move.want_attempt = -1 OR move.want_attempt = t.attempt)
+            AND (move.want_version = -1 OR move.want_version = t.version)
+            AND t.status::text = ANY (string_to_array(move.want_status, ','))
             AND (
                 NOT move.want_expired
                 OR EXISTS (SELECT FROM lease l WHERE l.task_id = move.task_id AND l.expires_at <= now())
@@ -260,7 +261,7 @@ moved AS (
     SET
         status = locked.status,
         version = t.version + 1,
-        attempt = t.attempt + CASE WHEN locked.begins THEN 1 WHEN locked.unspent THEN -1 ELSE 0 END,
+        attempt = t.attempt + CASE WHEN locked.begins THEN 1 WHEN locked.not_counted THEN -1 ELSE 0 END,
         -- A redrive is a new start: the policy counts from here.
         failures = CASE WHEN locked.event = 'redriven' THEN 0 ELSE t.failures + locked.failures END,
         crashes = CASE WHEN locked.event = 'redriven' THEN 0 ELSE t.crashes + locked.crashes END,
@@ -302,7 +303,7 @@ moved AS (
     RETURNING
         t.task_id, t.version, t.attempt, t.job_id, t.type, t.priority, t.lane, t.started_at, t.workflow_id,
         t.correlation_id, t.traceparent, t.callback_url, locked.old_job, locked.old_lane, locked.was, locked.status, locked.event,
-        locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.unspent, locked.outcome,
+        locked.event_id, locked.at, locked.actor, locked.payload, locked.error, locked.begins, locked.not_counted, locked.outcome,
         locked.executor_id, locked.job_end, locked.next_job, locked.next_kind, locked.at + locked.next_delay AS next_at, locked.timeout_ms,
         locked.lease_kind, locked.lease_request, locked.visibility_ms, locked.lease_to_deadline, locked.deadline
 ),
@@ -377,20 +378,20 @@ attempt AS (
         moved.task_id, moved.attempt, nullif(moved.outcome, '')::attempt_outcome, moved.old_job, moved.started_at,
         CASE WHEN moved.outcome <> '' THEN moved.at END, moved.executor_id, nullif(moved.error, '')::jsonb || jsonb_build_object('timestamp', moved.at)
     FROM moved
-    WHERE moved.begins OR (moved.outcome <> '' AND moved.was = 'RUNNING' AND NOT moved.unspent)
+    WHERE moved.begins OR (moved.outcome <> '' AND moved.was = 'RUNNING' AND NOT moved.not_counted)
     ON CONFLICT (task_id, attempt) DO UPDATE
     SET outcome = excluded.outcome, ended_at = excluded.ended_at, error = excluded.error
 ),
 unspent_attempt AS (
     DELETE FROM task_attempt a
     USING moved
-    WHERE moved.unspent AND a.task_id = moved.task_id AND a.attempt = moved.attempt + 1
+    WHERE moved.not_counted AND a.task_id = moved.task_id AND a.attempt = moved.attempt + 1
 ),
 new_event AS (
     INSERT INTO task_event (id, task_id, at, seq, attempt, type, was, now, actor, payload)
     SELECT
         moved.event_id, moved.task_id, moved.at, moved.version,
-        moved.attempt + CASE WHEN moved.unspent THEN 1 ELSE 0 END, moved.event, moved.was, moved.status,
+        moved.attempt + CASE WHEN moved.not_counted THEN 1 ELSE 0 END, moved.event, moved.was, moved.status,
         moved.actor,
         CASE
             WHEN moved.event = 'retry' THEN (moved.payload::jsonb || jsonb_build_object('nextRetryTime', moved.next_at))::text
@@ -441,7 +442,7 @@ type TaskMoveParams struct {
 	Outputs       []string
 	Errors        []string
 	Begins        []bool
-	Unspents      []bool
+	NotCounted    []bool
 	Outcomes      []string
 	ExecutorIds   []string
 	Failures      []int32
@@ -472,11 +473,10 @@ type TaskMoveRow struct {
 	At         time.Time
 }
 
-// A batch of moves of every other kind, at most one a task. A move names what it
-// expects (job, attempt, version, statuses, an expired lease) and what it brings;
-// zero and the empty string mean "any" in the first half and "leave" in the
-// second. Every task that exists comes back, with what it was, and whether the
-// move was made.
+// A batch of transitions of every other kind, at most one of a task. A transition names what
+// it expects (want_…, where -1 is "any" and the statuses stand between commas) and what it
+// brings, where an empty text or a zero leaves the column as it is. Every task that exists comes back, with what it was,
+// and whether the transition was applied (ok).
 // Whose turn it is will be told so, and reminded: the first job of a chain.
 // An attempt that was given back has not been: the next one has its number, and
 // with it the key under which neighbours know it.
@@ -497,7 +497,7 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 		arg.Outputs,
 		arg.Errors,
 		arg.Begins,
-		arg.Unspents,
+		arg.NotCounted,
 		arg.Outcomes,
 		arg.ExecutorIds,
 		arg.Failures,

@@ -62,7 +62,7 @@ func (a ability) some() []string {
 // kinds lists every kind that the process claims, for the others to know.
 func (r *Runner) kinds() []string {
 	kinds := r.ability.some()
-	for _, c := range r.places {
+	for _, c := range r.claimers {
 		if c.some == nil && !slices.Contains(kinds, c.kind) {
 			kinds = append(kinds, c.kind)
 		}
@@ -87,13 +87,13 @@ func (r *Runner) flushMisfiled(batch []misfiled) {
 	}
 	lanes, err := r.tasks.q.LaneRefile(ctx, p)
 	if err != nil {
-		r.trouble("give jobs back that others can run", err) // the sweep gives their tasks new tokens
+		r.logTrouble("give jobs back that others can run", err) // the sweep gives their tasks new tokens
 		return
 	}
 	slices.Sort(lanes)
 	lanes = slices.Compact(lanes)
 	for _, lane := range lanes {
-		r.tasks.wokenLane(lane)
+		r.tasks.queueNotified(lane)
 	}
 	if err := r.tasks.q.LaneNotify(ctx, lanes); err != nil {
 		r.tasks.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)

@@ -30,7 +30,7 @@ func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 	job := r.job()
 	var got Allocation
 	err := r.foreign(ctx, func() (err error) {
-		got, err = r.r.cfg.Allocate(ContextWithTraceparent(ctx, text(r.claim.Traceparent)), job)
+		got, err = r.r.cfg.Allocate(ContextWithTraceparent(ctx, stringOf(r.claim.Traceparent)), job)
 		return err
 	})
 	if err != nil {

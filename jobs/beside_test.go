@@ -11,10 +11,10 @@ import (
 
 // beside makes a move and commits it only when what happens beside it, in another
 // process, waits for its locks.
-func (b *testBundle) beside(m *move, other func()) {
+func (b *testBundle) beside(m *transition, other func()) {
 	b.t.Helper()
-	require.NoError(b.t, b.number(b.ctx, []*move{m}))
-	p, err := b.moveParams([]*move{m})
+	require.NoError(b.t, transitionItems{b.Tasks}.assignIDs(b.ctx, []*transition{m}))
+	p, err := transitionItems{b.Tasks}.params([]*transition{m})
 	require.NoError(b.t, err)
 	tx, err := b.pool.Begin(b.ctx)
 	require.NoError(b.t, err)
@@ -38,9 +38,9 @@ func TestCancelBesideARetryEndsItsJob(t *testing.T) {
 	other := join(t, b.pool, "p2")
 	task := b.create(remote, policy(RetryPolicy{MaxRetries: 3, RetryInterval: 1}))
 	lease := b.dequeueOne("w")
-	w, err := b.word(b.ctx, "", lease.Token)
+	w, err := b.openLeaseCall(b.ctx, "", lease.Token)
 	require.NoError(t, err)
-	b.beside(failed(w.held(), &Failure{Code: "X", Message: "x"}, time.Now()), func() {
+	b.beside(failTransition(w.ref(), &Failure{Code: "X", Message: "x"}, time.Now()), func() {
 		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})
 		require.NoError(t, err)
 	})
@@ -55,7 +55,7 @@ func TestCancelBesideAStartEndsItsLease(t *testing.T) {
 	task := b.create(remote)
 	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, DefinitionIds: []string{}, Most: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
-	m, err := b.leased(b.ctx, rows[0], LeaseRequest{ID: "r", Worker: "w"}, Selection{})
+	m, err := b.leaseTransition(b.ctx, rows[0], LeaseRequest{ID: "r", Worker: "w"}, Selection{})
 	require.NoError(t, err)
 	b.beside(m, func() {
 		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})

@@ -93,7 +93,7 @@ func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Ca
 			Turn: call.turn, Seconds: callTurn.Seconds(), BodyHash: hash,
 		})
 		switch {
-		case stuck(err):
+		case isLockTimeout(err):
 			return nil, nil, &CallUnderWay{time.Second}
 		case err != nil:
 			return nil, nil, readError(what, err)
@@ -124,7 +124,7 @@ func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Ca
 			OldTurn: row.Turn, Turn: call.turn, Seconds: callTurn.Seconds(),
 		})
 		switch {
-		case stuck(err): // the effect of the first is being written
+		case isLockTimeout(err): // the effect of the first is being written
 			return nil, nil, &CallUnderWay{time.Second}
 		case err != nil:
 			return nil, nil, readError(what, err)
@@ -186,7 +186,7 @@ func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (ma
 		c.settled = nil // of a try that was rolled back
 		held, err := q.CallHold(ctx, holdsOf([]*Call{c}))
 		switch {
-		case stuck(err) || err == nil && len(held) == 0:
+		case isLockTimeout(err) || err == nil && len(held) == 0:
 			return &CallUnderWay{time.Second}
 		case err != nil:
 			return err
@@ -213,7 +213,7 @@ func holdsOf(calls []*Call) (p db.CallHoldParams) {
 }
 
 // callsOf are the moves of a round that are made under a key.
-func callsOf(round []*move) (calls []*Call) {
+func callsOf(round []*transition) (calls []*Call) {
 	for _, m := range round {
 		if m.call != nil {
 			calls = append(calls, m.call)
@@ -224,7 +224,7 @@ func callsOf(round []*move) (calls []*Call) {
 
 // holdCalls locks the calls of a round, and keeps the moves of those that have lost their
 // turn from being made.
-func holdCalls(ctx context.Context, q *db.Queries, round []*move, calls []*Call, wantJobs []int64) error {
+func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, wantJobs []int64) error {
 	if len(calls) == 0 {
 		return nil
 	}
@@ -249,7 +249,7 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*move, calls []*Call,
 }
 
 // settleCalls keeps the answers to the moves of a round that were made.
-func settleCalls(ctx context.Context, q *db.Queries, round []*move, calls []*Call, rows []db.TaskMoveRow) error {
+func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, rows []db.TaskMoveRow) error {
 	if len(calls) == 0 {
 		return nil
 	}

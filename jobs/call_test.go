@@ -91,7 +91,7 @@ func TestAnEffectWithoutItsAnswerIsNotCommitted(t *testing.T) {
 func TestCallsShareACommit(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	var round []*move
+	var round []*transition
 	var calls []*Call
 	for range 3 {
 		task, _, err := b.Create(b.ctx, request())
@@ -104,12 +104,12 @@ func TestCallsShareACommit(t *testing.T) {
 			return CallAnswer{Status: 200, Body: []byte(made.(*db.Task).TaskID.String())}, nil
 		}
 		calls = append(calls, c)
-		round = append(round, &move{
-			task: task.TaskID, wantAttempt: -1, want: []Status{Pending}, to: Cancelled, event: db.TaskEventTypeCanceled, actor: "a",
+		round = append(round, &transition{
+			task: task.TaskID, expect: atVersion(0, Pending), to: Cancelled, event: db.TaskEventTypeCanceled, actor: "a",
 			executor: "a", endJob: db.RiverJobStateCancelled, outcome: db.AttemptOutcomeCANCELLED, call: c,
 		})
 	}
-	for i, out := range b.makeAll(round) {
+	for i, out := range b.applyAll(round) {
 		require.True(t, out.made, out.err)
 		require.Equal(t, round[i].task.String(), string(calls[i].Settled().Body))
 	}

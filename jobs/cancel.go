@@ -33,30 +33,30 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 	if task.Status == db.TaskStatusCANCELLED {
 		again := ask.IfMatch == 0 || ask.IfMatch == task.Version
 		if !again {
-			again, err = t.saidBefore(ctx, task, ask.IfMatch, Update{Status: Cancelled}, ask.Reason, last{by: ask.By})
+			again, err = t.isRepeat(ctx, task, ask.IfMatch, Update{Status: Cancelled}, ask.Reason, last{by: ask.By})
 		}
 		if err != nil || again {
 			return task, err
 		}
 	}
-	m := &move{
-		task: id, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{Pending, Assigned, Running},
+	m := &transition{
+		task: id, expect: atVersion(ask.IfMatch, Pending, Assigned, Running),
 		to: Cancelled, event: db.TaskEventTypeCanceled, actor: ask.By, executor: ask.By,
 		payload: outbox.CanceledNote{Reason: ask.Reason},
-		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, ends: tracedOf(task), call: ask.Call,
+		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, span: runningSpan(task), call: ask.Call,
 	}
-	out := t.make(ctx, m)
+	out := t.apply(ctx, m)
 	if !out.made && out.was == Cancelled && ask.IfMatch == 0 {
 		return t.Get(ctx, ask.Tenant, id) // somebody else was as quick
 	}
-	return t.after(ctx, ask.Tenant, m, out)
+	return t.readBack(ctx, ask.Tenant, m, out)
 }
 
-// after reads the task back once a move was made, or says why it was not. A call that is
+// readBack reads the task back once a move was made, or says why it was not. A call that is
 // answered in the transaction of its move is answered with the task as that left it.
-func (t *Tasks) after(ctx context.Context, tenant string, m *move, out moved) (db.Task, error) {
+func (t *Tasks) readBack(ctx context.Context, tenant string, m *transition, out transitionResult) (db.Task, error) {
 	if !out.made {
-		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.refused(out))
+		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.rejection(out))
 	}
 	if m.call != nil && m.call.task != nil {
 		return *m.call.task, nil

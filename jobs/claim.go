@@ -21,8 +21,8 @@ type claimer struct {
 	some       func() []string // the kinds to take instead of kind, as they are just now; nil: kind alone
 	ready      func() int      // see Registration; nil: always
 
-	woken chan struct{} // holds one
-	freed chan struct{} // holds one
+	woken     chan struct{} // holds one
+	slotFreed chan struct{} // holds one
 
 	mu     sync.Mutex
 	busy   int  // places taken; guarded by mu
@@ -58,18 +58,18 @@ func (c *claimer) wake() bool {
 	return room && c.some == nil && (c.ready == nil || c.ready() > 0)
 }
 
-// done frees places.
-func (c *claimer) done(n int) {
+// release frees places.
+func (c *claimer) release(n int) {
 	c.mu.Lock()
 	c.busy -= n
 	c.mu.Unlock()
 	select {
-	case c.freed <- struct{}{}:
+	case c.slotFreed <- struct{}{}:
 	default:
 	}
 }
 
-func (c *claimer) free() int {
+func (c *claimer) freeSlots() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.slots - c.busy
@@ -81,13 +81,13 @@ func (c *claimer) run(ctx context.Context) {
 	defer poll.Stop()
 	woken := false
 	for ctx.Err() == nil { // a select among several that are ready may choose another
-		found, more, err := c.claim(ctx)
-		if err != nil {
-			_ = c.r.tasks.insist(ctx, c.r.complain("claim"), err, func() error {
-				found, more, err = c.claim(ctx)
-				return err
-			})
-		}
+		var found int
+		var more bool
+		_ = c.r.tasks.retryWhileUnavailable(ctx, c.r.logRetry("claim"), func(ctx context.Context) (err error) {
+			found, more, err = c.claim(ctx)
+			return err
+		})
+
 		cooldown := claimCooldown
 		if found >= claimSeveral && !more {
 			cooldown = claimGather
@@ -102,7 +102,7 @@ func (c *claimer) run(ctx context.Context) {
 		}
 		woken = false
 		if more {
-			if !c.room(ctx) {
+			if !c.waitForCapacity(ctx) {
 				return
 			}
 			continue
@@ -118,19 +118,19 @@ func (c *claimer) run(ctx context.Context) {
 	}
 }
 
-// room waits until a claim is worth while: many places, or some and enough time.
-func (c *claimer) room(ctx context.Context) bool {
+// waitForCapacity waits until a claim is worth while: many places, or some and enough time.
+func (c *claimer) waitForCapacity(ctx context.Context) bool {
 	patience := time.NewTimer(claimPatience)
 	defer patience.Stop()
 	for {
-		free := c.free()
+		free := c.freeSlots()
 		if free >= min(claimWorth, c.slots) {
 			return true
 		}
 		select {
 		case <-ctx.Done():
 			return false
-		case <-c.freed:
+		case <-c.slotFreed:
 		case <-patience.C:
 			if free > 0 {
 				return true
@@ -171,7 +171,7 @@ func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error)
 	defer cancel()
 	waiting, err := c.r.tasks.q.LaneKinds(asked, db.LaneKindsParams{Lane: c.lane, Kinds: kinds})
 	if err != nil {
-		c.r.trouble("look for jobs", err)
+		c.r.logTrouble("look for jobs", err)
 		return nil, err
 	}
 	// No handler comes first each time.
@@ -181,12 +181,12 @@ func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error)
 
 // claimKind is a claim of one kind.
 func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more bool, err error) {
-	n := min(c.free(), claimMost)
+	n := min(c.freeSlots(), claimMost)
 	if n <= 0 {
 		return 0, true, nil
 	}
 	if c.ready != nil {
-		if n = min(n, c.ready()-c.slots+c.free()); n <= 0 {
+		if n = min(n, c.ready()-c.slots+c.freeSlots()); n <= 0 {
 			return 0, false, nil // what waits is looked at with the next poll
 		}
 	}
@@ -203,12 +203,12 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 	})
 	cancel()
 	if err != nil {
-		c.done(n)
-		c.r.trouble("claim", err)
+		c.release(n)
+		c.r.logTrouble("claim", err)
 		return 0, false, err
 	}
 	if len(rows) < n {
-		c.done(n - len(rows))
+		c.release(n - len(rows))
 	}
 	var heavy []db.LaneClaimRow
 	for _, row := range rows {
@@ -254,15 +254,15 @@ func (c *claimer) loadSome(rows []db.LaneClaimRow) {
 		ids[i] = row.TaskID
 	}
 	var found []db.LanePayloadsRow
-	read := func() (err error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), flushTime)
+	err := r.tasks.retryWhileUnavailable(r.ctx, r.logRetry("read payloads"), func(ctx context.Context) (err error) {
+		asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 		defer cancel()
-		found, err = r.tasks.q.LanePayloads(ctx, ids)
+		found, err = r.tasks.q.LanePayloads(asked, ids)
 		return err
-	}
-	if err := r.tasks.insist(r.ctx, r.complain("read payloads"), read(), read); err != nil {
-		r.trouble("read payloads", err)
-		c.done(len(rows)) // the sweep gives their tasks new tokens
+	})
+	if err != nil {
+		r.logTrouble("read payloads", err)
+		c.release(len(rows)) // the sweep gives their tasks new tokens
 		return
 	}
 	payloads := make(map[uuid.UUID]db.LanePayloadsRow, len(found))

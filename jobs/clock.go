@@ -79,7 +79,7 @@ func (t *Tasks) seen(ctx context.Context, p db.ExecutorSeenParams) error {
 	asked := t.clock.wall()
 	said, err := t.q.ExecutorSeen(ctx, p)
 	if err != nil {
-		if away(err) {
+		if isUnavailable(err) {
 			t.writes.note(err)
 		}
 		return err

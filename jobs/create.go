@@ -55,7 +55,7 @@ type creation struct {
 	job      int64
 	answer   chan error
 	left     <-chan struct{} // closed when its caller is gone
-	fresh    bool            // made by this request, not by one before it
+	created  bool            // made by this request, not by one before it
 }
 
 // Create makes a task and answers when it is committed. The same key and body again answer
@@ -64,22 +64,22 @@ type creation struct {
 func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created bool, err error) {
 	c, err := t.prepare(ctx, req)
 	if err != nil {
-		was := t.refused(ctx, []refusal{{req, err}})[0]
+		was := t.replayRejected(ctx, []rejectedRequest{{req, err}})[0]
 		return was.Task, false, was.Err
 	}
 	t.creates.add(c)
-	if err := c.settled(ctx); err != nil {
+	if err := c.wait(ctx); err != nil {
 		return db.Task{}, false, err
 	}
-	if c.fresh {
+	if c.created {
 		return c.made(), true, nil
 	}
-	out := t.requested(ctx, []*creation{c})[0]
+	out := t.tasksOfKeys(ctx, []*creation{c})[0]
 	return out.Task, false, out.Err
 }
 
-// settled waits until it is known what became of a creation that was handed in.
-func (c *creation) settled(ctx context.Context) error {
+// wait waits until it is known what became of a creation that was handed in.
+func (c *creation) wait(ctx context.Context) error {
 	select {
 	case err := <-c.answer:
 		if err != nil {
@@ -167,7 +167,7 @@ func defaults(req *Request, def *definition) error {
 		return invalid("/taskDefinitionId", "no task definition %q: register it (PUT /api/internal/task-definitions/{id}), or give taskType and executionConfig.executor", req.TaskDefinitionID)
 	case def != nil && req.TaskType != "" && req.TaskType != def.Type:
 		return invalid("/taskType", "the definition %s is %s, not %s", def.ID, def.Type, req.TaskType)
-	case def != nil && req.Config != nil && overreaches(req.Config.ExecutionConfig):
+	case def != nil && req.Config != nil && overridesTooMuch(req.Config.ExecutionConfig):
 		return invalid("/executionConfig", "a request may override timeout, retryPolicy, executor, securityContext and visibilityTimeout; the rest belongs to the definition")
 	case def != nil:
 		req.TaskType = def.Type
@@ -186,13 +186,13 @@ func defaults(req *Request, def *definition) error {
 	return err
 }
 
-func overreaches(c ExecutionConfig) bool {
+func overridesTooMuch(c ExecutionConfig) bool {
 	return c.Expression != nil || c.HTTP != nil || c.Handler != "" || c.Integration != nil || c.AssignmentRules != nil ||
 		c.Notifications != nil || c.Escalation != nil || c.SLA != nil || c.ResourceRequirements != nil
 }
 
-// below moves violations under a member of the body.
-func below(member string, list []Violation) []Violation {
+// prefixPaths moves violations under a member of the body.
+func prefixPaths(member string, list []Violation) []Violation {
 	out := make([]Violation, len(list))
 	for i, v := range list {
 		out[i] = Violation{Path: member + v.Path, Message: v.Message}
@@ -236,30 +236,39 @@ func orNull(s string) []byte {
 	return []byte(s)
 }
 
-// newcomers is how creations are written. Their callers wait: an outage is told them.
-func (t *Tasks) newcomers() *group[*creation] {
-	return &group[*creation]{
-		t: t, b: t.creates, what: "creates",
-		row:    (*creation).row,
-		number: t.numberCreates,
-		write:  t.writeCreates,
-		excuse: func(batch []*creation, err error) []*creation {
-			// Unknown: it may have committed. The ids are ours alone. What waited for a
-			// lock did nothing, and a look would wait as well.
-			ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-			defer cancel()
-			if !stuck(err) && findCreated(ctx, t.q, batch) == nil {
-				t.answerCreates(ctx, batch)
-				return nil
-			}
-			for _, c := range batch {
-				c.answer <- fmt.Errorf("%w: %w", ErrUnavailable, err)
-			}
-			return nil
-		},
-		waits:  func(c *creation) waiting { return waiting{left: c.left, caller: true} },
-		refuse: func(c *creation, err error) { c.answer <- err },
+// createItems are creations on their way through a batchWriter. Their callers wait, and are
+// told at once that the database is away.
+type createItems struct{ *Tasks }
+
+func (createItems) plural() string { return "creates" }
+
+func (createItems) row(c *creation) any { return c.row() }
+
+// failWaiters answers a batch whose commit is unknown. A look by the task ids, which are this
+// process's alone, may tell that it has committed. A statement that waited for a lock has
+// done nothing, and the look would wait as well.
+func (t createItems) failWaiters(batch []*creation, err error) (patient []*creation) {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+	defer cancel()
+	if !isLockTimeout(err) && findCreated(ctx, t.q, batch) == nil {
+		t.answer(ctx, batch)
+		return nil
 	}
+
+	for _, c := range batch {
+		c.answer <- fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (createItems) lockWait(c *creation) lockWait {
+	return lockWait{callerGone: c.left, hasCaller: true}
+}
+
+func (createItems) reject(c *creation, err error) { c.answer <- err }
+
+func (t *Tasks) flushCreates(batch []*creation) {
+	(&batchWriter[*creation]{t, t.creates, createItems{t}}).flush(batch)
 }
 
 // row is what a creation may have to wait for: a request with its key that is being
@@ -279,10 +288,8 @@ func (k tenantKey) String() string { return "an idempotency key of tenant " + st
 // bytes is what a flush counts of a creation.
 func (c *creation) bytes() int { return len(c.req.Input) + len(c.req.Context) + len(c.config) }
 
-// flushCreates writes a batch and answers each of its requests.
-func (t *Tasks) flushCreates(batch []*creation) { t.newcomers().flush(batch) }
-
-func (t *Tasks) answerCreates(ctx context.Context, batch []*creation) {
+// answer answers a batch that has committed.
+func (t createItems) answer(ctx context.Context, batch []*creation) {
 	for _, c := range batch {
 		c.answer <- nil
 	}
@@ -306,15 +313,15 @@ func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 		made[row.TaskID] = row.CreatedAt.UTC()
 	}
 	for _, c := range batch {
-		c.at, c.fresh = made[c.id]
-		if !c.fresh && c.req.Key == "" {
+		c.at, c.created = made[c.id]
+		if !c.created && c.req.Key == "" {
 			return errors.New("the connection was lost, and nothing was written")
 		}
 	}
 	return nil
 }
 
-func (t *Tasks) numberCreates(ctx context.Context, batch []*creation) error {
+func (t createItems) assignIDs(ctx context.Context, batch []*creation) error {
 	fresh := 0
 	for _, c := range batch {
 		if c.event == 0 {
@@ -338,8 +345,9 @@ func (t *Tasks) numberCreates(ctx context.Context, batch []*creation) error {
 	return nil
 }
 
-// writeCreates settles which of the batch are fresh.
-func (t *Tasks) writeCreates(ctx context.Context, on writer, batch []*creation) (answer func(context.Context), err error) {
+// write inserts the tasks that no earlier request with the same key has made, and marks these
+// as created.
+func (t createItems) write(ctx context.Context, on querier, batch []*creation) (answer func(context.Context), err error) {
 	fresh, err := db.New(on).TaskCreate(ctx, createParams(batch))
 	if err != nil {
 		return nil, fmt.Errorf("insert tasks: %w", err)
@@ -349,9 +357,9 @@ func (t *Tasks) writeCreates(ctx context.Context, on writer, batch []*creation) 
 		made[row.TaskID] = row.CreatedAt.UTC()
 	}
 	for _, c := range batch {
-		c.at, c.fresh = made[c.id]
+		c.at, c.created = made[c.id]
 	}
-	return func(ctx context.Context) { t.answerCreates(ctx, batch) }, nil
+	return func(ctx context.Context) { t.answer(ctx, batch) }, nil
 }
 
 func createParams(batch []*creation) db.TaskCreateParams {
@@ -414,20 +422,20 @@ func tag(name string) string {
 	return name[:min(len(name), 200)]
 }
 
-// wakeFor tells the lanes that work has come.
-func (t *Tasks) wakeFor(ctx context.Context, batch []*creation) {
+// wakeFor wakes the queues of the tasks that a batch has created.
+func (t createItems) wakeFor(ctx context.Context, batch []*creation) {
 	var kinds [len(wakeKinds)]bool
 	for _, c := range batch {
-		if c.fresh {
+		if c.created {
 			kinds[wakeIndex(laneOf(c.req.TaskType), c.kind())] = true
 		}
 	}
-	t.wakeAll(ctx, kinds)
+	t.wakeQueues(ctx, kinds)
 }
 
-// found says which of these event ids were committed. Ids are never used twice,
+// eventsCommitted says which of these event ids were committed. Ids are never used twice,
 // so an event that is there is the trace of our own flush.
-func found(ctx context.Context, q *db.Queries, events []int64) (map[int64]bool, error) {
+func eventsCommitted(ctx context.Context, q *db.Queries, events []int64) (map[int64]bool, error) {
 	found := map[int64]bool{}
 	ids, err := q.EventsFound(ctx, events)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {

@@ -126,9 +126,9 @@ func TestBadRequestDoesNotFailItsFlush(t *testing.T) {
 	require.NoError(t, receive(t, answers[2]))
 	require.NoError(t, receive(t, answers[3]))
 	b.creates.drain()
-	require.True(t, good.fresh)
-	require.False(t, twin.fresh)
-	require.True(t, plain.fresh)
+	require.True(t, good.created)
+	require.False(t, twin.created)
+	require.True(t, plain.created)
 	require.Equal(t, 2, ask[int](b, "SELECT count(*) FROM task"))
 }
 

@@ -25,12 +25,12 @@ func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 	out := make([]Created, len(reqs))
 	all := make([]*creation, len(reqs))
 	fit := make([]*creation, 0, len(reqs))
-	var unfit []refusal
+	var unfit []rejectedRequest
 	var unfitAt []int
 	for i, req := range reqs {
 		c, err := t.prepare(ctx, req)
 		if err != nil {
-			unfit, unfitAt = append(unfit, refusal{req, err}), append(unfitAt, i)
+			unfit, unfitAt = append(unfit, rejectedRequest{req, err}), append(unfitAt, i)
 			continue
 		}
 		all[i] = c
@@ -39,7 +39,7 @@ func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 	if len(fit) > 0 {
 		t.creates.add(fit...)
 	}
-	for i, was := range t.refused(ctx, unfit) {
+	for i, was := range t.replayRejected(ctx, unfit) {
 		out[unfitAt[i]] = was
 	}
 	var old []*creation
@@ -48,31 +48,31 @@ func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 		if c == nil {
 			continue
 		}
-		if out[i].Err = c.settled(ctx); out[i].Err != nil {
+		if out[i].Err = c.wait(ctx); out[i].Err != nil {
 			continue
 		}
-		if out[i].Fresh = c.fresh; c.fresh {
+		if out[i].Fresh = c.created; c.created {
 			out[i].Task = c.made()
 		} else {
 			old, places = append(old, c), append(places, i)
 		}
 	}
-	for i, was := range t.requested(ctx, old) {
+	for i, was := range t.tasksOfKeys(ctx, old) {
 		out[places[i]] = was
 	}
 	return out
 }
 
-// refusal is a request of which no task can be made, and why.
-type refusal struct {
+// rejectedRequest is a request of which no task can be made, and why.
+type rejectedRequest struct {
 	req Request
 	err error
 }
 
-// refused answers requests of which no task can be made, or can be made any more: the
+// replayRejected answers requests of which no task can be made, or can be made any more: the
 // definition or the settings may have changed since the first request with the key. That
 // one's task is the answer, where there is one; a task that can be made costs no look.
-func (t *Tasks) refused(ctx context.Context, all []refusal) []Created {
+func (t *Tasks) replayRejected(ctx context.Context, all []rejectedRequest) []Created {
 	out := make([]Created, len(all))
 	var asked []*creation
 	var places []int
@@ -90,7 +90,7 @@ func (t *Tasks) refused(ctx context.Context, all []refusal) []Created {
 	if len(asked) == 0 {
 		return out
 	}
-	for i, was := range t.requested(ctx, asked) {
+	for i, was := range t.tasksOfKeys(ctx, asked) {
 		if !errors.Is(was.Err, errKeyUnknown) {
 			out[places[i]] = was
 		}
@@ -101,8 +101,8 @@ func (t *Tasks) refused(ctx context.Context, all []refusal) []Created {
 // errKeyUnknown is a key that no task was made by.
 var errKeyUnknown = fmt.Errorf("idempotency key: %w", ErrUnavailable)
 
-// requested finds the tasks that earlier requests with the same keys made.
-func (t *Tasks) requested(ctx context.Context, all []*creation) []Created {
+// tasksOfKeys finds the tasks that earlier requests with the same keys made.
+func (t *Tasks) tasksOfKeys(ctx context.Context, all []*creation) []Created {
 	out := make([]Created, len(all))
 	keys := map[string][]string{}
 	for _, c := range all {

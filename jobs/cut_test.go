@@ -59,7 +59,7 @@ func (w *witness) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.Trace
 	switch {
 	case data.Err == nil:
 		w.made[name]++
-	case away(data.Err):
+	case isUnavailable(data.Err):
 		w.cut[name]++
 	}
 }

@@ -223,7 +223,7 @@ func badSchema(path, what string, err error) *Invalid {
 	var broken *schema.BrokenError
 	if errors.As(err, &broken) && broken.Reasons[0].Path != "" {
 		bad.Violations[0].Message = "is no JSON Schema"
-		bad.Violations = append(bad.Violations, below(path, broken.Reasons)...)
+		bad.Violations = append(bad.Violations, prefixPaths(path, broken.Reasons)...)
 	}
 	return bad
 }

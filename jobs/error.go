@@ -1,15 +1,9 @@
 package jobs
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"slices"
 	"strings"
-
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Meanings that somebody branches on; package api has the table to HTTP.
@@ -78,47 +72,3 @@ func invalid(path, format string, args ...any) *Invalid {
 type Conflict struct{ Message string }
 
 func (e *Conflict) Error() string { return e.Message }
-
-// away reports an error that does not blame what was written: the connection was
-// lost, or the server is full, starting, read-only or too slow. After it, whether
-// the statement committed is unknown; pgconn.SafeToRetry is not asked, for it can
-// say yes to a commit that happened.
-func away(err error) bool {
-	if err == nil {
-		return false
-	}
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return unreachable(err)
-	}
-	switch pg.Code[:2] {
-	case "21", "22", "23", "42", "44", "54", "P0": // cardinality, data, constraints, syntax and rights, views, limits, our guard
-		return false
-	}
-	return !again(err)
-}
-
-// unreachable reports that no answer came. What is neither this nor the server's
-// word (a payload that cannot be written, an answer that cannot be read) blames
-// what was handed in.
-func unreachable(err error) bool {
-	var connect *pgconn.ConnectError
-	var network net.Error
-	if errors.As(err, &connect) || errors.As(err, &network) {
-		return true
-	}
-	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
-		if errors.Is(err, known) {
-			return true
-		}
-	}
-	// pgconn and puddle keep these to themselves.
-	text := err.Error()
-	return strings.Contains(text, "conn closed") || strings.Contains(text, "conn busy") || strings.Contains(text, "closed pool")
-}
-
-// again reports a deadlock or a serialization failure: the statement did nothing.
-func again(err error) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && slices.Contains([]string{"40P01", "40001"}, pg.Code)
-}

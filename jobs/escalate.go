@@ -17,9 +17,9 @@ const byEscalation = "tes:escalation"
 // has reports whether the task is theirs already.
 func (to EscalationTarget) has(task db.DeadlineTaskRow) bool {
 	if to.AssigneeID != "" {
-		return text(task.AssigneeID) == to.AssigneeID
+		return stringOf(task.AssigneeID) == to.AssigneeID
 	}
-	return task.AssigneeID == nil && text(task.GroupID) == to.GroupID
+	return task.AssigneeID == nil && stringOf(task.GroupID) == to.GroupID
 }
 
 type escalationArgs struct {
@@ -54,14 +54,13 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 			return nil
 		}
 		to := s.config.Escalation.ReassignTo
-		m := t.assigned(ctx, db.Task{TaskID: task.TaskID, DefinitionID: task.DefinitionID, DueAt: task.DueAt}, s, byEscalation,
+		m := t.assignTransition(ctx, db.Task{TaskID: task.TaskID, DefinitionID: task.DefinitionID, DueAt: task.DueAt}, s, byEscalation,
 			Assignment{AssigneeID: to.AssigneeID, GroupID: to.GroupID}, "the due date passed")
 		m.assignment.Candidates = nobodyElse
 		m.at = time.Time{} // as it is written: the database has said that the date has passed
-		m.wantVersion, m.wantAttempt, m.callerWaits = task.Version, -1, true
-		m.want = []Status{Assigned, Running}
+		m.expect, m.callerWaits = atVersion(task.Version, Assigned, Running), true
 		m.outcome = db.AttemptOutcomeRELEASED
-		switch out := t.make(ctx, m); {
+		switch out := t.apply(ctx, m); {
 		case out.err != nil:
 			return fmt.Errorf("escalate task %s: %w", task.TaskID, out.err)
 		case out.made:

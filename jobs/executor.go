@@ -124,16 +124,16 @@ func (f *Failure) Error() string { return f.Code + ": " + f.Message }
 // whoever it came from.
 func (f *Failure) Redacted() *Failure {
 	return &Failure{
-		Code: discreet(f.Code, longestCode), Message: discreet(f.Message, longestMessage), StackTrace: discreet(f.StackTrace, longestStack),
+		Code: redactedText(f.Code, longestCode), Message: redactedText(f.Message, longestMessage), StackTrace: redactedText(f.StackTrace, longestStack),
 		Details: redact.JSON(f.Details), Retryable: f.Retryable, After: f.After,
 	}
 }
 
-// discreet makes somebody's words about a failure fit to be kept: without credentials,
+// redactedText makes somebody's words about a failure fit to be kept: without credentials,
 // for jsonb, and not endless. A credential may stand across the cut, so that more than is
 // kept is looked through.
-func discreet(s string, longest int) string {
-	return storable(redact.Text(s[:min(len(s), 8*longest)]), longest)
+func redactedText(s string, longest int) string {
+	return storableText(redact.Text(s[:min(len(s), 8*longest)]), longest)
 }
 
 // Outage says that a neighbour could not be reached at all: nothing is known to

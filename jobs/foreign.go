@@ -27,10 +27,10 @@ func goexit() *Failure {
 	return &Failure{Code: codeGoexit, Message: "the code ended its goroutine instead of returning", Retryable: &no}
 }
 
-// apart calls code of others in a goroutine of its own, and returns a panic or a
+// isolated calls code of others in a goroutine of its own, and returns a panic or a
 // runtime.Goexit as a *Failure. For callers that share their goroutine with a library's
 // bookkeeping: River frees a worker's place only when Work returns.
-func apart(call func() error) error {
+func isolated(call func() error) error {
 	ended := make(chan error, 1)
 	go func() {
 		var err error = goexit()

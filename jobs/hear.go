@@ -49,7 +49,7 @@ func (r *Runner) listen(ctx context.Context) {
 	defer looking.Wait()
 	for ctx.Err() == nil {
 		if err := r.hear(ctx, heard); err != nil && ctx.Err() == nil {
-			r.trouble("listen", err)
+			r.logTrouble("listen", err)
 		}
 		pause(ctx, time.Second)
 	}
@@ -173,17 +173,17 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 		heard.mu.Unlock()
 
 		for lane := range lanes {
-			r.tasks.wokenLane(lane)
+			r.tasks.queueNotified(lane)
 		}
 		for id := range definitions {
 			r.tasks.defs.forget(id)
 		}
-		if err := r.tasks.heardCancelled(ctx, runs); err != nil && ctx.Err() == nil {
-			r.trouble("look at cancelled tasks", err) // heartbeats will tell
+		if err := r.tasks.cancelNotified(ctx, runs); err != nil && ctx.Err() == nil {
+			r.logTrouble("look at cancelled tasks", err) // heartbeats will tell
 		}
 		if orders {
 			if err := r.orders(ctx); err != nil && ctx.Err() == nil {
-				r.trouble("read the orders to stop", err)
+				r.logTrouble("read the orders to stop", err)
 				heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown})
 				pause(ctx, time.Second)
 			}
@@ -208,15 +208,15 @@ func knownLane(name string) bool {
 }
 
 // parseCancelled reads "task job", as tellCancelled writes it.
-func parseCancelled(payload string) (c cancelled, ok bool) {
+func parseCancelled(payload string) (c attemptID, ok bool) {
 	id, job, _ := strings.Cut(payload, " ")
 	task, err := uuid.Parse(id)
 	n, err2 := strconv.ParseInt(job, 10, 64)
-	return cancelled{task, n}, err == nil && err2 == nil
+	return attemptID{task, n}, err == nil && err2 == nil
 }
 
-// heardCancelled ends the attempts of this process that are over by their tasks' rows.
-func (t *Tasks) heardCancelled(ctx context.Context, runs map[uuid.UUID]int64) error {
+// cancelNotified ends the attempts of this process that are over by their tasks' rows.
+func (t *Tasks) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) error {
 	if len(runs) == 0 {
 		return nil
 	}
@@ -234,7 +234,7 @@ func (t *Tasks) heardCancelled(ctx context.Context, runs map[uuid.UUID]int64) er
 		}
 	}
 	for id, job := range runs {
-		t.cancelRun(cancelled{id, job}, ErrCancelled)
+		t.cancelRun(attemptID{id, job}, ErrCancelled)
 	}
 	return nil
 }

@@ -27,8 +27,8 @@ type LeaseRequest struct {
 	Most   int
 	Select []Selection
 
-	shared bool  // the ID is the caller's, who may ask again
-	turn   *turn // under which it takes; nil: it has found nothing yet, or nobody else has its ID
+	shared bool         // the ID is the caller's, who may ask again
+	turn   *dequeueTurn // under which it takes; nil: it has found nothing yet, or nobody else has its ID
 }
 
 // Selection is a part of the queues that a worker works.
@@ -99,7 +99,7 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-t.resting:
+		case <-t.draining:
 			return nil, nil
 		case <-wait.C:
 			return nil, nil
@@ -117,7 +117,7 @@ func (t *Tasks) heardOfWorker() {
 
 // Rest answers every parked dequeue and tells workers to drain: the process is
 // about to stop taking requests.
-func (t *Tasks) Rest() { t.rest.Do(func() { close(t.resting) }) }
+func (t *Tasks) Rest() { t.drainOnce.Do(func() { close(t.draining) }) }
 
 // leaseOnce takes what there is now, for a request that nobody can ask again.
 func (t *Tasks) leaseOnce(ctx context.Context, req LeaseRequest) ([]Lease, error) {
@@ -135,7 +135,7 @@ func (t *Tasks) leaseOnce(ctx context.Context, req LeaseRequest) ([]Lease, error
 // leaseAgain answers with what the request has been given; if it has nothing, it takes
 // what there is now. It may be parked more than once, here and elsewhere: see turn.go.
 func (t *Tasks) leaseAgain(ctx context.Context, req LeaseRequest) ([]Lease, error) {
-	done, err := t.turns.take(ctx, dequeueID{req.Tenant, req.Worker, req.ID})
+	done, err := t.requestLocks.lock(ctx, requestKey{req.Tenant, req.Worker, req.ID})
 	if err != nil {
 		return nil, err
 	}
@@ -155,9 +155,9 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
 	letters := 0
-	var begun []*move
+	var begun []*transition
 	taken := make([]int, len(req.Select))
-	for _, from := range places(req.Select) {
+	for _, from := range sources(req.Select) {
 		sel := req.Select[from.selection]
 		most := req.Most - len(begun) - letters
 		if sel.Most > 0 {
@@ -167,7 +167,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			continue
 		}
 		if from.lane == LaneDeadLetter { // which come first
-			n, given, err := t.leaseLetters(work, &req, sel, most)
+			n, given, err := t.claimDeadLetters(work, &req, sel, most)
 			if err != nil || len(given) > 0 {
 				return given, err
 			}
@@ -186,7 +186,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			return nil, readError("claim for a worker", err)
 		}
 		for _, row := range rows {
-			m, err := t.leased(work, row, req, sel)
+			m, err := t.leaseTransition(work, row, req, sel)
 			if err != nil {
 				return nil, err // the claim is left to the sweep
 			}
@@ -197,31 +197,31 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if len(begun)+letters == 0 {
 		return nil, nil
 	}
-	if given, err := t.begin(work, &req, begun); err != nil || len(given) > 0 {
+	if given, err := t.startLeases(work, &req, begun); err != nil || len(given) > 0 {
 		return given, err
 	}
 	return t.leases(work, req)
 }
 
-// place is a lane in which a selection looks.
-type place struct {
+// source is a lane in which a selection looks.
+type source struct {
 	selection int // its number
 	lane      string
 }
 
-// places are in the interface document's order: dead letters, then what is retried, then
+// sources are in the interface document's order: dead letters, then what is retried, then
 // the standard lanes, whichever selection names them; each in the order of the request.
-func places(all []Selection) []place {
-	var letters, retries, standard []place
+func sources(all []Selection) []source {
+	var letters, retries, standard []source
 	for i, sel := range all {
 		switch sel.Lane {
 		case LaneDeadLetter:
-			letters = append(letters, place{i, LaneDeadLetter})
+			letters = append(letters, source{i, LaneDeadLetter})
 		case LaneRetry:
-			retries = append(retries, place{i, LaneRetry})
+			retries = append(retries, source{i, LaneRetry})
 		default:
-			retries = append(retries, place{i, LaneRetry})
-			standard = append(standard, place{i, sel.Lane})
+			retries = append(retries, source{i, LaneRetry})
+			standard = append(standard, source{i, sel.Lane})
 		}
 	}
 	return slices.Concat(letters, retries, standard)
@@ -238,8 +238,8 @@ func typeOf(lane string) Type {
 	return ""
 }
 
-// leased is the start of an attempt by a remote worker.
-func (t *Tasks) leased(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*move, error) {
+// leaseTransition is the start of an attempt by a remote worker.
+func (t *Tasks) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*transition, error) {
 	s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
 		return nil, err
@@ -248,8 +248,8 @@ func (t *Tasks) leased(ctx context.Context, row db.WorkerClaimRow, req LeaseRequ
 	if sel.Visibility > 0 {
 		visibility = sel.Visibility
 	}
-	return &move{
-		task: row.TaskID, wantJob: row.JobID, wantAttempt: row.Attempt, want: []Status{Pending},
+	return &transition{
+		task: row.TaskID, expect: atAttempt(row.JobID, row.Attempt, Pending),
 		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: t.cfg.Clock(),
 		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseAsk: req.ID, visibility: visibility,
 	}, nil
@@ -354,7 +354,7 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 			if out[i], err = t.missed(ctx, tenant, id, b.Extend); err != nil {
 				return nil, err
 			}
-		case t.atRest():
+		case t.isDraining():
 			out[i] = Beaten{ExpiresAt: expires, Directive: FinishUp, Reason: "this process is stopping"}
 		default:
 			out[i] = Beaten{ExpiresAt: expires, Directive: Continue}
@@ -371,8 +371,8 @@ func (t *Tasks) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[i
 		return until, nil
 	}
 	// What ends leases locks them in the order of its own.
-	rows, err := unlocked(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
-	if stuck(err) {
+	rows, err := retryDeadlock(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
+	if isLockTimeout(err) {
 		rows, err = t.beatEach(ctx, p)
 	}
 	if err != nil {
@@ -404,16 +404,16 @@ func (t *Tasks) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.W
 		switch {
 		case err == nil:
 			all = append(all, rows...)
-		case !stuck(err) && !again(err):
+		case !isLockTimeout(err) && !isSerializationFailure(err):
 			return nil, err
 		}
 	}
 	return all, nil
 }
 
-func (t *Tasks) atRest() bool {
+func (t *Tasks) isDraining() bool {
 	select {
-	case <-t.resting:
+	case <-t.draining:
 		return true
 	default:
 		return false
@@ -435,7 +435,7 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 	if err == nil && lease.JobID == id.job && lease.Attempt == id.attempt {
 		return Beaten{Err: fmt.Errorf("the lease is locked: %w", ErrUnavailable)}, nil
 	}
-	if id.letter {
+	if id.deadLetter {
 		return Beaten{Err: ErrLeaseLost}, nil
 	}
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
@@ -451,11 +451,11 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
 		}
 	}
-	return Beaten{Err: lostTo(task)}, nil
+	return Beaten{Err: leaseLostError(task)}, nil
 }
 
-// lostTo says to what a lease was lost.
-func lostTo(task db.Task) error {
+// leaseLostError says to what a lease was lost.
+func leaseLostError(task db.Task) error {
 	if s := Status(task.Status); s.Terminal() {
 		return &TaskEnded{Status: s}
 	}

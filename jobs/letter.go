@@ -22,19 +22,19 @@ import (
 //
 // Whoever redrives or discards it at the desk meanwhile has the last word.
 
-// letterRest is how long a dead letter rests that its handler failed at: the queue
+// requeueDelay is how long a dead letter rests that its handler failed at: the queue
 // operations' interval of the interface document.
-const letterRest = 5 * time.Second
+const requeueDelay = 5 * time.Second
 
 // LeasesLetter says whether a token is of a dead letter.
 func (t *Tasks) LeasesLetter(ctx context.Context, token string) (bool, error) {
 	id, err := t.tokens.read(ctx, token)
-	return id.letter, err
+	return id.deadLetter, err
 }
 
-// leaseLetters takes dead letters and says how many there were. given is what another call
+// claimDeadLetters takes dead letters and says how many there were. given is what another call
 // of the request has been given.
-func (t *Tasks) leaseLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
+func (t *Tasks) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
 	waits, err := t.q.LetterWaits(ctx)
 	if err != nil {
 		return 0, nil, readError("look for dead letters", err)
@@ -70,10 +70,10 @@ func (t *Tasks) leaseLetters(ctx context.Context, req *LeaseRequest, sel Selecti
 	return n, nil, nil
 }
 
-// ackLetter lays a leased dead letter aside. What its handler said of it is kept as
+// acknowledgeDeadLetter lays a leased dead letter aside. What its handler said of it is kept as
 // the reason.
-func (t *Tasks) ackLetter(ctx context.Context, w *word, output json.RawMessage) (db.Task, error) {
-	reason := letterReason(output)
+func (t *Tasks) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output json.RawMessage) (db.Task, error) {
+	reason := handledReason(output)
 	lease, err := t.q.LeaseGet(ctx, w.id.task)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return db.Task{}, readError("lease of task "+w.id.task.String(), err)
@@ -98,24 +98,24 @@ func (t *Tasks) ackLetter(ctx context.Context, w *word, output json.RawMessage) 
 	return t.Get(ctx, w.tenant, w.id.task)
 }
 
-// letterReason is output.reason where there is one, else all that was said.
-func letterReason(output json.RawMessage) string {
+// handledReason is output.reason where there is one, else all that was said.
+func handledReason(output json.RawMessage) string {
 	var said struct {
 		Reason string `json:"reason"`
 	}
 	switch {
 	case json.Unmarshal(output, &said) == nil && said.Reason != "":
-		return discreet(said.Reason, longestMessage)
+		return redactedText(said.Reason, longestMessage)
 	case len(output) > 0:
-		return discreet(string(output), longestMessage)
+		return redactedText(string(output), longestMessage)
 	}
 	return "handled"
 }
 
-// returnLetter puts a leased dead letter back. Said again, it is answered as the
+// requeueDeadLetter puts a leased dead letter back. Said again, it is answered as the
 // first time.
-func (t *Tasks) returnLetter(ctx context.Context, w *word, why string, delay time.Duration) (db.Task, error) {
-	why = discreet(why, longestMessage)
+func (t *Tasks) requeueDeadLetter(ctx context.Context, w *leaseCall, why string, delay time.Duration) (db.Task, error) {
+	why = redactedText(why, longestMessage)
 	back, err := t.q.LetterReturn(ctx, db.LetterReturnParams{
 		TaskIds: []uuid.UUID{w.id.task}, JobIds: []int64{w.id.job}, Why: why, DelayMs: delay.Milliseconds(),
 	})
@@ -135,13 +135,13 @@ func (t *Tasks) returnLetter(ctx context.Context, w *word, why string, delay tim
 		return w.task, nil
 	}
 	if delay == 0 {
-		t.wakeLetters(ctx)
+		t.wakeDeadLetterWaiters(ctx)
 	}
 	return t.Get(ctx, w.tenant, w.id.task)
 }
 
-// returnExpired puts back what was leased and not heard of again.
-func (t *Tasks) returnExpired(ctx context.Context) error {
+// requeueExpiredDeadLetters puts back what was leased and not heard of again.
+func (t *Tasks) requeueExpiredDeadLetters(ctx context.Context) error {
 	rows, err := t.q.LetterExpired(ctx)
 	if err != nil {
 		return fmt.Errorf("find expired leases of dead letters: %w", err)
@@ -159,14 +159,14 @@ func (t *Tasks) returnExpired(ctx context.Context) error {
 	}
 	if len(back) > 0 {
 		t.cfg.Logger.Info("leases of dead letters ran out", "letters", len(back))
-		t.wakeLetters(ctx)
+		t.wakeDeadLetterWaiters(ctx)
 	}
 	return nil
 }
 
-// wakeLetters tells parked dequeues that there is a dead letter.
-func (t *Tasks) wakeLetters(ctx context.Context) {
+// wakeDeadLetterWaiters tells parked dequeues that there is a dead letter.
+func (t *Tasks) wakeDeadLetterWaiters(ctx context.Context) {
 	var kinds [len(wakeKinds)]bool
 	kinds[wakeIndex(LaneDeadLetter, KindDeadLetter)] = true
-	t.wakeAll(ctx, kinds)
+	t.wakeQueues(ctx, kinds)
 }

@@ -81,7 +81,7 @@ func TestDeadLetterGoesBack(t *testing.T) {
 		},
 		"expired": func(b *testBundle, l Lease) error {
 			b.expire(l.TaskID)
-			return b.returnExpired(b.ctx)
+			return b.requeueExpiredDeadLetters(b.ctx)
 		},
 		"by the reaper": func(b *testBundle, l Lease) error {
 			b.work(nil)
@@ -234,7 +234,7 @@ func TestHandlersRace(t *testing.T) {
 	require.Equal(t, n, len(ended)+redriven, "%d of %d", out.Tasks, n)
 	waitFor(t, "leases left beside a redrive to be swept", func() bool {
 		b.exec("UPDATE lease SET expires_at = now() - interval '1 ms'")
-		require.NoError(t, b.returnExpired(b.ctx))
+		require.NoError(t, b.requeueExpiredDeadLetters(b.ctx))
 		_, err := b.q.LeaseSweep(b.ctx)
 		require.NoError(t, err)
 		return ask[int](b, "SELECT count(*) FROM lease") == 0

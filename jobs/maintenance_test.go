@@ -50,7 +50,7 @@ func TestMaintenanceEndsWithAWord(t *testing.T) {
 	b.maintain(true, LaneAutomated)
 	r := b.work(noop(does(`{}`, nil)), func(cfg *RunnerConfig) { cfg.Poll = time.Hour })
 	task := b.create()
-	waitFor(t, "its lane to have looked in vain", func() bool { return len(r.places[0].woken) == 0 })
+	waitFor(t, "its lane to have looked in vain", func() bool { return len(r.claimers[0].woken) == 0 })
 	b.listens()
 	b.maintain(false, LaneAutomated)
 	b.becomes(task.TaskID, Completed)

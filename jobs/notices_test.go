@@ -223,7 +223,7 @@ func TestDeadlineByTheClock(t *testing.T) {
 	waitFor(t, "the first reminder", func() bool { return len(p.told()) > 1 })
 	stop()
 	join(t, b.pool, "p2").notices(p)
-	task = b.until(task.TaskID, "escalated", func(task db.Task) bool { return text(task.GroupID) == "crew" })
+	task = b.until(task.TaskID, "escalated", func(task db.Task) bool { return stringOf(task.GroupID) == "crew" })
 	require.False(t, task.AssignedAt.Before(*task.DueAt))
 	waitFor(t, "the end to be told", func() bool {
 		return ask[int](b, "SELECT count(*) FROM notice WHERE what IN ('overdue', 'escalated') AND outcome = 'sent'") == 2
@@ -249,7 +249,7 @@ func TestEscalation(t *testing.T) {
 	_, err := b.Claim(b.ctx, task.TaskID, asUI, bob)
 	require.NoError(t, err, "that it was begun does not keep it")
 	b.pass(task.TaskID, 100)
-	task = b.until(task.TaskID, "escalated", func(task db.Task) bool { return text(task.AssigneeID) == "deputy" })
+	task = b.until(task.TaskID, "escalated", func(task db.Task) bool { return stringOf(task.AssigneeID) == "deputy" })
 	require.Equal(t, Assigned, Status(task.Status))
 	require.Nil(t, task.Candidates)
 	require.False(t, task.DueAt.After(time.Now()), "it keeps its due date")
@@ -300,7 +300,7 @@ func TestStepsAndEscalationsAreDoneOnce(t *testing.T) {
 			VALUES ('available', 9, 3, jsonb_build_object('task_id', $1::uuid, 'deadline_id', $2::bigint), 'notice.escalation', 'task-notices')`, task.TaskID, chain)
 	}
 	b.notices(&post{})
-	b.until(task.TaskID, "escalated", func(task db.Task) bool { return text(task.AssigneeID) == "deputy" })
+	b.until(task.TaskID, "escalated", func(task db.Task) bool { return stringOf(task.AssigneeID) == "deputy" })
 	b.over()
 	require.Equal(t, "created assigned assigned", b.story(task.TaskID))
 }

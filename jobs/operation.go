@@ -64,7 +64,7 @@ func (t *Tasks) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
 		switch {
 		case err == nil:
 			return nil
-		case !stuck(err) || ctx.Err() != nil || time.Since(begun) > callerPatience:
+		case !isLockTimeout(err) || ctx.Err() != nil || time.Since(begun) > callerPatience:
 			return readError(what, err)
 		}
 	}
@@ -133,7 +133,7 @@ func (t *Tasks) recall(ctx context.Context, id uuid.UUID) error {
 }
 
 func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.RedriveUndoableRow) error {
-	back := make([]*move, len(rows))
+	back := make([]*transition, len(rows))
 	for i, row := range rows {
 		var note outbox.RedrivenNote
 		if row.Payload != nil {
@@ -141,15 +141,15 @@ func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.Redri
 				return fmt.Errorf("read the redrive of task %s: %w", row.TaskID, err)
 			}
 		}
-		back[i] = &move{
-			task: row.TaskID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Pending},
+		back[i] = &transition{
+			task: row.TaskID, expect: atVersion(row.Version, Pending),
 			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: ask.By, executor: ask.By,
 			payload: outbox.RedrivenNote{OperationID: id.String(), Reason: ask.Reason, Undone: true}, input: note.Input,
 			endJob: db.RiverJobStateCancelled, next: &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}, callerWaits: true,
 		}
 	}
 	done := db.RedriveSettleParams{OperationID: id}
-	outs := t.makeAll(back)
+	outs := t.applyAll(back)
 	var lost error
 	for i, out := range outs {
 		switch {
@@ -287,7 +287,7 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 	}
 	done := db.RedriveSettleParams{OperationID: op.OperationID}
 	refused := map[uuid.UUID]string{}
-	var going []*move
+	var going []*transition
 	for _, id := range ids {
 		row := known[id]
 		code, input, err := t.fits(ctx, op.TenantID, row, patch)
@@ -297,23 +297,23 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 		if refused[id] = code; code != "" {
 			continue
 		}
-		m, err := t.redriven(ctx, op, row, input)
+		m, err := t.redriveTransition(ctx, op, row, input)
 		if err != nil {
 			return 0, false, err
 		}
-		m.passing = true
+		m.skipLocked = true
 		going = append(going, m)
 	}
 	gone := map[uuid.UUID]int32{}
 	waiting := map[uuid.UUID]bool{}
-	for i, out := range t.makeAll(going) {
+	for i, out := range t.applyAll(going) {
 		switch {
-		case stuck(out.err):
+		case isLockTimeout(out.err):
 			waiting[going[i].task], locked = true, true
 		case out.err != nil:
 			return 0, false, out.err // what went is found by its trace
 		case out.made:
-			gone[going[i].task] = going[i].wantVersion + 1
+			gone[going[i].task] = going[i].expect.version + 1
 		default:
 			refused[going[i].task] = RejectedNotDeadLetter
 		}

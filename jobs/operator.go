@@ -24,7 +24,7 @@ func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) er
 		return readError("tasks of jobs", err)
 	}
 	reason := "the job was " + verb + " in River UI"
-	var moves []*move
+	var moves []*transition
 	for _, row := range rows {
 		switch {
 		case !row.Current:
@@ -36,8 +36,8 @@ func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) er
 				return readError("task "+row.TaskID.String(), err)
 			}
 		default:
-			moves = append(moves, &move{
-				task: row.TaskID, wantJob: row.JobID, wantAttempt: -1, want: []Status{Pending, Running},
+			moves = append(moves, &transition{
+				task: row.TaskID, expect: atJob(row.JobID, Pending, Running),
 				to: Cancelled, event: db.TaskEventTypeCanceled, actor: by, executor: by,
 				payload: outbox.CanceledNote{Reason: reason},
 				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true,
@@ -45,7 +45,7 @@ func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) er
 		}
 	}
 	var failed []error
-	for i, out := range t.makeAll(moves) {
+	for i, out := range t.applyAll(moves) {
 		if out.err != nil {
 			failed = append(failed, fmt.Errorf("cancel task %s: %w", moves[i].task, out.err))
 		}

@@ -38,8 +38,8 @@ func (p Person) Principals() []string {
 	return out
 }
 
-// may reports whether the task waits for the person.
-func (p Person) may(task db.Task) bool {
+// mayClaim reports whether the task waits for the person.
+func (p Person) mayClaim(task db.Task) bool {
 	names := p.Principals()
 	return slices.ContainsFunc(task.OpenFor, func(who string) bool { return slices.Contains(names, who) })
 }
@@ -47,14 +47,14 @@ func (p Person) may(task db.Task) bool {
 // Claim begins an ASSIGNED manual task for one of those whom it waits for, and
 // makes it theirs. Claiming what one has claimed changes nothing.
 func (t *Tasks) Claim(ctx context.Context, id uuid.UUID, ask Ask, who Person) (db.Task, error) {
-	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
-		return t.claimed(ctx, task, heldBy, who)
+	return t.applyForPerson(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+		return t.claimTransition(ctx, task, heldBy, who)
 	})
 }
 
 // Unclaim gives a claimed task back to whom it was assigned to before.
 func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string) (db.Task, error) {
-	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
+	return t.applyForPerson(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
 		switch {
 		case Status(task.Status).Terminal():
 			return nil, illegal(Status(task.Status), Assigned)
@@ -63,7 +63,7 @@ func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string)
 		case heldBy != user:
 			return nil, ErrForbidden
 		}
-		return t.toldBy(ctx, task, user, ask.Reason, Update{Status: Assigned})
+		return t.personTransition(ctx, task, user, ask.Reason, Update{Status: Assigned})
 	})
 }
 
@@ -72,8 +72,8 @@ func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string)
 // again changes nothing.
 func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
 	done := Update{Status: Completed, Output: output}
-	return t.inPerson(ctx, id, ask, func(task db.Task, heldBy string) (*move, error) {
-		again, err := t.saidBefore(ctx, task, ask.IfMatch, done, "", last{user, comment})
+	return t.applyForPerson(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+		again, err := t.isRepeat(ctx, task, ask.IfMatch, done, "", last{user, comment})
 		if err != nil || again {
 			return nil, err
 		}
@@ -82,10 +82,10 @@ func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string
 			return nil, illegal(from, Completed)
 		case from == Pending:
 			return nil, &Conflict{"the task is PENDING: it is nobody's turn yet"}
-		case from == Running && heldBy != user, from == Assigned && text(task.AssigneeID) != user:
+		case from == Running && heldBy != user, from == Assigned && stringOf(task.AssigneeID) != user:
 			return nil, ErrForbidden
 		}
-		m, err := t.toldBy(ctx, task, user, "", done)
+		m, err := t.personTransition(ctx, task, user, "", done)
 		if err != nil || comment == "" {
 			return m, err
 		}
@@ -130,15 +130,15 @@ func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, e
 			}
 			task := tasks[at]
 			tasks = slices.Delete(tasks, at, at+1)
-			m, err := t.claimed(ctx, task, "", who)
+			m, err := t.claimTransition(ctx, task, "", who)
 			if err != nil {
 				return nil, err
 			}
 			m.callerWaits, m.call = true, ask.Call
-			out := t.make(ctx, m)
+			out := t.apply(ctx, m)
 			switch {
 			case out.made:
-				task, err := t.after(ctx, ask.Tenant, m, out)
+				task, err := t.readBack(ctx, ask.Tenant, m, out)
 				return &task, err
 			case out.err != nil:
 				return nil, fmt.Errorf("task %s: %w", m.task, out.err)
@@ -148,12 +148,12 @@ func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, e
 	return nil, &Conflict{"others were quicker each time: ask again"}
 }
 
-// inPerson makes the move that decide finds right for a manual task as it stands;
+// applyForPerson makes the move that decide finds right for a manual task as it stands;
 // none, and nothing is changed. When the task moves meanwhile, and the caller does
 // not insist on a version, it is decided anew.
-func (t *Tasks) inPerson(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*move, error)) (db.Task, error) {
+func (t *Tasks) applyForPerson(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
 	for {
-		task, heldBy, err := t.getHeld(ctx, ask.Tenant, id)
+		task, heldBy, err := t.getWithHolder(ctx, ask.Tenant, id)
 		switch {
 		case err != nil:
 			return db.Task{}, err
@@ -176,11 +176,11 @@ func (t *Tasks) inPerson(ctx context.Context, id uuid.UUID, ask Ask, decide func
 			return task, nil
 		}
 		m.callerWaits, m.call = true, ask.Call
-		out := t.make(ctx, m)
+		out := t.apply(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // each round is somebody else's move, so this ends
 		}
-		return t.after(ctx, ask.Tenant, m, out)
+		return t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
 
@@ -188,8 +188,8 @@ func staleAt(task db.Task) error {
 	return fmt.Errorf("task %s is at version %d: %w", task.TaskID, task.Version, ErrStale)
 }
 
-// claimed is the move of a claim; nil when the task is the person's already.
-func (t *Tasks) claimed(ctx context.Context, task db.Task, heldBy string, who Person) (*move, error) {
+// claimTransition is the move of a claim; nil when the task is the person's already.
+func (t *Tasks) claimTransition(ctx context.Context, task db.Task, heldBy string, who Person) (*transition, error) {
 	switch from := Status(task.Status); {
 	case from.Terminal():
 		return nil, illegal(from, Running)
@@ -198,29 +198,29 @@ func (t *Tasks) claimed(ctx context.Context, task db.Task, heldBy string, who Pe
 	case from == Running && heldBy == who.ID:
 		return nil, nil
 	case from == Running:
-		return nil, &Conflict{fmt.Sprintf("the task was claimed by %s at %s", heldBy, at(task.StartedAt).Format(time.RFC3339))}
-	case !who.may(task):
+		return nil, &Conflict{fmt.Sprintf("the task was claimed by %s at %s", heldBy, timeOf(task.StartedAt).Format(time.RFC3339))}
+	case !who.mayClaim(task):
 		return nil, ErrForbidden
 	}
-	m, err := t.toldBy(ctx, task, who.ID, "", Update{Status: Running})
+	m, err := t.personTransition(ctx, task, who.ID, "", Update{Status: Running})
 	if err != nil {
 		return nil, err
 	}
 	m.executor = who.ID
 	m.payload = nil // it would say who does the work, where the actor is another
-	if text(task.AssigneeID) != who.ID {
-		m.assignment = &assignment{AssigneeID: who.ID, AssigneeName: who.ID, GroupID: text(task.GroupID), DueAt: task.DueAt}
+	if stringOf(task.AssigneeID) != who.ID {
+		m.assignment = &assignment{AssigneeID: who.ID, AssigneeName: who.ID, GroupID: stringOf(task.GroupID), DueAt: task.DueAt}
 	}
 	return m, nil
 }
 
-// toldBy is the move for a person's own word, made only from where the task stands.
-func (t *Tasks) toldBy(ctx context.Context, task db.Task, user, reason string, to Update) (*move, error) {
+// personTransition is the move for a person's own word, made only from where the task stands.
+func (t *Tasks) personTransition(ctx context.Context, task db.Task, user, reason string, to Update) (*transition, error) {
 	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return nil, err
 	}
-	return t.told(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
+	return t.updateTransition(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
 }
 
 // turnBefore is whose turn a task was before somebody claimed it.

@@ -398,11 +398,11 @@ func TestReassignIsDecidedForOneVersion(t *testing.T) {
 		return Result{Assign: &Assignment{AssigneeID: "ann"}}, nil
 	})}})
 	task := b.becomes(b.create(manual).TaskID, Assigned)
-	m, err := b.reassigned(b.ctx, task, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	m, err := b.reassignTransition(b.ctx, task, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
 	require.NoError(t, err)
 	_, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "carl"})
 	require.NoError(t, err)
-	require.False(t, b.make(b.ctx, m).made)
+	require.False(t, b.apply(b.ctx, m).made)
 	require.Equal(t, "carl", *b.get(task.TaskID).AssigneeID)
 	_, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
 	require.ErrorIs(t, err, ErrForbidden)

@@ -15,8 +15,8 @@ func get(ctx context.Context, q *db.Queries, tenant string, id uuid.UUID) (db.Ta
 	return own(tenant, id, task, err)
 }
 
-// getHeld reads a task and who has begun the attempt that runs; empty if none does.
-func (t *Tasks) getHeld(ctx context.Context, tenant string, id uuid.UUID) (db.Task, string, error) {
+// getWithHolder reads a task and who has begun the attempt that runs; empty if none does.
+func (t *Tasks) getWithHolder(ctx context.Context, tenant string, id uuid.UUID) (db.Task, string, error) {
 	row, err := t.q.TaskHeld(ctx, id)
 	task, err := own(tenant, id, row.Task, err)
 	return task, row.HeldBy, err

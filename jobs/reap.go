@@ -12,8 +12,8 @@ import (
 // a second, and must be extended well before it is over.
 const beatRhythm = 250 * time.Millisecond
 
-// live says that the process is there, and when a remote worker was.
-func (r *Runner) live(ctx context.Context) {
+// announce says that the process is there, and when a remote worker was.
+func (r *Runner) announce(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "say that the process lives", r.seen)
 }
 
@@ -32,7 +32,7 @@ func (r *Runner) seen(ctx context.Context) error {
 func (r *Runner) beats(ctx context.Context) {
 	for pause(ctx, min(r.cfg.Tick, beatRhythm)) {
 		if err := r.beatAll(ctx); err != nil && ctx.Err() == nil {
-			r.trouble("heartbeat", err)
+			r.logTrouble("heartbeat", err)
 		}
 	}
 }
@@ -54,19 +54,19 @@ func (r *Runner) beatAll(ctx context.Context) error {
 	}
 	for _, job := range kept {
 		if one := due[job]; one != nil {
-			one.beaten(at)
+			one.extended(at)
 		}
 		delete(due, job)
 	}
 	if len(due) == 0 {
 		return nil
 	}
-	return r.beatLater(ctx, due)
+	return r.checkNotExtended(ctx, due)
 }
 
-// beatLater tells the leases that were not extended apart: those that are lost end their
+// checkNotExtended tells the leases that were not extended apart: those that are lost end their
 // executors, and those that somebody has locked just now are tried with the next beat.
-func (r *Runner) beatLater(ctx context.Context, missing map[int64]*run) error {
+func (r *Runner) checkNotExtended(ctx context.Context, missing map[int64]*run) error {
 	var p db.LeasesOfParams
 	for job, one := range missing {
 		p.JobIds = append(p.JobIds, job)
@@ -80,7 +80,7 @@ func (r *Runner) beatLater(ctx context.Context, missing map[int64]*run) error {
 		delete(missing, job)
 	}
 	for _, one := range missing {
-		one.lose()
+		one.loseLease()
 	}
 	return nil
 }
@@ -98,7 +98,7 @@ func (r *Runner) due(at time.Time) map[int64]*run {
 		if !one.mu.TryLock() {
 			continue // its start is being written; the lease is young
 		}
-		if one.phase == leased && at.Sub(one.beat) >= one.settings.visibility/3-beatRhythm {
+		if one.phase == leased && at.Sub(one.extendedAt) >= one.settings.visibility/3-beatRhythm {
 			due[one.claim.JobID] = one
 		}
 		one.mu.Unlock()
@@ -106,15 +106,15 @@ func (r *Runner) due(at time.Time) map[int64]*run {
 	return due
 }
 
-func (r *run) beaten(at time.Time) {
+func (r *run) extended(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.beat = at
+	r.extendedAt = at
 }
 
-// lose ends the executor of a lease that is not ours any more, unless its end is
+// loseLease ends the executor of a lease that is not ours any more, unless its end is
 // on its way.
-func (r *run) lose() {
+func (r *run) loseLease() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.phase == leased {
@@ -137,7 +137,7 @@ func (r *Runner) reap(ctx context.Context) {
 				break
 			}
 		}
-		if err := r.tasks.returnExpired(ctx); err != nil {
+		if err := r.tasks.requeueExpiredDeadLetters(ctx); err != nil {
 			return err
 		}
 		_, err := r.tasks.q.LeaseSweep(ctx)
@@ -151,36 +151,36 @@ const reapPage = 500
 // reapAll hands in the ends of a page at once, so that they share a commit, and
 // says how many were made.
 func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made int) {
-	var ends []*move
+	var ends []*transition
 	for _, row := range rows {
 		s, err := r.tasks.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 		if err != nil {
-			r.trouble("read a definition", err)
+			r.logTrouble("read a definition", err)
 			continue
 		}
-		end := expired(row, s, r.tasks.cfg.Clock())
-		end.passing = true // its lease is found again at the next tick
+		end := expireTransition(row, s, r.tasks.cfg.Clock())
+		end.skipLocked = true // its lease is found again at the next tick
 		ends = append(ends, end)
 	}
-	for i, out := range r.tasks.makeAll(ends) {
+	for i, out := range r.tasks.applyAll(ends) {
 		if m := ends[i]; out.made {
 			made++
-			said := ContextWithTraceparent(ctx, text(m.ends.traceparent))
-			r.tasks.cfg.Logger.InfoContext(said, "a lease ran out", "task", m.task, "attempt", m.wantAttempt, "owner", m.executor, "now", m.to)
-			r.tasks.cancelRun(cancelled{m.task, m.wantJob}, ErrLeaseLost)
+			said := ContextWithTraceparent(ctx, stringOf(m.span.traceparent))
+			r.tasks.cfg.Logger.InfoContext(said, "a lease ran out", "task", m.task, "attempt", m.expect.attempt, "owner", m.executor, "now", m.to)
+			r.tasks.cancelRun(attemptID{m.task, m.expect.job}, ErrLeaseLost)
 		}
 	}
 	return made
 }
 
-// expired is the move after a lease that ran out.
-func expired(row db.LeaseExpiredRow, s *settings, noticed time.Time) *move {
-	h := held{
+// expireTransition is the move after a lease that ran out.
+func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *transition {
+	h := attemptRef{
 		task: row.TaskID, job: row.JobID, attempt: row.Attempt, kind: Type(row.Type), executor: row.Executor,
 		failures: row.Failures, crashes: row.Crashes, settings: s, by: row.Owner,
-		ends: &traced{
+		span: &attemptSpan{
 			task: row.TaskID, attempt: row.Attempt, kind: Type(row.Type), lane: string(row.Lane), definition: row.DefinitionID,
-			traceparent: row.Traceparent, begun: at(row.StartedAt),
+			traceparent: row.Traceparent, startedAt: timeOf(row.StartedAt),
 		},
 	}
 	f := &Failure{Code: CodeLeaseExpired, Message: "no heartbeat from " + row.Owner + " within the visibility timeout"}
@@ -191,8 +191,8 @@ func expired(row db.LeaseExpiredRow, s *settings, noticed time.Time) *move {
 			f.Message = fmt.Sprintf("no response came within the timeout of %v", s.timeout)
 		}
 	}
-	m := failed(h, f, noticed)
-	m.wantExpired = true
+	m := failTransition(h, f, noticed)
+	m.expect.expired = true
 	return m
 }
 
@@ -223,7 +223,7 @@ func (r *Runner) sweep(ctx context.Context) {
 		woken := map[string]bool{}
 		for _, row := range found {
 			if !woken[row.Lane] {
-				r.tasks.wokenLane(row.Lane)
+				r.tasks.queueNotified(row.Lane)
 			}
 			woken[row.Lane] = true
 		}

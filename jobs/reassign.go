@@ -46,20 +46,20 @@ func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassign
 		if err != nil {
 			return db.Task{}, err
 		}
-		m, err := t.reassigned(ctx, task, ask, to)
+		m, err := t.reassignTransition(ctx, task, ask, to)
 		if err != nil {
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
-		out := t.make(ctx, m)
+		out := t.apply(ctx, m)
 		if to.Who != nil && ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // it moved meanwhile, and may be another's now: decided anew
 		}
-		return t.after(ctx, ask.Tenant, m, out)
+		return t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
 
-// reassigned is the move of a reassignment, for the task as it stands.
-func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*move, error) {
+// reassignTransition is the move of a reassignment, for the task as it stands.
+func (t *Tasks) reassignTransition(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*transition, error) {
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
 	}
@@ -77,13 +77,13 @@ func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassi
 		}
 		version = task.Version // whose it is was looked up at this one
 	}
-	m := t.assigned(ctx, task, s, ask.By, Assignment{
+	m := t.assignTransition(ctx, task, s, ask.By, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, ask.Reason)
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
-	m.wantVersion, m.wantAttempt, m.callerWaits, m.call = version, -1, true, ask.Call
-	m.want = []Status{Pending, Assigned, Running}
-	m.outcome, m.ends = db.AttemptOutcomeRELEASED, tracedOf(task) // the attempt that somebody had begun
+	m.expect = atVersion(version, Pending, Assigned, Running)
+	m.callerWaits, m.call = true, ask.Call
+	m.outcome, m.span = db.AttemptOutcomeRELEASED, runningSpan(task) // the attempt that somebody had begun
 	return m, nil
 }
 
@@ -92,15 +92,15 @@ func (t *Tasks) reassigned(ctx context.Context, task db.Task, ask Ask, to Reassi
 // names for it. A candidate's say ends when somebody has claimed the task, or the claim
 // would keep nobody out.
 func (p Person) mayGive(task db.Task, s *settings) bool {
-	if text(task.AssigneeID) == p.ID || p.may(task) {
+	if stringOf(task.AssigneeID) == p.ID || p.mayClaim(task) {
 		return true
 	}
 	rules := s.config.AssignmentRules
 	return rules != nil && slices.ContainsFunc(rules.ReassignRoles, func(role string) bool { return slices.Contains(p.Roles, role) })
 }
 
-// assigned is the move that makes it somebody's turn.
-func (t *Tasks) assigned(ctx context.Context, task db.Task, s *settings, by string, to Assignment, reason string) *move {
+// assignTransition is the move that makes it somebody's turn.
+func (t *Tasks) assignTransition(ctx context.Context, task db.Task, s *settings, by string, to Assignment, reason string) *transition {
 	due := to.DueDate
 	if due == nil {
 		due = task.DueAt
@@ -113,7 +113,7 @@ func (t *Tasks) assigned(ctx context.Context, task db.Task, s *settings, by stri
 	if name == "" {
 		name = to.AssigneeID
 	}
-	name = storable(name, longestID) // the directory's word, which is not ours to refuse
+	name = storableText(name, longestID) // the directory's word, which is not ours to refuse
 	a := &assignment{AssigneeID: to.AssigneeID, AssigneeName: name, GroupID: to.GroupID, DueAt: due}
 	if to.CandidateUsers != nil || to.CandidateRoles != nil || to.CandidateGroups != nil {
 		a.Candidates = &candidates{Users: to.CandidateUsers, Roles: to.CandidateRoles, Groups: to.CandidateGroups}
@@ -124,7 +124,7 @@ func (t *Tasks) assigned(ctx context.Context, task db.Task, s *settings, by stri
 	if s.def != nil {
 		note.TaskName, note.TaskDescription = s.def.Name, s.def.Description
 	}
-	return &move{
+	return &transition{
 		task: task.TaskID, to: Assigned, event: db.TaskEventTypeAssigned, actor: by, executor: by, at: t.cfg.Clock(), payload: note,
 		assignment: a, endJob: db.RiverJobStateCompleted, timeout: s.timeout,
 	}

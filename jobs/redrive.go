@@ -178,9 +178,9 @@ func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids [
 	return nil
 }
 
-// redriven is the move back into the task's lane. The error stays until the next
+// redriveTransition is the move back into the task's lane. The error stays until the next
 // end, for whoever asks why it was there.
-func (t *Tasks) redriven(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*move, error) {
+func (t *Tasks) redriveTransition(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*transition, error) {
 	s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
 		return nil, err
@@ -189,8 +189,8 @@ func (t *Tasks) redriven(ctx context.Context, op db.RedriveOperation, row db.Dea
 	if input != nil {
 		note.Input = row.Input
 	}
-	return &move{
-		task: row.TaskID, wantJob: row.JobID, wantAttempt: -1, wantVersion: row.Version, want: []Status{Failed, TimedOut},
+	return &transition{
+		task: row.TaskID, expect: atJobAndVersion(row.JobID, row.Version, Failed, TimedOut),
 		to: Pending, event: db.TaskEventTypeRedriven, actor: op.Actor, executor: op.Actor, payload: note, input: input,
 		endJob: db.RiverJobStateCompleted, timeout: s.timeout, callerWaits: true,
 		next: &nextJob{lane: laneOf(Type(row.Type)), kind: waitingKind(Type(row.Type), row.Executor, s.config.Handler)},

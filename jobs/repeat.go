@@ -16,10 +16,10 @@ type last struct {
 	comment string
 }
 
-// saidBefore says whether the task has ended by this very word, from the same mouth: then it
+// isRepeat says whether the task has ended by this very word, from the same mouth: then it
 // is answered as the first time. ifMatch may be the version that the first was sent with, or
 // the one that it came to. An end that is another's, or another end, is no repetition.
-func (t *Tasks) saidBefore(ctx context.Context, task db.Task, ifMatch int32, to Update, reason string, word last) (bool, error) {
+func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Update, reason string, word last) (bool, error) {
 	switch {
 	case !Status(task.Status).Terminal() || Status(task.Status) != to.Status:
 		return false, nil
@@ -27,7 +27,7 @@ func (t *Tasks) saidBefore(ctx context.Context, task db.Task, ifMatch int32, to 
 		return false, nil
 	case to.Status == Completed && !sameJSON(task.Output, to.Output):
 		return false, nil
-	case (to.Status == Failed || to.Status == TimedOut) && !sameJSON(withoutTimestamp(task.Error), withoutTimestamp(problem(to.failure(reason), false))):
+	case (to.Status == Failed || to.Status == TimedOut) && !sameJSON(withoutTimestamp(task.Error), withoutTimestamp(problemJSON(to.failure(reason), false))):
 		return false, nil
 	}
 

@@ -73,12 +73,12 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	if err != nil {
 		return "", err
 	}
-	m, err := t.responded(ctx, task, s, in)
+	m, err := t.responseTransition(ctx, task, s, in)
 	if err != nil {
 		return "", err
 	}
 	m.callerWaits = true // the bus keeps the response, and tells it again
-	if out := t.make(ctx, m); !out.made {
+	if out := t.apply(ctx, m); !out.made {
 		if out.err != nil {
 			return "", fmt.Errorf("task %s: %w", id, out.err)
 		}
@@ -90,12 +90,12 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	return "failed", nil
 }
 
-// responded is the move that a response asks for. The error is ctx's.
-func (t *Tasks) responded(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*move, error) {
-	h := held{
+// responseTransition is the move that a response asks for. The error is ctx's.
+func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*transition, error) {
+	h := attemptRef{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
 		failures: task.Failures, crashes: task.Crashes, settings: s, by: answeredBy(s),
-		ends: tracedOf(task),
+		span: runningSpan(task),
 	}
 	no := false
 	if in.Status != "SUCCESS" {
@@ -109,36 +109,36 @@ func (t *Tasks) responded(ctx context.Context, task db.Task, s *settings, in out
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
-		return failed(h, t.toldOf(f), t.cfg.Clock()), nil
+		return failTransition(h, t.mapFailure(f), t.cfg.Clock()), nil
 	}
 	var call IntegrationCall
 	if s.config.Integration != nil {
 		call = *s.config.Integration
 	}
 	var output json.RawMessage
-	err := apart(func() (err error) {
+	err := isolated(func() (err error) {
 		output, err = t.cfg.Answers.Output(call, in.Data)
 		return err
 	})
 	if err != nil {
-		return failed(h, failureOf(err), t.cfg.Clock()), nil
+		return failTransition(h, failureOf(err), t.cfg.Clock()), nil
 	}
 	if s.def != nil {
 		err := badOutput(ctx, s.def.output, "response", output)
 		if bad := (*Failure)(nil); errors.As(err, &bad) {
-			return failed(h, bad, t.cfg.Clock()), nil
+			return failTransition(h, bad, t.cfg.Clock()), nil
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	return completed(h, output, t.cfg.Clock()), nil
+	return completeTransition(h, output, t.cfg.Clock()), nil
 }
 
-// toldOf is a failure as Answers has it told. Where that code does not return, its own
+// mapFailure is a failure as Answers has it told. Where that code does not return, its own
 // failure is told instead: the other one may hold what nobody must see.
-func (t *Tasks) toldOf(f *Failure) (told *Failure) {
-	err := apart(func() error {
+func (t *Tasks) mapFailure(f *Failure) (told *Failure) {
+	err := isolated(func() error {
 		told = t.cfg.Answers.Failure(f)
 		return nil
 	})

@@ -30,8 +30,8 @@ const poisonAfter = 5
 // outageDelay is how long a task waits in its lane when a neighbour is away.
 const outageDelay = 5 * time.Second
 
-// held names the attempt that a result belongs to.
-type held struct {
+// attemptRef names the attempt that a result belongs to.
+type attemptRef struct {
 	task     uuid.UUID
 	job      int64
 	attempt  int32
@@ -40,21 +40,21 @@ type held struct {
 	failures int32
 	crashes  int32
 	settings *settings
-	by       string  // who ran it: a process, a worker, a person
-	crashed  bool    // its lease ran out, which the engine alone can say
-	ends     *traced // for its span; nil where the run has it
+	by       string       // who ran it: a process, a worker, a person
+	crashed  bool         // its lease ran out, which the engine alone can say
+	span     *attemptSpan // for its span; nil where the run has it
 }
 
-func (h held) waitingKind() string {
+func (h attemptRef) waitingKind() string {
 	return waitingKind(h.kind, h.executor, h.settings.config.Handler)
 }
 
-// failed is the move after an attempt that did not succeed: another attempt, if
+// failTransition is the move after an attempt that did not succeed: another attempt, if
 // the policy allows, or the end and a dead letter.
-func failed(h held, f *Failure, at time.Time) *move {
-	m := &move{
-		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
-		actor: h.by, executor: h.by, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout, ends: h.ends,
+func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
+	m := &transition{
+		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
+		actor: h.by, executor: h.by, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout, span: h.span,
 	}
 	policy := h.settings.retry
 	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
@@ -69,8 +69,8 @@ func failed(h held, f *Failure, at time.Time) *move {
 	default:
 		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
 	}
-	m.code = discreet(f.Code, longestCode)
-	m.problem = problem(f, policy.Retryable(f))
+	m.failureCode = redactedText(f.Code, longestCode)
+	m.problem = problemJSON(f, policy.Retryable(f))
 	if retry {
 		count := int(h.failures) + 1
 		if m.crashes > 0 {
@@ -97,14 +97,14 @@ func failed(h held, f *Failure, at time.Time) *move {
 	return m
 }
 
-// released is the move that gives an attempt back: it spends nothing, and the next
+// releaseTransition is the move that gives an attempt back: it spends nothing, and the next
 // one has the same number. A neighbour that did hear of it, though no answer came,
 // knows the next by the same idempotency key.
-func released(h held, at time.Time, delay time.Duration) *move {
-	return &move{
-		task: h.task, wantJob: h.job, wantAttempt: h.attempt, want: []Status{Running},
+func releaseTransition(h attemptRef, at time.Time, delay time.Duration) *transition {
+	return &transition{
+		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
 		to: Pending, event: db.TaskEventTypeReleased, actor: h.by, executor: h.by, at: at,
-		unspent: true, outcome: db.AttemptOutcomeRELEASED, endJob: db.RiverJobStateCancelled, timeout: h.settings.timeout,
+		notCounted: true, outcome: db.AttemptOutcomeRELEASED, endJob: db.RiverJobStateCancelled, timeout: h.settings.timeout,
 		next: &nextJob{lane: laneOf(h.kind), kind: h.waitingKind(), delay: delay},
 	}
 }
@@ -116,9 +116,9 @@ const (
 	longestStack   = 16 << 10
 )
 
-// problem is the document's error, as the tables keep it: the one place where a failure
+// problemJSON is the document's error, as the tables keep it: the one place where a failure
 // is written, and so where it is redacted. The statement that writes it puts its timestamp in.
-func problem(f *Failure, retryable bool) json.RawMessage {
+func problemJSON(f *Failure, retryable bool) json.RawMessage {
 	if len(f.Details) > longestStack || len(f.Details) > 0 && GuardJSON(f.Details) != nil {
 		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
 	}
@@ -133,8 +133,8 @@ func problem(f *Failure, retryable bool) json.RawMessage {
 	return text
 }
 
-// storable makes text fit for jsonb: valid UTF-8, no NUL, not endless.
-func storable(s string, longest int) string {
+// storableText makes text fit for jsonb: valid UTF-8, no NUL, not endless.
+func storableText(s string, longest int) string {
 	out := make([]rune, 0, min(len(s), longest))
 	for _, r := range s {
 		if len(out) == longest {

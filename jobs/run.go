@@ -39,23 +39,23 @@ type run struct {
 	claim    db.LaneClaimRow
 	settings *settings
 	exec     Registration
-	place    *claimer
+	claimer  *claimer
 	cancel   context.CancelCauseFunc
 	span     trace.Span // nil without tracing; never ended where another tells of the attempt
 
 	// ended is set by whoever has the last word: the executor's return, or the
 	// timeout that did not wait for it.
-	ended atomic.Bool
-	freed atomic.Bool // its place
+	ended        atomic.Bool
+	slotReleased atomic.Bool // its place
 
 	unanswered unanswered // see Asking
 
-	mu      sync.Mutex
-	phase   phase     // guarded by mu
-	started time.Time // guarded by mu
-	over    time.Time // of a success; written before it is handed in
-	beat    time.Time // when the lease was last extended; guarded by mu
-	grace   *time.Timer
+	mu         sync.Mutex
+	phase      phase     // guarded by mu
+	startedAt  time.Time // guarded by mu
+	endedAt    time.Time // of a success; written before it is handed in
+	extendedAt time.Time // when the lease was last extended; guarded by mu
+	grace      *time.Timer
 }
 
 // phase is how much of an attempt is written.
@@ -64,7 +64,7 @@ type phase int
 const (
 	unwritten phase = iota // the task is PENDING, its job claimed
 	leased                 // the start is written, the lease is ours
-	fusing                 // start and end are handed in as one: no start may follow
+	combining              // start and end are handed in as one: no start may follow
 	lost                   // the fence refused us
 )
 
@@ -77,8 +77,8 @@ func (r *run) pure() bool {
 // asks says whether a neighbour may be asked while the attempt's time runs.
 func (r *run) asks() bool { return !r.exec.Assigns && !r.exec.Pure }
 
-func (r *run) held() held {
-	return held{
+func (r *run) ref() attemptRef {
+	return attemptRef{
 		task: r.claim.TaskID, job: r.claim.JobID, attempt: r.attempt(), kind: Type(*r.claim.Type), executor: *r.claim.Executor,
 		failures: *r.claim.Failures, crashes: *r.claim.Crashes, settings: r.settings, by: r.r.tasks.cfg.ProcessID,
 	}
@@ -91,17 +91,17 @@ func (r *run) do() {
 	defer cancel(nil)
 	r.enter()
 	allocation, err := r.allocate(ctx)
-	r.started = r.r.tasks.cfg.Clock()
-	if ctx = r.traced(ctx); err != nil {
+	r.startedAt = r.r.tasks.cfg.Clock()
+	if ctx = r.withSpan(ctx); err != nil {
 		r.end(ctx, Result{}, err)
 		return
 	}
 	if !r.exec.Assigns { // which is no attempt, and falls back in time of its own
-		defer time.AfterFunc(r.settings.timeout, r.timeOut).Stop()
+		defer time.AfterFunc(r.settings.timeout, r.onTimeout).Stop()
 	}
 	if r.asks() {
 		ctx = context.WithValue(ctx, unansweredKey{}, &r.unanswered)
-		defer time.AfterFunc(r.settings.timeout-min(r.settings.timeout/10, outageLead), r.runOut).Stop()
+		defer time.AfterFunc(r.settings.timeout-min(r.settings.timeout/10, outageLead), r.onOutageDeadline).Stop()
 	}
 	switch {
 	case r.exec.Assigns:
@@ -126,7 +126,7 @@ func (r *run) end(ctx context.Context, result Result, err error) {
 		return // the timeout was written already; the fence would refuse us
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, errTimeout) {
-		r.interrupted(cause)
+		r.onInterrupt(cause)
 		return
 	}
 	r.finish(result, err)
@@ -137,7 +137,7 @@ func (r *run) execute(ctx context.Context, allocation *Allocation) (result Resul
 	job := r.job()
 	job.Allocation = allocation
 	if !r.exec.Assigns {
-		job.Deadline = r.started.Add(r.settings.timeout)
+		job.Deadline = r.startedAt.Add(r.settings.timeout)
 	}
 	err = r.foreign(ctx, func() error {
 		var err error
@@ -156,8 +156,8 @@ func (r *run) foreign(ctx context.Context, call func() error) (err error) {
 		if returned || err != nil {
 			return
 		}
-		if r.started.IsZero() { // resources were asked for
-			r.started = r.r.tasks.cfg.Clock()
+		if r.startedAt.IsZero() { // resources were asked for
+			r.startedAt = r.r.tasks.cfg.Clock()
 		}
 		r.end(ctx, Result{}, goexit())
 	}()
@@ -172,7 +172,7 @@ func (r *run) job() Job {
 	job := Job{
 		TaskID: c.TaskID, Attempt: int(r.attempt()), WorkflowID: *c.WorkflowID, DefinitionID: *c.DefinitionID,
 		Name: *c.DefinitionID, Type: Type(*c.Type), Priority: priorityOf(*c.Priority), CorrelationID: *c.CorrelationID,
-		Input: c.Input, Context: c.Context, Config: r.settings.config, CreatedAt: at(c.CreatedAt), DueDate: c.DueAt,
+		Input: c.Input, Context: c.Context, Config: r.settings.config, CreatedAt: timeOf(c.CreatedAt), DueDate: c.DueAt,
 	}
 	if c.StepID != nil {
 		job.StepID = *c.StepID
@@ -193,18 +193,18 @@ func (r *run) start() bool {
 	if r.phase != unwritten {
 		return r.phase == leased
 	}
-	out := r.r.tasks.make(r.r.ctx, &move{
-		task: r.id(), wantJob: r.claim.JobID, wantAttempt: r.attempt() - 1, want: []Status{Pending},
+	out := r.r.tasks.apply(r.r.ctx, &transition{
+		task: r.id(), expect: atAttempt(r.claim.JobID, r.attempt()-1, Pending),
 		to: Running, event: db.TaskEventTypeStarted, actor: r.r.tasks.cfg.ProcessID, executor: r.r.tasks.cfg.ProcessID,
-		at: r.started, begins: true, timeout: r.settings.timeout, lease: db.LeaseKindProcess, visibility: r.settings.visibility,
+		at: r.startedAt, begins: true, timeout: r.settings.timeout, lease: db.LeaseKindProcess, visibility: r.settings.visibility,
 	})
 	if !out.made {
 		r.phase = lost
 		r.cancel(ErrLeaseLost)
-		r.stale(out)
+		r.endOrphan(out)
 		return false
 	}
-	r.phase, r.beat = leased, time.Now()
+	r.phase, r.extendedAt = leased, time.Now()
 	return true
 }
 
@@ -228,47 +228,7 @@ func (r *run) finish(result Result, err error) {
 		r.fail(err)
 		return
 	}
-	r.mu.Lock()
-	fused, gone := r.phase == unwritten, r.phase == lost
-	if fused {
-		r.phase = fusing
-	}
-	r.mu.Unlock()
-	if gone {
-		r.release()
-		return
-	}
-	r.over = r.r.tasks.cfg.Clock()
-	if r.over.Before(r.started) {
-		r.over = r.started
-	}
-	r.r.tasks.complete(&completion{
-		task: r.id(), job: r.claim.JobID, attempt: r.attempt(), fused: fused, started: r.started, ended: r.over,
-		output: result.Output, settled: r.settled,
-	})
-}
-
-// settled frees the place once the success is written. It is called by the
-// flusher and must not block it.
-func (r *run) settled(ok bool, err error) {
-	if err != nil && !away(err) {
-		// The output passed the guard, and yet PostgreSQL cannot keep it.
-		no := false
-		r.mu.Lock()
-		if r.phase == fusing {
-			r.phase = unwritten
-		}
-		r.mu.Unlock()
-		go r.fail(&Failure{Code: CodeOutput, Message: "the database cannot store the output", Retryable: &no})
-		return
-	}
-	if ok {
-		r.tell(string(db.AttemptOutcomeCOMPLETED), "", r.over)
-	} else if err == nil {
-		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt())
-		r.r.stale(r.claim.JobID)
-	}
-	r.release()
+	r.complete(result.Output)
 }
 
 func (r *run) checkOutput(output json.RawMessage) error {
@@ -291,7 +251,7 @@ func (r *run) fail(err error) {
 	defer r.release()
 	var away *Outage
 	if errors.As(err, &away) {
-		r.giveBack(err, outageDelay)
+		r.returnToQueue(err, outageDelay)
 		return
 	}
 	f := failureOf(err)
@@ -302,53 +262,53 @@ func (r *run) fail(err error) {
 	if !r.start() {
 		return
 	}
-	r.settle(failed(r.held(), f, r.r.tasks.cfg.Clock()))
+	r.apply(failTransition(r.ref(), f, r.r.tasks.cfg.Clock()))
 }
 
-// settle makes a last move of this attempt and waits until it is written.
-func (r *run) settle(m *move) {
-	out := r.r.tasks.make(r.r.ctx, m)
+// apply makes a last move of this attempt and waits until it is written.
+func (r *run) apply(m *transition) {
+	out := r.r.tasks.apply(r.r.ctx, m)
 	switch {
 	case !out.made:
-		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.refused(out))
-		r.stale(out)
-	case !m.unspent: // given back, it has not been
-		r.tell(cmp.Or(string(m.outcome), string(m.to)), m.code, m.at)
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.rejection(out))
+		r.endOrphan(out)
+	case !m.notCounted: // given back, it has not been
+		r.endSpan(cmp.Or(string(m.outcome), string(m.to)), m.failureCode, m.at)
 	}
 }
 
-// stale ends our token once the fence has said that the task goes on without it.
+// endOrphan ends our token once the fence has said that the task goes on without it.
 // After an error nobody has said so: the sweep gives the task a new token.
-func (r *run) stale(out moved) {
+func (r *run) endOrphan(out transitionResult) {
 	if out.err == nil {
-		r.r.stale(r.claim.JobID)
+		r.r.endOrphanedJob(r.claim.JobID)
 	}
 }
 
-// giveBack returns the task to its lane; no attempt is spent.
-func (r *run) giveBack(why error, delay time.Duration) {
+// returnToQueue returns the task to its lane; no attempt is spent.
+func (r *run) returnToQueue(why error, delay time.Duration) {
 	r.r.tasks.cfg.Logger.WarnContext(r.logged(), "a task goes back to its lane", "task", r.id(), "why", why, "again_in", delay)
 	if !r.start() {
 		return
 	}
-	r.settle(released(r.held(), r.r.tasks.cfg.Clock(), delay))
+	r.apply(releaseTransition(r.ref(), r.r.tasks.cfg.Clock(), delay))
 }
 
-// interrupted ends an attempt whose context ended before it did: cancelled tasks
+// onInterrupt ends an attempt whose context ended before it did: cancelled tasks
 // and lost leases are somebody else's by now, a stopping process gives back.
-func (r *run) interrupted(cause error) {
+func (r *run) onInterrupt(cause error) {
 	defer r.release()
 	switch {
 	case errors.Is(cause, ErrLeaseLost):
 		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "an attempt is given up: its lease was lost", "task", r.id(), "attempt", r.attempt())
 	case errors.Is(cause, ErrStopping) && !r.exec.Assigns:
-		r.giveBack(cause, 0)
+		r.returnToQueue(cause, 0)
 	}
 }
 
-// runOut gives the attempt back shortly before its deadline, where an outage has used up
+// onOutageDeadline gives the attempt back shortly before its deadline, where an outage has used up
 // its time: it has none left for an answer, and is not spent.
-func (r *run) runOut() {
+func (r *run) onOutageDeadline() {
 	why := r.unanswered.Load()
 	if why == nil {
 		return
@@ -361,8 +321,8 @@ func (r *run) runOut() {
 	r.fail(away)
 }
 
-// timeOut writes the timeout without waiting for the executor to obey its context.
-func (r *run) timeOut() {
+// onTimeout writes the timeout without waiting for the executor to obey its context.
+func (r *run) onTimeout() {
 	if !r.ended.CompareAndSwap(false, true) {
 		return
 	}
@@ -375,17 +335,17 @@ func (r *run) timeOut() {
 func (r *run) await(a Await) {
 	defer r.release()
 	t := r.r.tasks
-	note := func() error {
-		return t.write(func(ctx context.Context) error {
+	log := func(level slog.Level, err error, pause time.Duration) {
+		t.cfg.Logger.Log(r.logged(), level, "the wait for a response waits for the database", "task", r.id(), "error", err, "again_in", pause)
+	}
+	err := t.retryWhileUnavailable(r.r.ctx, log, func(context.Context) error {
+		return uncancelled(func(ctx context.Context) error {
 			_, err := t.q.LeaseAwait(ctx, db.LeaseAwaitParams{
 				TaskID: r.id(), JobID: r.claim.JobID, Attempt: r.attempt(), InvocationID: &a.InvocationID,
 			})
 			return err
 		})
-	}
-	err := t.insist(r.r.ctx, func(level slog.Level, err error, pause time.Duration) {
-		t.cfg.Logger.Log(r.logged(), level, "the wait for a response waits for the database", "task", r.id(), "error", err, "again_in", pause)
-	}, note(), note)
+	})
 	if err != nil {
 		// The lease runs out, and the attempt is made again under the next key.
 		t.cfg.Logger.ErrorContext(r.logged(), "the wait for a response was not written", "task", r.id(), "error", err)
@@ -396,27 +356,27 @@ func (r *run) await(a Await) {
 func (r *run) assign(a Assignment) {
 	defer r.release()
 	task := db.Task{TaskID: r.id(), DefinitionID: *r.claim.DefinitionID, DueAt: r.claim.DueAt}
-	m := r.r.tasks.assigned(r.r.ctx, task, r.settings, r.r.tasks.cfg.ProcessID, a, "")
-	m.wantJob, m.wantAttempt, m.want = r.claim.JobID, r.attempt()-1, []Status{Pending}
-	r.settle(m)
+	m := r.r.tasks.assignTransition(r.r.ctx, task, r.settings, r.r.tasks.cfg.ProcessID, a, "")
+	m.expect = atAttempt(r.claim.JobID, r.attempt()-1, Pending)
+	r.apply(m)
 }
 
 // failUnassigned ends a manual task for which nobody could be found.
 func (r *run) failUnassigned(f *Failure) {
-	m := failed(r.held(), f, r.r.tasks.cfg.Clock())
-	m.wantAttempt, m.want, m.begins = r.attempt()-1, []Status{Pending}, true
+	m := failTransition(r.ref(), f, r.r.tasks.cfg.Clock())
+	m.expect, m.begins = atAttempt(r.claim.JobID, r.attempt()-1, Pending), true
 	if m.to == Pending {
 		m.to, m.event, m.payload = Failed, db.TaskEventTypeFailed, nil
 		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	}
-	r.settle(m)
+	r.apply(m)
 }
 
 func priorityOf(rank int16) Priority {
 	return [...]Priority{1: Critical, 2: High, 3: Medium, 4: Low}[rank]
 }
 
-func at(t *time.Time) time.Time {
+func timeOf(t *time.Time) time.Time {
 	if t == nil {
 		return time.Time{}
 	}
@@ -440,7 +400,7 @@ func (r *run) enter() {
 // release is called when the attempt's end is written, or is no longer ours to
 // write: its place is free.
 func (r *run) release() {
-	if !r.freed.CompareAndSwap(false, true) {
+	if !r.slotReleased.CompareAndSwap(false, true) {
 		return // the timeout and the executor's return can both come to this
 	}
 	t := r.r.tasks
@@ -449,5 +409,5 @@ func (r *run) release() {
 		delete(t.runs, r.id())
 	}
 	t.mu.Unlock()
-	r.place.done(1)
+	r.claimer.release(1)
 }

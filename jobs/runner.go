@@ -63,23 +63,23 @@ type RunnerConfig struct {
 
 // Runner works the lanes in one process.
 type Runner struct {
-	tasks   *Tasks
-	cfg     RunnerConfig
-	ability ability
-	places  []*claimer
+	tasks    *Tasks
+	cfg      RunnerConfig
+	ability  ability
+	claimers []*claimer
 
-	ctx    context.Context // of every executor
-	stop   context.CancelCauseFunc
-	claims sync.WaitGroup // claimers
-	work   sync.WaitGroup // executors
-	stales *batcher[int64]
-	others *batcher[misfiled]
+	ctx          context.Context // of every executor
+	stop         context.CancelCauseFunc
+	claims       sync.WaitGroup // claimers
+	work         sync.WaitGroup // executors
+	orphanedJobs *batcher[int64]
+	others       *batcher[misfiled]
 
 	loading loading
 	loads   chan struct{} // holds one: payloads are read by one at a time
 
-	grace  atomic.Pointer[time.Duration] // what an order to stop says of it; nil: nothing
-	obeyed map[string]bool               // orders, by their events; the listener alone reads and writes it
+	grace              atomic.Pointer[time.Duration] // what an order to stop says of it; nil: nothing
+	shutdownOrdersSeen map[string]bool               // orders, by their events; the listener alone reads and writes it
 
 	troubleMu   sync.Mutex
 	troubleSaid map[slog.Level]time.Time // guarded by troubleMu
@@ -107,9 +107,9 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.ListenPing == 0 {
 		cfg.ListenPing = 15 * time.Second
 	}
-	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, obeyed: map[string]bool{}}
+	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, shutdownOrdersSeen: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
-	r.stales = newBatcher(r.flushStale, batching[int64]{most: flushMost})
+	r.orphanedJobs = newBatcher(r.flushOrphanedJobs, batching[int64]{most: flushMost})
 	r.others = newBatcher(r.flushMisfiled, batching[misfiled]{most: flushMost})
 	for _, l := range lanesOf {
 		slots := cfg.Slots[string(l.lane)]
@@ -122,12 +122,12 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 			}
 			place := &claimer{
 				r: r, lane: string(l.lane), kind: kind, slots: slots, ready: cfg.Executors[executorOf[kind]].Ready,
-				woken: make(chan struct{}, 1), freed: make(chan struct{}, 1),
+				woken: make(chan struct{}, 1), slotFreed: make(chan struct{}, 1),
 			}
 			if kind == kindSome {
 				place.some = r.ability.some
 			}
-			r.places = append(r.places, place)
+			r.claimers = append(r.claimers, place)
 		}
 	}
 	return r
@@ -147,12 +147,12 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	defer end()
 	var loopsDone sync.WaitGroup
 	r.tasks.wakes.mu.Lock()
-	for _, c := range r.places {
+	for _, c := range r.claimers {
 		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = c
 		r.claims.Go(func() { c.run(ctx) })
 	}
 	r.tasks.wakes.mu.Unlock()
-	for _, loop := range []func(context.Context){r.live, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
+	for _, loop := range []func(context.Context){r.announce, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
 		loopsDone.Go(func() { loop(loops) })
 	}
 
@@ -176,7 +176,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	}
 	r.stop(nil)
 	r.drain(grace)
-	r.stales.drain()
+	r.orphanedJobs.drain()
 	r.others.drain()
 	end()
 	loopsDone.Wait()
@@ -200,7 +200,7 @@ func (r *Runner) drain(grace time.Duration) {
 func (r *Runner) close() {
 	r.tasks.wakes.mu.Lock()
 	defer r.tasks.wakes.mu.Unlock()
-	for _, c := range r.places {
+	for _, c := range r.claimers {
 		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = nil
 		c.mu.Lock()
 		c.closed = true
@@ -214,21 +214,21 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 		if row.TaskID == uuid.Nil {
 			r.tasks.cfg.Logger.Warn("a job that names no task is ended; whoever waits for it gets another", "job", row.JobID, "lane", c.lane, "kind", c.kind)
 		}
-		r.stale(row.JobID)
-		c.done(1)
+		r.endOrphanedJob(row.JobID)
+		c.release(1)
 		return
 	}
-	one := &run{r: r, claim: row, place: c}
+	one := &run{r: r, claim: row, claimer: c}
 	r.work.Go(func() {
 		s, err := r.tasks.settings(r.ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
 		one.settings = s
 		if err != nil {
-			one.unrunnable(err)
+			one.abandonClaim(err)
 			return
 		}
 		if !r.ability.has(*row.Executor, s.config.Handler) {
 			r.others.add(misfiled{row.JobID, someKind(*row.Executor, s.config.Handler)})
-			c.done(1)
+			c.release(1)
 			return
 		}
 		one.exec = r.cfg.Executors[*row.Executor]
@@ -236,21 +236,21 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	})
 }
 
-// unrunnable is a task whose definition cannot be read just now: the claim is left
+// abandonClaim is a task whose definition cannot be read just now: the claim is left
 // as it is, and the sweep gives it a new token.
-func (r *run) unrunnable(err error) {
-	r.r.trouble("read a definition", err)
+func (r *run) abandonClaim(err error) {
+	r.r.logTrouble("read a definition", err)
 	r.release()
 }
 
-// stale ends a token whose task has gone on without it.
-func (r *Runner) stale(job int64) { r.stales.add(job) }
+// endOrphanedJob ends a token whose task has gone on without it.
+func (r *Runner) endOrphanedJob(job int64) { r.orphanedJobs.add(job) }
 
-func (r *Runner) flushStale(batch []int64) {
+func (r *Runner) flushOrphanedJobs(batch []int64) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	if err := r.tasks.q.JobsEnd(ctx, batch); err != nil {
-		r.trouble("end stale jobs", err)
+		r.logTrouble("end stale jobs", err)
 	}
 }
 
@@ -258,10 +258,10 @@ func (r *Runner) flushStale(batch []int64) {
 // say it many times a second.
 const troubleEvery = 5 * time.Second
 
-func (r *Runner) trouble(what string, err error) { r.report(slog.LevelWarn, what, err) }
+func (r *Runner) logTrouble(what string, err error) { r.report(slog.LevelWarn, what, err) }
 
-// complain is trouble for insist: what has been tried as often as it should is louder.
-func (r *Runner) complain(what string) func(slog.Level, error, time.Duration) {
+// logRetry is logTrouble as a retryLog: a round that is used up is louder.
+func (r *Runner) logRetry(what string) func(slog.Level, error, time.Duration) {
 	return func(level slog.Level, err error, _ time.Duration) { r.report(level, what, err) }
 }
 
@@ -283,9 +283,9 @@ func (r *Runner) report(level slog.Level, what string, err error) {
 // every calls do at each tick, until ctx ends.
 func (r *Runner) every(ctx context.Context, tick time.Duration, what string, do func(context.Context) error) {
 	for pause(ctx, tick) {
-		if err := do(ctx); err != nil && ctx.Err() == nil {
-			r.trouble(what, err)
-			_ = r.tasks.insist(ctx, r.complain(what), err, func() error { return do(ctx) })
+		err := r.tasks.retryWhileUnavailable(ctx, r.logRetry(what), do)
+		if err != nil && ctx.Err() == nil {
+			r.logTrouble(what, err)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func misfit(ctx context.Context, of *Schema, member string, doc json.RawMessage)
 	if err != nil || len(broken) == 0 {
 		return err
 	}
-	return &Invalid{Message: misfitText(member, broken), Violations: below("/"+member, broken)}
+	return &Invalid{Message: misfitText(member, broken), Violations: prefixPaths("/"+member, broken)}
 }
 
 // misfitText is the sentence above the places.

@@ -112,7 +112,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 	if s.def != nil {
 		name = s.def.Name
 	}
-	due := at(n.DueAt)
+	due := timeOf(n.DueAt)
 	var reasons []string
 	for _, channel := range channels {
 		one, cancel := context.WithTimeout(ctx, channelTime)
@@ -123,7 +123,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 				Priority: priorityOf(n.Priority), Percent: int(n.Percent),
 			},
 		}
-		err := apart(func() error { return w.n.notifier.Notify(one, notice) })
+		err := isolated(func() error { return w.n.notifier.Notify(one, notice) })
 		cancel()
 		if err == nil {
 			return channel, brief(reasons), false

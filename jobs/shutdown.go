@@ -65,10 +65,10 @@ func (r *Runner) orders(ctx context.Context) error {
 	}
 	for _, row := range rows {
 		o := ShutdownOrder{EventID: row.EventID, At: row.SaidAt, Target: row.Target, Reason: row.Reason, By: row.Actor}
-		if r.obeyed[o.EventID] || !o.concerns(r.tasks.cfg.ProcessID) {
+		if r.shutdownOrdersSeen[o.EventID] || !o.concerns(r.tasks.cfg.ProcessID) {
 			continue
 		}
-		r.obeyed[o.EventID] = true
+		r.shutdownOrdersSeen[o.EventID] = true
 		if row.GraceSeconds != nil {
 			grace := time.Duration(*row.GraceSeconds * float64(time.Second))
 			o.Grace = &grace

@@ -39,21 +39,21 @@ func (r *Runner) signals(ctx context.Context) {
 			if len(rows) == 0 {
 				return nil
 			}
-			if err := r.obey(ctx, rows); err != nil {
+			if err := r.applySignals(ctx, rows); err != nil {
 				return err
 			}
 		}
 	})
 }
 
-// obey acts on a page of signals and forgets them. One whose move found no task at
+// applySignals acts on a page of signals and forgets them. One whose move found no task at
 // its job is obeyed too: the task has gone on. One whose task is locked stays, and holds
 // up no other.
-func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
+func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) error {
 	done := make(map[int64]bool, len(rows))
-	var moves []*move
+	var moves []*transition
 	var asked []int64 // the signal of each move
-	var lost adrift
+	var lost jobless
 	for _, row := range rows {
 		done[row.ID] = true
 		if row.Status == nil {
@@ -61,7 +61,7 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 		}
 		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
 		if s := Status(*row.Status); row.What != "discarded" && (s == Failed || s == TimedOut) {
-			if err := r.layAside(ctx, row, id, who); err != nil {
+			if err := r.discardDeadLetter(ctx, row, id, who); err != nil {
 				return err
 			}
 			continue
@@ -70,37 +70,37 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 		if err != nil {
 			return err
 		}
-		ends := &traced{
+		ends := &attemptSpan{
 			task: id, attempt: *row.Attempt, kind: Type(*row.Type), lane: string(*row.Lane), definition: *row.DefinitionID,
-			traceparent: row.Traceparent, begun: at(row.StartedAt),
+			traceparent: row.Traceparent, startedAt: timeOf(row.StartedAt),
 		}
 		switch {
 		case row.What != "discarded":
 			asked = append(asked, row.ID)
-			moves = append(moves, &move{
-				passing: true, task: id, wantJob: row.JobID, wantAttempt: -1, want: []Status{Pending, Running},
+			moves = append(moves, &transition{
+				skipLocked: true, task: id, expect: atJob(row.JobID, Pending, Running),
 				to: Cancelled, event: db.TaskEventTypeCanceled, actor: who, executor: who,
 				payload: outbox.CanceledNote{Reason: "the job was " + row.What + " in the queue"},
-				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, ends: ends,
+				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, span: ends,
 			})
 		case *row.Status == db.TaskStatusRUNNING:
 			asked = append(asked, row.ID)
-			end := failed(held{
+			end := failTransition(attemptRef{
 				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
-				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, ends: ends,
+				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, span: ends,
 			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, r.tasks.cfg.Clock())
-			end.passing = true
+			end.skipLocked = true
 			moves = append(moves, end)
 		default: // it waits, to be run or as a dead letter
 			lost.add(id, row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
 	}
 	var trouble error
-	for i, out := range r.tasks.makeAll(moves) {
+	for i, out := range r.tasks.applyAll(moves) {
 		m := moves[i]
 		if out.made {
 			r.tasks.cfg.Logger.Info("a job was ended in the queue, and so its task", "task", m.task, "by", m.actor, "now", m.to)
-			r.tasks.cancelRun(cancelled{m.task, m.wantJob}, ErrCancelled)
+			r.tasks.cancelRun(attemptID{m.task, m.expect.job}, ErrCancelled)
 		} else if out.err != nil { // its signal stays, and is tried again
 			trouble = out.err
 			delete(done, asked[i])
@@ -115,8 +115,8 @@ func (r *Runner) obey(ctx context.Context, rows []db.SignalListRow) error {
 	return trouble
 }
 
-// layAside discards a dead letter whose job was ended or deleted.
-func (r *Runner) layAside(ctx context.Context, row db.SignalListRow, id uuid.UUID, who string) error {
+// discardDeadLetter discards a dead letter whose job was ended or deleted.
+func (r *Runner) discardDeadLetter(ctx context.Context, row db.SignalListRow, id uuid.UUID, who string) error {
 	laid, err := r.tasks.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
 		TaskID: id, TenantID: *row.TenantID, WantJob: row.JobID, Gone: true, Actor: who, Reason: "the job was " + row.What + " in the queue",
 	})
@@ -129,10 +129,10 @@ func (r *Runner) layAside(ctx context.Context, row db.SignalListRow, id uuid.UUI
 	return nil
 }
 
-// adrift are tasks, and dead letters, that wait without a job.
-type adrift struct{ db.LaneRequeueParams }
+// jobless are tasks, and dead letters, that wait without a job.
+type jobless struct{ db.LaneRequeueParams }
 
-func (a *adrift) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
+func (a *jobless) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
 	a.TaskIds, a.JobIds = append(a.TaskIds, task), append(a.JobIds, job)
 	a.Kinds, a.Timeouts = append(a.Kinds, kind), append(a.Timeouts, timeout.Milliseconds())
 }
@@ -145,7 +145,7 @@ func nextKind(lane db.TaskLane, kind db.TaskType, executor string) string {
 	return kindOf(Type(kind), executor)
 }
 
-func (r *Runner) requeue(ctx context.Context, lost adrift) error {
+func (r *Runner) requeue(ctx context.Context, lost jobless) error {
 	if len(lost.TaskIds) == 0 {
 		return nil
 	}
@@ -154,7 +154,7 @@ func (r *Runner) requeue(ctx context.Context, lost adrift) error {
 		return fmt.Errorf("requeue tasks: %w", err)
 	}
 	for _, row := range found {
-		r.tasks.wokenLane(row.Lane)
+		r.tasks.queueNotified(row.Lane)
 		if row.BrokenJob != 0 {
 			r.tasks.cfg.Logger.Warn("a job did not name its task, and was ended", "job", row.BrokenJob, "task", row.TaskID)
 		}
@@ -184,7 +184,7 @@ func (r *Runner) reconcile(ctx context.Context) {
 			return fmt.Errorf("look for tasks without a job: %w", err)
 		}
 		after = uuid.Nil // from the beginning again, once the end is reached
-		var lost adrift
+		var lost jobless
 		for _, row := range rows {
 			after = row.PageEnd
 			if row.JobID == nil {

@@ -59,10 +59,10 @@ func (p Priority) Rank() int16 {
 	}
 }
 
-// moves holds every legal step. The table task_move says the same to the
+// legalNext holds every legal step. The table task_move says the same to the
 // database; a test proves the two equal. FAILED and TIMED_OUT go back to
 // PENDING by a redrive only.
-var moves = map[Status][]Status{
+var legalNext = map[Status][]Status{
 	Pending:   {Running, Assigned, Cancelled, TimedOut, Failed},
 	Assigned:  {Assigned, Running, Completed, Failed, Cancelled, TimedOut},
 	Running:   {Completed, Failed, TimedOut, Cancelled, Pending, Assigned},
@@ -73,4 +73,4 @@ var moves = map[Status][]Status{
 }
 
 // Legal lists where a task in status s may go next.
-func Legal(s Status) []Status { return slices.Clone(moves[s]) }
+func Legal(s Status) []Status { return slices.Clone(legalNext[s]) }

@@ -31,7 +31,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 			return db.Task{}, err
 		}
 		from := Status(task.Status)
-		if again, err := t.saidBefore(ctx, task, ask.IfMatch, to, ask.Reason, last{by: ask.By}); err != nil || again {
+		if again, err := t.isRepeat(ctx, task, ask.IfMatch, to, ask.Reason, last{by: ask.By}); err != nil || again {
 			return task, err
 		}
 		if ask.IfMatch != 0 && ask.IfMatch != task.Version {
@@ -47,33 +47,33 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 		// What is decided here holds for this version only.
 		now := ask
 		now.IfMatch = task.Version
-		m, err := t.told(ctx, task, s, now, to)
+		m, err := t.updateTransition(ctx, task, s, now, to)
 		if err != nil {
 			return db.Task{}, err
 		}
 		m.callerWaits, m.call = true, ask.Call
-		out := t.make(ctx, m)
+		out := t.apply(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // somebody was quicker, and the caller did not insist: decided anew
 		}
-		return t.after(ctx, ask.Tenant, m, out)
+		return t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
 
-// told is the move for an update by hand.
-func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to Update) (*move, error) {
+// updateTransition is the move for an update by hand.
+func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings, ask Ask, to Update) (*transition, error) {
 	from := Status(task.Status)
 	who := ask.By
 	if task.AssigneeID != nil {
 		who = *task.AssigneeID
 	}
-	m := &move{
-		task: task.TaskID, wantAttempt: -1, wantVersion: ask.IfMatch, want: []Status{from},
+	m := &transition{
+		task: task.TaskID, expect: atVersion(ask.IfMatch, from),
 		to: to.Status, actor: ask.By, executor: who, at: t.cfg.Clock(), timeout: s.timeout, visibility: s.visibility,
-		endJob: db.RiverJobStateCancelled, ends: tracedOf(task),
+		endJob: db.RiverJobStateCancelled, span: runningSpan(task),
 	}
 	if from != Running { // it may begin and end in one word
-		m.ends = tracedWord(task, t.Now(ctx))
+		m.span = wholeSpan(task, t.Now(ctx))
 	}
 	switch to.Status {
 	case Completed:
@@ -91,7 +91,7 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 		if to.Status == TimedOut {
 			m.outcome = db.AttemptOutcomeTIMEDOUT
 		}
-		m.problem, m.failures, m.code = problem(f, false), 1, discreet(f.Code, longestCode)
+		m.problem, m.failures, m.failureCode = problemJSON(f, false), 1, redactedText(f.Code, longestCode)
 		m.begins = from != Running
 		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	case Running:
@@ -109,7 +109,7 @@ func (t *Tasks) told(ctx context.Context, task db.Task, s *settings, ask Ask, to
 }
 
 // backToAssigned is an unclaim: the task waits for whom it was assigned to before.
-func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *move, reason string) (*move, error) {
+func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *transition, reason string) (*transition, error) {
 	if task.AssigneeID == nil && task.GroupID == nil && task.Candidates == nil {
 		return nil, invalid("/status", "nobody is named: use POST /api/internal/tasks/{taskId}/reassign to assign the task")
 	}
@@ -123,7 +123,7 @@ func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *move, reaso
 	}
 	if note.AssigneeID == "" && note.GroupID == "" && task.Candidates == nil {
 		// Nothing is told of it any more: it stays with whom it is.
-		note.AssigneeID, note.AssigneeName, note.GroupID = text(task.AssigneeID), text(task.AssigneeName), text(task.GroupID)
+		note.AssigneeID, note.AssigneeName, note.GroupID = stringOf(task.AssigneeID), stringOf(task.AssigneeName), stringOf(task.GroupID)
 	}
 	if note.TaskName == "" {
 		note.TaskName = task.DefinitionID
@@ -144,7 +144,7 @@ func orEmpty(doc json.RawMessage) json.RawMessage {
 	return doc
 }
 
-func text(s *string) string {
+func stringOf(s *string) string {
 	if s == nil {
 		return ""
 	}

@@ -21,7 +21,7 @@ func TestStopLetsWhatRunsFinish(t *testing.T) {
 	receive(t, taken)
 	stopped := make(chan struct{})
 	go func() { runner.stop(); close(stopped) }()
-	waitFor(t, "it to stop claiming", func() bool { return !runner.places[0].wake() })
+	waitFor(t, "it to stop claiming", func() bool { return !runner.claimers[0].wake() })
 	runner.claims.Wait() // a claim that was under way may see what comes meanwhile
 	late := b.create()
 	close(finish)

@@ -91,26 +91,26 @@ type Tasks struct {
 	defs  definitions
 	known knownSettings
 
-	creates   *batcher[*creation]
-	completes *batcher[*completion]
-	moves     *batcher[*move]
+	creates     *batcher[*creation]
+	completes   *batcher[*completion]
+	transitions *batcher[*transition]
 
-	tokens  tokens
-	turns   turns
-	workers workersSeen
-	heard   atomic.Pointer[time.Time] // when a remote worker asked for work or sent a heartbeat; nil for never
-	resting chan struct{}             // closed by Rest
-	rest    sync.Once
+	tokens       tokens
+	requestLocks requestLocks
+	workers      workersSeen
+	heard        atomic.Pointer[time.Time] // when a remote worker asked for work or sent a heartbeat; nil for never
+	draining     chan struct{}             // closed by Rest
+	drainOnce    sync.Once
 
-	writes   writable
-	clock    *clock
-	suspects suspects
-	brief    chan struct{} // has room for briefly
+	writes     writable
+	clock      *clock
+	lockedRows lockedRows
+	briefSlots chan struct{} // has room for briefly
 
 	wakes wakes
-	// givenUp ends when nobody waits for the database any more.
-	givenUp context.Context //nolint:containedctx // it is the process's, not a call's
-	giveUp  context.CancelFunc
+	// abandonCtx ends when nobody waits for the database any more.
+	abandonCtx context.Context //nolint:containedctx // it is the process's, not a call's
+	abandon    context.CancelFunc
 
 	mu   sync.Mutex
 	runs map[uuid.UUID]*run // what runs in this process; guarded by mu
@@ -146,12 +146,12 @@ func New(pool Pool, cfg Config) *Tasks {
 		cfg.Sessions, _ = pool.(*pgxpool.Pool)
 	}
 	q := db.New(pool)
-	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, turns: turns{taken: map[dequeueID]chan struct{}{}}, resting: make(chan struct{}), brief: make(chan struct{}, briefly), clock: &clock{wall: cfg.Clock, log: cfg.Logger}}
+	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, requestLocks: requestLocks{taken: map[requestKey]chan struct{}{}}, draining: make(chan struct{}), briefSlots: make(chan struct{}, briefStatements), clock: &clock{wall: cfg.Clock, log: cfg.Logger}}
 	t.defs.q = q
-	t.givenUp, t.giveUp = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
+	t.abandonCtx, t.abandon = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
 	t.creates = newBatcher(t.flushCreates, batching[*creation]{most: flushMost, reserve: 2, size: (*creation).bytes})
 	t.completes = newBatcher(t.flushCompletes, batching[*completion]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*completion).bytes})
-	t.moves = newBatcher(t.flushMoves, batching[*move]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*move).bytes})
+	t.transitions = newBatcher(t.flushTransitions, batching[*transition]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*transition).bytes})
 	return t
 }
 
@@ -169,10 +169,10 @@ func (t *Tasks) ProcessID() string { return t.cfg.ProcessID }
 // waits for a database that is away is given up: leases run out, and the work is
 // done again.
 func (t *Tasks) Drain(ctx context.Context) {
-	defer context.AfterFunc(ctx, t.giveUp)()
+	defer context.AfterFunc(ctx, t.abandon)()
 	t.creates.drain()
 	t.completes.drain()
-	t.moves.drain()
+	t.transitions.drain()
 }
 
 // Get reads one task of a tenant.

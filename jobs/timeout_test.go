@@ -183,7 +183,7 @@ func TestTimeoutWhileTheStartWaitsFreesThePlaceOnce(t *testing.T) {
 
 // busy counts the places that are taken.
 func busy(w *working) (n int) {
-	for _, c := range w.places {
+	for _, c := range w.claimers {
 		c.mu.Lock()
 		n += c.busy
 		c.mu.Unlock()

@@ -20,10 +20,10 @@ import (
 // new in every attempt, so that a number given back by a release comes with another
 // token; and so it is whenever a dead letter is put back.
 type leaseID struct {
-	task    uuid.UUID
-	job     int64
-	attempt int32
-	letter  bool
+	task       uuid.UUID
+	job        int64
+	attempt    int32
+	deadLetter bool
 	// visibility as the lease began. It outlives the lease: see missed.
 	visibility time.Duration
 }
@@ -85,7 +85,7 @@ func (k *tokens) read(ctx context.Context, token string) (leaseID, error) {
 	}
 	return leaseID{
 		task: uuid.UUID(raw[:16]), job: int64(binary.BigEndian.Uint64(raw[16:])), attempt: int32(binary.BigEndian.Uint32(raw[24:])),
-		letter: raw[28] == 1, visibility: time.Duration(binary.BigEndian.Uint32(raw[29:])) * time.Millisecond,
+		deadLetter: raw[28] == 1, visibility: time.Duration(binary.BigEndian.Uint32(raw[29:])) * time.Millisecond,
 	}, nil
 }
 
@@ -93,7 +93,7 @@ func (id leaseID) append(to []byte) []byte {
 	to = append(to, id.task[:]...)
 	to = binary.BigEndian.AppendUint64(to, uint64(id.job))
 	to = binary.BigEndian.AppendUint32(to, uint32(id.attempt))
-	if id.letter {
+	if id.deadLetter {
 		to = append(to, 1)
 	} else {
 		to = append(to, 0)

@@ -34,36 +34,36 @@ const (
 	attrOutcome    = attribute.Key("tes.task.outcome")
 )
 
-// traced is an attempt, as its span tells of it.
-type traced struct {
+// attemptSpan is an attempt, as its span tells of it.
+type attemptSpan struct {
 	task        uuid.UUID
 	attempt     int32
 	kind        Type
 	lane        string
 	definition  string
 	traceparent *string
-	begun       time.Time
+	startedAt   time.Time
 }
 
-// tracedOf is the attempt of a task that runs; nil where none does.
-func tracedOf(task db.Task) *traced {
+// runningSpan is the attempt of a task that runs; nil where none does.
+func runningSpan(task db.Task) *attemptSpan {
 	if task.Status != db.TaskStatusRUNNING || task.StartedAt == nil {
 		return nil
 	}
-	return &traced{
+	return &attemptSpan{
 		task: task.TaskID, attempt: task.Attempt, kind: Type(task.Type), lane: string(task.Lane),
-		definition: task.DefinitionID, traceparent: task.Traceparent, begun: *task.StartedAt,
+		definition: task.DefinitionID, traceparent: task.Traceparent, startedAt: *task.StartedAt,
 	}
 }
 
-// tracedWord is the attempt that somebody is about to begin and end in one word; a
+// wholeSpan is the attempt that somebody is about to begin and end in one word; a
 // person's took as long as it was their turn.
-func tracedWord(task db.Task, at time.Time) *traced {
+func wholeSpan(task db.Task, at time.Time) *attemptSpan {
 	if task.Status == db.TaskStatusASSIGNED && task.AssignedAt != nil {
 		at = *task.AssignedAt
 	}
 	task.Status, task.Attempt, task.StartedAt = db.TaskStatusRUNNING, task.Attempt+1, &at
-	return tracedOf(task)
+	return runningSpan(task)
 }
 
 // attemptSpanID is the id of an attempt's span.
@@ -77,11 +77,11 @@ func attemptSpanID(task uuid.UUID, attempt int32) (id trace.SpanID) {
 	return id
 }
 
-// beginSpan begins an attempt's span. The context is ctx with the span in it.
-func (t *Tasks) beginSpan(ctx context.Context, a *traced) (context.Context, trace.Span) {
-	ctx = ContextWithTraceparent(ctx, text(a.traceparent))
+// startSpan begins an attempt's span. The context is ctx with the span in it.
+func (t *Tasks) startSpan(ctx context.Context, a *attemptSpan) (context.Context, trace.Span) {
+	ctx = ContextWithTraceparent(ctx, stringOf(a.traceparent))
 	wish := context.WithValue(ctx, wishKey{}, a)
-	_, span := t.cfg.Tracer.Start(wish, "task.attempt", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(a.begun))
+	_, span := t.cfg.Tracer.Start(wish, "task.attempt", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(a.startedAt))
 	if span.IsRecording() {
 		span.SetAttributes(a.attributes()...)
 		if a.attempt > 1 {
@@ -94,7 +94,7 @@ func (t *Tasks) beginSpan(ctx context.Context, a *traced) (context.Context, trac
 	return trace.ContextWithSpan(ctx, span), span
 }
 
-func (a *traced) attributes() []attribute.KeyValue {
+func (a *attemptSpan) attributes() []attribute.KeyValue {
 	return []attribute.KeyValue{
 		attrTask.String(a.task.String()), attrAttempt.Int(int(a.attempt)), attrType.String(string(a.kind)),
 		attrLane.String(a.lane), attrDefinition.String(a.definition),
@@ -106,7 +106,7 @@ func endSpan(span trace.Span, outcome, code string, at time.Time) {
 	if span.IsRecording() {
 		span.SetAttributes(attrOutcome.String(outcome))
 		if code != "" {
-			code = storable(code, 128)
+			code = storableText(code, 128)
 			span.SetAttributes(semconv.ErrorTypeKey.String(code))
 			span.SetStatus(codes.Error, code)
 		}
@@ -114,42 +114,42 @@ func endSpan(span trace.Span, outcome, code string, at time.Time) {
 	span.End(trace.WithTimestamp(at))
 }
 
-// tellAttempt tells of the attempt that a move ended, where no executor of this
+// endAttemptSpan tells of the attempt that a move ended, where no executor of this
 // process has its span.
-func (t *Tasks) tellAttempt(m *move, out moved) {
-	if t.cfg.Tracer == nil || m.ends == nil || !out.made || m.unspent || m.outcome == "" {
+func (t *Tasks) endAttemptSpan(m *transition, out transitionResult) {
+	if t.cfg.Tracer == nil || m.span == nil || !out.made || m.notCounted || m.outcome == "" {
 		return
 	}
-	if !m.begins && (out.was != Running || out.attempt != m.ends.attempt) {
+	if !m.begins && (out.was != Running || out.attempt != m.span.attempt) {
 		return // another attempt than the one that was looked at
 	}
-	_, span := t.beginSpan(context.Background(), m.ends)
-	endSpan(span, string(m.outcome), m.code, out.at)
+	_, span := t.startSpan(context.Background(), m.span)
+	endSpan(span, string(m.outcome), m.failureCode, out.at)
 }
 
-// traced puts the attempt's span into ctx, or without tracing that of the request
+// withSpan puts the attempt's span into ctx, or without tracing that of the request
 // that made the task: what is called shall know of it.
-func (r *run) traced(ctx context.Context) context.Context {
+func (r *run) withSpan(ctx context.Context) context.Context {
 	tracer := r.r.tasks.cfg.Tracer
 	if tracer == nil {
-		return ContextWithTraceparent(ctx, text(r.claim.Traceparent))
+		return ContextWithTraceparent(ctx, stringOf(r.claim.Traceparent))
 	}
-	a := &traced{
-		task: r.id(), attempt: r.attempt(), kind: Type(*r.claim.Type), lane: r.place.lane, definition: *r.claim.DefinitionID,
-		traceparent: r.claim.Traceparent, begun: r.started,
+	a := &attemptSpan{
+		task: r.id(), attempt: r.attempt(), kind: Type(*r.claim.Type), lane: r.claimer.lane, definition: *r.claim.DefinitionID,
+		traceparent: r.claim.Traceparent, startedAt: r.startedAt,
 	}
 	if !r.exec.Assigns {
-		ctx, r.span = r.r.tasks.beginSpan(ctx, a)
+		ctx, r.span = r.r.tasks.startSpan(ctx, a)
 		return ctx
 	}
 	// No attempt begins, and the span is one like any other.
-	ctx, r.span = tracer.Start(ContextWithTraceparent(ctx, text(a.traceparent)), "task.assign", trace.WithTimestamp(a.begun))
+	ctx, r.span = tracer.Start(ContextWithTraceparent(ctx, stringOf(a.traceparent)), "task.assign", trace.WithTimestamp(a.startedAt))
 	r.span.SetAttributes(a.attributes()...)
 	return ctx
 }
 
-// tell ends the span, once the attempt's end is written.
-func (r *run) tell(outcome, code string, at time.Time) {
+// endSpan ends the span, once the attempt's end is written.
+func (r *run) endSpan(outcome, code string, at time.Time) {
 	if r.span != nil {
 		endSpan(r.span, outcome, code, at)
 	}
@@ -157,7 +157,7 @@ func (r *run) tell(outcome, code string, at time.Time) {
 
 // logged is a context for the log, whose lines say whose trace they belong to.
 func (r *run) logged() context.Context {
-	return ContextWithTraceparent(context.Background(), text(r.claim.Traceparent))
+	return ContextWithTraceparent(context.Background(), stringOf(r.claim.Traceparent))
 }
 
 type wishKey struct{}
@@ -166,7 +166,7 @@ type wishKey struct{}
 // which is being started asks for. A task without a traceparent has a trace all the
 // same: its id is the task's.
 func WishedIDs(ctx context.Context) (id trace.TraceID, span trace.SpanID, ok bool) {
-	a, ok := ctx.Value(wishKey{}).(*traced)
+	a, ok := ctx.Value(wishKey{}).(*attemptSpan)
 	if !ok {
 		return id, span, false
 	}

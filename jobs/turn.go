@@ -20,24 +20,24 @@ import (
 //
 // Who lost its turn frees what it had claimed, and finds the other's leases at its next look.
 
-// dequeueID names a dequeue that can be asked again.
-type dequeueID struct{ tenant, worker, id string }
+// requestKey names a dequeue that can be asked again.
+type requestKey struct{ tenant, worker, id string }
 
-// turn is a call's right to take for its request; n is a number that no other call has.
-type turn struct {
-	dequeueID
+// dequeueTurn is a call's right to take for its request; n is a number that no other call has.
+type dequeueTurn struct {
+	requestKey
 	n    int64
 	lost bool // another call has written its own
 }
 
-// turns lets one call of a request at a time look for work, in this process.
-type turns struct {
+// requestLocks lets one call of a request at a time look for work, in this process.
+type requestLocks struct {
 	mu    sync.Mutex
-	taken map[dequeueID]chan struct{} // closed when the turn is over; guarded by mu
+	taken map[requestKey]chan struct{} // closed when the turn is over; guarded by mu
 }
 
-// take waits for a turn. done ends it.
-func (t *turns) take(ctx context.Context, which dequeueID) (done func(), err error) {
+// lock waits for a turn. done ends it.
+func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(), err error) {
 	mine := make(chan struct{})
 	for {
 		t.mu.Lock()
@@ -67,7 +67,7 @@ func (t *Tasks) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease,
 	if !req.shared || req.turn != nil {
 		return nil, nil
 	}
-	mine := &turn{dequeueID: dequeueID{req.Tenant, req.Worker, req.ID}, n: rand.Int64N(math.MaxInt64)}
+	mine := &dequeueTurn{requestKey: requestKey{req.Tenant, req.Worker, req.ID}, n: rand.Int64N(math.MaxInt64)}
 	if err := t.q.LeaseTurn(ctx, db.LeaseTurnParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: mine.n}); err != nil {
 		return nil, readError("turn of a dequeue", err)
 	}
@@ -75,14 +75,14 @@ func (t *Tasks) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease,
 	given, err = t.leases(ctx, *req)
 	if len(given) > 0 {
 		// Left behind, the turn would be forgotten later.
-		_, _ = t.q.LeaseTurnsEnd(ctx, turnsOf([]*move{{leaseTurn: mine}}))
+		_, _ = t.q.LeaseTurnsEnd(ctx, dequeueTurnsOf([]*transition{{leaseTurn: mine}}))
 	}
 	return given, err
 }
 
-// turnsOf are the turns that a round needs, each once.
-func turnsOf(round []*move) (p db.LeaseTurnsEndParams) {
-	var last *turn
+// dequeueTurnsOf are the turns that a round needs, each once.
+func dequeueTurnsOf(round []*transition) (p db.LeaseTurnsEndParams) {
+	var last *dequeueTurn
 	for _, m := range round { // the moves of a call stand together
 		if mine := m.leaseTurn; mine != nil && mine != last {
 			p.TenantIds, p.Owners = append(p.TenantIds, mine.tenant), append(p.Owners, mine.worker)
@@ -93,11 +93,8 @@ func turnsOf(round []*move) (p db.LeaseTurnsEndParams) {
 	return p
 }
 
-// noJob is the id of no job: a move that wants it is not made.
-const noJob = -1
-
 // endTurns ends the turns of a round, and keeps the moves of a lost one from being made.
-func endTurns(ctx context.Context, q *db.Queries, round []*move, p db.LeaseTurnsEndParams, wantJobs []int64) error {
+func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.LeaseTurnsEndParams, wantJobs []int64) error {
 	if len(p.Turns) == 0 {
 		return nil
 	}
@@ -120,22 +117,22 @@ func endTurns(ctx context.Context, q *db.Queries, round []*move, p db.LeaseTurns
 	return nil
 }
 
-// begin writes the starts, which share a commit, ends the tokens whose tasks have gone on
+// startLeases writes the starts, which share a commit, ends the tokens whose tasks have gone on
 // without them, and frees what was claimed for a call that another one has overtaken. given
 // is what that one was given, where it is known already.
-func (t *Tasks) begin(ctx context.Context, req *LeaseRequest, begun []*move) (given []Lease, err error) {
+func (t *Tasks) startLeases(ctx context.Context, req *LeaseRequest, begun []*transition) (given []Lease, err error) {
 	if len(begun) == 0 {
 		return nil, nil
 	}
 	if given, err = t.takeTurn(ctx, req); err != nil || len(given) > 0 {
-		t.free(ctx, begun)
+		t.freeClaimed(ctx, begun)
 		return given, err
 	}
 	for _, m := range begun {
 		m.leaseTurn = req.turn
 	}
-	var stale, overtaken []*move
-	outcomes := t.makeAll(begun)
+	var stale, overtaken []*transition
+	outcomes := t.applyAll(begun)
 	for i, m := range begun {
 		switch out := outcomes[i]; {
 		case out.err != nil:
@@ -147,29 +144,29 @@ func (t *Tasks) begin(ctx context.Context, req *LeaseRequest, begun []*move) (gi
 			stale = append(stale, m)
 		}
 	}
-	t.free(ctx, overtaken)
+	t.freeClaimed(ctx, overtaken)
 	if len(stale) > 0 {
-		if err := t.q.JobsEnd(ctx, jobsOf(stale)); err != nil {
+		if err := t.q.JobsEnd(ctx, jobIDsOf(stale)); err != nil {
 			t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
 		}
 	}
 	return nil, err
 }
 
-// free makes claimed jobs available again.
-func (t *Tasks) free(ctx context.Context, claimed []*move) {
+// freeClaimed makes claimed jobs available again.
+func (t *Tasks) freeClaimed(ctx context.Context, claimed []*transition) {
 	if len(claimed) == 0 {
 		return
 	}
-	if err := t.q.JobsFree(ctx, jobsOf(claimed)); err != nil {
+	if err := t.q.JobsFree(ctx, jobIDsOf(claimed)); err != nil {
 		t.cfg.Logger.Warn("claimed jobs were not freed; the sweep finds them", "jobs", len(claimed), "error", err)
 	}
 }
 
-func jobsOf(all []*move) []int64 {
+func jobIDsOf(all []*transition) []int64 {
 	jobs := make([]int64, len(all))
 	for i, m := range all {
-		jobs[i] = m.wantJob
+		jobs[i] = m.expect.job
 	}
 	return jobs
 }

@@ -85,7 +85,7 @@ func TestLostAnswerOfAFlush(t *testing.T) {
 	}
 	far.creates.drain()
 	require.True(t, p.spent())
-	require.Equal(t, []bool{true, true, false}, []bool{one.fresh, two.fresh, twin.fresh})
+	require.Equal(t, []bool{true, true, false}, []bool{one.created, two.created, twin.created})
 	require.Equal(t, 2, ask[int](b, "SELECT count(*) FROM task"))
 }
 

@@ -82,8 +82,8 @@ func (w *wakes) unpark() {
 	}
 }
 
-// wakeAll wakes each place that is set.
-func (t *Tasks) wakeAll(ctx context.Context, kinds [len(wakeKinds)]bool) {
+// wakeQueues wakes each place that is set.
+func (t *Tasks) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
 	var lanes []string
 	t.wakes.mu.Lock()
 	for i, set := range kinds {
@@ -113,8 +113,8 @@ func (t *Tasks) wakeAll(ctx context.Context, kinds [len(wakeKinds)]bool) {
 	}
 }
 
-// wokenLane is a NOTIFY from another process.
-func (t *Tasks) wokenLane(lane string) {
+// queueNotified is a NOTIFY from another process.
+func (t *Tasks) queueNotified(lane string) {
 	t.wakes.mu.Lock()
 	defer t.wakes.mu.Unlock()
 	if lane == KindWorker {
@@ -135,14 +135,14 @@ func (t *Tasks) notify(ctx context.Context, channel, what string) {
 	}
 }
 
-// cancelled is an attempt that was ended under its executor.
-type cancelled struct {
+// attemptID is an attempt that was ended under its executor.
+type attemptID struct {
 	task uuid.UUID
 	job  int64 // by which it is told from the attempt that may have followed already
 }
 
-// tellCancelled ends what runs here, and tells the other processes.
-func (t *Tasks) tellCancelled(ctx context.Context, all []cancelled) {
+// cancelEverywhere ends what runs here, and tells the other processes.
+func (t *Tasks) cancelEverywhere(ctx context.Context, all []attemptID) {
 	var elsewhere []string
 	for _, c := range all {
 		if !t.cancelRun(c, ErrCancelled) {
@@ -158,7 +158,7 @@ func (t *Tasks) tellCancelled(ctx context.Context, all []cancelled) {
 }
 
 // cancelRun ends the context of an attempt's executor, if it runs in this process.
-func (t *Tasks) cancelRun(c cancelled, cause error) bool {
+func (t *Tasks) cancelRun(c attemptID, cause error) bool {
 	r := t.runOf(c)
 	if r == nil {
 		return false
@@ -167,9 +167,9 @@ func (t *Tasks) cancelRun(c cancelled, cause error) bool {
 	return true
 }
 
-func (t *Tasks) runsHere(c cancelled) bool { return t.runOf(c) != nil }
+func (t *Tasks) runsHere(c attemptID) bool { return t.runOf(c) != nil }
 
-func (t *Tasks) runOf(c cancelled) *run {
+func (t *Tasks) runOf(c attemptID) *run {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.runs[c.task]

@@ -22,75 +22,75 @@ import (
 // CompleteLease ends the task with an output. One that the definition's schema refuses
 // is an *Invalid, and the lease is kept.
 func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output json.RawMessage) (db.Task, error) {
-	w, err := t.word(ctx, tenant, token)
+	w, err := t.openLeaseCall(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
 	}
-	if w.id.letter {
-		return t.ackLetter(ctx, w, output)
+	if w.id.deadLetter {
+		return t.acknowledgeDeadLetter(ctx, w, output)
 	}
 	if !w.holds() {
-		return t.repeated(ctx, w, output, nil, 0)
+		return t.replay(ctx, w, output, nil, 0)
 	}
 	if w.settings.def != nil {
 		if err := misfit(ctx, w.settings.def.output, "output", orEmpty(output)); err != nil {
 			return db.Task{}, err
 		}
 	}
-	m := completed(w.held(), output, t.cfg.Clock())
+	m := completeTransition(w.ref(), output, t.cfg.Clock())
 	m.callerWaits = true
-	return t.say(ctx, w, m, output, nil, 0)
+	return t.submit(ctx, w, m, output, nil, 0)
 }
 
 // FailLease ends the attempt; the task's policy decides whether there is another. It
 // is not before later, if that is longer than the policy's delay.
 func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure, later time.Duration) (db.Task, error) {
-	w, err := t.word(ctx, tenant, token)
+	w, err := t.openLeaseCall(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
 	}
-	if w.id.letter {
-		return t.returnLetter(ctx, w, f.Error(), max(later, letterRest))
+	if w.id.deadLetter {
+		return t.requeueDeadLetter(ctx, w, f.Error(), max(later, requeueDelay))
 	}
 	if !w.holds() {
-		return t.repeated(ctx, w, nil, f, later)
+		return t.replay(ctx, w, nil, f, later)
 	}
-	m := failed(w.held(), f, t.cfg.Clock())
+	m := failTransition(w.ref(), f, t.cfg.Clock())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.delay = later.Truncate(time.Millisecond)
 		note.RetryDelay = later.Milliseconds()
 		m.payload = note
 	}
 	m.callerWaits = true
-	return t.say(ctx, w, m, nil, f, later)
+	return t.submit(ctx, w, m, nil, f, later)
 }
 
 // ReleaseLease gives the task back: it waits in the lane that it was taken from, and
 // nothing is spent.
 func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay time.Duration, reason string) (db.Task, error) {
-	w, err := t.word(ctx, tenant, token)
+	w, err := t.openLeaseCall(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
 	}
-	if w.id.letter {
-		return t.returnLetter(ctx, w, "", delay)
+	if w.id.deadLetter {
+		return t.requeueDeadLetter(ctx, w, "", delay)
 	}
-	said := releasedNote{Reason: discreet(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
+	said := releasedNote{Reason: redactedText(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
 	if !w.holds() {
-		return t.releasedBefore(ctx, w, said)
+		return t.replayRelease(ctx, w, said)
 	}
-	m := released(w.held(), t.cfg.Clock(), delay)
+	m := releaseTransition(w.ref(), t.cfg.Clock(), delay)
 	m.next.lane = string(w.task.Lane)
 	m.payload = said
 	m.callerWaits = true
-	out := t.make(ctx, m)
+	out := t.apply(ctx, m)
 	if !out.made && out.err == nil {
 		if w.task, err = t.Get(ctx, tenant, w.id.task); err != nil {
 			return db.Task{}, err
 		}
-		return t.releasedBefore(ctx, w, said)
+		return t.replayRelease(ctx, w, said)
 	}
-	return t.after(ctx, tenant, m, out)
+	return t.readBack(ctx, tenant, m, out)
 }
 
 // releasedNote goes with a worker's release. It is not told, and stays in the audit
@@ -101,11 +101,11 @@ type releasedNote struct {
 	JobID   int64  `json:"jobId"`
 }
 
-func (t *Tasks) releasedBefore(ctx context.Context, w *word, said releasedNote) (db.Task, error) {
+func (t *Tasks) replayRelease(ctx context.Context, w *leaseCall, said releasedNote) (db.Task, error) {
 	before, err := t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return db.Task{}, lostTo(w.task)
+		return db.Task{}, leaseLostError(w.task)
 	case err != nil:
 		return db.Task{}, readError("events of task "+w.id.task.String(), err)
 	}
@@ -116,11 +116,11 @@ func (t *Tasks) releasedBefore(ctx context.Context, w *word, said releasedNote) 
 	if then != said {
 		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was given back already, with another word", w.id.attempt)}
 	}
-	return w.stood(before.Seq, db.TaskStatusPENDING, w.id.attempt-1, nil), nil
+	return w.asOf(before.Seq, db.TaskStatusPENDING, w.id.attempt-1, nil), nil
 }
 
-// word is a call about one lease: its token read, its task as it stands.
-type word struct {
+// leaseCall is a call about one lease: its token read, its task as it stands.
+type leaseCall struct {
 	id       leaseID
 	tenant   string
 	task     db.Task
@@ -128,13 +128,13 @@ type word struct {
 	by       string // who leased the attempt that runs
 }
 
-func (t *Tasks) word(ctx context.Context, tenant, token string) (*word, error) {
+func (t *Tasks) openLeaseCall(ctx context.Context, tenant, token string) (*leaseCall, error) {
 	id, err := t.tokens.read(ctx, token)
 	if err != nil {
 		return nil, err
 	}
-	w := &word{id: id, tenant: tenant}
-	if w.task, w.by, err = t.getHeld(ctx, tenant, id.task); err != nil {
+	w := &leaseCall{id: id, tenant: tenant}
+	if w.task, w.by, err = t.getWithHolder(ctx, tenant, id.task); err != nil {
 		return nil, err
 	}
 	if w.settings, err = t.settings(ctx, w.task.Type, taskDefinition(w.task.TenantID, w.task.OwnDefinition, w.task.DefinitionID, w.task.Revision), w.task.Config); err != nil {
@@ -144,30 +144,30 @@ func (t *Tasks) word(ctx context.Context, tenant, token string) (*word, error) {
 }
 
 // holds says whether the token's attempt is the one that runs.
-func (w *word) holds() bool {
+func (w *leaseCall) holds() bool {
 	return w.task.Status == db.TaskStatusRUNNING && w.task.JobID == w.id.job && w.task.Attempt == w.id.attempt
 }
 
-func (w *word) held() held {
-	return held{
+func (w *leaseCall) ref() attemptRef {
+	return attemptRef{
 		task: w.id.task, job: w.id.job, attempt: w.id.attempt, kind: Type(w.task.Type), executor: w.task.Executor,
-		failures: w.task.Failures, crashes: w.task.Crashes, settings: w.settings, by: w.by, ends: tracedOf(w.task),
+		failures: w.task.Failures, crashes: w.task.Crashes, settings: w.settings, by: w.by, span: runningSpan(w.task),
 	}
 }
 
-// stood is the task as it stood after a word that is said again, so that it is
+// asOf is the task as it stood after a word that is said again, so that it is
 // answered as the first time, wherever the task is by now.
-func (w *word) stood(version int32, status db.TaskStatus, attempt int32, next *time.Time) db.Task {
+func (w *leaseCall) asOf(version int32, status db.TaskStatus, attempt int32, next *time.Time) db.Task {
 	task := w.task
 	task.Version, task.Status, task.Attempt, task.NextRetryAt = version, status, attempt, next
 	return task
 }
 
-// say makes a worker's last move.
-func (t *Tasks) say(ctx context.Context, w *word, m *move, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
-	out := t.make(ctx, m)
+// submit makes a worker's last move.
+func (t *Tasks) submit(ctx context.Context, w *leaseCall, m *transition, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
+	out := t.apply(ctx, m)
 	if out.made || out.err != nil {
-		return t.after(ctx, w.tenant, m, out)
+		return t.readBack(ctx, w.tenant, m, out)
 	}
 	// Somebody was as quick; perhaps this very call, sent twice.
 	task, err := t.Get(ctx, w.tenant, w.id.task)
@@ -175,19 +175,19 @@ func (t *Tasks) say(ctx context.Context, w *word, m *move, output json.RawMessag
 		return db.Task{}, err
 	}
 	w.task = task
-	return t.repeated(ctx, w, output, f, later)
+	return t.replay(ctx, w, output, f, later)
 }
 
-// repeated answers a word about an attempt that is over.
-func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
+// replay answers a word about an attempt that is over.
+func (t *Tasks) replay(ctx context.Context, w *leaseCall, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	p := db.WorkerSaidParams{TaskID: w.id.task, Attempt: w.id.attempt, JobID: w.id.job, Output: string(output)}
 	if f != nil {
-		p.Error = string(problem(f, w.settings.retry.Retryable(f)))
+		p.Error = string(problemJSON(f, w.settings.retry.Retryable(f)))
 	}
 	before, err := t.q.WorkerSaid(ctx, p)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return db.Task{}, lostTo(w.task)
+		return db.Task{}, leaseLostError(w.task)
 	case err != nil:
 		return db.Task{}, readError("attempt", err)
 	}
@@ -205,7 +205,7 @@ func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f
 		// How long it asked for is not kept; that it got less than this is known.
 		same = f != nil && before.SameError && (before.Now != db.TaskStatusPENDING || later.Milliseconds() <= note.RetryDelay)
 	default: // it ran out, or was cancelled: the worker had said nothing
-		return db.Task{}, lostTo(w.task)
+		return db.Task{}, leaseLostError(w.task)
 	}
 	if !same {
 		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d has ended already as %s, with another word", w.id.attempt, *before.Outcome)}
@@ -214,5 +214,5 @@ func (t *Tasks) repeated(ctx context.Context, w *word, output json.RawMessage, f
 	if before.Now == db.TaskStatusPENDING {
 		next = &note.NextRetryTime
 	}
-	return w.stood(before.Seq, before.Now, w.id.attempt, next), nil
+	return w.asOf(before.Seq, before.Now, w.id.attempt, next), nil
 }

@@ -131,7 +131,7 @@ func (t *Tasks) probeWrite(ctx context.Context) error {
 	}
 	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
 		batch := []*creation{one}
-		if err := t.numberCreates(ctx, batch); err != nil {
+		if err := (createItems{t}).assignIDs(ctx, batch); err != nil {
 			return err
 		}
 		if _, err := db.New(tx).TaskCreate(ctx, createParams(batch)); err != nil {
@@ -159,23 +159,13 @@ func (t *Tasks) lockedTables(ctx context.Context) bool {
 		_, err := q.TaskCreate(ctx, createParams(nil))
 		return err
 	})
-	return stuck(err)
+	return isLockTimeout(err)
 }
-
-// tablesLocked is the error of a statement that waited for a lock on a table. To everybody
-// who writes it is as if the database were away.
-type tablesLocked struct{ err error }
-
-func (e *tablesLocked) Error() string {
-	return "a table is locked by another session (pg_locks shows whose): " + e.err.Error()
-}
-
-func (e *tablesLocked) Unwrap() error { return e.err }
 
 // whyNotWritable is the reason that is told to everybody.
 func whyNotWritable(err error) string {
 	var refused *pgconn.PgError
-	var locked *tablesLocked
+	var locked *tableLockError
 	switch {
 	case errors.Is(err, pgpool.ErrReadOnly):
 		return "it is read-only, or a standby"

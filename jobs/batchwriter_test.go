@@ -309,7 +309,7 @@ func (d *deadlocks) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.Trac
 }
 
 func (d *deadlocks) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
-	if again(data.Err) {
+	if isSerializationFailure(data.Err) {
 		d.n.Add(1)
 	}
 }
@@ -336,24 +336,24 @@ func TestResultsAndMovesLockInOneOrder(t *testing.T) {
 	require.Less(t, first.TaskID.String(), last.TaskID.String())
 
 	lock := b.hold(first)
-	cancelled := make(chan []moved, 1)
+	cancelled := make(chan []transitionResult, 1)
 	go func() {
-		var all []*move
+		var all []*transition
 		for _, task := range []db.Task{first, last} {
-			all = append(all, &move{
-				task: task.TaskID, wantAttempt: -1, want: []Status{Pending}, to: Cancelled, event: db.TaskEventTypeCanceled,
+			all = append(all, &transition{
+				task: task.TaskID, expect: atVersion(0, Pending), to: Cancelled, event: db.TaskEventTypeCanceled,
 				actor: "o", endJob: db.RiverJobStateCancelled,
 			})
 		}
-		cancelled <- p2.makeAll(all)
+		cancelled <- p2.applyAll(all)
 	}()
 	b.waiting(1) // for the first task, which is theirs as soon as we let go
 	settled := make(chan bool, 2)
 	var results []*completion
 	for _, task := range []db.Task{last, first} {
 		results = append(results, &completion{
-			task: task.TaskID, job: task.JobID, attempt: 1, fused: true, started: time.Now(), ended: time.Now(),
-			settled: func(ok bool, _ error) { settled <- ok },
+			task: task.TaskID, job: task.JobID, attempt: 1, combined: true, started: time.Now(), ended: time.Now(),
+			onWritten: func(ok bool, _ error) { settled <- ok },
 		})
 	}
 	p1.completes.add(results...)

@@ -31,17 +31,17 @@ func TestTaskQueueOperationsAreRepeatedByTheTable(t *testing.T) {
 		}
 		began := time.Now()
 		var at []time.Duration
-		err := tasks.insist(t.Context(), say, errGone, func() error {
+		err := tasks.retryWhileUnavailable(t.Context(), say, func(context.Context) error {
 			at = append(at, time.Since(began))
-			if len(at) < 7 {
+			if len(at) < 8 {
 				return errGone
 			}
 			return nil
 		})
 		require.NoError(t, err)
 		var want []time.Duration
-		for n := range 7 {
-			want = append(want, time.Duration(n+1)*5*time.Second)
+		for n := range 8 {
+			want = append(want, time.Duration(n)*5*time.Second)
 		}
 		require.Equal(t, want, at, "it is never given up")
 		warn, loud := slog.LevelWarn, slog.LevelError
@@ -49,25 +49,34 @@ func TestTaskQueueOperationsAreRepeatedByTheTable(t *testing.T) {
 	})
 }
 
-func TestInsistEnds(t *testing.T) {
+func TestRetryWhileUnavailableEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tasks := New(nil, Config{Logger: slog.New(slog.DiscardHandler)})
 		quiet := func(slog.Level, error, time.Duration) {}
-		never := func() error { t.Error("it was repeated"); return nil }
 		broken := errors.New("syntax error")
-		require.Equal(t, broken, tasks.insist(t.Context(), quiet, broken, never), "what is not an absence is not repeated")
-		require.NoError(t, tasks.insist(t.Context(), quiet, nil, never))
-
-		calls := 0
-		err := tasks.insist(t.Context(), quiet, errGone, func() error { calls++; return broken })
-		require.ErrorIs(t, err, broken)
-		require.Equal(t, 1, calls)
+		for name, tc := range map[string]struct {
+			answers []error
+			want    error
+		}{
+			"another error is not repeated": {[]error{broken}, broken},
+			"success is not repeated":       {[]error{nil}, nil},
+			"an absence, then an error":     {[]error{errGone, broken}, broken},
+			"an absence, then success":      {[]error{errGone, nil}, nil},
+		} {
+			calls := 0
+			err := tasks.retryWhileUnavailable(t.Context(), quiet, func(context.Context) error {
+				calls++
+				return tc.answers[calls-1]
+			})
+			require.Equal(t, tc.want, err, name)
+			require.Equal(t, len(tc.answers), calls, name)
+		}
 
 		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
 		defer cancel()
 		began := time.Now()
-		err = tasks.insist(ctx, quiet, errGone, func() error { return errGone })
+		err := tasks.retryWhileUnavailable(ctx, quiet, func(context.Context) error { return errGone })
 		require.ErrorIs(t, err, errGone)
 		require.Equal(t, 12*time.Second, time.Since(began))
 	})
