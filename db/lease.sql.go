@@ -24,26 +24,20 @@ func (q *Queries) ExecutorGone(ctx context.Context, executorID string) error {
 }
 
 const executorSeen = `-- name: ExecutorSeen :one
-INSERT INTO executor (executor_id, kinds, worker_at)
-VALUES (
-    $1, $2::text[],
-    CASE WHEN $3::float8 >= 0 THEN now() - make_interval(secs => $3::float8) END
-)
-ON CONFLICT (executor_id) DO UPDATE
-SET seen_at = now(), kinds = coalesce(excluded.kinds, executor.kinds), worker_at = coalesce(excluded.worker_at, executor.worker_at)
+INSERT INTO executor (executor_id, kinds)
+VALUES ($1, $2::text[])
+ON CONFLICT (executor_id) DO UPDATE SET seen_at = now(), kinds = coalesce(excluded.kinds, executor.kinds)
 RETURNING clock_timestamp()::timestamptz AS now
 `
 
 type ExecutorSeenParams struct {
-	ExecutorID    string
-	Kinds         []string
-	WorkerSeconds float64
+	ExecutorID string
+	Kinds      []string
 }
 
-// worker_seconds: how long ago a remote worker was heard of; negative for never. Kinds that
-// are null stay as they are: a probe of the database does not know them.
+// Kinds that are null stay as they are: a probe of the database does not know them.
 func (q *Queries) ExecutorSeen(ctx context.Context, arg ExecutorSeenParams) (time.Time, error) {
-	row := q.db.QueryRow(ctx, executorSeen, arg.ExecutorID, arg.Kinds, arg.WorkerSeconds)
+	row := q.db.QueryRow(ctx, executorSeen, arg.ExecutorID, arg.Kinds)
 	var now time.Time
 	err := row.Scan(&now)
 	return now, err

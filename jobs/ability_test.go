@@ -141,7 +141,7 @@ func TestProcessesSayWhatTheyClaim(t *testing.T) {
 	require.ElementsMatch(t, []string{KindAutomated, "task.noop", "task.go:mail"}, ask[[]string](b, "SELECT kinds FROM executor"))
 
 	// A sign of life that knows no kinds, as a probe of the database gives, takes none away.
-	require.NoError(t, b.seen(b.ctx, db.ExecutorSeenParams{ExecutorID: b.cfg.ProcessID, WorkerSeconds: -1}))
+	require.NoError(t, b.seen(b.ctx, db.ExecutorSeenParams{ExecutorID: b.cfg.ProcessID}))
 	require.Len(t, ask[[]string](b, "SELECT coalesce(kinds, '{}') FROM executor"), 3)
 }
 

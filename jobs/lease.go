@@ -89,7 +89,6 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	poll := time.NewTicker(leasePoll)
 	defer poll.Stop()
 	for {
-		t.heardOfWorker()
 		t.workers.note(&req)
 		work := t.wakes.leasable()
 		found, err := look(ctx, req)
@@ -107,12 +106,6 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		case <-poll.C:
 		}
 	}
-}
-
-// heardOfWorker notes that there are remote workers, for whoever asks why a task waits.
-func (t *Tasks) heardOfWorker() {
-	at := time.Now()
-	t.heard.Store(&at)
 }
 
 // Rest answers every parked dequeue and tells workers to drain: the process is
@@ -323,7 +316,6 @@ type Beaten struct {
 
 // Heartbeat extends leases, all in one statement. The error is of the whole call.
 func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
-	t.heardOfWorker()
 	out := make([]Beaten, len(beats))
 	ids := make([]leaseID, len(beats))
 	p := db.WorkerBeatParams{TenantID: tenant}

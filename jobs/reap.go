@@ -12,17 +12,13 @@ import (
 // a second, and must be extended well before it is over.
 const beatRhythm = 250 * time.Millisecond
 
-// announce says that the process is there, and when a remote worker was.
+// announce says that the process is there.
 func (r *Runner) announce(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "say that the process lives", r.seen)
 }
 
 func (r *Runner) seen(ctx context.Context) error {
-	p := db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, Kinds: r.kinds(), WorkerSeconds: -1}
-	if heard := r.tasks.heard.Load(); heard != nil {
-		p.WorkerSeconds = time.Since(*heard).Seconds()
-	}
-	return r.tasks.seen(ctx, p)
+	return r.tasks.seen(ctx, db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, Kinds: r.kinds()})
 }
 
 // beats extends the leases of what runs here, all of them in one statement. What is

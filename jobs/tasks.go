@@ -25,7 +25,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -98,8 +97,7 @@ type Tasks struct {
 	tokens       tokens
 	requestLocks requestLocks
 	workers      workersSeen
-	heard        atomic.Pointer[time.Time] // when a remote worker asked for work or sent a heartbeat; nil for never
-	draining     chan struct{}             // closed by Rest
+	draining     chan struct{} // closed by Rest
 	drainOnce    sync.Once
 
 	writes     writable

@@ -468,22 +468,6 @@ func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	require.ErrorIs(t, err, ErrLeaseLost)
 }
 
-// A process says when it last heard of a worker, be it by a dequeue or by a heartbeat.
-func TestWorkersAreHeardOf(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	b.work(nil)
-	const heard = "SELECT count(*) FROM executor WHERE worker_at > now() - interval '1 minute'"
-	waitFor(t, "the process to live", func() bool { return ask[int](b, "SELECT count(*) FROM executor") == 1 })
-	require.Zero(t, ask[int](b, heard))
-	b.create(remote)
-	lease := b.dequeueOne("w")
-	waitFor(t, "the dequeue to be noted", func() bool { return ask[int](b, heard) == 1 })
-	last := ask[time.Time](b, "SELECT worker_at FROM executor")
-	b.beat(lease.Token)
-	waitFor(t, "the heartbeat to be noted", func() bool { return ask[time.Time](b, "SELECT worker_at FROM executor").After(last) })
-}
-
 // A parked dequeue is woken by the task, not by its poll.
 func TestParkedDequeue(t *testing.T) {
 	t.Parallel()

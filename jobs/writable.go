@@ -142,7 +142,7 @@ func (t *Tasks) probeWrite(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errTakenBack) {
 		return err
 	}
-	if err := t.seen(ctx, db.ExecutorSeenParams{ExecutorID: t.cfg.ProcessID, WorkerSeconds: -1}); err != nil {
+	if err := t.seen(ctx, db.ExecutorSeenParams{ExecutorID: t.cfg.ProcessID}); err != nil {
 		return fmt.Errorf("say that the process lives: %w", err)
 	}
 	return nil

@@ -104,15 +104,10 @@ WHERE r.at < now() - interval '10 minutes';
 SELECT * FROM lease WHERE task_id = @task_id;
 
 -- name: ExecutorSeen :one
--- worker_seconds: how long ago a remote worker was heard of; negative for never. Kinds that
--- are null stay as they are: a probe of the database does not know them.
-INSERT INTO executor (executor_id, kinds, worker_at)
-VALUES (
-    @executor_id, @kinds::text[],
-    CASE WHEN @worker_seconds::float8 >= 0 THEN now() - make_interval(secs => @worker_seconds::float8) END
-)
-ON CONFLICT (executor_id) DO UPDATE
-SET seen_at = now(), kinds = coalesce(excluded.kinds, executor.kinds), worker_at = coalesce(excluded.worker_at, executor.worker_at)
+-- Kinds that are null stay as they are: a probe of the database does not know them.
+INSERT INTO executor (executor_id, kinds)
+VALUES (@executor_id, @kinds::text[])
+ON CONFLICT (executor_id) DO UPDATE SET seen_at = now(), kinds = coalesce(excluded.kinds, executor.kinds)
 RETURNING clock_timestamp()::timestamptz AS now;
 
 -- name: Now :one
