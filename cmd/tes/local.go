@@ -130,7 +130,7 @@ func (l *local) startDatabase(s *shell, lc localConfig) (err error) {
 			return err
 		}
 		l.dir = lc.dataDir
-		return os.MkdirAll(lc.dataDir, 0o700)
+		return os.MkdirAll(lc.dataDir, 0o755) //nolint:gosec // a PostgreSQL of another account may be kept here later; what is secret has its own mode
 	}
 	var bar *progressbar.ProgressBar
 	l.cluster, err = localpg.Start(s.ctx, localpg.Config{

@@ -117,7 +117,7 @@ func (e *embedded) stop() {
 }
 
 func lockDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the store directory of the embedded NATS server: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
@@ -139,6 +139,31 @@ func lockDir(dir string) (*os.File, error) {
 	_ = lock.Truncate(0)
 	_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return lock, nil
+}
+
+// makeDir makes a directory, and what it is in with the mode 755 whatever the umask is: the
+// parent may be the data directory of tes dev, whose PostgreSQL runs under another account
+// than root and must be able to search it.
+func makeDir(dir string, mode os.FileMode) error {
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && info.IsDir():
+		return nil
+	case err == nil:
+		return fmt.Errorf("%s is not a directory", dir)
+	}
+	if parent := filepath.Dir(dir); parent != dir {
+		if err := makeDir(parent, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, mode); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil // somebody was faster
+		}
+		return err //nolint:wrapcheck // it names the directory
+	}
+	return os.Chmod(dir, mode) //nolint:wrapcheck // it names the directory
 }
 
 // listenAddress also tries the address, because the server would report a

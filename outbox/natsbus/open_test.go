@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -80,6 +81,19 @@ func TestOneServerToADirectory(t *testing.T) {
 	next, err := Open(b.ctx, Config{StoreDir: b.cfg.StoreDir, NoSync: true})
 	require.NoError(t, err)
 	require.NoError(t, next.Close(b.ctx))
+}
+
+// The store is the server's alone, and what it is in is not: tes dev keeps a PostgreSQL there
+// that runs under another account.
+func TestStoreDirectoryLeavesItsParentSearchable(t *testing.T) {
+	t.Parallel()
+	base := filepath.Join(t.TempDir(), "new", "data")
+	setup(t, func(cfg *Config) { cfg.StoreDir = filepath.Join(base, "nats") })
+	for dir, mode := range map[string]os.FileMode{filepath.Dir(base): 0o755, base: 0o755, filepath.Join(base, "nats"): 0o700} {
+		info, err := os.Stat(dir)
+		require.NoError(t, err)
+		require.Equal(t, mode, info.Mode().Perm(), dir)
+	}
 }
 
 func TestPortInUse(t *testing.T) {
