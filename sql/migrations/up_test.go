@@ -1,7 +1,10 @@
 package migrations_test
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -101,4 +104,38 @@ func TestFingerprintIsStable(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, migrations.Fingerprint(), migrations.Fingerprint())
 	require.Len(t, migrations.Fingerprint(), 16)
+}
+
+// A migration that is interrupted says so, whichever step it was at, and the next run goes on
+// from there. Another session holds the name of a type, so that the step that makes it waits.
+func TestInterruptedMigrationSaysSo(t *testing.T) {
+	t.Parallel()
+	dsn := empty(t)
+	holder, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer holder.Close(context.WithoutCancel(t.Context()))
+	tx, err := holder.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = tx.Exec(t.Context(), "CREATE TYPE public.task_status AS ENUM ('x')")
+	require.NoError(t, err)
+
+	interrupted := errors.New("interrupt signal received")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	ended := make(chan error, 1)
+	go func() { ended <- migrations.Up(ctx, dsn) }()
+	watcher, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer watcher.Close(context.WithoutCancel(t.Context()))
+	require.Eventually(t, func() bool {
+		return list[int64](t, watcher, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%task_status%'")[0] > 0
+	}, time.Minute, 5*time.Millisecond, "the step waits")
+	cancel(interrupted)
+	err = <-ended
+	require.ErrorIs(t, err, interrupted)
+	require.ErrorContains(t, err, "the migration was interrupted: what is applied stays")
+	require.NotContains(t, err.Error(), "partial migration")
+
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.NoError(t, migrations.Up(t.Context(), dsn), "the next run goes on")
 }
