@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"html/template"
+	"io"
 	"net/http"
 	"strings"
 )
@@ -12,6 +14,9 @@ import (
 type Login struct {
 	// Viewer is the scope of who may look; Operator of who may act as well.
 	Viewer, Operator string
+	// ViewerStyle is a style sheet for who may only look: it hides the controls that a
+	// viewer would be refused. The refusal does not depend on it. Default none.
+	ViewerStyle string
 }
 
 const (
@@ -59,9 +64,71 @@ func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
 			writeProblem(c, problem(http.StatusForbidden, codeForbidden, "this token may look and not act: acting takes the scope "+m.Login.Operator))
 		default:
 			c.caller = caller
-			next.ServeHTTP(w, r)
+			m.Login.serve(w, r, caller, next)
 		}
 	})
+}
+
+// serve lets the page answer, with the style sheet for viewers where the caller is one.
+func (l *Login) serve(w http.ResponseWriter, r *http.Request, caller *Caller, next http.Handler) {
+	if l.ViewerStyle == "" {
+		next.ServeHTTP(w, r)
+		return
+	}
+
+	page := &styledPage{ResponseWriter: w}
+	if !l.allows(caller, http.MethodPost) {
+		page.style = l.ViewerStyle
+		r.Header.Del("Range") // a part of the page would come without its head
+	}
+	next.ServeHTTP(page, r)
+	page.flush()
+}
+
+// styledPage is a response writer that puts a style sheet into the head of HTML pages. HTML
+// is kept until it is whole; anything else is passed on. What one caller is shown must not be
+// shown to the next from a browser's cache, so HTML is not stored.
+type styledPage struct {
+	http.ResponseWriter
+	style string // empty: none
+
+	html *bytes.Buffer // nil: the answer is no HTML
+	said bool          // the header was seen
+}
+
+// WriteHeader looks at what kind of answer it is.
+func (p *styledPage) WriteHeader(status int) {
+	if header := p.Header(); !p.said && strings.HasPrefix(header.Get("Content-Type"), "text/html") {
+		header.Set("Cache-Control", "no-store")
+		if p.style != "" {
+			header.Del("Content-Length")
+			p.html = &bytes.Buffer{}
+		}
+	}
+	p.said = true
+	p.ResponseWriter.WriteHeader(status)
+}
+
+// Write keeps HTML, and passes the rest on.
+func (p *styledPage) Write(b []byte) (int, error) {
+	if !p.said {
+		p.WriteHeader(http.StatusOK)
+	}
+	if p.html != nil {
+		return p.html.Write(b) //nolint:wrapcheck // an io.Writer's error is its own
+	}
+	return p.ResponseWriter.Write(b) //nolint:wrapcheck // an io.Writer's error is its own
+}
+
+// Unwrap is for http.ResponseController.
+func (p *styledPage) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+func (p *styledPage) flush() {
+	if p.html == nil || p.html.Len() == 0 {
+		return
+	}
+	page := strings.Replace(p.html.String(), "</head>", "<style>"+p.style+"</style></head>", 1)
+	_, _ = io.WriteString(p.ResponseWriter, page)
 }
 
 // allows says whether a caller may. A tenant's token may not even look: the page

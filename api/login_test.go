@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -44,6 +45,42 @@ func (b *browser) ask(method, path string, form url.Values, headers ...string) (
 	text, err := io.ReadAll(resp.Body)
 	require.NoError(b.t, err)
 	return resp, string(text)
+}
+
+// Who may only look is shown no controls that act; who may act is. Neither page is kept by
+// the browser, which would show it to who logs in next.
+func TestViewersPageHidesWhatActs(t *testing.T) {
+	t.Parallel()
+	const text = "<!doctype html><html><head><title>x</title></head><body>y</body></html>"
+	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		kind := "text/html; charset=utf-8"
+		if strings.HasSuffix(r.URL.Path, ".js") {
+			kind = "text/javascript"
+		}
+		w.Header().Set("Content-Type", kind)
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(text))
+	})
+	const style = "button{display:none}"
+	b := setup(t, func(c *api.Config) {
+		c.Mounts = []api.Mount{{Prefix: "/riverui", Handler: page, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel", ViewerStyle: style}}}
+	})
+	get := func(service, path string, headers ...string) (*http.Response, string) {
+		return b.browser(t).ask("GET", path, nil, append(headers, "Authorization", "Bearer "+b.auth.Token(service))...)
+	}
+	resp, got := get(monitoring, "/riverui/queues", "Range", "bytes=0-9")
+	require.Equal(t, strings.Replace(text, "</head>", "<style>"+style+"</style></head>", 1), got)
+	require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+	resp, got = get(orchestrator, "/riverui/queues")
+	require.Equal(t, text, got)
+	require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+	for _, service := range []string{monitoring, orchestrator} {
+		resp, got = get(service, "/riverui/assets/main.js")
+		require.Equal(t, text, got)
+		require.Empty(t, resp.Header.Get("Cache-Control"))
+		require.EqualValues(t, len(text), resp.ContentLength)
+	}
+	resp, _ = b.browser(t).ask("HEAD", "/riverui/", nil, "Authorization", "Bearer "+b.auth.Token(monitoring))
+	require.Equal(t, http.StatusOK, resp.StatusCode)
 }
 
 func TestLogin(t *testing.T) {

@@ -166,7 +166,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		return err
 	}
 	mount := api.Mount{
-		Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel"},
+		Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel", ViewerStyle: viewerStyle},
 	}
 	auth, err := s.neighbours("auth", cfg.AuthURL)
 	if err != nil {
