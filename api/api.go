@@ -168,6 +168,15 @@ func (a *API) routes() {
 	route(a, "POST", letters+"/operations/{operationId}/undo", desk, undoRedriveDoc, a.undoRedrive)
 	route(a, "POST", letters+"/{taskId}/discard", desk, discardDoc, a.discardDeadLetter)
 
+	const queues, pauses = "/api/internal/queues", "/api/internal/pauses"
+	route(a, "POST", queues+"/{queue}/pause", anyone(scopePause), pauseQueueDoc, a.pauseQueue)
+	route(a, "POST", queues+"/{queue}/resume", anyone(scopePause), resumeQueueDoc, a.resumeQueue)
+	route(a, "POST", definitions+"/{id}/pause", anyone(scopePause), pauseDefinitionDoc, a.pauseDefinition)
+	route(a, "POST", definitions+"/{id}/resume", anyone(scopePause), resumeDefinitionDoc, a.resumeDefinition)
+	route(a, "POST", tasks+"/{taskId}/pause", anyone(scopePause), pauseTaskDoc, a.pauseTask)
+	route(a, "POST", tasks+"/{taskId}/resume", anyone(scopePause), resumeTaskDoc, a.resumeTask)
+	route(a, "GET", pauses, anyone("tasks:read"), listPausesDoc, a.listPauses)
+
 	// Open to all, and in no document: they say nothing that is not public.
 	a.router.Get("/livez", a.livez)
 	a.router.Get("/readyz", a.readyz)

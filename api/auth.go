@@ -29,7 +29,7 @@ type access struct {
 // Scopes are all that a token can be given.
 var Scopes = []string{
 	"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel", "tasks:reassign", "tasks:metrics", "tasks:work",
-	"tasks:deadletter",
+	"tasks:deadletter", scopePause,
 }
 
 // desk is access to the dead letters, be it at their desk or by leases.

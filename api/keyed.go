@@ -173,6 +173,8 @@ func outputOf(operation string, made any) (out any, status int, err error) {
 		return redriveAnswer(made, false), redriveDoc.status, nil
 	case jobs.Discarded:
 		return discardAnswer(made), http.StatusOK, nil
+	case jobs.Pause:
+		return pauseAnswer(made), http.StatusOK, nil
 	}
 	return nil, 0, fmt.Errorf("%s has no answer to a %T", operation, made)
 }

@@ -54,6 +54,25 @@ func (b *testBundle) writes(t *testing.T) map[string]func() written {
 		leases := b.worker(t).call("", object{"workerId": "w"}).is(t, 200)["leases"].([]any)
 		return "/api/internal/leases/" + leases[0].(object)["leaseToken"].(string)
 	}
+	// What is paused or resumed, each of its own.
+	pausable := func(of string) string {
+		path, _ := b.create(t, noop())
+		id := strings.TrimPrefix(path, tasksPath+"/")
+		switch of {
+		case "definition":
+			b.ask(t, orchestrator, "PUT", definitionsPath+"/"+id, definition()).is(t, 201)
+			return definitionsPath + "/" + id
+		case "queue":
+			b.exec(t, "INSERT INTO river_queue (name, metadata, created_at, updated_at) VALUES ($1, '{}', now(), now())", id)
+			return "/api/internal/queues/" + id
+		}
+		return path
+	}
+	paused := func(of string) string {
+		path := pausable(of)
+		b.ask(t, orchestrator, "POST", path+"/pause", object{"reason": "r"}).is(t, 200)
+		return path
+	}
 	reason, otherwise := object{"reason": "one"}, object{"reason": "another"}
 	return map[string]func() written{
 		"createTasks": func() written {
@@ -96,6 +115,16 @@ func (b *testBundle) writes(t *testing.T) map[string]func() written {
 		"undoRedriveOperation": func() written {
 			return written{errorHandler, "POST", redriven() + "/undo", reason, otherwise}
 		},
+		"pauseQueue":  func() written { return written{orchestrator, "POST", pausable("queue") + "/pause", reason, otherwise} },
+		"resumeQueue": func() written { return written{orchestrator, "POST", paused("queue") + "/resume", reason, otherwise} },
+		"pauseTaskDefinition": func() written {
+			return written{orchestrator, "POST", pausable("definition") + "/pause", reason, otherwise}
+		},
+		"resumeTaskDefinition": func() written {
+			return written{orchestrator, "POST", paused("definition") + "/resume", reason, otherwise}
+		},
+		"pauseTask":  func() written { return written{orchestrator, "POST", pausable("task") + "/pause", reason, otherwise} },
+		"resumeTask": func() written { return written{orchestrator, "POST", paused("task") + "/resume", reason, otherwise} },
 		"discardDeadLetter": func() written {
 			return written{errorHandler, "POST", lettersPath + "/" + letter() + "/discard", reason, otherwise}
 		},
@@ -172,6 +201,7 @@ func TestAnswersAreCommittedWithTheirEffects(t *testing.T) {
 	for id, effect := range map[string]string{
 		"updateTaskStatus": "task", "cancelTask": "task", "reassignTask": "task", "claimTask": "task", "unclaimTask": "task", "completeTask": "task",
 		"claimNextTask": "task", "putTaskDefinition": "task_definition", "redriveDeadLetters": "redrive_operation", "discardDeadLetter": "dead_letter_discard",
+		"pauseQueue": "pause", "resumeQueue": "pause", "pauseTaskDefinition": "pause", "pauseTask": "pause", // the release that follows a resume writes its row again
 	} {
 		w := writes[id]()
 		require.Less(t, b.ask(t, w.service, w.method, w.path, w.body, "Idempotency-Key", "one commit").status, 300, id)

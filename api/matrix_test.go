@@ -47,6 +47,14 @@ var callers = map[string]struct {
 
 	"listWorkers": {"tasks:read", nil, ""},
 
+	"pauseQueue":           {"tasks:pause", nil, ""},
+	"resumeQueue":          {"tasks:pause", nil, ""},
+	"pauseTaskDefinition":  {"tasks:pause", nil, ""},
+	"resumeTaskDefinition": {"tasks:pause", nil, ""},
+	"pauseTask":            {"tasks:pause", nil, ""},
+	"resumeTask":           {"tasks:pause", nil, ""},
+	"listPauses":           {"tasks:read", nil, ""},
+
 	"listDeadLetters":      {"tasks:deadletter", []string{errorHandler}, ""},
 	"redriveDeadLetters":   {"tasks:deadletter", []string{errorHandler}, ""},
 	"getRedriveOperation":  {"tasks:deadletter", []string{errorHandler}, ""},
@@ -98,7 +106,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 			}
 			require.Equal(t, list, op["x-callers"], id)
 
-			place := strings.NewReplacer("{taskId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "{workflowId}", "w", "{userId}", "u", "{id}", "d", "{operationId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01").Replace(path)
+			place := strings.NewReplacer("{taskId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "{workflowId}", "w", "{userId}", "u", "{id}", "d", "{queue}", "q", "{operationId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01").Replace(path)
 			ask := func(token string) *reply {
 				// A body that nothing takes: whoever sees it was let in.
 				var body any

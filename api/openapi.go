@@ -25,6 +25,7 @@ const (
 	tagDefinitions = "Task definitions"
 	tagMetrics     = "Metrics"
 	tagDeadLetters = "Dead letters"
+	tagPauses      = "Pauses"
 )
 
 const security = "serviceJWT"
@@ -140,6 +141,7 @@ func describe() huma.Config {
 		{Name: tagLeases, Description: "Work tasks from outside, in any language."},
 		{Name: tagDefinitions, Description: "What tasks are made of."},
 		{Name: tagDeadLetters, Description: "See to what has failed for good."},
+		{Name: tagPauses, Description: "Hold queues, definitions and tasks back, and let them go on."},
 		{Name: tagMetrics, Description: "How tasks stand."},
 	}
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{security: {

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/seed-3f7a0631/tes/jobs"
 )
 
 // jobAct is what River UI's page sends to act on jobs. It writes ids as strings, and
@@ -18,10 +20,17 @@ type jobAct struct {
 // mostJobs is how many jobs River UI takes at once.
 const mostJobs = 1000
 
+// statusOK is River UI's answer to an act that is done.
+const statusOK = `{"status":"ok"}`
+
 // operated does to the tasks what an operator asks of their jobs, in the operator's
 // name, and lets River UI do the rest: what is cancelled by then is no task's any more.
+// Queues are paused and resumed in the operator's name too.
 func (a *API) operated(m Mount, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a.pausedInUI(m, w, r) {
+			return
+		}
 		verb, isAct := strings.CutPrefix(r.URL.Path, m.Prefix+"/api/jobs/")
 		if r.Method != http.MethodPost || !isAct {
 			next.ServeHTTP(w, r)
@@ -33,10 +42,7 @@ func (a *API) operated(m Mount, next http.Handler) http.Handler {
 			writeProblem(c, problem(http.StatusUnprocessableEntity, codeValidation, "ids must list 1 to "+strconv.Itoa(mostJobs)+" jobs").because(err))
 			return
 		}
-		by := "river-ui"
-		if c.caller != nil {
-			by += ":" + c.caller.Name
-		}
+		by := operatorOf(c)
 		switch verb {
 		case "cancel":
 			err = a.cfg.Tasks.CancelJobs(r.Context(), ids, by, "cancelled")
@@ -44,8 +50,7 @@ func (a *API) operated(m Mount, next http.Handler) http.Handler {
 			err = a.cfg.Tasks.CancelJobs(r.Context(), ids, by, "deleted")
 		case "retry":
 			if ids, err = a.cfg.Tasks.RetryJobs(r.Context(), ids, by); err == nil && len(ids) == 0 {
-				w.Header().Set("Content-Type", "application/json; charset=utf-8")
-				_, _ = io.WriteString(w, `{"status":"ok"}`)
+				doneInUI(w)
 				return
 			}
 		}
@@ -56,6 +61,47 @@ func (a *API) operated(m Mount, next http.Handler) http.Handler {
 		sent(r, ids)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// pausedInUI pauses or resumes a queue where the request asks for that, so that the pause
+// bears the operator's name: River's own statement knows the role of the database alone.
+func (a *API) pausedInUI(m Mount, w http.ResponseWriter, r *http.Request) bool {
+	rest, ok := strings.CutPrefix(r.URL.Path, m.Prefix+"/api/queues/")
+	name, verb, _ := strings.Cut(rest, "/")
+	if r.Method != http.MethodPut || !ok || name == "" {
+		return false
+	}
+
+	c := callOf(r.Context())
+	asks := jobs.Ask{By: operatorOf(c)}
+	var err error
+	switch verb {
+	case "pause":
+		_, err = a.cfg.Tasks.PauseQueue(r.Context(), name, asks)
+	case "resume":
+		_, err = a.cfg.Tasks.ResumeQueue(r.Context(), name, asks)
+	default:
+		return false
+	}
+	if err != nil {
+		writeProblem(c, problemOf(r.Context(), err))
+		return true
+	}
+	doneInUI(w)
+	return true
+}
+
+// operatorOf names who acts in River UI.
+func operatorOf(c *call) string {
+	if c.caller == nil {
+		return "river-ui"
+	}
+	return "river-ui:" + c.caller.Name
+}
+
+func doneInUI(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	_, _ = io.WriteString(w, statusOK)
 }
 
 func jobsOf(r *http.Request) ([]int64, error) {

@@ -76,6 +76,19 @@ func TestOperatorsActOnTasks(t *testing.T) {
 	waiting := b.forWorkers(t)
 	require.Contains(t, string(act("retry", operator, job(waiting), 1<<60).body), fmt.Sprintf(`{"ids":[%d,%d]}`, job(waiting), int64(1)<<60))
 
+	// Queues are paused and resumed in the operator's name; River UI has nothing left to do.
+	const queue = "/riverui/api/queues/task-execution-automated/"
+	require.Equal(t, 403, b.askWith(t, b.auth.Token(monitoring), "PUT", queue+"pause", nil).status, "a viewer")
+	require.JSONEq(t, `{"status": "ok"}`, string(b.askWith(t, operator, "PUT", queue+"pause", nil).body))
+	path, _ := b.create(t, noop())
+	b.why(t, path, "PAUSED", "^task-execution-automated is paused since 20.*Z by river-ui:"+orchestrator+"$")
+	require.JSONEq(t, `{"status": "ok"}`, string(b.askWith(t, operator, "PUT", queue+"resume", nil).body))
+	b.stands(t, path, "COMPLETED")
+	last := b.ask(t, orchestrator, "GET", "/api/internal/pauses?all=true", nil).is(t, 200)["items"].([]any)[0].(object)
+	require.Equal(t, []any{"river-ui:" + orchestrator, "", "river-ui:" + orchestrator}, []any{last["pausedBy"], last["reason"], last["resumedBy"]})
+	b.askWith(t, operator, "PUT", "/riverui/api/queues/nowhere/pause", nil).fails(t, 404, "NOT_FOUND")
+	require.Contains(t, string(b.askWith(t, operator, "PATCH", "/riverui/api/queues/task-execution-automated", object{}).body), "river:")
+
 	for _, bad := range []string{`{"ids": []}`, `{"ids": ["x"]}`, `{}`, `[`, `{"ids": [` + strings.Repeat("1,", 1000) + `1]}`} {
 		b.askWith(t, operator, "POST", "/riverui/api/jobs/cancel", bad).fails(t, 422, "VALIDATION_ERROR")
 	}

@@ -37,7 +37,7 @@ func TestAHeaderWithoutAValueIsRefusedOnEveryWrite(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	doc := b.askWith(t, "", "GET", "/openapi.json", nil).is(t, 200)
-	place := strings.NewReplacer("{taskId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "{id}", "d", "{operationId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "{leaseToken}", "x")
+	place := strings.NewReplacer("{taskId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "{id}", "d", "{operationId}", "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "{leaseToken}", "x", "{queue}", "q")
 	n := 0
 	b.unchanged(t, func() {
 		for path, item := range doc["paths"].(object) {
@@ -46,9 +46,12 @@ func TestAHeaderWithoutAValueIsRefusedOnEveryWrite(t *testing.T) {
 					continue
 				}
 				n++
-				service := "task-worker"
-				if names := callers[op.(object)["operationId"].(string)].services; names != nil {
-					service = names[0]
+				service, who := "task-worker", callers[op.(object)["operationId"].(string)]
+				switch {
+				case who.services != nil:
+					service = who.services[0]
+				case who.scope == "tasks:pause":
+					service = orchestrator
 				}
 				for _, header := range []string{"If-Match", "Idempotency-Key", "X-User-Token"} {
 					for _, values := range [][]string{{""}, {"  "}, {"\t"}} {

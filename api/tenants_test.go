@@ -188,7 +188,9 @@ func TestNoOperationReachesAnotherTenant(t *testing.T) {
 
 						require.Less(t, r.status, 500, named)
 						require.NotEqual(t, http.StatusUnauthorized, r.status, named)
-						if r.status == http.StatusForbidden { // the scope of dead letters leases nothing else
+						if r.status == http.StatusForbidden && strings.Contains(op.path, "{queue}") { // all tenants'
+							require.Equal(t, "mallory", stranger, named)
+						} else if r.status == http.StatusForbidden { // the scope of dead letters leases nothing else
 							require.Equal(t, "tasks:deadletter", scope, named)
 							require.Contains(t, op.path, "/leases", named)
 						} else if strings.Contains(op.path, "{taskId}") || strings.Contains(op.path, "{leaseToken}") || strings.Contains(op.path, "{operationId}") || op.id == "getTaskDefinition" {
@@ -243,6 +245,12 @@ func elsewhere(op operation) string {
 		return "its own definition of that id"
 	case strings.Contains(op.path, "{taskId}"), strings.Contains(op.path, "{leaseToken}"), strings.Contains(op.path, "{operationId}"), op.id == "getTaskDefinition":
 		return "404"
+	case op.id == "pauseTaskDefinition", op.id == "resumeTaskDefinition":
+		return "its own definition of that id, or its own tasks of the platform's; else 404"
+	case strings.Contains(op.path, "{queue}"):
+		return "403: takes a token without a tenant"
+	case op.id == "listPauses":
+		return "its own, and those of queues and of the platform's definitions"
 	}
 	return "its own alone"
 }

@@ -56,7 +56,7 @@ type (
 var whyTaskDoc = doc{
 	id: "whyTask", tag: tagTasks, summary: "Ask why a task is not running",
 	description: "Answers what a task waits for, from the same conditions by which jobs are taken, as they are at one moment: " +
-		"a lane that is paused or in maintenance, nobody there to do it (NO_WORKER: no remote worker asks for its definition, or no process lives; NO_HANDLER: no process has its executor or Go handler), its next attempt not due, others before it, a person, another system's answer.",
+		"a queue, a definition or a task that is paused (with who paused it, when and why), a lane in maintenance, nobody there to do it (NO_WORKER: no remote worker asks for its definition, or no process lives; NO_HANDLER: no process has its executor or Go handler), its next attempt not due, others before it, a person, another system's answer.",
 	errors: []int{404},
 	answer: map[string]any{
 		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "state": "PENDING", "blockedBy": "AHEAD_IN_QUEUE", "position": 12,
@@ -139,6 +139,9 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		}
 		w.Since, w.Detail = utc(row.AttemptedAt), fmt.Sprintf("%s took it at %s and begins", taker, clock(row.AttemptedAt))
 		return
+	case db.RiverJobStatePending:
+		w.heldBack(row)
+		return
 	case db.RiverJobStateAvailable:
 	default: // scheduled: it is made available soon after it is due
 		w.waits(row, breakers)
@@ -160,7 +163,9 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		}
 		w.by(blockedMaintenance, later(row.MaintenanceSince, row.ScheduledAt), detail)
 	case row.PausedAt != nil:
-		w.by(blockedPaused, later(row.PausedAt, row.ScheduledAt), fmt.Sprintf("%s is paused since %s", *row.Queue, clock(row.PausedAt)))
+		w.by(blockedPaused, later(row.PausedAt, row.ScheduledAt), pausedText(*row.Queue, row.PausedAt, row.QueuePausedBy, row.QueuePauseReason))
+	case row.HeldScope != "": // whoever claims it holds it back
+		w.heldBack(row)
 	case *row.Kind == jobs.KindWorker && !row.WorkerThere:
 		w.noWorker(row)
 	case *row.Kind != jobs.KindWorker && !row.Attended:
@@ -183,6 +188,28 @@ func (w *Why) pending(row *db.TaskWhyRow, breakers []retry.Status) {
 		}
 		w.by(blockedAhead, row.ScheduledAt, count+" taken before it")
 	}
+}
+
+// heldBack is a job that is not taken, or is not started by who takes it, because its
+// definition or its task is paused.
+func (w *Why) heldBack(row *db.TaskWhyRow) {
+	if row.HeldScope == "" {
+		w.Since, w.Detail = utc(row.ScheduledAt), "the pause that held it back was resumed: it is about to be put back into "+*row.Queue
+		return
+	}
+	w.by(blockedPaused, later(&row.HeldAt, row.ScheduledAt), pausedText(row.HeldScope+" "+row.HeldName, &row.HeldAt, row.HeldBy, row.HeldReason))
+}
+
+// pausedText says what is paused, since when, by whom and why, as far as it is known.
+func pausedText(what string, since *time.Time, by, reason string) string {
+	text := what + " is paused since " + clock(since)
+	if by != "" {
+		text += " by " + by
+	}
+	if reason != "" {
+		text += ": " + reason
+	}
+	return text
 }
 
 // noWorker is a task that is left to remote workers, and none asks for its like.
@@ -232,6 +259,9 @@ func (w *Why) waits(row *db.TaskWhyRow, breakers []retry.Status) {
 		return
 	}
 	w.by(blockedRetry, row.QueuedAt, fmt.Sprintf("attempt %d is due at %s", row.Attempt+1, clock(row.ScheduledAt)))
+	if row.HeldScope != "" {
+		w.Detail += "; " + pausedText(row.HeldScope+" "+row.HeldName, &row.HeldAt, row.HeldBy, row.HeldReason)
+	}
 }
 
 func (w *Why) by(what Blocker, since *time.Time, detail string) {

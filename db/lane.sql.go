@@ -136,7 +136,12 @@ SELECT
     w.weight,
     (CASE WHEN w.weight <= 8192 THEN t.input END)::jsonb AS input,
     (CASE WHEN w.weight <= 8192 THEN t.context END)::jsonb AS context,
-    t.config
+    t.config,
+    (CASE
+        WHEN (SELECT EXISTS (SELECT FROM pause i WHERE i.resumed_at IS NULL AND i.scope IN ('definition', 'task')))
+            THEN EXISTS (SELECT FROM task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS p (id))
+        ELSE false
+    END)::boolean AS paused
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING'
 CROSS JOIN LATERAL (SELECT (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight OFFSET 0) w
@@ -173,12 +178,15 @@ type LaneClaimRow struct {
 	Input         json.RawMessage
 	Context       json.RawMessage
 	Config        json.RawMessage
+	Paused        bool
 }
 
 // Takes up to so many waiting jobs of one lane and kind, as River's own fetch
 // would: by priority, then age. Start work only when this has committed: until
 // then every other statement still sees the jobs as available. A row without a
 // task (definition_id is null) is a stale token; if its task_id is the nil UUID, it names none.
+// A paused row must not be started: LanePark holds its job back. Whether there is any pause of
+// a definition or a task is asked once, so that without one the rows cost nothing.
 func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneClaimRow, error) {
 	rows, err := q.db.Query(ctx, laneClaim,
 		arg.Lane,
@@ -217,6 +225,7 @@ func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneCla
 			&i.Input,
 			&i.Context,
 			&i.Config,
+			&i.Paused,
 		); err != nil {
 			return nil, err
 		}
@@ -363,6 +372,76 @@ func (q *Queries) LaneOrphans(ctx context.Context, arg LaneOrphansParams) ([]Lan
 			return nil, err
 		}
 		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lanePark = `-- name: LanePark :many
+WITH asked AS (
+    SELECT unnest($2::bigint[]) AS id
+),
+held AS MATERIALIZED (
+    SELECT j.id, job_task(j.args) AS task_id
+    FROM asked
+    JOIN river_job j ON j.id = asked.id AND (j.state = 'running') IS TRUE AND j.attempted_by = ARRAY[$3::text]
+    ORDER BY j.id
+    FOR UPDATE OF j
+),
+cover AS MATERIALIZED (
+    SELECT held.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
+    FROM held
+    JOIN task t ON t.task_id = held.task_id
+    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+    JOIN pause p ON p.id = c.id AND p.resumed_at IS NULL
+    FOR SHARE OF p
+),
+first AS (
+    SELECT DISTINCT ON (cover.job_id)
+        cover.job_id,
+        jsonb_build_object('paused', jsonb_build_object('by', cover.paused_by, 'at', cover.paused_at, 'reason', cover.pause_reason)) AS note
+    FROM cover
+    ORDER BY cover.job_id, cover.id
+)
+UPDATE river_job j
+SET
+    state = CASE WHEN first.job_id IS NULL THEN 'available'::river_job_state ELSE 'pending' END,
+    kind = $1::text,
+    attempt = greatest(j.attempt - 1, 0),
+    attempted_at = NULL,
+    attempted_by = NULL,
+    metadata = j.metadata || coalesce(first.note, '{}')
+FROM held
+LEFT JOIN first ON first.job_id = held.id
+WHERE j.id = held.id
+RETURNING (j.state = 'pending')::boolean AS parked
+`
+
+type LaneParkParams struct {
+	Kind       string
+	JobIds     []int64
+	ExecutorID string
+}
+
+// Holds claimed jobs back whose tasks are paused: River's state for that is pending. They have
+// not begun, so the tokens stay good. The pauses are read again and locked, so that who resumes
+// one waits for this and then sees these jobs; a job whose pause was resumed meanwhile is
+// available again. kind is the kind under which the jobs waited.
+func (q *Queries) LanePark(ctx context.Context, arg LaneParkParams) ([]bool, error) {
+	rows, err := q.db.Query(ctx, lanePark, arg.Kind, arg.JobIds, arg.ExecutorID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []bool
+	for rows.Next() {
+		var parked bool
+		if err := rows.Scan(&parked); err != nil {
+			return nil, err
+		}
+		items = append(items, parked)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

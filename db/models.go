@@ -593,6 +593,20 @@ type OutboxStream struct {
 	StreamCreatedAt time.Time
 }
 
+type Pause struct {
+	ID           int64
+	Scope        string
+	TenantID     string
+	Name         string
+	PausedAt     time.Time
+	PausedBy     string
+	PauseReason  string
+	ResumedAt    *time.Time
+	ResumedBy    *string
+	ResumeReason *string
+	Released     bool
+}
+
 type RedriveItem struct {
 	OperationID uuid.UUID
 	N           int32
@@ -769,6 +783,30 @@ type ReportNotice struct {
 	At time.Time
 	// when that ended; null while it waits
 	SettledAt *time.Time
+}
+
+// One row a pause of a queue, a definition or a task: who paused and resumed it, when and why.
+type ReportPause struct {
+	// queue, definition or task
+	Scope string
+	// the queue, or the id of the definition or the task
+	Name string
+	// the tenant whose tasks it holds back; empty: of a queue, all; of a definition, all that use the platform's
+	TenantID string
+	// true until it is resumed
+	InForce interface{}
+	// since when
+	PausedAt time.Time
+	// who: a caller of the API, river-ui: and a caller, or role: and a role of the database
+	PausedBy string
+	// why; empty where nobody said
+	PauseReason string
+	// until when; null while it is in force
+	ResumedAt *time.Time
+	// who resumed it
+	ResumedBy *string
+	// why it was resumed; empty where nobody said
+	ResumeReason *string
 }
 
 // Depth and age of each lane by priority. Counts every waiting job: seconds at millions.

@@ -170,20 +170,42 @@ WITH open AS MATERIALIZED (
     LIMIT $5::integer
     FOR UPDATE SKIP LOCKED
 ),
+judged AS MATERIALIZED (
+    SELECT
+        open.id, open.task_id, open.priority, open.scheduled_at,
+        CASE
+            WHEN (SELECT EXISTS (SELECT FROM pause i WHERE i.resumed_at IS NULL AND i.scope IN ('definition', 'task')))
+                THEN EXISTS (
+                    SELECT
+                    FROM task t
+                    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+                    WHERE t.task_id = open.task_id
+                )
+            ELSE false
+        END AS paused
+    FROM open
+),
+next AS (
+    SELECT judged.id, judged.task_id, judged.priority, judged.scheduled_at
+    FROM judged
+    WHERE NOT judged.paused
+    ORDER BY judged.priority, judged.scheduled_at, judged.id
+    LIMIT $6::integer
+),
 weighed AS (
     SELECT
-        open.id,
+        next.id,
         sum(octet_length(t.input::text) + coalesce(octet_length(t.context::text), 0)) OVER (
-            ORDER BY open.priority, open.scheduled_at, open.id
+            ORDER BY next.priority, next.scheduled_at, next.id
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS before
-    FROM open
-    JOIN task t ON t.task_id = open.task_id
+    FROM next
+    JOIN task t ON t.task_id = next.task_id
 ),
 free AS (
     SELECT weighed.id
     FROM weighed
-    WHERE weighed.before IS NULL OR weighed.before < $6::bigint
+    WHERE weighed.before IS NULL OR weighed.before < $7::bigint
 ),
 claimed AS (
     UPDATE river_job j
@@ -191,15 +213,45 @@ claimed AS (
         state = 'running',
         attempt = j.attempt + 1,
         attempted_at = now(),
-        attempted_by = ARRAY[$7::text]
+        attempted_by = ARRAY[$8::text]
     FROM free
     WHERE j.id = free.id
     RETURNING j.id, job_task(j.args) AS task_id
+),
+cover AS MATERIALIZED (
+    SELECT judged.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
+    FROM judged
+    JOIN task t ON t.task_id = judged.task_id
+    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+    JOIN pause p ON p.id = c.id AND p.resumed_at IS NULL
+    WHERE judged.paused
+    FOR SHARE OF p
+),
+first AS (
+    SELECT DISTINCT ON (cover.job_id)
+        cover.job_id,
+        jsonb_build_object('paused', jsonb_build_object('by', cover.paused_by, 'at', cover.paused_at, 'reason', cover.pause_reason)) AS note
+    FROM cover
+    ORDER BY cover.job_id, cover.id
+),
+parked AS (
+    UPDATE river_job j
+    SET state = 'pending', metadata = j.metadata || first.note
+    FROM first
+    WHERE j.id = first.job_id
+    RETURNING j.id, job_task(j.args) AS task_id
+),
+found AS (
+    SELECT claimed.id, claimed.task_id, false AS parked
+    FROM claimed
+    UNION ALL
+    SELECT parked.id, parked.task_id, true
+    FROM parked
 )
 SELECT
-    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
-FROM claimed
-JOIN task t ON t.task_id = claimed.task_id
+    found.id AS job_id, found.parked, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
+FROM found
+JOIN task t ON t.task_id = found.task_id
 `
 
 type WorkerClaimParams struct {
@@ -207,6 +259,7 @@ type WorkerClaimParams struct {
 	TenantID      string
 	Type          string
 	DefinitionIds []string
+	Walk          int32
 	Most          int32
 	MostBytes     int64
 	ExecutorID    string
@@ -214,6 +267,7 @@ type WorkerClaimParams struct {
 
 type WorkerClaimRow struct {
 	JobID         int64
+	Parked        bool
 	TaskID        uuid.UUID
 	Attempt       int32
 	Type          TaskType
@@ -227,6 +281,10 @@ type WorkerClaimRow struct {
 // The lane claim for a remote worker: the same order and the same pause, but only
 // what is left to workers, of the worker's tenant, and of the definitions that it
 // knows (none named: of all). What others know is walked past.
+//
+// Of up to walk jobs, up to most are claimed. Those whose tasks are paused are not claimed but
+// held back, as LanePark does, so that they are walked past once and not by each dequeue; they
+// come back as parked.
 // An answer has a bound in bytes too, but for the first: the others wait for the next.
 func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]WorkerClaimRow, error) {
 	rows, err := q.db.Query(ctx, workerClaim,
@@ -234,6 +292,7 @@ func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]Wor
 		arg.TenantID,
 		arg.Type,
 		arg.DefinitionIds,
+		arg.Walk,
 		arg.Most,
 		arg.MostBytes,
 		arg.ExecutorID,
@@ -247,6 +306,7 @@ func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]Wor
 		var i WorkerClaimRow
 		if err := rows.Scan(
 			&i.JobID,
+			&i.Parked,
 			&i.TaskID,
 			&i.Attempt,
 			&i.Type,

@@ -211,12 +211,19 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 		c.release(n - len(rows))
 	}
 	var heavy []db.LaneClaimRow
+	var paused []int64
 	for _, row := range rows {
-		if row.DefinitionID != nil && row.Weight > lightest {
+		switch {
+		case row.Paused:
+			paused = append(paused, row.JobID)
+		case row.DefinitionID != nil && row.Weight > lightest:
 			heavy = append(heavy, row)
-		} else {
+		default:
 			c.r.dispatch(c, row)
 		}
+	}
+	if len(paused) > 0 {
+		c.r.work.Go(func() { c.park(kind, paused) })
 	}
 	if len(heavy) > 0 {
 		c.r.work.Go(func() { c.load(heavy) })

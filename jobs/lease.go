@@ -174,7 +174,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		if from.lane == LaneRetry {
 			p.Type = string(typeOf(sel.Lane))
 		}
-		rows, err := t.q.WorkerClaim(work, p)
+		rows, err := t.claimForWorker(work, p)
 		if err != nil {
 			return nil, readError("claim for a worker", err)
 		}

@@ -27,7 +27,7 @@ var growing = []string{"task", "task_attempt", "task_event", "task_request", "ri
 // every single id once the planner believes that nothing is running.
 var byLane = map[string]bool{
 	"LaneClaim": true, "LaneKinds": true, "LaneAge": true, "LaneOrphans": true, "LaneWaiting": true, "WorkerClaim": true, "TaskWhy": true, "LaneStale": true,
-	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true, "LetterClaim": true, "LetterWaits": true,
+	"DeadLetterReach": true, "DeadLetterList": true, "DeadLetterGroups": true, "LetterClaim": true, "LetterWaits": true, "PauseRelease": true,
 }
 
 // inOrder are the statements that read the first few rows in an index's order.
@@ -35,7 +35,7 @@ var inOrder = map[string]bool{"CallbackClaim": true, "CallbackBacklog": true, "O
 
 // needed are the statements without which the test would prove nothing.
 var needed = []string{
-	"TaskCreate", "TaskComplete", "TaskMove", "LaneClaim", "LaneKinds", "LaneRefile", "LaneOrphans", "LaneAge", "LaneWaiting", "LeaseExtend", "LeaseExpired",
+	"TaskCreate", "TaskComplete", "TaskMove", "LaneClaim", "LaneKinds", "LaneRefile", "LanePark", "PauseRelease", "LaneOrphans", "LaneAge", "LaneWaiting", "LeaseExtend", "LeaseExpired",
 	"LeaseSweep", "LeaseAwait", "OutboxAdvance", "OutboxEvents", "OutboxRequeue", "OutboxRounds", "TaskListByWorkflow", "TaskListByUser",
 	"TaskListForUser", "TaskOpenFor", "TaskHeld", "TaskLastAssigned",
 	"TaskRequestGet", "EventsFound", "JobsEnd", "TaskGet", "InboxSeen",

@@ -152,7 +152,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 		r.claims.Go(func() { c.run(ctx) })
 	}
 	r.tasks.wakes.mu.Unlock()
-	for _, loop := range []func(context.Context){r.announce, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
+	for _, loop := range []func(context.Context){r.announce, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.releases, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
 		loopsDone.Go(func() { loop(loops) })
 	}
 

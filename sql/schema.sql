@@ -125,6 +125,27 @@ CREATE FUNCTION public.job_task(args jsonb) RETURNS uuid
     END
 $$;
 
+CREATE FUNCTION public.pause_note_queue() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+DECLARE
+    who constant text := coalesce(nullif(current_setting('tes.pause_by', true), ''), 'role:' || session_user);
+    why constant text := coalesce(current_setting('tes.pause_reason', true), '');
+BEGIN
+    IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND NEW.paused_at IS NULL THEN
+        UPDATE pause p
+        SET resumed_at = now(), resumed_by = who, resume_reason = why, released = true
+        WHERE p.scope = 'queue' AND p.name = OLD.name AND p.tenant_id = '' AND p.resumed_at IS NULL;
+    ELSE
+        INSERT INTO pause (scope, name, paused_at, paused_by, pause_reason)
+        VALUES ('queue', NEW.name, NEW.paused_at, who, why)
+        ON CONFLICT (scope, name, tenant_id) WHERE resumed_at IS NULL DO NOTHING;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION public.payload_weight(doc jsonb) RETURNS bigint
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$
@@ -283,6 +304,18 @@ BEGIN
     RETURN NULL;
 END
 $$;
+
+CREATE FUNCTION public.task_pauses(task_id uuid, tenant_id text, definition_id text, own_definition boolean) RETURNS SETOF bigint
+    LANGUAGE sql STABLE ROWS 1
+    AS $_$
+    SELECT p.id
+    FROM pause p
+    WHERE p.resumed_at IS NULL AND p.scope = 'definition' AND p.name = $3 AND (p.tenant_id = $2 OR (p.tenant_id = '' AND NOT $4))
+    UNION ALL
+    SELECT p.id
+    FROM pause p
+    WHERE p.resumed_at IS NULL AND p.scope = 'task' AND p.name = $1::text AND p.tenant_id = $2
+    $_$;
 
 CREATE FUNCTION report.event_id(task_id uuid, seq integer) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -540,6 +573,32 @@ CREATE TABLE public.outbox_stream (
     only_one boolean DEFAULT true NOT NULL,
     stream_created_at timestamp with time zone NOT NULL,
     CONSTRAINT outbox_stream_only_one_check CHECK (only_one)
+);
+
+CREATE TABLE public.pause (
+    id bigint NOT NULL,
+    scope text NOT NULL COLLATE pg_catalog."C",
+    tenant_id text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    name text NOT NULL COLLATE pg_catalog."C",
+    paused_at timestamp with time zone DEFAULT now() NOT NULL,
+    paused_by text NOT NULL,
+    pause_reason text NOT NULL,
+    resumed_at timestamp with time zone,
+    resumed_by text,
+    resume_reason text,
+    released boolean DEFAULT false NOT NULL,
+    CONSTRAINT released_after_resume CHECK (((resumed_at IS NOT NULL) OR (NOT released))),
+    CONSTRAINT resumed_whole CHECK ((((resumed_at IS NULL) = (resumed_by IS NULL)) AND ((resumed_at IS NULL) = (resume_reason IS NULL)))),
+    CONSTRAINT scope_is_known CHECK ((scope = ANY (ARRAY['queue'::text, 'definition'::text, 'task'::text])))
+);
+
+ALTER TABLE public.pause ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.pause_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE TABLE public.redrive_item (
@@ -1178,6 +1237,41 @@ COMMENT ON COLUMN report.notice.at IS 'when it was due to be told';
 
 COMMENT ON COLUMN report.notice.settled_at IS 'when that ended; null while it waits';
 
+CREATE VIEW report.pause AS
+ SELECT p.scope,
+    p.name,
+    p.tenant_id,
+    (p.resumed_at IS NULL) AS in_force,
+    p.paused_at,
+    p.paused_by,
+    p.pause_reason,
+    p.resumed_at,
+    p.resumed_by,
+    p.resume_reason
+   FROM public.pause p;
+
+COMMENT ON VIEW report.pause IS 'One row a pause of a queue, a definition or a task: who paused and resumed it, when and why.';
+
+COMMENT ON COLUMN report.pause.scope IS 'queue, definition or task';
+
+COMMENT ON COLUMN report.pause.name IS 'the queue, or the id of the definition or the task';
+
+COMMENT ON COLUMN report.pause.tenant_id IS 'the tenant whose tasks it holds back; empty: of a queue, all; of a definition, all that use the platform''s';
+
+COMMENT ON COLUMN report.pause.in_force IS 'true until it is resumed';
+
+COMMENT ON COLUMN report.pause.paused_at IS 'since when';
+
+COMMENT ON COLUMN report.pause.paused_by IS 'who: a caller of the API, river-ui: and a caller, or role: and a role of the database';
+
+COMMENT ON COLUMN report.pause.pause_reason IS 'why; empty where nobody said';
+
+COMMENT ON COLUMN report.pause.resumed_at IS 'until when; null while it is in force';
+
+COMMENT ON COLUMN report.pause.resumed_by IS 'who resumed it';
+
+COMMENT ON COLUMN report.pause.resume_reason IS 'why it was resumed; empty where nobody said';
+
 CREATE VIEW report.queue AS
  SELECT q.name AS lane,
     (ARRAY['CRITICAL'::text, 'HIGH'::text, 'MEDIUM'::text, 'LOW'::text])[j.priority] AS priority,
@@ -1385,6 +1479,9 @@ ALTER TABLE ONLY public.outbox_published
 ALTER TABLE ONLY public.outbox_stream
     ADD CONSTRAINT outbox_stream_pkey PRIMARY KEY (only_one);
 
+ALTER TABLE ONLY public.pause
+    ADD CONSTRAINT pause_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.redrive_item
     ADD CONSTRAINT redrive_item_pkey PRIMARY KEY (operation_id, n);
 
@@ -1467,6 +1564,12 @@ CREATE INDEX notice_task ON public.notice USING btree (task_id);
 
 CREATE INDEX outbox_published_last_seq ON public.outbox_published USING btree (last_seq);
 
+CREATE UNIQUE INDEX pause_in_force ON public.pause USING btree (scope, name, tenant_id) WHERE (resumed_at IS NULL);
+
+CREATE INDEX pause_subject ON public.pause USING btree (scope, name, tenant_id, id);
+
+CREATE INDEX pause_unreleased ON public.pause USING btree (id) WHERE ((resumed_at IS NOT NULL) AND (NOT released));
+
 CREATE INDEX redrive_open ON public.redrive_operation USING btree (paced_at) WHERE (state = ANY (ARRAY['CANARY'::public.redrive_state, 'RUNNING'::public.redrive_state]));
 
 CREATE INDEX river_job_notice_index ON public.river_job USING btree (priority, scheduled_at, id) WHERE ((state = 'available'::public.river_job_state) AND (queue = 'task-notices'::text));
@@ -1496,6 +1599,12 @@ CREATE INDEX worker_seen_at ON public.worker USING btree (seen_at);
 CREATE TRIGGER job_signal_delete AFTER DELETE ON public.river_job FOR EACH ROW WHEN (((old.state <> ALL (ARRAY['completed'::public.river_job_state, 'cancelled'::public.river_job_state, 'discarded'::public.river_job_state])) AND (old.kind ~~ 'task.%'::text) AND (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.job_signal_note();
 
 CREATE TRIGGER job_signal_update AFTER UPDATE ON public.river_job FOR EACH ROW WHEN (((((new.state = ANY (ARRAY['cancelled'::public.river_job_state, 'discarded'::public.river_job_state])) AND (old.state <> ALL (ARRAY['completed'::public.river_job_state, 'cancelled'::public.river_job_state, 'discarded'::public.river_job_state]))) OR ((new.state = 'running'::public.river_job_state) AND (new.metadata ? 'cancel_attempted_at'::text) AND (NOT (old.metadata ? 'cancel_attempted_at'::text)))) AND (new.kind ~~ 'task.%'::text) AND (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.job_signal_note();
+
+CREATE TRIGGER pause_queue_delete AFTER DELETE ON public.river_queue FOR EACH ROW WHEN ((old.paused_at IS NOT NULL)) EXECUTE FUNCTION public.pause_note_queue();
+
+CREATE TRIGGER pause_queue_insert AFTER INSERT ON public.river_queue FOR EACH ROW WHEN ((new.paused_at IS NOT NULL)) EXECUTE FUNCTION public.pause_note_queue();
+
+CREATE TRIGGER pause_queue_update AFTER UPDATE OF paused_at ON public.river_queue FOR EACH ROW WHEN (((old.paused_at IS NULL) <> (new.paused_at IS NULL))) EXECUTE FUNCTION public.pause_note_queue();
 
 CREATE TRIGGER task_attempt_guard BEFORE DELETE ON public.task_attempt FOR EACH ROW WHEN (((old.outcome IS NOT NULL) OR (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.task_attempt_guard();
 
@@ -1537,6 +1646,8 @@ CREATE POLICY engine ON public.notice TO tes_app USING (true) WITH CHECK (true);
 
 CREATE POLICY engine ON public.outbox_parked TO tes_app USING (true) WITH CHECK (true);
 
+CREATE POLICY engine ON public.pause TO tes_app USING (true) WITH CHECK (true);
+
 CREATE POLICY engine ON public.redrive_item TO tes_app USING (true) WITH CHECK (true);
 
 CREATE POLICY engine ON public.redrive_operation TO tes_app USING (true) WITH CHECK (true);
@@ -1562,6 +1673,8 @@ ALTER TABLE public.lease ENABLE ROW LEVEL SECURITY;
 ALTER TABLE public.notice ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.outbox_parked ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE public.pause ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE public.redrive_item ENABLE ROW LEVEL SECURITY;
 
@@ -1608,6 +1721,8 @@ CREATE POLICY tenant ON public.notice FOR SELECT TO tes_read USING (( SELECT tru
 CREATE POLICY tenant ON public.outbox_parked FOR SELECT TO tes_read USING (( SELECT true
    FROM public.task t
   WHERE (t.task_id = outbox_parked.task_id)));
+
+CREATE POLICY tenant ON public.pause FOR SELECT TO tes_read USING (((current_setting('tes.tenant'::text, true) = ('='::text || tenant_id)) OR ((tenant_id = ''::text) AND (scope <> 'task'::text) AND (current_setting('tes.tenant'::text, true) ~~ '=%'::text))));
 
 CREATE POLICY tenant ON public.redrive_item FOR SELECT TO tes_read USING (( SELECT true
    FROM public.redrive_operation o

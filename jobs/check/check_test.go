@@ -244,6 +244,7 @@ var breakages = []struct {
 	{"i16_pending_job", "pending", []string{"DELETE FROM river_job WHERE id = (SELECT job_id FROM task WHERE task_id = <pending>)"}},
 	{"i16_pending_job", "pending", []string{`
 		UPDATE river_job SET state = 'cancelled', finalized_at = now() WHERE id = (SELECT job_id FROM task WHERE task_id = <pending>)`}},
+	{"i16_pending_job", "pending", []string{"UPDATE river_job SET state = 'pending' WHERE id = (SELECT job_id FROM task WHERE task_id = <pending>)"}},
 	{"i16_pending_job", "pending", []string{"UPDATE river_job SET queue = 'elsewhere' WHERE id = (SELECT job_id FROM task WHERE task_id = <pending>)"}},
 	{"i16_pending_job", "pending", []string{`
 		UPDATE river_job SET args = args || '{"attempt": 2}' WHERE id = (SELECT job_id FROM task WHERE task_id = <pending>)`}},

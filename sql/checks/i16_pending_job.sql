@@ -1,5 +1,8 @@
 -- A pending task has a job that somebody will take, in its lane.
 -- (also I2)
+
+-- The job is held back (pending) only for a pause in force, or for one that was resumed and
+-- whose jobs are being released.
 SELECT
     t.task_id::text AS task,
     CASE
@@ -10,7 +13,21 @@ FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 WHERE t.status = 'PENDING'
     AND (
-        j.state IN ('available', 'scheduled', 'retryable', 'running')
+        (
+            j.state IN ('available', 'scheduled', 'retryable', 'running')
+            OR (
+                j.state = 'pending'
+                AND EXISTS (
+                    SELECT
+                    FROM pause p
+                    WHERE NOT p.released
+                        AND (
+                            (p.scope = 'definition' AND p.name = t.definition_id AND (p.tenant_id = t.tenant_id OR (p.tenant_id = '' AND NOT t.own_definition)))
+                            OR (p.scope = 'task' AND p.name = t.task_id::text AND p.tenant_id = t.tenant_id)
+                        )
+                )
+            )
+        )
         AND j.queue = t.lane::text
         AND job_task(j.args) = t.task_id
         AND j.args ->> 'attempt' = (t.attempt + 1)::text

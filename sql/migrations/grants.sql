@@ -112,6 +112,9 @@ GRANT INSERT, UPDATE (state, paced_at, ended_at, stopped_at, stopped_by, stop_re
 GRANT INSERT (job_id, task_id, what), DELETE ON job_signal TO tes_app;
 GRANT INSERT, UPDATE (turn, at), DELETE ON dequeue_turn TO tes_app;
 GRANT INSERT, UPDATE (turn, until, status, headers, body, at), DELETE ON call_answer TO tes_app;
+-- A queue's rows are written by the trigger of river_queue, in the owner's name. The UPDATE of
+-- released is also for FOR SHARE and for ON CONFLICT.
+GRANT INSERT (scope, tenant_id, name, paused_by, pause_reason), UPDATE (resumed_at, resumed_by, resume_reason, released) ON pause TO tes_app;
 -- task_open is written by the triggers of task, in the owner's name, and by nobody else.
 
 GRANT INSERT, DELETE ON outbox TO tes_app;
@@ -122,7 +125,7 @@ GRANT UPDATE (term, holder, backend_pid, backend_start, heartbeat_at) ON relay_l
 GRANT INSERT, UPDATE (outcome, detail) ON inbox TO tes_app;
 GRANT INSERT, UPDATE (acted, ignored, repeated, dead) ON inbound TO tes_app;
 
-GRANT INSERT, UPDATE (seen_at, worker_at, kinds), DELETE ON executor TO tes_app;
+GRANT INSERT, UPDATE (seen_at, worker_at, kinds), DELETE ON executor TO tes_app; -- worker_at: by the program of the version before
 GRANT INSERT, UPDATE (definition_ids, seen_at), DELETE ON worker TO tes_app;
 GRANT INSERT, UPDATE (since, until, reason, actor, said_at) ON maintenance TO tes_app;
 GRANT INSERT, UPDATE (name) ON secret TO tes_app; -- a key is made once; the UPDATE is how it is read back
@@ -137,6 +140,7 @@ GRANT EXECUTE ON FUNCTION
     task_open_for(text, text, jsonb), river_job_state_in_bitmask(bit, river_job_state), payload_weight(jsonb)
     TO tes_app;
 GRANT EXECUTE ON FUNCTION job_task(jsonb) TO tes_app, tes_read, tes_report;
+GRANT EXECUTE ON FUNCTION task_pauses(uuid, text, text, boolean) TO tes_app, tes_read;
 
 -- Reports. The views pass by the policies with their owner: reporters see all tenants.
 GRANT USAGE ON SCHEMA report TO tes_report;
@@ -149,7 +153,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA report TO tes_app, tes_read, tes_report
 GRANT USAGE ON SCHEMA public, report TO tes_read;
 GRANT SELECT ON
     task, task_request, task_attempt, task_event, task_checkpoint, lease, callback, callback_given_up, notice,
-    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition, worker, call_answer
+    dead_letter_discard, outbox_parked, job_signal, redrive_operation, redrive_item, task_definition, worker, call_answer, pause
     TO tes_read;
 GRANT SELECT (id, state, queue, kind, priority, created_at, scheduled_at, attempted_at, attempted_by, args) ON river_job TO tes_read;
 GRANT SELECT (name, paused_at) ON river_queue TO tes_read;

@@ -38,6 +38,7 @@ var filled = map[string]string{
 		VALUES (@tenant, 'd', 1, 'MANUAL', 1, '1.0.0', 'd', '', 'a', '{}')`,
 	"worker":       `INSERT INTO worker (tenant_id, worker_id, queue, definition_ids) VALUES (@tenant, 'w', 'q', '{}')`,
 	"call_answer":  `INSERT INTO call_answer (tenant_id, caller, operation, call_key, turn, until, body_hash) VALUES (@tenant, 'c', 'o', 'k', 1, now(), '')`,
+	"pause":        `INSERT INTO pause (scope, tenant_id, name, paused_by, pause_reason) VALUES ('task', @tenant, @task::text, 'a', 'r')`,
 	"redrive_item": `INSERT INTO redrive_item (operation_id, n, task_id) VALUES (@op, 1, @task)`,
 }
 

@@ -3,6 +3,8 @@
 -- would: by priority, then age. Start work only when this has committed: until
 -- then every other statement still sees the jobs as available. A row without a
 -- task (definition_id is null) is a stale token; if its task_id is the nil UUID, it names none.
+-- A paused row must not be started: LanePark holds its job back. Whether there is any pause of
+-- a definition or a task is asked once, so that without one the rows cost nothing.
 WITH free AS MATERIALIZED (
     SELECT j.id
     FROM river_job j
@@ -35,7 +37,12 @@ SELECT
     w.weight,
     (CASE WHEN w.weight <= 8192 THEN t.input END)::jsonb AS input,
     (CASE WHEN w.weight <= 8192 THEN t.context END)::jsonb AS context,
-    t.config
+    t.config,
+    (CASE
+        WHEN (SELECT EXISTS (SELECT FROM pause i WHERE i.resumed_at IS NULL AND i.scope IN ('definition', 'task')))
+            THEN EXISTS (SELECT FROM task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS p (id))
+        ELSE false
+    END)::boolean AS paused
 FROM claimed
 LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.status = 'PENDING'
 CROSS JOIN LATERAL (SELECT (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight OFFSET 0) w; -- weighed once
@@ -68,6 +75,49 @@ SET state = 'available', kind = held.kind, attempt = j.attempt - 1, attempted_at
 FROM held
 WHERE j.id = held.id
 RETURNING j.queue;
+
+-- name: LanePark :many
+-- Holds claimed jobs back whose tasks are paused: River's state for that is pending. They have
+-- not begun, so the tokens stay good. The pauses are read again and locked, so that who resumes
+-- one waits for this and then sees these jobs; a job whose pause was resumed meanwhile is
+-- available again. kind is the kind under which the jobs waited.
+WITH asked AS (
+    SELECT unnest(@job_ids::bigint[]) AS id
+),
+held AS MATERIALIZED (
+    SELECT j.id, job_task(j.args) AS task_id
+    FROM asked
+    JOIN river_job j ON j.id = asked.id AND (j.state = 'running') IS TRUE AND j.attempted_by = ARRAY[@executor_id::text]
+    ORDER BY j.id
+    FOR UPDATE OF j
+),
+cover AS MATERIALIZED (
+    SELECT held.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
+    FROM held
+    JOIN task t ON t.task_id = held.task_id
+    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+    JOIN pause p ON p.id = c.id AND p.resumed_at IS NULL
+    FOR SHARE OF p
+),
+first AS (
+    SELECT DISTINCT ON (cover.job_id)
+        cover.job_id,
+        jsonb_build_object('paused', jsonb_build_object('by', cover.paused_by, 'at', cover.paused_at, 'reason', cover.pause_reason)) AS note
+    FROM cover
+    ORDER BY cover.job_id, cover.id
+)
+UPDATE river_job j
+SET
+    state = CASE WHEN first.job_id IS NULL THEN 'available'::river_job_state ELSE 'pending' END,
+    kind = @kind::text,
+    attempt = greatest(j.attempt - 1, 0),
+    attempted_at = NULL,
+    attempted_by = NULL,
+    metadata = j.metadata || coalesce(first.note, '{}')
+FROM held
+LEFT JOIN first ON first.job_id = held.id
+WHERE j.id = held.id
+RETURNING (j.state = 'pending')::boolean AS parked;
 
 -- name: LanePayloads :many
 -- What LaneClaim left out.

@@ -108,6 +108,11 @@ SELECT
     now()::timestamptz AS read_at,
     j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
     q.paused_at,
+    coalesce(qp.paused_by, '')::text AS queue_paused_by, coalesce(qp.pause_reason, '')::text AS queue_pause_reason,
+    -- The first pause of the definition or the task; of none: the empty scope.
+    coalesce(held.scope, '')::text AS held_scope, coalesce(held.name, '')::text AS held_name,
+    coalesce(held.paused_at, 'epoch')::timestamptz AS held_at, coalesce(held.paused_by, '')::text AS held_by,
+    coalesce(held.pause_reason, '')::text AS held_reason,
     m.since AS maintenance_since, m.until AS maintenance_until, coalesce(m.reason, '')::text AS maintenance_reason,
     l.kind AS lease_kind, l.owner, l.expires_at,
     EXISTS (
@@ -130,6 +135,14 @@ SELECT
 FROM task t
 LEFT JOIN river_job j ON j.id = t.job_id
 LEFT JOIN river_queue q ON q.name = j.queue
+LEFT JOIN pause qp ON qp.scope = 'queue' AND qp.name = j.queue AND qp.tenant_id = '' AND qp.resumed_at IS NULL
+LEFT JOIN LATERAL (
+    SELECT p.scope, p.name, p.paused_at, p.paused_by, p.pause_reason
+    FROM task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+    JOIN pause p ON p.id = c.id
+    ORDER BY p.id
+    LIMIT 1
+) held ON t.status = 'PENDING'
 LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.until > now())
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
 LEFT JOIN task_checkpoint c ON c.task_id = t.task_id AND c.attempt = t.attempt AND t.status = 'RUNNING'

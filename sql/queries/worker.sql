@@ -2,6 +2,10 @@
 -- The lane claim for a remote worker: the same order and the same pause, but only
 -- what is left to workers, of the worker's tenant, and of the definitions that it
 -- knows (none named: of all). What others know is walked past.
+--
+-- Of up to walk jobs, up to most are claimed. Those whose tasks are paused are not claimed but
+-- held back, as LanePark does, so that they are walked past once and not by each dequeue; they
+-- come back as parked.
 WITH open AS MATERIALIZED (
     SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
     FROM river_job j
@@ -24,19 +28,41 @@ WITH open AS MATERIALIZED (
     -- In the index's whole order: beside a table with policies the planner does not see that
     -- the first three are constants, and would sort all that waits.
     ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
-    LIMIT @most::integer
+    LIMIT @walk::integer
     FOR UPDATE SKIP LOCKED
+),
+judged AS MATERIALIZED (
+    SELECT
+        open.id, open.task_id, open.priority, open.scheduled_at,
+        CASE
+            WHEN (SELECT EXISTS (SELECT FROM pause i WHERE i.resumed_at IS NULL AND i.scope IN ('definition', 'task')))
+                THEN EXISTS (
+                    SELECT
+                    FROM task t
+                    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+                    WHERE t.task_id = open.task_id
+                )
+            ELSE false
+        END AS paused
+    FROM open
+),
+next AS (
+    SELECT judged.id, judged.task_id, judged.priority, judged.scheduled_at
+    FROM judged
+    WHERE NOT judged.paused
+    ORDER BY judged.priority, judged.scheduled_at, judged.id
+    LIMIT @most::integer
 ),
 -- An answer has a bound in bytes too, but for the first: the others wait for the next.
 weighed AS (
     SELECT
-        open.id,
+        next.id,
         sum(octet_length(t.input::text) + coalesce(octet_length(t.context::text), 0)) OVER (
-            ORDER BY open.priority, open.scheduled_at, open.id
+            ORDER BY next.priority, next.scheduled_at, next.id
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS before
-    FROM open
-    JOIN task t ON t.task_id = open.task_id
+    FROM next
+    JOIN task t ON t.task_id = next.task_id
 ),
 free AS (
     SELECT weighed.id
@@ -53,11 +79,41 @@ claimed AS (
     FROM free
     WHERE j.id = free.id
     RETURNING j.id, job_task(j.args) AS task_id
+),
+cover AS MATERIALIZED (
+    SELECT judged.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
+    FROM judged
+    JOIN task t ON t.task_id = judged.task_id
+    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
+    JOIN pause p ON p.id = c.id AND p.resumed_at IS NULL
+    WHERE judged.paused
+    FOR SHARE OF p
+),
+first AS (
+    SELECT DISTINCT ON (cover.job_id)
+        cover.job_id,
+        jsonb_build_object('paused', jsonb_build_object('by', cover.paused_by, 'at', cover.paused_at, 'reason', cover.pause_reason)) AS note
+    FROM cover
+    ORDER BY cover.job_id, cover.id
+),
+parked AS (
+    UPDATE river_job j
+    SET state = 'pending', metadata = j.metadata || first.note
+    FROM first
+    WHERE j.id = first.job_id
+    RETURNING j.id, job_task(j.args) AS task_id
+),
+found AS (
+    SELECT claimed.id, claimed.task_id, false AS parked
+    FROM claimed
+    UNION ALL
+    SELECT parked.id, parked.task_id, true
+    FROM parked
 )
 SELECT
-    claimed.id AS job_id, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
-FROM claimed
-JOIN task t ON t.task_id = claimed.task_id;
+    found.id AS job_id, found.parked, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
+FROM found
+JOIN task t ON t.task_id = found.task_id;
 
 -- name: WorkerLeases :many
 -- The leases of one request of one worker, with all that it is told of them, in the

@@ -50,7 +50,7 @@ func TestTokens(t *testing.T) {
 	b := setup(t, peertest.Config{})
 
 	for service, scope := range map[string]string{
-		"workflow-orchestrator": "tasks:create tasks:define tasks:read tasks:update tasks:cancel",
+		"workflow-orchestrator": "tasks:create tasks:define tasks:read tasks:update tasks:cancel tasks:pause",
 		"ui-framework":          "tasks:read tasks:reassign tasks:update",
 		"monitoring-service":    "tasks:metrics tasks:read",
 		"task-worker":           "tasks:work tasks:read",

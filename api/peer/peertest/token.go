@@ -19,7 +19,7 @@ const (
 
 // callerScopes is what each caller of the interface document is allowed.
 var callerScopes = map[string][]string{
-	"workflow-orchestrator": {"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel"},
+	"workflow-orchestrator": {"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel", "tasks:pause"},
 	"ui-framework":          {"tasks:read", "tasks:reassign", "tasks:update"},
 	"monitoring-service":    {"tasks:metrics", "tasks:read"},
 	"task-worker":           {"tasks:work", "tasks:read"},

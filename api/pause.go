@@ -1,0 +1,221 @@
+package api
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"net/http"
+	"time"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
+)
+
+// scopePause is the scope that pauses and resumes.
+const scopePause = "tasks:pause"
+
+// PauseReason is the body of pause and resume.
+type PauseReason struct {
+	Reason string `json:"reason" minLength:"1" maxLength:"500" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"Why, in one line: shown with the pause, and by why."`
+}
+
+// Pause is a pause of a queue, a definition or a task.
+type Pause struct {
+	Scope        jobs.PauseScope `json:"scope" enum:"queue,definition,task" doc:"What is paused."`
+	Name         string          `json:"name" doc:"The queue's name, or the id of the definition or the task."`
+	PausedAt     time.Time       `json:"pausedAt"`
+	PausedBy     string          `json:"pausedBy" doc:"Who paused it: a caller; river-ui: and a caller, in River UI; role: and a role of the database, by SQL."`
+	Reason       string          `json:"reason" doc:"Why it was paused. Empty where nobody said, as in River UI."`
+	ResumedAt    *time.Time      `json:"resumedAt" doc:"When the pause ended; null while it is in force."`
+	ResumedBy    *string         `json:"resumedBy" doc:"Who resumed it; null while the pause is in force."`
+	ResumeReason *string         `json:"resumeReason" doc:"Why it was resumed; null while the pause is in force."`
+}
+
+// PausePage is a page of pauses, the newest first.
+type PausePage struct {
+	Items      []Pause `json:"items"`
+	NextCursor *string `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+}
+
+// QueuePath is a queue's place. Exported, or huma would not look into it.
+type QueuePath struct {
+	Queue string `path:"queue" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"A queue's name, such as task-execution-automated."`
+}
+
+type (
+	pauseQueueInput struct {
+		QueuePath
+		Body PauseReason
+	}
+	pauseDefinitionInput struct {
+		DefinitionPath
+		Body PauseReason
+	}
+	pauseTaskInput struct {
+		TaskPath
+		Body PauseReason
+	}
+	pauseOutput struct{ Body *Pause }
+
+	listPausesInput struct {
+		All    bool   `query:"all" doc:"Also those that were resumed. Default: those in force."`
+		Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+		Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same all."`
+	}
+	listPausesOutput struct{ Body *PausePage }
+)
+
+func examplePause(scope, name string, resumed bool) map[string]any {
+	p := map[string]any{
+		"scope": scope, "name": name, "pausedAt": "2026-11-02T10:00:00Z", "pausedBy": "workflow-orchestrator", "reason": "the tax table is wrong",
+		"resumedAt": nil, "resumedBy": nil, "resumeReason": nil,
+	}
+	if resumed {
+		p["resumedAt"], p["resumedBy"], p["resumeReason"] = "2026-11-02T10:20:00Z", "workflow-orchestrator", "the tax table is right again"
+	}
+	return p
+}
+
+const (
+	pauseHolds = "Attempts that have not begun wait, among them retries and redrives; an attempt under way goes on, and a manual task that is ASSIGNED stays with its people. " +
+		"Pausing again changes nothing and answers the pause that is in force."
+	resumeAgain = "Resuming again changes nothing and answers the last pause; what was never paused is 404."
+)
+
+func pauseDoc(id, summary, description, scope, name string, errors ...int) doc {
+	return doc{
+		id: id, tag: tagPauses, summary: summary, description: description, errors: append(errors, 404, 413, 415),
+		request: map[string]any{"reason": "the tax table is wrong"}, answer: examplePause(scope, name, false),
+	}
+}
+
+func resumeDoc(id, summary, description, scope, name string) doc {
+	d := pauseDoc(id, summary, description, scope, name)
+	d.request, d.answer = map[string]any{"reason": "the tax table is right again"}, examplePause(scope, name, true)
+	return d
+}
+
+var (
+	pauseQueueDoc = pauseDoc("pauseQueue", "Pause a queue",
+		"The queue gives nothing out, to no tenant, as when it is paused in River UI. Takes a token without a tenant. "+pauseHolds, "queue", jobs.LaneAutomated)
+	resumeQueueDoc = resumeDoc("resumeQueue", "Resume a queue",
+		"Ends the pause, whoever paused the queue. Maintenance goes on. Takes a token without a tenant. "+resumeAgain, "queue", jobs.LaneAutomated)
+	pauseDefinitionDoc = pauseDoc("pauseTaskDefinition", "Pause a task definition",
+		"Holds back the tasks of a definition. With a tenant's token: that tenant's tasks, be the definition its own or the platform's. "+
+			"With a token without a tenant: all tasks of the platform's definition, of every tenant. "+pauseHolds, "definition", "calculate-order-total")
+	resumeDefinitionDoc = resumeDoc("resumeTaskDefinition", "Resume a task definition",
+		"Ends the pause that a token of the same tenant began. A task that another pause holds back goes on waiting. "+resumeAgain, "definition", "calculate-order-total")
+	pauseTaskDoc = pauseDoc("pauseTask", "Pause a task",
+		"Holds back the next attempt of one task. A task that has ended answers 409. "+pauseHolds, "task", exampleTask["taskId"].(string), 409)
+	resumeTaskDoc = resumeDoc("resumeTask", "Resume a task",
+		"Ends the pause of a task. A task whose definition is paused goes on waiting. "+resumeAgain, "task", exampleTask["taskId"].(string))
+)
+
+var listPausesDoc = doc{
+	id: "listPauses", tag: tagPauses, summary: "List pauses",
+	description: "Pages through the pauses in force, or with all=true through those that were resumed too, the newest first: those of the token's tenant, " +
+		"and those of queues and of the platform's definitions, which hold the tasks of every tenant back.",
+	answer: map[string]any{"items": []any{examplePause("definition", "calculate-order-total", false)}, "nextCursor": nil},
+}
+
+func (a *API) pauseQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
+	return a.ofQueue(ctx, in, a.cfg.Tasks.PauseQueue)
+}
+
+func (a *API) resumeQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
+	return a.ofQueue(ctx, in, a.cfg.Tasks.ResumeQueue)
+}
+
+// ofQueue refuses tenants: queues are everybody's.
+func (a *API) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.Context, string, jobs.Ask) (jobs.Pause, error)) (*pauseOutput, error) {
+	if callerOf(ctx).Tenant != "" {
+		return nil, problem(http.StatusForbidden, codeForbidden, "queues are all tenants': pausing and resuming one takes a token without a tenant")
+	}
+	return pauseDone(do(ctx, in.Queue, ask(ctx, in.Body.Reason)))
+}
+
+func (a *API) pauseDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
+	return pauseDone(a.cfg.Tasks.PauseDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+}
+
+func (a *API) resumeDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
+	return pauseDone(a.cfg.Tasks.ResumeDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+}
+
+func (a *API) pauseTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
+	id, err := in.id()
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, id)
+	return pauseDone(a.cfg.Tasks.PauseTask(ctx, id, ask(ctx, in.Body.Reason)))
+}
+
+func (a *API) resumeTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
+	id, err := in.id()
+	if err != nil {
+		return nil, err
+	}
+	about(ctx, id)
+	return pauseDone(a.cfg.Tasks.ResumeTask(ctx, id, ask(ctx, in.Body.Reason)))
+}
+
+func pauseDone(p jobs.Pause, err error) (*pauseOutput, error) {
+	if err != nil {
+		return nil, err
+	}
+	return pauseAnswer(p), nil
+}
+
+func pauseAnswer(p jobs.Pause) *pauseOutput {
+	out := pauseOf(p)
+	return &pauseOutput{&out}
+}
+
+func pauseOf(p jobs.Pause) Pause {
+	out := Pause{Scope: p.Scope, Name: p.Name, PausedAt: p.PausedAt, PausedBy: p.PausedBy, Reason: p.Reason}
+	if p.ResumedAt != nil {
+		out.ResumedAt, out.ResumedBy, out.ResumeReason = p.ResumedAt, &p.ResumedBy, &p.ResumeReason
+	}
+	return out
+}
+
+func (a *API) listPauses(ctx context.Context, in *listPausesInput) (*listPausesOutput, error) {
+	tenant := callerOf(ctx).Tenant
+	filters := []string{"pauses in force", tenant}
+	if in.All {
+		filters[0] = "all pauses"
+	}
+	last, err := after(in.Cursor, filters...)
+	if err != nil {
+		return nil, err
+	}
+	before := int64(math.MaxInt64)
+	switch {
+	case len(last) == 8:
+		before = int64(binary.BigEndian.Uint64(last)) //nolint:gosec // an id of ours, written below
+	case last != nil:
+		return nil, flawed("query.cursor", "the cursor is not valid")
+	}
+
+	out := &PausePage{Items: []Pause{}}
+	err = a.read(ctx, func(q *db.Queries) error {
+		rows, err := q.PauseList(ctx, db.PauseListParams{TenantID: tenant, ResumedToo: in.All, Before: before, Page: in.Limit + 1})
+		if err != nil {
+			return err
+		}
+		if len(rows) > int(in.Limit) {
+			rows = rows[:in.Limit]
+			next := cursor(binary.BigEndian.AppendUint64(nil, uint64(rows[len(rows)-1].ID)), filters...) //nolint:gosec // read back as it was
+			out.NextCursor = &next
+		}
+		for _, row := range rows {
+			out.Items = append(out.Items, pauseOf(jobs.PauseOf(row)))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, readFailed("list pauses", err)
+	}
+	return &listPausesOutput{out}, nil
+}

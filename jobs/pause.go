@@ -1,0 +1,249 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+)
+
+// A pause holds back attempts that have not begun. An attempt under way goes on; the next one,
+// a retry or a redrive waits until the pause is resumed. Dead letters can be leased as ever.
+//
+//	queue        river_queue.paused_at, as River and River UI know it: claims pass the queue by
+//	definition   the jobs are found paused when they are claimed, and are held back
+//	task         the same
+//
+// A job that is held back is in River's state pending:
+//
+//	           claim            the task is paused
+//	available ───────▶ running ────────────────────▶ pending
+//	    ▲                                               │
+//	    └───────────────────────────────────────────────┘
+//	       the last pause of the task is resumed (release)
+//
+// Table pause is authoritative. Who holds a job back locks the pause for share, and who resumes
+// it updates the row: so every job that is held back for a pause is seen by the release that
+// follows the resume. The caller of a resume releases; what it does not come to, because it
+// dies or takes too long, every process releases at its tick: see pause.released.
+
+// PauseScope says what a pause is of.
+type PauseScope string
+
+// The scopes, as in table pause.
+const (
+	PauseOfQueue      PauseScope = "queue"
+	PauseOfDefinition PauseScope = "definition"
+	PauseOfTask       PauseScope = "task"
+)
+
+// Pause is a pause of a queue, a definition or a task.
+type Pause struct {
+	Scope    PauseScope
+	Tenant   string // whose tasks it holds back; empty: see table pause
+	Name     string // of the queue, or the id of the definition or the task
+	PausedAt time.Time
+	PausedBy string
+	Reason   string
+
+	ResumedAt    *time.Time // nil while it is in force
+	ResumedBy    string
+	ResumeReason string
+}
+
+// PauseOf is a row as callers see it.
+func PauseOf(row db.Pause) Pause {
+	p := Pause{
+		Scope: PauseScope(row.Scope), Tenant: row.TenantID, Name: row.Name,
+		PausedAt: row.PausedAt.UTC(), PausedBy: row.PausedBy, Reason: row.PauseReason,
+	}
+	if row.ResumedAt != nil && row.ResumedBy != nil && row.ResumeReason != nil {
+		at := row.ResumedAt.UTC()
+		p.ResumedAt, p.ResumedBy, p.ResumeReason = &at, *row.ResumedBy, *row.ResumeReason
+	}
+	return p
+}
+
+// PauseQueue pauses a queue of River's, for all tenants. A queue that is paused stays as it is,
+// and the first pause is returned. ErrNotFound: there is no such queue.
+func (t *Tasks) PauseQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
+	return t.pauseQueue(ctx, name, ask, (*db.Queries).QueuePause)
+}
+
+// ResumeQueue resumes a queue. One that is not paused stays as it is, and its last pause is
+// returned. ErrNotFound: there is no such queue, or it has never been paused.
+func (t *Tasks) ResumeQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
+	out, err := t.pauseQueue(ctx, name, ask, (*db.Queries).QueueResume)
+	if err == nil {
+		t.notifyQueues(ctx, name)
+	}
+	return out, err
+}
+
+func (t *Tasks) pauseQueue(ctx context.Context, name string, ask Ask, change func(*db.Queries, context.Context, string) (int64, error)) (Pause, error) {
+	return t.pauses(ctx, "queue "+name, ask, func(q *db.Queries) (db.Pause, error) {
+		// The trigger of river_queue writes the pause.
+		if err := q.PauseBy(ctx, db.PauseByParams{Actor: ask.By, Reason: ask.Reason}); err != nil {
+			return db.Pause{}, err
+		}
+		n, err := change(q, ctx, name)
+		switch {
+		case err != nil:
+			return db.Pause{}, err
+		case n == 0:
+			return db.Pause{}, ErrNotFound
+		}
+		return q.PauseLast(ctx, db.PauseLastParams{Scope: string(PauseOfQueue), Name: name})
+	})
+}
+
+// PauseDefinition holds back the tasks of a definition that the caller's tenant uses, of its
+// own tasks. A caller without a tenant pauses the platform's definition, for the tasks of all
+// tenants that were made under it. Pausing again changes nothing and returns the first pause.
+// ErrNotFound: the tenant has no such definition.
+func (t *Tasks) PauseDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
+	if _, err := t.GetDefinition(ctx, ask.Tenant, id); err != nil {
+		return Pause{}, err
+	}
+	return t.putPause(ctx, PauseOfDefinition, id, ask)
+}
+
+// ResumeDefinition ends the pause of a definition and makes the jobs available that were held
+// back for it. Resuming again changes nothing and returns the last pause. ErrNotFound: the
+// tenant has never paused it.
+func (t *Tasks) ResumeDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
+	return t.endPause(ctx, PauseOfDefinition, id, ask)
+}
+
+// PauseTask holds back the next attempt of a task. Pausing again changes nothing and returns
+// the first pause. ErrNotFound: the tenant has no such task. A *Conflict: the task has ended.
+func (t *Tasks) PauseTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
+	task, err := t.Get(ctx, ask.Tenant, id)
+	if err != nil {
+		return Pause{}, err
+	}
+	if s := Status(task.Status); s.Terminal() {
+		return Pause{}, &Conflict{Message: fmt.Sprintf("task %s has ended: it is %s, and has nothing to hold back", id, s)}
+	}
+	return t.putPause(ctx, PauseOfTask, id.String(), ask)
+}
+
+// ResumeTask ends the pause of a task. Resuming again changes nothing and returns the last
+// pause. ErrNotFound: the tenant has no such task, or it has never been paused.
+func (t *Tasks) ResumeTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
+	return t.endPause(ctx, PauseOfTask, id.String(), ask)
+}
+
+func (t *Tasks) putPause(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
+	return t.pauses(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+		return q.PausePut(ctx, db.PausePutParams{
+			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
+		})
+	})
+}
+
+// releaseTime bounds what a resume releases before it answers. The rest is released at the
+// processes' ticks.
+const releaseTime = 2 * time.Second
+
+func (t *Tasks) endPause(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
+	out, err := t.pauses(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+		row, err := q.PauseEnd(ctx, db.PauseEndParams{
+			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
+		})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return q.PauseLast(ctx, db.PauseLastParams{Scope: string(scope), Name: name, TenantID: ask.Tenant})
+		}
+		return row, err
+	})
+	if err != nil {
+		return Pause{}, err
+	}
+
+	released, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+	defer cancel()
+	if err := t.release(released); err != nil {
+		t.cfg.Logger.Warn("jobs that were held back are released at the next tick", "error", err)
+	}
+	return out, nil
+}
+
+// pauses makes a change of table pause, and keeps the answer to the call in the same commit. A
+// row that somebody has locked is waited for: who holds jobs back locks pauses for a moment.
+func (t *Tasks) pauses(ctx context.Context, what string, ask Ask, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
+	for begun := time.Now(); ; {
+		err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+			return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+				row, err := change(q)
+				if err != nil {
+					return nil, err
+				}
+				out = PauseOf(row)
+				return out, nil
+			})
+		})
+		switch {
+		case err == nil:
+			return out, nil
+		case errors.Is(err, ErrNotFound):
+			return Pause{}, fmt.Errorf("%s: %w", what, err)
+		case !isLockTimeout(err) && !isSerializationFailure(err) || ctx.Err() != nil || time.Since(begun) > callerPatience:
+			return Pause{}, readError(what, err)
+		}
+	}
+}
+
+// release makes the jobs available that are held back for resumed pauses alone. A job that
+// another pause in force holds back stays. Safe to call from any process at any time.
+func (t *Tasks) release(ctx context.Context) error {
+	ids, err := t.q.PauseUnreleased(ctx)
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+
+	var at db.PauseReleaseParams // before the first place: the empty queue
+	locked := int64(0)
+	for {
+		page, err := retryDeadlock(ctx, func() (db.PauseReleaseRow, error) { return t.q.PauseRelease(ctx, at) })
+		if errors.Is(err, pgx.ErrNoRows) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("release jobs that were held back: %w", err)
+		}
+		t.notifyQueues(ctx, page.Queues...)
+		locked += page.Locked
+		at = db.PauseReleaseParams{
+			AfterQueue: page.Queue, AfterKind: page.Kind, AfterPriority: page.Priority, AfterAt: page.ScheduledAt, AfterID: page.ID,
+		}
+	}
+
+	if locked > 0 {
+		return nil // somebody acts on these jobs this moment: they are looked at again
+	}
+	if err := t.q.PauseReleased(ctx, ids); err != nil {
+		return fmt.Errorf("note that pauses are released: %w", err)
+	}
+	return nil
+}
+
+// notifyQueues tells every process that these queues have work again.
+func (t *Tasks) notifyQueues(ctx context.Context, queues ...string) {
+	if len(queues) == 0 {
+		return
+	}
+	// KindWorker wakes the dequeues that wait, which no queue's name does.
+	if err := t.q.LaneNotify(ctx, append([]string{KindWorker}, queues...)); err != nil {
+		t.cfg.Logger.Debug("queues were not notified; they poll", "error", err)
+	}
+}
+
+// releases ends what a resume has left undone.
+func (r *Runner) releases(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "release jobs that were held back", r.tasks.release)
+}
