@@ -14,7 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // bodyTime is how long a body may take to arrive.
@@ -67,7 +67,7 @@ func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]by
 	if buf.Len() == 0 {
 		return nil, nil
 	}
-	if err := jobs.GuardJSON(buf.Bytes()); err != nil {
+	if err := jsonguard.Check(buf.Bytes()); err != nil {
 		return nil, meaning(err)
 	}
 	return buf.Bytes(), nil

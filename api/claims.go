@@ -35,7 +35,7 @@ func disguised(name string, known []string) bool {
 }
 
 // UnmarshalJSON is how golang-jwt has the claims read. The text has passed
-// jobs.GuardJSON, so no name stands in it twice. An error is a badToken.
+// jsonguard.Check, so no name stands in it twice. An error is a badToken.
 func (c *claims) UnmarshalJSON(text []byte) error {
 	doc := gjson.ParseBytes(text)
 	if !doc.IsObject() {

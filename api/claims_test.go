@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // FuzzClaims: what is read of a token's claims stands there, under that very name and in
@@ -25,7 +25,7 @@ func FuzzClaims(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if jobs.GuardJSON([]byte(text)) != nil {
+		if jsonguard.Check([]byte(text)) != nil {
 			return // such a token is refused before its claims are read
 		}
 		var c claims

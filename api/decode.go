@@ -15,7 +15,7 @@ import (
 // Huma decodes a body twice: into maps, to hold it against its schema, and into
 // the operation's type. encoding/json makes these two the dearest part of creating
 // a task, for it checks the syntax each time and builds all of the input, which no
-// schema of ours looks into. The body has passed jobs.GuardJSON, so its syntax is
+// schema of ours looks into. The body has passed jsonguard.Check, so its syntax is
 // known to be good, and it is enough to find the way in it.
 
 // formats are huma's, with this decoding.

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // TestFillKnowsEveryMember: a member that is added to TaskRequest is read too.
@@ -41,7 +41,7 @@ func FuzzDecode(f *testing.F) {
 	schema := registry.Map()["TaskRequest"]
 	require.NotNil(f, schema)
 	f.Fuzz(func(t *testing.T, text string) {
-		if jobs.GuardJSON([]byte(text)) != nil {
+		if jsonguard.Check([]byte(text)) != nil {
 			return
 		}
 		var want, got any

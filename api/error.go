@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // The codes of errors: a client may branch on them, so they never change.
@@ -312,7 +313,7 @@ func meaning(err error) *Problem {
 	var invalid *jobs.Invalid
 	var illegal *jobs.IllegalMove
 	var conflict *jobs.Conflict
-	var guard *jobs.GuardError
+	var guard *jsonguard.Error
 	var over *jobs.TaskEnded
 	var underWay *jobs.CallUnderWay
 	switch {

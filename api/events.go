@@ -14,6 +14,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
@@ -120,7 +121,7 @@ func waited(ctx context.Context, d time.Duration) bool {
 
 // read is the envelope of a message, and its data held against its schema.
 func (l *listener) read(d outbox.Delivery) (*heard, error) {
-	if err := jobs.GuardJSON(d.Body); err != nil {
+	if err := jsonguard.Check(d.Body); err != nil {
 		return nil, &outbox.Poison{Reason: "not acceptable JSON: " + err.Error()}
 	}
 	doc := gjson.ParseBytes(d.Body)

@@ -17,7 +17,7 @@ import (
 	"github.com/MicahParks/jwkset"
 	"golang.org/x/time/rate"
 
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 var (
@@ -255,7 +255,7 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 	if len(body) > maxKeySet {
 		return nil, fmt.Errorf("it is more than %d bytes", maxKeySet)
 	}
-	if err := jobs.GuardJSON(body); err != nil {
+	if err := jsonguard.Check(body); err != nil {
 		return nil, err
 	}
 	var set jwkset.JWKSMarshal

@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
 // Every write takes an Idempotency-Key: whoever did not hear the answer sends the same again,
@@ -107,7 +108,7 @@ func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bo
 		part(h, text)
 	}
 	if len(c.body) > 0 {
-		sum, err := jobs.CanonicalHash(c.body)
+		sum, err := canonical.Hash(c.body)
 		if err != nil {
 			return nil, nil, fmt.Errorf("hash the body: %w", err)
 		}

@@ -5,7 +5,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/canonical"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 func TestPlainLeavesWhatIsNotOursToSay(t *testing.T) {
@@ -32,13 +33,13 @@ func FuzzPlain(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, doc []byte) {
-		want, err := jobs.CanonicalHash(doc)
+		want, err := canonical.Hash(doc)
 		if err != nil {
 			return
 		}
 		after := plain(doc)
-		require.NoError(t, jobs.GuardJSON(after), "%s", after)
-		got, err := jobs.CanonicalHash(after)
+		require.NoError(t, jsonguard.Check(after), "%s", after)
+		got, err := canonical.Hash(after)
 		require.NoError(t, err)
 		if string(after) != string(doc) && len(after) == len(doc) {
 			return // a time in capitals has the length that it had

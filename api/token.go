@@ -17,7 +17,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/maypok86/otter/v2"
 
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // Caller is who asks, as a verified service token says it.
@@ -233,7 +233,7 @@ func sane(token string) error {
 
 func segment(text string) ([]byte, error) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || jobs.GuardJSON(raw) != nil || raw[0] != '{' {
+	if err != nil || jsonguard.Check(raw) != nil || raw[0] != '{' {
 		return nil, badToken("malformed")
 	}
 	return raw, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
 // Request asks for a task: the body of POST /api/internal/tasks, and data of
@@ -153,7 +154,7 @@ func (r Request) hash() ([]byte, error) {
 	if r.Key == "" {
 		return nil, nil
 	}
-	sum, err := CanonicalHash(r.Body)
+	sum, err := canonical.Hash(r.Body)
 	if err != nil {
 		return nil, fmt.Errorf("hash the request: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
 // Definition is what a kind of task is made of, as it is registered.
@@ -293,7 +294,7 @@ func (d Definition) equal(o Definition) bool {
 		if err != nil {
 			return nil
 		}
-		sum, err := CanonicalHash(text)
+		sum, err := canonical.Hash(text)
 		if err != nil {
 			return nil
 		}

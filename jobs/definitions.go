@@ -208,10 +208,10 @@ func (d *definitions) forget(id string) {
 func compile(public Definition) (*definition, error) {
 	def := &definition{Definition: public}
 	var err error
-	if def.input, err = CompileSchema(public.InputSchema); err != nil {
+	if def.input, err = schema.Compile(public.InputSchema); err != nil {
 		return nil, badSchema("/inputSchema", "the input schema", err)
 	}
-	if def.output, err = CompileSchema(public.OutputSchema); err != nil {
+	if def.output, err = schema.Compile(public.OutputSchema); err != nil {
 		return nil, badSchema("/outputSchema", "the output schema", err)
 	}
 	return def, nil

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -47,19 +46,4 @@ func ExampleFailure() {
 	var failure *jobs.Failure
 	fmt.Println(errors.As(err, &failure), failure.Code, *failure.Retryable)
 	// Output: true CARD_DECLINED false
-}
-
-// Two requests under one idempotency key are equal if their canonical forms are: white space,
-// the order of members and the way of writing a number do not count.
-func ExampleCanonicalHash() {
-	one, err := jobs.CanonicalHash([]byte(`{"amount": 12.50, "to": "ann"}`))
-	if err != nil {
-		log.Fatal(err)
-	}
-	two, err := jobs.CanonicalHash([]byte(`{"to":"ann","amount":1.25e1}`))
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Println(one == two)
-	// Output: true
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
@@ -262,7 +263,7 @@ func patched(input json.RawMessage, patch jsonpatch.Patch) (json.RawMessage, err
 	case len(out) > longestInput:
 		return nil, errors.New("the patched input is too long")
 	}
-	if err := GuardJSON(out); err != nil {
+	if err := jsonguard.Check(out); err != nil {
 		return nil, err
 	}
 	var members map[string]json.RawMessage

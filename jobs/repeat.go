@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/canonical"
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
@@ -64,11 +65,11 @@ func sameJSON(a, b json.RawMessage) bool {
 	if len(a) == 0 || len(b) == 0 {
 		return len(a) == len(b)
 	}
-	x, err := CanonicalHash(a)
+	x, err := canonical.Hash(a)
 	if err != nil {
 		return false
 	}
-	y, err := CanonicalHash(b)
+	y, err := canonical.Hash(b)
 	return err == nil && bytes.Equal(x[:], y[:])
 }
 

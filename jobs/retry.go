@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
@@ -119,7 +120,7 @@ const (
 // problemJSON is the document's error, as the tables keep it: the one place where a failure
 // is written, and so where it is redacted. The statement that writes it puts its timestamp in.
 func problemJSON(f *Failure, retryable bool) json.RawMessage {
-	if len(f.Details) > longestStack || len(f.Details) > 0 && GuardJSON(f.Details) != nil {
+	if len(f.Details) > longestStack || len(f.Details) > 0 && jsonguard.Check(f.Details) != nil {
 		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
 	}
 	f = f.Redacted()

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // Causes with which an executor's context ends.
@@ -234,7 +235,7 @@ func (r *run) finish(result Result, err error) {
 func (r *run) checkOutput(output json.RawMessage) error {
 	no := false
 	if output != nil {
-		if err := GuardJSON(output); err != nil {
+		if err := jsonguard.Check(output); err != nil {
 			return &Failure{Code: CodeOutput, Message: err.Error(), Retryable: &no}
 		}
 	}

@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,21 +15,6 @@ type Schema = schema.Schema
 // Violation is one place of a document that breaks its schema, or of a request that
 // cannot be.
 type Violation = schema.Violation
-
-// CompileSchema compiles a schema of at most 64 KiB. No schema (nil or null) is a nil
-// *Schema.
-func CompileSchema(raw json.RawMessage) (*Schema, error) {
-	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || string(trimmed) == "null" {
-		return nil, nil
-	}
-	if len(raw) > schema.MaxSize {
-		return nil, fmt.Errorf("schema is %d bytes, the limit is %d", len(raw), schema.MaxSize)
-	}
-	if err := GuardJSON(raw); err != nil {
-		return nil, fmt.Errorf("schema: %w", err)
-	}
-	return schema.Compile(raw)
-}
 
 // misfit says that a document breaks its definition's schema, and where: an *Invalid
 // with paths below member. nil if it does not; ctx's error if that ends first.

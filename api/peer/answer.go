@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
@@ -73,7 +74,7 @@ func (d *errorDocument) details() json.RawMessage {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
-	if jobs.GuardJSON(raw) == nil {
+	if jsonguard.Check(raw) == nil {
 		return raw
 	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
@@ -83,7 +84,7 @@ func (d *errorDocument) details() json.RawMessage {
 		return nil
 	}
 	mended, err := json.Marshal(mend(value))
-	if err != nil || jobs.GuardJSON(mended) != nil {
+	if err != nil || jsonguard.Check(mended) != nil {
 		return nil
 	}
 	return mended
@@ -96,7 +97,7 @@ func mend(value any) any {
 	case string:
 		return fit(v)
 	case json.Number:
-		if jobs.GuardJSON([]byte(v)) != nil {
+		if jsonguard.Check([]byte(v)) != nil {
 			return clip(string(v), longestCode)
 		}
 	case []any:
@@ -126,7 +127,7 @@ func newAnswer(name string, status int, body []byte) *answer {
 		return a
 	}
 	a.document = readError(body)
-	if a.broken = jobs.GuardJSON(body); a.broken == nil {
+	if a.broken = jsonguard.Check(body); a.broken == nil {
 		a.body = body
 	}
 	return a

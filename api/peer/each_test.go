@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/api/peer"
-	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -120,7 +120,7 @@ func TestCarelessErrorDocuments(t *testing.T) {
 				require.JSONEq(t, c.details, string(f.Details))
 			}
 			require.Equal(t, 6*time.Second, f.After)
-			require.NoError(t, jobs.GuardJSON(mustJSON(t, f)))
+			require.NoError(t, jsonguard.Check(mustJSON(t, f)))
 		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/cel"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 const (
@@ -115,7 +116,7 @@ func (x *Expression) Execute(ctx context.Context, job jobs.Job) (jobs.Result, er
 	to.WriteByte('}')
 	// Texts and maps made by an expression may hold what jsonb does not: NUL, names
 	// that are one when written.
-	if err := jobs.GuardJSON(to.Bytes()); err != nil {
+	if err := jsonguard.Check(to.Bytes()); err != nil {
 		return jobs.Result{}, final("EXPRESSION_ERROR", "output: "+err.Error())
 	}
 	return jobs.Result{Output: to.Bytes()}, nil

@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -274,7 +275,7 @@ func FuzzExpression(f *testing.F) {
 		if checked != nil && !strings.Contains(checked.Error(), "not computed before") {
 			t.Fatalf("%q runs, but is refused: %v", source, checked)
 		}
-		if err := jobs.GuardJSON(result.Output); err != nil {
+		if err := jsonguard.Check(result.Output); err != nil {
 			t.Fatalf("%q gives %q: %v", source, result.Output, err)
 		}
 	})

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox/outside"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
@@ -277,7 +278,7 @@ func again(code, message string) *jobs.Failure {
 
 // toOutput is a JSON object as it came, and anything else as text inside one.
 func toOutput(status int, body []byte) (json.RawMessage, error) {
-	if trimmed := bytes.TrimSpace(body); len(trimmed) > 0 && trimmed[0] == '{' && jobs.GuardJSON(trimmed) == nil {
+	if trimmed := bytes.TrimSpace(body); len(trimmed) > 0 && trimmed[0] == '{' && jsonguard.Check(trimmed) == nil {
 		return trimmed, nil
 	}
 	text := strings.ReplaceAll(strings.ToValidUTF8(string(body), "�"), "\x00", "�") // jsonb holds neither

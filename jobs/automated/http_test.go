@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox/outside"
 	"github.com/seed-3f7a0631/tes/outbox/outside/outsidetest"
 )
@@ -174,7 +175,7 @@ func TestHTTPResponse(t *testing.T) {
 			}
 			require.NoError(t, err)
 			require.Equal(t, tt.output, string(result.Output))
-			require.NoError(t, jobs.GuardJSON(result.Output))
+			require.NoError(t, jsonguard.Check(result.Output))
 		})
 	}
 }

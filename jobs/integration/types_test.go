@@ -9,6 +9,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/integration"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 var soapCall = jobs.IntegrationCall{Type: "SOAP", Method: "AddInvoice", Instance: "books", SOAP: &jobs.SOAPCall{
@@ -185,7 +186,7 @@ func TestTableOfIntegrationTypes(t *testing.T) {
 					requireShape(t, err, input)
 				}
 				require.JSONEq(t, want, string(b.service.call.Parameters), input)
-				require.NoError(t, jobs.GuardJSON(b.service.call.Parameters))
+				require.NoError(t, jsonguard.Check(b.service.call.Parameters))
 			}
 			for data, want := range row.answers {
 				got, err := integration.Answers{}.Output(row.call, json.RawMessage(data))
@@ -195,7 +196,7 @@ func TestTableOfIntegrationTypes(t *testing.T) {
 				}
 				require.NoError(t, err, data)
 				require.JSONEq(t, want, string(got), data)
-				require.NoError(t, jobs.GuardJSON(got))
+				require.NoError(t, jsonguard.Check(got))
 			}
 		})
 	}
@@ -355,7 +356,7 @@ func FuzzSOAPAnswer(f *testing.F) {
 	f.Add(quoted(inEnvelope(`<R a="1" a="2"><b>x<c/>y</b></R>`)))
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, data := range []string{text, quoted(text), quoted(inEnvelope(text))} {
-			if jobs.GuardJSON([]byte(data)) != nil {
+			if jsonguard.Check([]byte(data)) != nil {
 				continue
 			}
 			got, err := integration.Answers{}.Output(soapCall, json.RawMessage(data))
@@ -364,7 +365,7 @@ func FuzzSOAPAnswer(f *testing.F) {
 				require.ErrorAs(t, err, &failure)
 				continue
 			}
-			require.NoError(t, jobs.GuardJSON(got))
+			require.NoError(t, jsonguard.Check(got))
 			require.Equal(t, byte('{'), got[0])
 		}
 	})
@@ -376,7 +377,7 @@ func FuzzSOAPRequest(f *testing.F) {
 		f.Add(input)
 	}
 	f.Fuzz(func(t *testing.T, input string) {
-		if jobs.GuardJSON([]byte(input)) != nil {
+		if jsonguard.Check([]byte(input)) != nil {
 			return
 		}
 		b := setup(t)

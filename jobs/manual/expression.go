@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/cel"
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
 // maxCandidates is how many an expression may name.
@@ -94,7 +95,7 @@ func evaluate(ctx context.Context, source string, job jobs.Job, people []Person)
 	if err := to.Value(v, 0); err != nil {
 		return nil, err
 	}
-	return to.Bytes(), jobs.GuardJSON(to.Bytes())
+	return to.Bytes(), jsonguard.Check(to.Bytes())
 }
 
 // read takes a verdict, or says what is wrong with it.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/jobs/pattern"
 )
 
@@ -46,19 +47,27 @@ type Violation struct {
 	Message string // English; holds nothing of the document but member names
 }
 
-// Compile compiles a schema of at most MaxSize bytes that is acceptable JSON (see
-// jobs.GuardJSON). A $ref to anything but the schema itself and the published
-// metaschemas is an error: the library's own loader would read files. So is a
-// panic of the library.
+// Compile compiles a schema of at most MaxSize bytes. An empty or null schema gives a
+// nil *Schema, which accepts every document. Errors: JSON that jsonguard.Check rejects;
+// a *BrokenError for an invalid schema; a $ref to any document but the schema itself
+// and the published metaschemas (the library's own loader would read files); a panic
+// of the library.
 func Compile(raw json.RawMessage) (s *Schema, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			s, err = nil, errors.New("schema: cannot be compiled")
 		}
 	}()
+	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || string(trimmed) == "null" {
+		return nil, nil
+	}
 	if len(raw) > MaxSize {
 		return nil, fmt.Errorf("schema is %d bytes, the limit is %d", len(raw), MaxSize)
 	}
+	if err := jsonguard.Check(raw); err != nil {
+		return nil, fmt.Errorf("schema: %w", err)
+	}
+
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("schema: %w", err)
@@ -107,7 +116,7 @@ func measure(doc any) error {
 
 // Validate lists what of the document breaks the schema: the first 16 places that
 // are found, in the order of their paths. The document must have passed
-// jobs.GuardJSON: numbers are compared exactly, and an exact 1e999999 takes a
+// jsonguard.Check: numbers are compared exactly, and an exact 1e999999 takes a
 // megabyte. A document that takes too much work is a violation that says so. The
 // error is ctx's, and nil while that has not ended.
 func (s *Schema) Validate(ctx context.Context, doc json.RawMessage) ([]Violation, error) {

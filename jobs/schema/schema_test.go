@@ -136,19 +136,21 @@ func TestCompileRefuses(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`true`), 0o600))
 
 	for name, schema := range map[string]string{
-		"File":         `{"$ref":"file://` + file + `"}`,
-		"FileInside":   `{"properties":{"a":{"allOf":[{"$ref":"file://` + file + `"}]}}}`,
-		"FileNoScheme": `{"$ref":"` + file + `"}`,
-		"FileByID":     `{"$id":"file://` + filepath.Dir(file) + `/","$ref":"schema.json"}`,
-		"HTTP":         `{"$ref":"` + server.URL + `/schema"}`,
-		"HTTPByID":     `{"$id":"` + server.URL + `/","properties":{"a":{"$ref":"other"}}}`,
-		"Metaschema":   `{"$schema":"` + server.URL + `/schema"}`,
-		"DynamicRef":   `{"$dynamicRef":"` + server.URL + `/schema#x"}`,
-		"NotASchema":   `{"type":"strange"}`,
-		"NotAnObject":  `7`,
-		"BadPattern":   `{"pattern":"("}`,
-		"NotJSON":      `{"type":`,
-		"TooLarge":     `{"description":"` + strings.Repeat("x", MaxSize) + `"}`,
+		"File":          `{"$ref":"file://` + file + `"}`,
+		"FileInside":    `{"properties":{"a":{"allOf":[{"$ref":"file://` + file + `"}]}}}`,
+		"FileNoScheme":  `{"$ref":"` + file + `"}`,
+		"FileByID":      `{"$id":"file://` + filepath.Dir(file) + `/","$ref":"schema.json"}`,
+		"HTTP":          `{"$ref":"` + server.URL + `/schema"}`,
+		"HTTPByID":      `{"$id":"` + server.URL + `/","properties":{"a":{"$ref":"other"}}}`,
+		"Metaschema":    `{"$schema":"` + server.URL + `/schema"}`,
+		"DynamicRef":    `{"$dynamicRef":"` + server.URL + `/schema#x"}`,
+		"NotASchema":    `{"type":"strange"}`,
+		"NotAnObject":   `7`,
+		"BadPattern":    `{"pattern":"("}`,
+		"NotJSON":       `{"type":`,
+		"SameNameTwice": `{"type":"string","type":"number"}`,
+		"HugeExponent":  `{"const":1e999}`,
+		"TooLarge":      `{"description":"` + strings.Repeat("x", MaxSize) + `"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -166,6 +168,16 @@ func TestCompileRefuses(t *testing.T) {
 		require.NotEmpty(t, broken(t, s, `{"s":{"type":5}}`))
 		require.Empty(t, broken(t, s, `{"s":{"type":"string"}}`))
 	})
+}
+
+func TestCompileWithoutSchema(t *testing.T) {
+	t.Parallel()
+	for _, none := range []string{``, ` `, `null`} {
+		s, err := Compile(json.RawMessage(none))
+		require.NoError(t, err)
+		require.Nil(t, s)
+		require.Empty(t, broken(t, s, `{"any":1}`))
+	}
 }
 
 func BenchmarkSchemaValidate(b *testing.B) {

@@ -1,4 +1,5 @@
-package jobs
+// Package canonical compares JSON documents by a hash of their canonical form.
+package canonical
 
 import (
 	"crypto/sha256"
@@ -7,14 +8,16 @@ import (
 	"strings"
 
 	"github.com/gowebpki/jcs"
+
+	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
-// CanonicalHash is the SHA-256 of the document's canonical form (RFC 8785): equal for
-// documents that differ only in white space, member order, escapes, and the way in which
-// the same number is written. Numbers are compared as decimals. What GuardJSON refuses,
-// CanonicalHash refuses too.
-func CanonicalHash(b []byte) ([32]byte, error) {
-	if err := GuardJSON(b); err != nil {
+// Hash returns the SHA-256 of the document's canonical form (RFC 8785). Two documents
+// have equal hashes if they differ only in white space, member order, escapes, and the
+// spelling of equal numbers; numbers are compared as decimals. A document that
+// jsonguard.Check rejects gives the same *jsonguard.Error.
+func Hash(b []byte) ([32]byte, error) {
+	if err := jsonguard.Check(b); err != nil {
 		return [32]byte{}, err
 	}
 
@@ -28,10 +31,10 @@ func CanonicalHash(b []byte) ([32]byte, error) {
 }
 
 // exactNumbers replaces each number that a float64 cannot hold exactly by a string with
-// its decimal. RFC 8785 writes numbers as float64, in which 9007199254740992 and
-// 9007199254740993 are one. The string begins with NUL, which no guarded document holds,
-// so that it equals no string of another document. A document without such numbers, which
-// is nearly every one, is returned as it is and keeps the hash that RFC 8785 gives it.
+// the number's decimal. RFC 8785 writes numbers as float64, where 9007199254740992 equals
+// 9007199254740993. The string begins with NUL, which jsonguard.Check rejects, so the
+// string never equals a string of another document. Nearly every document has no such
+// numbers: exactNumbers returns b unchanged, and the hash is the hash of RFC 8785.
 func exactNumbers(b []byte) []byte {
 	var out []byte
 	copied := 0
@@ -63,7 +66,7 @@ func exactNumbers(b []byte) []byte {
 	return append(out, b[copied:]...)
 }
 
-// afterString is the index behind the string that begins at i.
+// afterString returns the index after the string that begins at i.
 func afterString(b []byte, i int) int {
 	for i++; b[i] != '"'; i++ {
 		if b[i] == '\\' {
@@ -73,9 +76,9 @@ func afterString(b []byte, i int) int {
 	return i + 1
 }
 
-// inexact returns a number's decimal if it is not the one that its float64 is written as.
+// inexact returns the decimal of a number whose float64 has another decimal.
 func inexact(number string) (exact string, ok bool) {
-	const always = 15 // so many digits every float64 holds
+	const always = 15 // decimal digits that a float64 always holds exactly
 	if len(number) <= always && !strings.ContainsAny(number, "eE") {
 		return "", false
 	}
@@ -85,11 +88,11 @@ func inexact(number string) (exact string, ok bool) {
 	return exact, err != nil || decimal(strconv.FormatFloat(f, 'e', -1, 64)) != exact
 }
 
-// decimal is a JSON number as its significant digits and a power of ten, so that equal
-// numbers are equal texts: 1.0, 1 and 10e-1 are all 1e0.
+// decimal returns a JSON number as significant digits and a power of ten, so that equal
+// numbers give equal texts: 1e0 for 1.0, 1 and 10e-1.
 func decimal(number string) string {
 	mantissa, exponent, _ := strings.Cut(strings.ToLower(number), "e")
-	power, _ := strconv.Atoi(exponent) // GuardJSON bounds it; none is 0
+	power, _ := strconv.Atoi(exponent) // jsonguard bounds the exponent; without one, power is 0
 
 	sign := ""
 	if rest, negative := strings.CutPrefix(mantissa, "-"); negative {

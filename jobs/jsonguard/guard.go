@@ -1,4 +1,6 @@
-package jobs
+// Package jsonguard rejects JSON documents that a later reader could not hold or
+// could hold only at a price: PostgreSQL's jsonb, encoding/json, a float64.
+package jsonguard
 
 import (
 	"fmt"
@@ -8,45 +10,48 @@ import (
 	"unicode/utf8"
 )
 
-// The limits of one JSON document. Its size is the door's business: each door
-// has its own.
+// The limits of one JSON document. Each caller limits the size of its documents
+// itself, before it calls Check.
 const (
-	maxDepth        = 64      // arrays and objects inside each other
-	maxNumberLength = 64      // characters of one number
-	maxExponent     = 308     // decimal magnitude, written or effective; a float64 ends there
-	freeExpansion   = 1 << 16 // digits that all exponents of a document may add up to, beside
-	perByte         = 8       // this many for each byte of the document
+	maxDepth        = 64  // nested arrays and objects
+	maxNumberLength = 64  // characters of one number
+	maxExponent     = 308 // decimal magnitude, written or effective: the range of a float64
+
+	// All exponents of a document together may add freeExpansion digits, and
+	// perByte digits more for each byte of the document.
+	freeExpansion = 1 << 16
+	perByte       = 8
 )
 
-// GuardError says what GuardJSON refused and where. It holds no value of the
-// document, so it may be logged and sent back; Path holds member names.
-type GuardError struct {
-	Path   string // JSON pointer to the place; empty for the document itself
-	Offset int    // of the offending byte
+// Error is the rejection of a document by Check. An Error contains no value of the
+// document, only member names (in Path), so callers may log and return the text.
+type Error struct {
+	Path   string // JSON pointer to the rejected value; empty for the document itself
+	Offset int    // byte offset in the document
 	Reason string
 }
 
-func (e *GuardError) Error() string {
+func (e *Error) Error() string {
 	if e.Path == "" {
 		return fmt.Sprintf("invalid JSON at byte %d: %s", e.Offset, e.Reason)
 	}
 	return fmt.Sprintf("invalid JSON at byte %d (%s): %s", e.Offset, e.Path, e.Reason)
 }
 
-// GuardJSON refuses, with a *GuardError, every document that PostgreSQL's jsonb,
-// encoding/json or a float64 could not hold, or could hold only at a price: more
-// or less than one value, invalid UTF-8, a byte order mark, NUL, lone surrogates,
-// repeated member names, depth over 64, and numbers that grow. It is the only
-// guard: whatever comes in (a request, a message, a neighbour's answer) passes
-// here before anything else looks at it.
+// Check returns an *Error unless b is one JSON value without invalid UTF-8, a byte
+// order mark, NUL, lone surrogates, repeated member names, more than 64 levels, or
+// numbers with huge exponents. Every document from outside (request, message,
+// response of a peer service) must pass Check before any other code reads the
+// document.
 //
-// The number rule has a story: jsonb writes 1e131071 out in full, so that a 9 KB
-// array of it is read back as 131 MB.
-func GuardJSON(b []byte) error {
+// Why huge exponents are rejected: jsonb writes 1e131071 with all its digits, so a
+// 9 KB array of 1e131071 is read back as 131 MB.
+func Check(b []byte) error {
 	g := guard{b: b, budget: freeExpansion + perByte*len(b)}
 	if len(b) >= 3 && b[0] == 0xEF && b[1] == 0xBB && b[2] == 0xBF {
 		return g.refuse("byte order mark")
 	}
+
 	g.space()
 	if g.i == len(b) {
 		return g.refuse("no value")
@@ -54,6 +59,7 @@ func GuardJSON(b []byte) error {
 	if err := g.value(0); err != nil {
 		return err
 	}
+
 	g.space()
 	if g.i < len(b) {
 		return g.refuse("more than one value")
@@ -61,31 +67,31 @@ func GuardJSON(b []byte) error {
 	return nil
 }
 
-// nameSeed makes the hashes of member names unguessable, so that nobody can build
-// an object whose names collide. Two names that hash alike count as one: with 64
-// seeded bits that refuses no honest document in practice.
+// nameSeed makes the hashes of member names unpredictable, so that a client cannot
+// build an object whose names collide. Two names with equal hashes count as a
+// repeated name; with 64 seeded bits no ordinary document is rejected in practice.
 var nameSeed = maphash.MakeSeed()
 
-// guard walks a document once. It lives on the caller's stack and allocates only
-// for an object of more members than names has room for.
+// guard parses a document once. A guard stays on the caller's stack, and allocates
+// only for an object with more members than the names array holds.
 type guard struct {
 	b      []byte
 	i      int
 	budget int         // digits that exponents may still add
 	names  [128]uint64 // hashes of the member names of every open object
-	n      int         // of names in use
+	n      int         // entries of names in use
 }
 
 // linear is the size up to which an object's names are compared one by one.
 const linear = 24
 
-func (g *guard) refuse(reason string) *GuardError {
-	return &GuardError{Offset: g.i, Reason: reason}
+func (g *guard) refuse(reason string) *Error {
+	return &Error{Offset: g.i, Reason: reason}
 }
 
-// within puts the name of the member or element before the error's path: the
-// path is built on the way out, so that only a refusal pays for it.
-func within(err *GuardError, name string) *GuardError {
+// within prepends the name of a member or element to the error's path. The path is
+// built while the parser returns, so an accepted document pays nothing for paths.
+func within(err *Error, name string) *Error {
 	const longest = 64
 	if len(name) > longest {
 		name = strings.ToValidUTF8(name[:longest], "") + "…"
@@ -106,8 +112,8 @@ func (g *guard) space() {
 	}
 }
 
-// peek is the next byte after white space, or 0 at the end; NUL is no JSON, so
-// the two may look alike.
+// peek returns the next byte after white space, or 0 at the end of the document.
+// A NUL byte also gives 0, which is harmless: NUL is rejected everywhere.
 func (g *guard) peek() byte {
 	g.space()
 	if g.i < len(g.b) {
@@ -116,8 +122,9 @@ func (g *guard) peek() byte {
 	return 0
 }
 
-// unexpected tells the three common causes apart.
-func (g *guard) unexpected(reason string) *GuardError {
+// unexpected rejects the document at the current byte; an end of the document and
+// a NUL byte have reasons of their own.
+func (g *guard) unexpected(reason string) *Error {
 	switch {
 	case g.i >= len(g.b):
 		return g.refuse("unexpected end")
@@ -128,8 +135,8 @@ func (g *guard) unexpected(reason string) *GuardError {
 	}
 }
 
-// value is at the first byte of a value.
-func (g *guard) value(depth int) *GuardError {
+// value parses the value that begins at the current byte.
+func (g *guard) value(depth int) *Error {
 	if g.i >= len(g.b) {
 		return g.refuse("unexpected end")
 	}
@@ -158,7 +165,7 @@ func (g *guard) value(depth int) *GuardError {
 	}
 }
 
-func (g *guard) literal(word string) *GuardError {
+func (g *guard) literal(word string) *Error {
 	if len(g.b)-g.i < len(word) || string(g.b[g.i:g.i+len(word)]) != word {
 		return g.refuse("not a value")
 	}
@@ -166,17 +173,19 @@ func (g *guard) literal(word string) *GuardError {
 	return nil
 }
 
-func (g *guard) array(depth int) *GuardError {
+func (g *guard) array(depth int) *Error {
 	g.i++
 	if g.peek() == ']' {
 		g.i++
 		return nil
 	}
+
 	for n := 0; ; n++ {
 		g.space()
 		if err := g.value(depth); err != nil {
 			return within(err, strconv.Itoa(n))
 		}
+
 		switch g.peek() {
 		case ',':
 			g.i++
@@ -189,7 +198,7 @@ func (g *guard) array(depth int) *GuardError {
 	}
 }
 
-func (g *guard) object(depth int) *GuardError {
+func (g *guard) object(depth int) *Error {
 	base := g.n
 	var seen map[uint64]struct{} // of an object with many members; nil until then
 	g.i++
@@ -197,20 +206,24 @@ func (g *guard) object(depth int) *GuardError {
 		g.i++
 		return nil
 	}
+
 	for {
 		if g.peek() != '"' {
 			return g.unexpected("expected a member name")
 		}
+
 		start := g.i
 		escaped, err := g.str()
 		if err != nil {
 			return err
 		}
+
 		name := g.b[start+1 : g.i-1]
 		if seen = g.name(name, escaped, base, seen); g.n < 0 {
 			g.i = start
 			return within(g.refuse("repeated member name"), string(name))
 		}
+
 		if g.peek() != ':' {
 			return g.unexpected("expected :")
 		}
@@ -219,6 +232,7 @@ func (g *guard) object(depth int) *GuardError {
 		if err := g.value(depth); err != nil {
 			return within(err, string(name))
 		}
+
 		switch g.peek() {
 		case ',':
 			g.i++
@@ -232,13 +246,15 @@ func (g *guard) object(depth int) *GuardError {
 	}
 }
 
-// name remembers one name of the object whose names start at base; it sets g.n
-// to -1 for one already there. The escaped and the plain spelling are one name.
+// name records one name of the object whose names start at base, and sets g.n to -1
+// if the object already has the name. The escaped and the plain spelling of a name
+// are equal.
 func (g *guard) name(raw []byte, escaped bool, base int, seen map[uint64]struct{}) map[uint64]struct{} {
 	if escaped {
 		var room [64]byte
 		raw = unescape(room[:0], raw)
 	}
+
 	h := maphash.Bytes(nameSeed, raw)
 	if seen == nil {
 		own := g.names[base:g.n]
@@ -248,16 +264,20 @@ func (g *guard) name(raw []byte, escaped bool, base int, seen map[uint64]struct{
 				return nil
 			}
 		}
+
 		if len(own) < linear && g.n < len(g.names) {
 			g.names[g.n] = h
 			g.n++
 			return nil
 		}
+
+		// Too many names for the array: this object gets a map.
 		seen = make(map[uint64]struct{}, 2*linear)
 		for _, other := range own {
 			seen[other] = struct{}{}
 		}
 	}
+
 	size := len(seen)
 	if seen[h] = struct{}{}; len(seen) == size {
 		g.n = -1
@@ -265,7 +285,7 @@ func (g *guard) name(raw []byte, escaped bool, base int, seen map[uint64]struct{
 	return seen
 }
 
-// plain marks the bytes of a string that need no second look.
+// plain marks the bytes that stand for themselves in a string.
 var plain = func() (t [256]bool) {
 	for c := 0x20; c < utf8.RuneSelf; c++ {
 		t[c] = c != '"' && c != '\\'
@@ -273,8 +293,8 @@ var plain = func() (t [256]bool) {
 	return t
 }()
 
-// str is at the opening quote and ends after the closing one.
-func (g *guard) str() (escaped bool, err *GuardError) {
+// str parses a string from its opening quote past its closing quote.
+func (g *guard) str() (escaped bool, err *Error) {
 	b, i := g.b, g.i+1
 	for {
 		for i < len(b) && plain[b[i]] {
@@ -305,9 +325,9 @@ func (g *guard) str() (escaped bool, err *GuardError) {
 	}
 }
 
-// escape is at a backslash and ends after what it escapes, a pair of surrogates
-// being one thing.
-func (g *guard) escape() *GuardError {
+// escape parses one escape sequence from its backslash on. A surrogate pair is one
+// sequence.
+func (g *guard) escape() *Error {
 	if len(g.b)-g.i < 2 {
 		return g.refuse("unexpected end")
 	}
@@ -337,7 +357,7 @@ func (g *guard) escape() *GuardError {
 	}
 }
 
-// hex4 reads \uXXXX, or answers -1.
+// hex4 parses \uXXXX at the beginning of b; -1 means that b begins otherwise.
 func hex4(b []byte) rune {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return -1
@@ -358,7 +378,7 @@ func hex4(b []byte) rune {
 	return r
 }
 
-// unescape appends what a valid string's inside stands for.
+// unescape appends the text that s, the inside of a valid string, stands for.
 func unescape(to, s []byte) []byte {
 	for i := 0; i < len(s); {
 		if s[i] != '\\' {
@@ -384,15 +404,17 @@ func unescape(to, s []byte) []byte {
 
 var simpleEscapes = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
 
-// number is at a minus or a digit. It reads at most maxNumberLength characters
-// however long the number is.
-func (g *guard) number() *GuardError {
+// number parses a number from its minus or first digit on. At most
+// maxNumberLength+1 characters are read, however long the number is.
+func (g *guard) number() *Error {
 	start := g.i
 	b := g.b[start:min(len(g.b), start+maxNumberLength+1)]
 	i := 0
 	if b[0] == '-' {
 		i++
 	}
+
+	// The digits before the point.
 	whole := i
 	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
 		i++
@@ -403,7 +425,9 @@ func (g *guard) number() *GuardError {
 	if b[whole] == '0' && i > whole+1 {
 		return g.refuse("number starts with 0")
 	}
-	point := i // digits before it: point-whole
+
+	// The fraction. point-whole is the count of digits before the point.
+	point := i
 	if i < len(b) && b[i] == '.' {
 		for i++; i < len(b) && '0' <= b[i] && b[i] <= '9'; {
 			i++
@@ -412,6 +436,7 @@ func (g *guard) number() *GuardError {
 			return g.refuse("number without digits after its point")
 		}
 	}
+
 	mantissa := i
 	exponent, negative := 0, false
 	if i < len(b) && (b[i] == 'e' || b[i] == 'E') {
@@ -427,12 +452,14 @@ func (g *guard) number() *GuardError {
 			return g.refuse("number without digits in its exponent")
 		}
 	}
+
 	if i > maxNumberLength {
 		return g.refuse("number longer than 64 characters")
 	}
 	if exponent > maxExponent {
 		return g.refuse("number out of range")
 	}
+
 	if g.budget -= exponent; g.budget < 0 {
 		return g.refuse("too many large exponents")
 	}
@@ -440,16 +467,18 @@ func (g *guard) number() *GuardError {
 		if negative {
 			exponent = -exponent
 		}
+
 		if !survives(b[:i], whole, point, mantissa, exponent) {
 			return g.refuse("number out of range")
 		}
 	}
+
 	g.i += i
 	return nil
 }
 
-// survives reports whether a float64 holds the number: its first digit that is
-// not 0 stands at a power of ten from -308 to 308.
+// survives reports whether the number is in the range of a float64: the first
+// nonzero digit must be at a power of ten from -308 to 308.
 func survives(b []byte, whole, point, mantissa, exponent int) bool {
 	first := -1
 	for i := whole; i < mantissa; i++ {
@@ -459,13 +488,14 @@ func survives(b []byte, whole, point, mantissa, exponent int) bool {
 		}
 	}
 	if first < 0 {
-		return true // zero, however it is written
+		return true // zero, in any spelling
 	}
+
 	power := point - first + exponent
 	if first < point {
 		power--
 	}
-	if power == maxExponent { // the only power that is neither wholly in nor wholly out
+	if power == maxExponent { // the largest float64 is 1.797…e308: parse the number to decide
 		_, err := strconv.ParseFloat(string(b), 64)
 		return err == nil
 	}
