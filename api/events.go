@@ -16,6 +16,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/inbox"
 )
 
 // EventsConfig says who acts on what is heard. Tasks and Inbox must be set.
@@ -23,7 +24,7 @@ type EventsConfig struct {
 	// Tasks makes the moves.
 	Tasks *jobs.Tasks
 	// Inbox remembers what was acted upon.
-	Inbox *outbox.Inbox
+	Inbox *inbox.Inbox
 	// Logger takes one line a message; default slog.Default.
 	Logger *slog.Logger
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/inbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
@@ -48,7 +49,7 @@ func listening(t *testing.T, b *testBundle) *ears {
 // hear consumes all subjects until the test ends, as one process does.
 func (e *ears) hear(t *testing.T) {
 	t.Helper()
-	inbox := outbox.NewInbox(e.pool)
+	inbox := inbox.New(e.pool)
 	e.bus.OnDeadLetter(inbox.Dead)
 	ctx, stop := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -398,7 +399,7 @@ func TestIntegrationResponseHandlerWaitsForItsTask(t *testing.T) {
 
 	// The same handler, with a message that is a minute old.
 	var handle outbox.Handler
-	for _, s := range api.Subscriptions(api.EventsConfig{Tasks: e.tasks, Inbox: outbox.NewInbox(e.pool)}) {
+	for _, s := range api.Subscriptions(api.EventsConfig{Tasks: e.tasks, Inbox: inbox.New(e.pool)}) {
 		if s.Subject == responseSubject {
 			handle = s.Handle
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/callback"
 )
 
 const callbackURL = "https://Orchestrator.Example.org:8443/callbacks?key=s3cret"
@@ -99,9 +100,9 @@ func TestCallbacksBesideMoves(t *testing.T) {
 	post := &postman{taken: map[string][]string{}}
 	first := setup(t)
 	second := join(t, first.pool, "p2")
-	var couriers []*outbox.Callbacks
+	var couriers []*callback.Dispatcher
 	for _, b := range []*testBundle{first, second} {
-		c := outbox.NewCallbacks(b.pool, post, outbox.CallbackConfig{Poll: time.Millisecond, Logger: b.cfg.Logger})
+		c := callback.New(b.pool, post, callback.Config{Poll: time.Millisecond, Logger: b.cfg.Logger})
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		go func() { defer close(ended); c.Run(ctx) }()

@@ -11,9 +11,9 @@ import (
 
 var priorityNames = [...]string{1: "CRITICAL", 2: "HIGH", 3: "MEDIUM", 4: "LOW"}
 
-// envelope makes the message of one event row. ok is false for a move that is
+// NewMessage makes the message of one event row. ok is false for a move that is
 // kept for the audit trail alone (a release, a redrive).
-func envelope(row db.OutboxEventsRow) (m Message, ok bool, err error) {
+func NewMessage(row db.OutboxEventsRow) (m Message, ok bool, err error) {
 	var subject, kind string
 	var data any
 	task := row.TaskID.String()

@@ -11,19 +11,21 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/outboxtest"
+	"github.com/seed-3f7a0631/tes/outbox/relay/relaytest"
 )
 
 var golden = uuid.MustParse("019b7e1c-5a00-7abc-8def-0123456789ab")
 
 // life is one task with every event there is; no task has such a life, but each of
 // its rows is one that the engine writes.
-func (b *testBundle) life() {
-	b.t.Helper()
-	b.exec(`
+func life(b *outboxtest.Bundle) {
+	b.T.Helper()
+	b.Exec(`
 		INSERT INTO task (task_id, job_id, created_at, version, type, lane, revision, priority, tenant_id, workflow_id, definition_id, executor, correlation_id, traceparent, input)
 		VALUES ($1, 1, '2026-01-02T03:04:05Z', 10, 'INTEGRATION', 'task-execution-integration', 1, 2, 'acme', 'order-4711', 'create-invoice', 'integration',
 			'7d5c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01', '{"secret": "canary"}')`, golden)
-	b.exec(`
+	b.Exec(`
 		INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id, error)
 		VALUES
 			($1, 1, 'FAILED', 1, '2026-01-02T03:04:06.1Z', '2026-01-02T03:04:07.25Z', 'host/1/a',
@@ -31,7 +33,7 @@ func (b *testBundle) life() {
 			($1, 2, 'COMPLETED', 2, '2026-01-02T03:04:08.5Z', '2026-01-02T03:04:09.000001Z', 'host/2/b', NULL),
 			($1, 3, 'FAILED', 3, '2026-01-02T03:04:09.5Z', '2026-01-02T03:04:10Z', 'host/3/c',
 				'{"code": "VALIDATION_ERROR", "message": "no such contact: \"CONT-1\"", "stackTrace": "at a\nat b", "timestamp": "2026-01-02T03:04:10Z", "retryable": false}')`, golden)
-	b.exec(`
+	b.Exec(`
 		INSERT INTO task_event (id, task_id, at, seq, attempt, type, was, now, actor, payload)
 		VALUES
 			(1, $1, '2026-01-02T03:04:05Z', 1, 0, 'created', NULL, 'PENDING', 'workflow-orchestrator', NULL),
@@ -48,7 +50,7 @@ func (b *testBundle) life() {
 				'{"groupId":"accounting","taskName":"Create invoice","taskDescription":"Writes the invoice of an order","dueDate":"2026-01-03T03:04:12Z","reason":"holiday"}'),
 			-- A person's start, of an attempt whose row is gone: it was given back.
 			(10, $1, '2026-01-02T03:04:14Z', 10, 4, 'started', 'ASSIGNED', 'RUNNING', 'ui-framework', '{"executorId":"ann"}')`, golden)
-	b.exec("INSERT INTO outbox (lo, hi) VALUES (1, 11)")
+	b.Exec("INSERT INTO outbox (lo, hi) VALUES (1, 11)")
 }
 
 // The schemas of the interface document, member by member and in its order.
@@ -67,11 +69,11 @@ var goldenFiles = []struct{ file, subject, kind string }{
 
 func TestEventsAreTheInterfaceDocuments(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.life()
-	b.relay(b.bus)
-	b.told()
-	messages := b.bus.list(true)
+	b := outboxtest.New(t)
+	life(b)
+	relaytest.Run(b, b.Bus)
+	b.AwaitPublished()
+	messages := b.Bus.Deliveries()
 	require.Len(t, messages, len(goldenFiles))
 	for i, want := range goldenFiles {
 		m := messages[i]
@@ -102,35 +104,21 @@ func TestEventsAreTheInterfaceDocuments(t *testing.T) {
 // it comes out the same.
 func TestRedeliveryIsEqualToTheByte(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	b.life()
-	r := b.relay(b.bus)
-	b.told()
-	first := b.bus.list(true)
+	b := outboxtest.New(t)
+	life(b)
+	r := relaytest.Run(b, b.Bus)
+	b.AwaitPublished()
+	first := b.Bus.Deliveries()
 
-	b.exec("SET timezone = 'Asia/Tokyo'")
-	b.force(`
+	b.Exec("SET timezone = 'Asia/Tokyo'")
+	b.Force(`
 		UPDATE task
 		SET version = 11, status = 'CANCELLED', ended_at = now(), started_at = now(), attempt = 7, failures = 3, lane = 'task-execution-retry', job_id = 99,
 			assignee_id = 'bob', assignee_name = 'Bob', due_at = now(), output = '{"x": 1}', error = '{"code": "LATER"}'
 		WHERE task_id = $1`, golden)
-	b.exec("INSERT INTO task_attempt (task_id, attempt, job_id, started_at, executor_id) VALUES ($1, 4, 9, now(), 'later')", golden)
-	b.bus.truncate(0)
+	b.Exec("INSERT INTO task_attempt (task_id, attempt, job_id, started_at, executor_id) VALUES ($1, 4, 9, now(), 'later')", golden)
+	b.Bus.Truncate(0)
 	r.Recheck()
-	waitFor(t, "all to be told again", func() bool { return len(b.bus.deliveredIDs()) == 2*len(first) })
-	require.Equal(t, first, b.bus.list(true)[len(first):])
-}
-
-func TestEventIDsAreOfTheirOwn(t *testing.T) {
-	t.Parallel()
-	seen := map[uuid.UUID]bool{}
-	for range 100 {
-		task := uuid.Must(uuid.NewV7())
-		for seq := range int32(100) {
-			id := outbox.EventID(task, seq+1)
-			require.False(t, seen[id])
-			require.Equal(t, id, outbox.EventID(task, seq+1))
-			seen[id] = true
-		}
-	}
+	outboxtest.WaitFor(t, "all to be told again", func() bool { return len(b.Bus.DeliveredIDs()) == 2*len(first) })
+	require.Equal(t, first, b.Bus.Deliveries()[len(first):])
 }

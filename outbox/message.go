@@ -30,3 +30,23 @@ type Handler func(ctx context.Context, d Delivery) error
 type Poison struct{ Reason string }
 
 func (p *Poison) Error() string { return "poison message: " + p.Reason }
+
+// Refused says that an address answered a callback, and not with a yes. Final: asking again
+// is of no use.
+type Refused struct {
+	Reason string
+	Final  bool
+}
+
+func (r *Refused) Error() string { return r.Reason }
+
+// Outcome is what became of a bus message: a word, and what else there is to know.
+type Outcome struct{ Word, Detail string }
+
+// Words for what changed nothing. Any other word is an act.
+const (
+	Late      = "late"      // it was about something that is over
+	Unknown   = "unknown"   // it was about something that we do not have
+	Elsewhere = "elsewhere" // it was for others
+	Repeated  = "repeated"  // it was acted upon before, under this id or another
+)

@@ -19,6 +19,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/automated"
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/relay"
 )
 
 // lastOrders is the context of taking down, which goes on after Ctrl-C.
@@ -39,8 +40,8 @@ type benchEngine struct {
 	name    string // of the database
 	pool    *pgxpool.Pool
 	tasks   *jobs.Tasks
-	relay   *outbox.Relay // nil when off
-	told    atomic.Int64  // when the last flush committed, ns of the Unix time
+	relay   *relay.Relay // nil when off
+	told    atomic.Int64 // when the last flush committed, ns of the Unix time
 	closers []func() error
 }
 
@@ -167,9 +168,9 @@ func (e *benchEngine) run(noop jobs.Executor, cfg jobs.RunnerConfig) (stop func(
 }
 
 // publish turns the relay on, until the engine is closed.
-func (e *benchEngine) publish(bus outbox.Publisher) {
+func (e *benchEngine) publish(bus relay.Publisher) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.b.ctx))
-	e.relay = outbox.NewRelay(e.pool, bus, outbox.RelayConfig{Logger: e.b.log})
+	e.relay = relay.New(e.pool, bus, relay.Config{Logger: e.b.log})
 	var done sync.WaitGroup
 	done.Go(func() { e.relay.Run(ctx) })
 	e.onClose(func() error { cancel(); done.Wait(); return nil })
@@ -210,7 +211,7 @@ func (e *benchEngine) verify(n int) error {
 // verifyPublished makes a figure void unless the stream holds n events, each once,
 // and nothing waits. The ranges of outbox_published may have holes, so their
 // lengths say nothing.
-func (e *benchEngine) verifyPublished(bus outbox.Publisher, n int) error {
+func (e *benchEngine) verifyPublished(bus relay.Publisher, n int) error {
 	var waiting int
 	for begun := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		// The last round is marked by the next one.
@@ -274,12 +275,12 @@ func (h handled) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error)
 
 // acked counts the events that a bus has acknowledged.
 type acked struct {
-	outbox.Publisher
+	relay.Publisher
 	counted atomic.Pointer[counter]
 	waited  atomic.Int64 // for the bus, ns
 }
 
-func ackedBy(bus outbox.Publisher, n int) *acked {
+func ackedBy(bus relay.Publisher, n int) *acked {
 	a := &acked{Publisher: bus}
 	a.counted.Store(countTo(n))
 	return a

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/relay"
 )
 
 // events measures the relay alone: from the rows of finished tasks to the bus's
@@ -72,7 +73,7 @@ func (e *benchEngine) tell(n int) (t timed, err error) {
 	}
 	defer func() { err = errors.Join(err, closeBus()) }()
 	to := ackedBy(bus, n)
-	relay := outbox.NewRelay(e.pool, to, outbox.RelayConfig{Logger: b.log})
+	relay := relay.New(e.pool, to, relay.Config{Logger: b.log})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.ctx))
 	var running sync.WaitGroup
 	defer func() { cancel(); running.Wait() }()

@@ -13,6 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/automated"
 	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/relay"
 )
 
 // latency sends single tasks into an idle service with default settings, 40 to 160
@@ -96,7 +97,7 @@ type ack struct {
 
 // watch is executor and publisher in one, and notes when each is done.
 type watch struct {
-	outbox.Publisher
+	relay.Publisher
 	automated.Noop
 	told chan ack
 

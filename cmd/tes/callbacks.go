@@ -5,7 +5,7 @@ import (
 	"errors"
 
 	"github.com/seed-3f7a0631/tes/db"
-	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/callback"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
@@ -22,7 +22,7 @@ func (c Config) checkCallback(string) error {
 func (s *service) startCallbacks(ctx context.Context) {
 	caller := webhook.New(webhook.Config{Secrets: s.cfg.secrets, Current: s.callbackSecrets, Allow: s.cfg.allow})
 	s.onStop(func(context.Context) error { caller.Close(); return nil })
-	s.calls = outbox.NewCallbacks(s.engine, caller, outbox.CallbackConfig{Logger: s.log})
+	s.calls = callback.New(s.engine, caller, callback.Config{Logger: s.log})
 	if len(s.cfg.secrets) > 0 {
 		s.background(s.calls.Run)
 		return

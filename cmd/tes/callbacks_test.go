@@ -15,18 +15,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
-	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/callback"
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
-// callback is what the stand-in Orchestrator was posted.
-type callback struct {
+// postedCallback is a callback that the fake Orchestrator got.
+type postedCallback struct {
 	Path    string
 	Headers map[string]string
 	Body    json.RawMessage
 }
 
-func callbacks(t *testing.T, r ready) (all []callback) {
+func callbacks(t *testing.T, r ready) (all []postedCallback) {
 	t.Helper()
 	_, _, text, err := ask(t.Context(), "GET", r.NeighboursURL+"/_standin/orchestrator/requests", "", nil)
 	require.NoError(t, err)
@@ -66,7 +66,7 @@ func TestDevCallsBack(t *testing.T) {
 	second := must(t, http.StatusCreated, "POST", r2.APIURL+tasksPath, orchestrator, task)
 	taker, err := standardwebhooks.NewWebhook(r2.CallbackSecret)
 	require.NoError(t, err)
-	var got []outbox.StatusUpdate
+	var got []callback.StatusUpdate
 	eventually(t, patience, func() error {
 		got = nil
 		for _, c := range callbacks(t, r2) {
@@ -78,7 +78,7 @@ func TestDevCallsBack(t *testing.T) {
 				header.Set(name, value)
 			}
 			require.NoError(t, taker.Verify(c.Body, header))
-			var update outbox.StatusUpdate
+			var update callback.StatusUpdate
 			require.NoError(t, json.Unmarshal(c.Body, &update))
 			got = append(got, update)
 		}
@@ -153,7 +153,7 @@ func TestCallbacksSurviveAKill(t *testing.T) {
 	arrived, answer := make(chan struct{}, 100*tasks), make(chan struct{})
 	orchestrator := serveWeb(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		var update outbox.StatusUpdate
+		var update callback.StatusUpdate
 		if err := errors.Join(verifier.Verify(body, r.Header), json.Unmarshal(body, &update)); err != nil {
 			t.Error(err)
 		}

@@ -25,8 +25,10 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/automated"
 	"github.com/seed-3f7a0631/tes/jobs/integration"
 	"github.com/seed-3f7a0631/tes/jobs/manual"
-	"github.com/seed-3f7a0631/tes/outbox"
+	"github.com/seed-3f7a0631/tes/outbox/callback"
+	"github.com/seed-3f7a0631/tes/outbox/inbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
+	"github.com/seed-3f7a0631/tes/outbox/relay"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
@@ -41,9 +43,9 @@ type service struct {
 	sessions *pgxpool.Pool // to the server itself
 	tasks    *jobs.Tasks
 	runner   *jobs.Runner
-	relay    *outbox.Relay
+	relay    *relay.Relay
 	spans    *spans.Spans // nil without tracing
-	calls    *outbox.Callbacks
+	calls    *callback.Dispatcher
 	http     *http.Server
 	door     atomic.Pointer[http.Handler] // what answers at the moment
 	url      string
@@ -116,7 +118,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		CalledBack: func() { s.calls.Wake() }, CheckCallback: cfg.checkCallback,
 	})
 	bus.Await(ctx, busPatience)
-	s.relay = outbox.NewRelay(s.sessions, bus, outbox.RelayConfig{
+	s.relay = relay.New(s.sessions, bus, relay.Config{
 		Holder: process, Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed,
 	})
 	s.breakers = append(s.breakers, s.relay.Breaker())
@@ -185,7 +187,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		return err
 	}
 	s.serve(door.Handler())
-	inbox := outbox.NewInbox(s.engine)
+	inbox := inbox.New(s.engine)
 	bus.OnDeadLetter(inbox.Dead)
 	s.background(func(ctx context.Context) { s.hear(ctx, inbox) })
 	s.onStop(s.drain)
@@ -209,7 +211,7 @@ func checkDefinition(c jobs.ExecutionConfig) error {
 }
 
 // hear acts on what the bus tells us.
-func (s *service) hear(ctx context.Context, inbox *outbox.Inbox) {
+func (s *service) hear(ctx context.Context, inbox *inbox.Inbox) {
 	var all sync.WaitGroup
 	for _, sub := range api.Subscriptions(api.EventsConfig{Tasks: s.tasks, Inbox: inbox, Logger: s.log}) {
 		all.Go(func() {

@@ -19,7 +19,7 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
-	"github.com/seed-3f7a0631/tes/outbox/outside"
+	"github.com/seed-3f7a0631/tes/outbox/egress"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -40,7 +40,7 @@ type HTTPConfig struct {
 // HTTP is the executor "http": it sends a task's input to the URL that its
 // definition names. What answers 2xx completes the task. Safe for concurrent use.
 //
-// The URL is another's word: package outside judges where it leads.
+// The URL is another's word: package egress judges where it leads.
 type HTTP struct {
 	client  *http.Client
 	timeout time.Duration
@@ -60,7 +60,7 @@ func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 		maxBody: cmp.Or(cfg.MaxBody, 1<<20),
 		log:     cmp.Or(cfg.Logger, slog.Default()),
 		secrets: cfg.Secrets,
-		client:  outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver, Wrap: cfg.Wrap}),
+		client:  egress.NewClient(egress.Config{Allow: cfg.Allow, Resolver: resolver, Wrap: cfg.Wrap}),
 	}
 }
 
@@ -232,12 +232,12 @@ func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, secrets sen
 	}
 	h.log.InfoContext(ctx, "an http task got no answer", "task", job.TaskID, "attempt", job.Attempt, "error", secrets.hide(err.Error()))
 	switch {
-	case errors.Is(err, outside.ErrBlocked) && literal(job.Config.HTTP.URL):
+	case errors.Is(err, egress.ErrBlocked) && literal(job.Config.HTTP.URL):
 		return final("SSRF_BLOCKED", "the address is not one that may be called")
 	case callCtx.Err() != nil:
 		return again("TIMEOUT_ERROR", "no answer in time")
 	}
-	return again("CONNECTION_ERROR", outside.Reason(err))
+	return again("CONNECTION_ERROR", egress.Reason(err))
 }
 
 // literal says whether a URL has an address for a host, and no name.

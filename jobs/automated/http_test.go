@@ -22,8 +22,8 @@ import (
 
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
-	"github.com/seed-3f7a0631/tes/outbox/outside"
-	"github.com/seed-3f7a0631/tes/outbox/outside/outsidetest"
+	"github.com/seed-3f7a0631/tes/outbox/egress"
+	"github.com/seed-3f7a0631/tes/outbox/egress/egresstest"
 )
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
@@ -290,7 +290,7 @@ func TestHTTPRebinding(t *testing.T) {
 
 	b := setupHTTP(t, HTTPConfig{}, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{}`) })
 	var asked atomic.Int64
-	resolver := outsidetest.Resolver(t, func() netip.Addr {
+	resolver := egresstest.Resolver(t, func() netip.Addr {
 		if asked.Add(1)%2 == 1 {
 			return netip.MustParseAddr("127.0.0.1")
 		}
@@ -305,7 +305,7 @@ func TestHTTPRebinding(t *testing.T) {
 	require.NotZero(t, asked.Load())
 	require.Zero(t, b.visits.Load())
 
-	allowed := newHTTP(HTTPConfig{Allow: loopback}, outsidetest.Resolver(t, func() netip.Addr { return netip.MustParseAddr("127.0.0.1") }))
+	allowed := newHTTP(HTTPConfig{Allow: loopback}, egresstest.Resolver(t, func() netip.Addr { return netip.MustParseAddr("127.0.0.1") }))
 	t.Cleanup(allowed.Close)
 	_, port, err := net.SplitHostPort(b.Listener.Addr().String())
 	require.NoError(t, err)
@@ -321,7 +321,7 @@ func TestHTTPSaysNothingOfNames(t *testing.T) {
 
 	fail := func(u string, answer netip.Addr) (jobs.Failure, string) {
 		var log bytes.Buffer
-		h := newHTTP(HTTPConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))}, outsidetest.Resolver(t, func() netip.Addr { return answer }))
+		h := newHTTP(HTTPConfig{Logger: slog.New(slog.NewTextHandler(&log, nil))}, egresstest.Resolver(t, func() netip.Addr { return answer }))
 		t.Cleanup(h.Close)
 		_, err := h.Execute(t.Context(), httpJob(jobs.HTTPCall{URL: u}))
 		var f *jobs.Failure
@@ -330,7 +330,7 @@ func TestHTTPSaysNothingOfNames(t *testing.T) {
 	}
 	unknown, log := fail("http://vault.inside.example./?key=s3cret", netip.Addr{})
 	require.Equal(t, "CONNECTION_ERROR", unknown.Code)
-	require.Equal(t, outside.Unknown, unknown.Message)
+	require.Equal(t, egress.Unknown, unknown.Message)
 	require.True(t, *unknown.Retryable, "names come and go")
 	require.Contains(t, log, "no such host")
 	require.NotContains(t, log, "s3cret")

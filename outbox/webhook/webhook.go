@@ -20,7 +20,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/seed-3f7a0631/tes/outbox"
-	"github.com/seed-3f7a0631/tes/outbox/outside"
+	"github.com/seed-3f7a0631/tes/outbox/egress"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -45,7 +45,7 @@ func newCaller(cfg Config, resolver *net.Resolver) *Caller {
 	if cfg.Current == nil {
 		cfg.Current = func() Secrets { return cfg.Secrets }
 	}
-	return &Caller{secrets: cfg.Current, client: outside.NewClient(outside.Config{Allow: cfg.Allow, Resolver: resolver})}
+	return &Caller{secrets: cfg.Current, client: egress.NewClient(egress.Config{Allow: cfg.Allow, Resolver: resolver})}
 }
 
 // Close drops idle connections. Calls that run go on.
@@ -92,7 +92,7 @@ func callError(ctx context.Context, err error) error {
 		err = wrapped.Err
 	}
 	switch {
-	case errors.Is(err, outside.ErrBlocked):
+	case errors.Is(err, egress.ErrBlocked):
 		return &outbox.Refused{Reason: "the address is not one that may be called", Final: true}
 	case ctx.Err() != nil:
 		return errors.New("no answer in time")
@@ -105,7 +105,7 @@ func callError(ctx context.Context, err error) error {
 type unanswered struct{ cause error }
 
 // Error is what is kept of it.
-func (u *unanswered) Error() string { return "no answer: " + outside.Reason(u.cause) }
+func (u *unanswered) Error() string { return "no answer: " + egress.Reason(u.cause) }
 
 // Unwrap is the cause, for whoever decides by it.
 func (u *unanswered) Unwrap() error { return u.cause }

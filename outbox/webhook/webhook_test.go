@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/outbox"
-	"github.com/seed-3f7a0631/tes/outbox/outside/outsidetest"
+	"github.com/seed-3f7a0631/tes/outbox/egress/egresstest"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -213,7 +213,7 @@ func TestRebinding(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(http.ResponseWriter, *http.Request) {})
 	var asked atomic.Int64
-	caller := newCaller(Config{}, outsidetest.Resolver(t, func() netip.Addr {
+	caller := newCaller(Config{}, egresstest.Resolver(t, func() netip.Addr {
 		if asked.Add(1)%2 == 1 {
 			return netip.MustParseAddr("127.0.0.1")
 		}

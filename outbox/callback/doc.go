@@ -1,0 +1,2 @@
+// Package callback posts status updates to the callbackUrl of tasks.
+package callback

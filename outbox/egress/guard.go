@@ -1,0 +1,145 @@
+package egress
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+
+	"code.dny.dev/ssrf"
+)
+
+// providers are addresses at which a cloud provider, and nobody else, answers the
+// machines of its customers: with their credentials, their configuration, or as their
+// gateway to what is private. Some lie in blocks that are public on paper.
+var providers = prefixes(
+	"169.254.169.0/24",                   // AWS, GCP, Azure, OCI, DigitalOcean, IBM, Hetzner: metadata
+	"169.254.170.0/24",                   // AWS: credentials of ECS tasks and EKS pods
+	"169.254.0.23/32",                    // Tencent: metadata
+	"168.63.129.16/32",                   // Azure: WireServer, which has the machine's certificates
+	"100.100.100.200/32",                 // Alibaba: metadata
+	"192.0.0.192/32",                     // OCI: metadata of older machines
+	"199.36.153.4/30", "199.36.153.8/30", // GCP: restricted.googleapis.com, private.googleapis.com
+	"166.8.0.0/14", "161.26.0.0/16", // IBM: private endpoints of its services
+	"fd00:ec2::/32",          // AWS: metadata, credentials of EKS pods, names, time
+	"fd20:ce::/32",           // GCP: metadata
+	"fd00:c1::a9fe:a9fe/128", // OCI: metadata
+	"fd00:42::42/128",        // Scaleway: metadata
+)
+
+// metadata are the IPv4 addresses of metadata services. An IPv6 address that ends in one
+// of them is that address behind some translator's prefix: by chance one in a hundred
+// million does.
+var metadata = prefixes(
+	"169.254.169.254/32", "169.254.170.2/32", "169.254.170.23/32", "169.254.0.23/32", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32",
+)
+
+func prefixes(texts ...string) []netip.Prefix {
+	all := make([]netip.Prefix, len(texts))
+	for i, text := range texts {
+		all[i] = netip.MustParsePrefix(text)
+	}
+	return all
+}
+
+// guard judges addresses.
+type guard struct {
+	allow  []netip.Prefix
+	public *ssrf.Guardian
+}
+
+// guardDial refuses every address that is not public, but for the allowed networks, and
+// says so before a packet leaves.
+func guardDial(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
+	g := guard{allow: allow, public: ssrf.New()}
+	return func(network, address string, c syscall.RawConn) error {
+		if err := g.judge(network, address, c); err != nil {
+			return fmt.Errorf("%w: %w", ErrBlocked, err)
+		}
+		return nil
+	}
+}
+
+func (g guard) judge(network, address string, c syscall.RawConn) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil || !strings.HasPrefix(network, "tcp") {
+		return g.public.Safe(network, address, c) //nolint:wrapcheck // the caller wraps it
+	}
+	ip := to.Addr().Unmap()
+	if g.closed(providers, ip, ip) {
+		return fmt.Errorf("%s is a cloud provider's", ip)
+	}
+	if inner, ok := translation(ip); ok && g.closed(providers, inner, ip) {
+		return fmt.Errorf("%s holds %s, which is a cloud provider's", ip, inner)
+	}
+	if inner := last(ip); ip.Is6() && g.closed(metadata, inner, ip) {
+		return fmt.Errorf("%s ends in %s, which is a cloud provider's", ip, inner)
+	}
+	if contains(g.allow, ip) {
+		return g.translated(ip, to.Port())
+	}
+	return g.public.Safe(network, address, c) //nolint:wrapcheck // the caller wraps it
+}
+
+// closed says whether an address, which ip is or holds, is one of these, and no setting
+// opens it: a network that is allowed opens those in it only if it is as narrow as they
+// are, so that 100.64.0.0/10 leaves 100.100.100.200 closed. One address, ip itself, may
+// always be named.
+func (g guard) closed(these []netip.Prefix, address, ip netip.Addr) bool {
+	for _, p := range these {
+		if p.Contains(address) {
+			return !slices.ContainsFunc(g.allow, func(open netip.Prefix) bool {
+				return open.Contains(address) && open.Bits() >= p.Bits() || open.Contains(ip) && open.IsSingleIP()
+			})
+		}
+	}
+	return false
+}
+
+// translated judges an allowed IPv6 address by the IPv4 address that a translator would
+// make of it: whoever allows 64:ff9b::/96 means the internet behind it, and not what is
+// private there.
+func (g guard) translated(ip netip.Addr, port uint16) error {
+	inner, ok := translation(ip)
+	if !ok || contains(g.allow, inner) {
+		return nil
+	}
+	return g.public.SafeAddrPort(netip.AddrPortFrom(inner, port)) //nolint:wrapcheck // the caller wraps it
+}
+
+func contains(all []netip.Prefix, ip netip.Addr) bool {
+	return slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// translators are the prefixes whose last four bytes are an IPv4 address, by their
+// definition: RFC 6052, 8215, 4291 (compatible), 7915.
+var translators = prefixes("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
+
+var (
+	sixToFour = netip.MustParsePrefix("2002::/16") // RFC 3056: bytes 2 to 5
+	teredo    = netip.MustParsePrefix("2001::/32") // RFC 4380: bytes 4 to 7 the server; the last four, inverted, the client
+)
+
+// translation is the IPv4 address in an address of a well-known translator.
+func translation(ip netip.Addr) (netip.Addr, bool) {
+	b := ip.As16()
+	switch {
+	case ip.Is4():
+		return netip.Addr{}, false
+	case contains(translators, ip):
+		return netip.AddrFrom4([4]byte(b[12:16])), true
+	case sixToFour.Contains(ip):
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	case teredo.Contains(ip):
+		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}), true
+	}
+	return netip.Addr{}, false
+}
+
+// last is the IPv4 address in the last four bytes, where ISATAP and any translator with
+// a prefix of its own have it.
+func last(ip netip.Addr) netip.Addr {
+	b := ip.As16()
+	return netip.AddrFrom4([4]byte(b[12:16]))
+}
