@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
 const (
@@ -37,7 +38,7 @@ const (
 //	awaitRow       tries a single item until its row is free or its caller is gone
 type batchWriter[T any] struct {
 	t     *Tasks
-	b     *batcher[T]
+	b     *batch.Batcher[T]
 	items batchItems[T]
 }
 
@@ -83,7 +84,7 @@ func (w *batchWriter[T]) flush(batch []T) {
 	}
 
 	if left, err := w.retryCommit(batch, false); err != nil {
-		w.b.aside(func() { w.commitHalves(left, err) })
+		w.b.Aside(func() { w.commitHalves(left, err) })
 	}
 }
 
@@ -101,7 +102,7 @@ func (w *batchWriter[T]) deferLocked(batch []T) []T {
 			free = append(free, item)
 			continue
 		}
-		w.b.aside(func() {
+		w.b.Aside(func() {
 			if left, err := w.retryCommit([]T{item}, true); err != nil {
 				w.awaitRow(left[0], err)
 			}
@@ -190,7 +191,7 @@ func (w *batchWriter[T]) commitBriefly(ctx context.Context, batch []T) error {
 // commitHalves commits the halves of a batch that failed whole with err.
 func (w *batchWriter[T]) commitHalves(batch []T, err error) {
 	if len(batch) == 1 {
-		w.b.aside(func() { w.awaitRow(batch[0], err) })
+		w.b.Aside(func() { w.awaitRow(batch[0], err) })
 		return
 	}
 

@@ -356,7 +356,7 @@ func TestResultsAndMovesLockInOneOrder(t *testing.T) {
 			onWritten: func(ok bool, _ error) { settled <- ok },
 		})
 	}
-	p1.completes.add(results...)
+	p1.completes.Add(results...)
 	b.waiting(2)
 	lock.letGo()
 
@@ -387,7 +387,7 @@ func TestCreatesTakeKeysInOneOrder(t *testing.T) {
 			all = append(all, prepared(p, remote, key(k)))
 			answers = append(answers, all[len(all)-1].answer)
 		}
-		p.creates.add(all...)
+		p.creates.Add(all...)
 		b.waiting(i + 1)
 	}
 	lock.letGo()

@@ -3,86 +3,19 @@ package jobs
 import (
 	"context"
 	"encoding/json"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
 // megabyte is an input that is about as long as the door lets in.
 func megabyte(req *Request) {
 	req.Input = json.RawMessage(`{"text": "` + strings.Repeat("lorem ipsum ", 1<<20/12) + `"}`)
-}
-
-// A flush has so many bytes at most, but for an item that is longer; and small items do
-// not wait for the flush of large ones.
-func TestBatchesAreBoundedByBytes(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var batches [][]int
-		let := make(chan struct{})
-		b := newBatcher(func(batch []int) {
-			if batch[0] >= bulkyFrom {
-				<-let
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			batches = append(batches, batch)
-		}, batching[int]{most: 500, size: func(n int) int { return n }})
-		items := []int{flushBytes + 1, flushBytes / 2, flushBytes / 2, flushBytes / 2, flushBytes * 2, bulkyFrom}
-		b.add(items...)
-		b.add(1, 2, 3)
-		synctest.Wait()
-		mu.Lock()
-		require.Equal(t, [][]int{{1, 2, 3}}, batches, "the small ones are written while the large ones wait")
-		mu.Unlock()
-		close(let)
-		b.drain()
-		var large []int
-		for _, batch := range batches[1:] {
-			sum := 0
-			for _, n := range batch {
-				sum += n
-			}
-			require.True(t, sum <= flushBytes || len(batch) == 1, "%v", batch)
-			large = append(large, batch...)
-		}
-		slices.Sort(large)
-		slices.Sort(items)
-		require.Equal(t, items, large)
-	})
-}
-
-// What comes while a flush is away for long is written by another flusher, up to the
-// reserve, and not before the flush is late.
-func TestAnotherFlusherTakesOverFromALateOne(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		let, begun := make(chan struct{}), make(chan int, 9)
-		b := newBatcher(func(batch []int) {
-			begun <- batch[0]
-			<-let
-		}, batching[int]{most: 1, reserve: 2})
-		at := time.Now()
-		b.add(1, 2, 3)
-		require.Equal(t, 1, <-begun)
-		require.Zero(t, time.Since(at))
-		require.Equal(t, 2, <-begun)
-		require.Equal(t, flushPatience, time.Since(at))
-		time.Sleep(time.Second) // of the bubble's clock
-		require.Empty(t, begun, "the reserve is used up")
-		close(let)
-		b.drain()
-		require.Equal(t, 3, <-begun)
-	})
 }
 
 // Two hundred creates of a megabyte at once all end well, and so do small ones that come
@@ -194,7 +127,7 @@ func TestLeasesAreBoundedByBytes(t *testing.T) {
 		for _, l := range found {
 			bytes += len(l.Input)
 		}
-		require.Less(t, bytes, flushBytes+2<<20)
+		require.Less(t, bytes, batch.MaxBytes+2<<20)
 		leased += len(found)
 		answers++
 	}

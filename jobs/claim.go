@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
 // claimer takes the waiting jobs of one lane and kind, as many as it has places.
@@ -243,7 +244,7 @@ func (c *claimer) load(rows []db.LaneClaimRow) {
 	defer r.loading.drop(rows)
 	for len(rows) > 0 {
 		n, bytes := 0, int64(0)
-		for n < len(rows) && (n == 0 || bytes+rows[n].Weight <= flushBytes) {
+		for n < len(rows) && (n == 0 || bytes+rows[n].Weight <= batch.MaxBytes) {
 			bytes += rows[n].Weight
 			n++
 		}

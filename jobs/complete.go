@@ -59,7 +59,7 @@ func (r *run) complete(output json.RawMessage) {
 	if r.endedAt.Before(r.startedAt) { // the clock was set back
 		r.endedAt = r.startedAt
 	}
-	r.r.tasks.completes.add(&completion{
+	r.r.tasks.completes.Add(&completion{
 		task: r.id(), job: r.claim.JobID, attempt: r.attempt(), combined: combined, started: r.startedAt, ended: r.endedAt,
 		output: output, onWritten: r.completionWritten,
 	})

@@ -68,7 +68,7 @@ func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created 
 		was := t.replayRejected(ctx, []rejectedRequest{{req, err}})[0]
 		return was.Task, false, was.Err
 	}
-	t.creates.add(c)
+	t.creates.Add(c)
 	if err := c.wait(ctx); err != nil {
 		return db.Task{}, false, err
 	}

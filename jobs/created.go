@@ -37,7 +37,7 @@ func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 		fit = append(fit, c)
 	}
 	if len(fit) > 0 {
-		t.creates.add(fit...)
+		t.creates.Add(fit...)
 	}
 	for i, was := range t.replayRejected(ctx, unfit) {
 		out[unfitAt[i]] = was

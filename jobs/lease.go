@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
 // LeaseRequest is a remote worker's dequeue.
@@ -169,7 +170,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			continue
 		}
 		p := db.WorkerClaimParams{
-			MostBytes: flushBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
+			MostBytes: batch.MaxBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
 		}
 		if from.lane == LaneRetry {
 			p.Type = string(typeOf(sel.Lane))

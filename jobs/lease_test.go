@@ -190,9 +190,9 @@ func TestExpiredLeasesOfADeadProcessShareCommits(t *testing.T) {
 	const tasks = 600 // more than a page of the reaper
 	// A process that has died: what it was running is there, and nobody beats.
 	for range tasks {
-		b.creates.add(prepared(b))
+		b.creates.Add(prepared(b))
 	}
-	b.creates.drain()
+	b.creates.Drain()
 	b.exec("UPDATE river_job SET state = 'running', attempt = 1, attempted_by = '{dead}', attempted_at = now()")
 	b.exec("UPDATE task SET status = 'RUNNING', attempt = 1, version = 2, started_at = now()")
 	b.exec("INSERT INTO task_attempt (task_id, attempt, job_id, started_at, executor_id) SELECT task_id, 1, job_id, now(), 'dead' FROM task")

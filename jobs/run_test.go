@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
 func TestAttemptSeesItsTask(t *testing.T) {
@@ -155,7 +157,8 @@ func TestTextThatJSONBCannotHoldIsMadeFit(t *testing.T) {
 func TestStartBehindAFusedEndIsNotWritten(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.completes.flushers, b.completes.reserve = 1, 1 // who comes later waits, however late the first is
+	// One flusher without a reserve: a later item waits, however late the first flush is.
+	b.completes = batch.New(b.flushCompletes, batch.Config[*completion]{MaxItems: flushMost})
 	go1, go2 := make(chan struct{}), make(chan struct{})
 	b.work(map[string]Registration{"noop": {Pure: true, Executor: ExecutorFunc(func(_ context.Context, job Job) (Result, error) {
 		if job.StepID == "1" {
@@ -174,9 +177,7 @@ func TestStartBehindAFusedEndIsNotWritten(t *testing.T) {
 	close(go2)
 	task := b.create()
 	waitFor(t, "its result to be handed in", func() bool {
-		b.completes.mu.Lock()
-		defer b.completes.mu.Unlock()
-		return len(b.completes.queue) == 1
+		return b.completes.Waiting() == 1
 	})
 	started := make(chan bool, 1)
 	go func() { started <- b.running(task).start() }() // the timer, a moment late

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
 // Registration is an executor and how it is to be run.
@@ -72,8 +73,8 @@ type Runner struct {
 	stop         context.CancelCauseFunc
 	claims       sync.WaitGroup // claimers
 	work         sync.WaitGroup // executors
-	orphanedJobs *batcher[int64]
-	others       *batcher[misfiled]
+	orphanedJobs *batch.Batcher[int64]
+	others       *batch.Batcher[misfiled]
 
 	loading loading
 	loads   chan struct{} // holds one: payloads are read by one at a time
@@ -109,8 +110,8 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	}
 	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, shutdownOrdersSeen: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
-	r.orphanedJobs = newBatcher(r.flushOrphanedJobs, batching[int64]{most: flushMost})
-	r.others = newBatcher(r.flushMisfiled, batching[misfiled]{most: flushMost})
+	r.orphanedJobs = batch.New(r.flushOrphanedJobs, batch.Config[int64]{MaxItems: flushMost})
+	r.others = batch.New(r.flushMisfiled, batch.Config[misfiled]{MaxItems: flushMost})
 	for _, l := range lanesOf {
 		slots := cfg.Slots[string(l.lane)]
 		if slots == 0 {
@@ -176,8 +177,8 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	}
 	r.stop(nil)
 	r.drain(grace)
-	r.orphanedJobs.drain()
-	r.others.drain()
+	r.orphanedJobs.Drain()
+	r.others.Drain()
 	end()
 	loopsDone.Wait()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -227,7 +228,7 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 			return
 		}
 		if !r.ability.has(*row.Executor, s.config.Handler) {
-			r.others.add(misfiled{row.JobID, someKind(*row.Executor, s.config.Handler)})
+			r.others.Add(misfiled{row.JobID, someKind(*row.Executor, s.config.Handler)})
 			c.release(1)
 			return
 		}
@@ -244,7 +245,7 @@ func (r *run) abandonClaim(err error) {
 }
 
 // endOrphanedJob ends a token whose task has gone on without it.
-func (r *Runner) endOrphanedJob(job int64) { r.orphanedJobs.add(job) }
+func (r *Runner) endOrphanedJob(job int64) { r.orphanedJobs.Add(job) }
 
 func (r *Runner) flushOrphanedJobs(batch []int64) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)

@@ -16,7 +16,7 @@
 // The row in table task is the truth. A river_job row is a delivery token, one
 // for each attempt, and every write is fenced by the token and the attempt: who
 // wakes late changes nothing. A move is one commit of the row, its event and its
-// job, and many moves share a commit (batch.go).
+// job, and many moves share a commit (package batch).
 package jobs
 
 import (
@@ -33,6 +33,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
@@ -90,9 +91,9 @@ type Tasks struct {
 	defs  definitions
 	known knownSettings
 
-	creates     *batcher[*creation]
-	completes   *batcher[*completion]
-	transitions *batcher[*transition]
+	creates     *batch.Batcher[*creation]
+	completes   *batch.Batcher[*completion]
+	transitions *batch.Batcher[*transition]
 
 	tokens       tokens
 	requestLocks requestLocks
@@ -147,9 +148,9 @@ func New(pool Pool, cfg Config) *Tasks {
 	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, requestLocks: requestLocks{taken: map[requestKey]chan struct{}{}}, draining: make(chan struct{}), briefSlots: make(chan struct{}, briefStatements), clock: &clock{wall: cfg.Clock, log: cfg.Logger}}
 	t.defs.q = q
 	t.abandonCtx, t.abandon = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
-	t.creates = newBatcher(t.flushCreates, batching[*creation]{most: flushMost, reserve: 2, size: (*creation).bytes})
-	t.completes = newBatcher(t.flushCompletes, batching[*completion]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*completion).bytes})
-	t.transitions = newBatcher(t.flushTransitions, batching[*transition]{most: flushMost, flushers: 2, backlog: 300, reserve: 3, size: (*transition).bytes})
+	t.creates = batch.New(t.flushCreates, batch.Config[*creation]{MaxItems: flushMost, Reserve: 2, Size: (*creation).bytes})
+	t.completes = batch.New(t.flushCompletes, batch.Config[*completion]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*completion).bytes})
+	t.transitions = batch.New(t.flushTransitions, batch.Config[*transition]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*transition).bytes})
 	return t
 }
 
@@ -168,9 +169,9 @@ func (t *Tasks) ProcessID() string { return t.cfg.ProcessID }
 // done again.
 func (t *Tasks) Drain(ctx context.Context) {
 	defer context.AfterFunc(ctx, t.abandon)()
-	t.creates.drain()
-	t.completes.drain()
-	t.transitions.drain()
+	t.creates.Drain()
+	t.completes.Drain()
+	t.transitions.Drain()
 }
 
 // Get reads one task of a tenant.

@@ -104,7 +104,7 @@ func (t *Tasks) apply(ctx context.Context, m *transition) transitionResult {
 	if m.callerWaits {
 		m.callerGone = ctx.Done()
 	}
-	t.transitions.add(m)
+	t.transitions.Add(m)
 
 	if !m.callerWaits {
 		return <-m.answer
@@ -124,7 +124,7 @@ func (t *Tasks) applyAll(all []*transition) []transitionResult {
 		m.answer = make(chan transitionResult, 1)
 	}
 	if len(all) > 0 {
-		t.transitions.add(all...)
+		t.transitions.Add(all...)
 	}
 
 	out := make([]transitionResult, len(all))

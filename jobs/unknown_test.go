@@ -79,11 +79,11 @@ func TestLostAnswerOfAFlush(t *testing.T) {
 	p.next("TaskCreate", loseAnswer)
 	one, two, twin := prepared(far), prepared(far, key("k")), prepared(far, key("k"))
 	answers := []chan error{one.answer, two.answer, twin.answer}
-	far.creates.add(one, two, twin)
+	far.creates.Add(one, two, twin)
 	for _, answer := range answers {
 		require.NoError(t, receive(t, answer))
 	}
-	far.creates.drain()
+	far.creates.Drain()
 	require.True(t, p.spent())
 	require.Equal(t, []bool{true, true, false}, []bool{one.created, two.created, twin.created})
 	require.Equal(t, 2, ask[int](b, "SELECT count(*) FROM task"))

@@ -3,115 +3,90 @@ package inbox
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/batch"
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
 // dead is the outcome of a dead letter.
 const dead = "dead"
 
+// changedNothing lists the outcomes of acts that changed no task. Table inbound counts them
+// as ignored.
 var changedNothing = []string{outbox.Late, outbox.Unknown, outbox.Elsewhere}
 
-// Inbox remembers which bus messages were acted upon, by their event id, and counts
-// what became of them. It is safe for concurrent use.
+// statementTimeout bounds one statement. It is no caller's: a caller that leaves does not end
+// the statement, which others share.
+const statementTimeout = 20 * time.Second
+
+// Inbox records the outcome of each event from the bus. It is safe for concurrent use.
 type Inbox struct {
-	q     *db.Queries
-	looks gather[*look]
-	notes gather[*note]
+	q       *db.Queries
+	lookups *batch.Batcher[*lookup]
+	records *batch.Batcher[*record]
 }
 
-// look asks whether an event is known.
-type look struct {
+// lookup asks whether an event was recorded before.
+type lookup struct {
 	event string
-	seen  bool
+	seen  bool       // valid once done has answered nil
 	done  chan error // holds one
 }
 
-// note is what is to be remembered of one message.
-type note struct {
+// record is one row for table inbox.
+type record struct {
 	subject, event string
-	said           outbox.Outcome
+	outcome        outbox.Outcome
 	done           chan error // holds one
 }
 
-// New keeps its memory in the database.
+// New returns an Inbox that keeps its records in the database of pool.
 func New(pool db.DBTX) *Inbox {
 	i := &Inbox{q: db.New(pool)}
-	i.looks.flush, i.notes.flush = i.look, i.write
+	i.lookups = batch.New(i.flushLookups, batch.Config[*lookup]{})
+	i.records = batch.New(i.flushRecords, batch.Config[*record]{})
 	return i
 }
 
-// gather collects while what was collected before is flushed.
-type gather[T any] struct {
-	flush func([]T) // answers every item
-
-	mu      sync.Mutex
-	waiting []T  // guarded by mu
-	busy    bool // guarded by mu
-}
-
-func (g *gather[T]) add(item T) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.waiting = append(g.waiting, item)
-	if !g.busy {
-		g.busy = true
-		go g.run()
-	}
-}
-
-func (g *gather[T]) run() {
-	for {
-		g.mu.Lock()
-		batch := g.waiting
-		g.waiting, g.busy = nil, len(batch) > 0
-		g.mu.Unlock()
-		if len(batch) == 0 {
-			return
-		}
-		g.flush(batch)
-	}
-}
-
-// Once acts on an event unless it was acted upon before. act must itself be
-// harmless when repeated: a crash between the act and the note repeats it. What
-// act says becomes the event's outcome.
+// Once calls act unless the event was recorded before, and records the outcome that act
+// returns. act must be harmless when it is repeated: a process that dies between act and
+// record leaves no trace of the act. An error of act is returned as it is, and nothing is
+// recorded.
 func (i *Inbox) Once(ctx context.Context, subject, event string, act func(context.Context) (outbox.Outcome, error)) error {
-	known := &look{event: event, done: make(chan error, 1)}
-	i.looks.add(known)
-	if err := settled(ctx, known.done); err != nil {
+	l := &lookup{event: event, done: make(chan error, 1)}
+	i.lookups.Add(l)
+	if err := await(ctx, l.done); err != nil {
 		return fmt.Errorf("look up event %s: %w", event, err)
 	}
-	said := outbox.Outcome{Word: outbox.Repeated}
-	if !known.seen {
+
+	outcome := outbox.Outcome{Word: outbox.Repeated}
+	if !l.seen {
 		var err error
-		if said, err = act(ctx); err != nil {
+		if outcome, err = act(ctx); err != nil {
 			return err
 		}
 	}
-	return i.put(ctx, &note{subject: subject, event: event, said: said})
+	return i.record(ctx, &record{subject: subject, event: event, outcome: outcome})
 }
 
-// Dead notes a dead letter with its reason, once for each id.
+// Dead records a dead letter with the reason for its death, once for each id.
 func (i *Inbox) Dead(ctx context.Context, id, subject, reason string) error {
-	return i.put(ctx, &note{subject: subject, event: id, said: outbox.Outcome{dead, reason}})
+	return i.record(ctx, &record{subject: subject, event: id, outcome: outbox.Outcome{Word: dead, Detail: reason}})
 }
 
-// put waits until a note is written, in one commit with those that are handed in
-// while the one before it is written.
-func (i *Inbox) put(ctx context.Context, n *note) error {
-	n.done = make(chan error, 1)
-	i.notes.add(n)
-	if err := settled(ctx, n.done); err != nil {
-		return fmt.Errorf("note event %s: %w", n.event, err)
+// record waits until a record is committed.
+func (i *Inbox) record(ctx context.Context, r *record) error {
+	r.done = make(chan error, 1)
+	i.records.Add(r)
+	if err := await(ctx, r.done); err != nil {
+		return fmt.Errorf("record event %s: %w", r.event, err)
 	}
 	return nil
 }
 
-func settled(ctx context.Context, done <-chan error) error {
+func await(ctx context.Context, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err
@@ -120,37 +95,38 @@ func settled(ctx context.Context, done <-chan error) error {
 	}
 }
 
-// inboxTime bounds one statement: others share it, whoever still waits.
-const inboxTime = 20 * time.Second
-
-func (i *Inbox) look(batch []*look) {
-	ctx, cancel := context.WithTimeout(context.Background(), inboxTime)
+// flushLookups answers a batch of look-ups with one query.
+func (i *Inbox) flushLookups(lookups []*lookup) {
+	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
-	events := make([]string, len(batch))
-	for k, l := range batch {
+	events := make([]string, len(lookups))
+	for k, l := range lookups {
 		events[k] = l.event
 	}
 	known, err := i.q.InboxSeen(ctx, events)
+
 	seen := make(map[string]bool, len(known))
 	for _, event := range known {
 		seen[event] = true
 	}
-	for _, l := range batch {
+	for _, l := range lookups {
 		l.seen = seen[l.event]
 		l.done <- err
 	}
 }
 
-func (i *Inbox) write(batch []*note) {
-	ctx, cancel := context.WithTimeout(context.Background(), inboxTime)
+// flushRecords writes a batch of records, and their counts, with one statement.
+func (i *Inbox) flushRecords(records []*record) {
+	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
 	p := db.InboxPutParams{ChangedNothing: changedNothing}
-	for _, n := range batch {
-		p.EventIds, p.Subjects = append(p.EventIds, n.event), append(p.Subjects, n.subject)
-		p.Outcomes, p.Details = append(p.Outcomes, n.said.Word), append(p.Details, n.said.Detail)
+	for _, r := range records {
+		p.EventIds, p.Subjects = append(p.EventIds, r.event), append(p.Subjects, r.subject)
+		p.Outcomes, p.Details = append(p.Outcomes, r.outcome.Word), append(p.Details, r.outcome.Detail)
 	}
 	err := i.q.InboxPut(ctx, p)
-	for _, n := range batch {
-		n.done <- err
+
+	for _, r := range records {
+		r.done <- err
 	}
 }
