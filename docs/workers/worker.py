@@ -3,14 +3,14 @@
 
     TES_URL=http://127.0.0.1:8080 TES_TOKEN_FILE=token python3 worker.py [definition ...]
 
-The file is read for each call, so that the token can be renewed; TES_TOKEN is a token
-itself. Ctrl-C or SIGTERM gives back what is being worked on. Replace work().
+The worker reads the file for each call, so that you can renew the token; TES_TOKEN is a
+token itself. Ctrl-C or SIGTERM releases the task at hand. Replace work().
 """
 import json, os, signal, sys, threading, time, urllib.error, urllib.request, uuid
 
 URL = os.environ.get("TES_URL", "http://127.0.0.1:8080") + "/api/internal/leases"
 WORKER = os.environ.get("WORKER_ID", f"python-{os.getpid()}")
-LAST_WORDS = 10  # seconds that the server may be away when the worker stops
+LAST_WORDS = 10  # seconds to wait for an absent server when the worker stops
 stopping = threading.Event()
 
 
@@ -20,8 +20,8 @@ def token():
 
 
 def call(path, body, patience=90):
-    """Posts until it is answered: every call may be repeated. 401 is a token that is over,
-    429 and 5xx a server that is busy: neither says anything of the lease."""
+    """Posts until there is an answer: every call may be repeated. 401 means an expired token,
+    429 and 5xx a busy server: the lease is not concerned."""
     while True:
         pause, told = 1, "no answer"
         request = urllib.request.Request(URL + path, json.dumps(body).encode(), {
@@ -42,7 +42,7 @@ def call(path, body, patience=90):
 
 
 def work(message, checkpoint, note):
-    """Does the task. note(progress, checkpoint) raises Cancelled when nobody wants it."""
+    """Executes the task. note(progress, checkpoint) raises Cancelled if the task was cancelled or lost."""
     pages = message["input"].get("pages", 3)
     for page in range(checkpoint.get("page", 0), pages):
         time.sleep(message["input"].get("secondsPerPage", 0))
@@ -51,7 +51,7 @@ def work(message, checkpoint, note):
 
 
 class Cancelled(Exception):
-    """Nobody wants the result any more: cancelled, or somebody else's by now."""
+    """The task was cancelled, or another attempt has it."""
 
 
 def run(lease):
@@ -96,7 +96,7 @@ if __name__ == "__main__":
               for q in ("task-execution-automated", "task-execution-integration")]
     while not stopping.is_set():
         status, answer = call("", {"workerId": WORKER, "requestId": str(uuid.uuid4()), "waitMs": 5000, "select": select})
-        if status >= 400:  # 403 or 422: neither passes by itself
+        if status >= 400:  # 403 or 422: a repetition would not help
             sys.exit(f"{status}: {answer.get('detail', answer)}")
         for lease in answer.get("leases", []):
             run(lease)

@@ -1,6 +1,6 @@
 // Command go is a tes worker: TES_URL=… TES_TOKEN_FILE=… go run ./docs/workers/go
-// The file is read for each call, so that the token can be renewed; TES_TOKEN is a token
-// itself. Ctrl-C or SIGTERM gives back what is being worked on. Replace work.
+// The worker reads the file for each call, so that you can renew the token; TES_TOKEN is a token
+// itself. Ctrl-C or SIGTERM releases the task at hand. Replace work.
 package main
 
 import (
@@ -22,7 +22,7 @@ var url = cmp.Or(os.Getenv("TES_URL"), "http://127.0.0.1:8080") + "/api/internal
 var worker = cmp.Or(os.Getenv("WORKER_ID"), fmt.Sprintf("go-%d", os.Getpid()))
 var client = http.Client{Timeout: 90 * time.Second} // longer than any dequeue waits
 
-const lastWords = 10 * time.Second // that the server may be away when the worker stops
+const lastWords = 10 * time.Second // to wait for an absent server when the worker stops
 
 type lease struct {
 	LeaseToken string `json:"leaseToken"`
@@ -33,19 +33,19 @@ type lease struct {
 	} `json:"message"`
 }
 
-// work does a task. ctx ends when nobody wants its result any more.
+// work executes a task. ctx ends if the task was cancelled or its lease is lost.
 func work(_ context.Context, _ lease) (output any, err error) { //nolint:unparam // yours can fail
 	return map[string]any{"by": worker}, nil
 }
 
-// post asks until it is answered, or ctx ends: every call may be repeated. 401 is a token
-// that is over, 429 and 5xx a server that is busy: neither says anything of the lease.
+// post sends the call again until there is an answer, or ctx ends: every call may be repeated. 401
+// means an expired token, 429 and 5xx a busy server: the lease is not concerned.
 func post(ctx context.Context, path string, body, answer any) (status int) {
 	text, _ := json.Marshal(body)
 	for ctx.Err() == nil {
 		token := []byte(os.Getenv("TES_TOKEN"))
 		if file := os.Getenv("TES_TOKEN_FILE"); file != "" {
-			token, _ = os.ReadFile(file) //nolint:gosec // whoever starts the worker names it; none is 401
+			token, _ = os.ReadFile(file) //nolint:gosec // the person who starts the worker names the file; a missing file is a 401
 		}
 		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, url+path, bytes.NewReader(text))
 		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
@@ -90,7 +90,7 @@ func run(stop context.Context, l lease) {
 	end, body := "/complete", map[string]any{"output": output}
 	switch {
 	case over:
-		return // the task is somebody else's, or nobody's
+		return // another attempt has the task, or the task has ended
 	case err != nil && stop.Err() != nil:
 		end, body = "/release", map[string]any{"reason": "the worker stops"}
 	case err != nil: // the task's retry policy decides what follows
@@ -108,7 +108,7 @@ func main() {
 	for stop.Err() == nil {
 		var answer struct{ Leases []lease }
 		if status := post(stop, "", map[string]any{"workerId": worker, "requestId": rand.Text(), "waitMs": 5000}, &answer); status >= 400 {
-			panic(status) // 403 or 422: neither passes by itself
+			panic(status) // 403 or 422: a repetition would not help
 		}
 		for _, l := range answer.Leases {
 			run(stop, l)
