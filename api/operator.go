@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -83,7 +84,7 @@ func (a *API) pausedInUI(m Mount, w http.ResponseWriter, r *http.Request) bool {
 	default:
 		return false
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, jobs.ErrNeverPaused) { // River resumes a queue that is not paused, too
 		writeProblem(c, problemOf(r.Context(), err))
 		return true
 	}

@@ -86,7 +86,10 @@ func TestOperatorsActOnTasks(t *testing.T) {
 	b.stands(t, path, "COMPLETED")
 	last := b.ask(t, orchestrator, "GET", "/api/internal/pauses?all=true", nil).is(t, 200)["items"].([]any)[0].(object)
 	require.Equal(t, []any{"river-ui:" + orchestrator, "", "river-ui:" + orchestrator}, []any{last["pausedBy"], last["reason"], last["resumedBy"]})
-	b.askWith(t, operator, "PUT", "/riverui/api/queues/nowhere/pause", nil).fails(t, 404, "NOT_FOUND")
+	for _, verb := range []string{"pause", "resume"} {
+		b.askWith(t, operator, "PUT", "/riverui/api/queues/nowhere/"+verb, nil).fails(t, 404, "NOT_FOUND")
+	}
+	require.JSONEq(t, `{"status": "ok"}`, string(b.askWith(t, operator, "PUT", "/riverui/api/queues/task-execution-retry/resume", nil).body), "never paused, as River has it")
 	require.Contains(t, string(b.askWith(t, operator, "PATCH", "/riverui/api/queues/task-execution-automated", object{}).body), "river:")
 
 	for _, bad := range []string{`{"ids": []}`, `{"ids": ["x"]}`, `{}`, `[`, `{"ids": [` + strings.Repeat("1,", 1000) + `1]}`} {

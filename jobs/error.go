@@ -10,6 +10,8 @@ import (
 var (
 	// ErrNotFound: no such task, or one of another tenant.
 	ErrNotFound = errors.New("not found")
+	// ErrNeverPaused: what is to be resumed was never paused. It is an ErrNotFound.
+	ErrNeverPaused = fmt.Errorf("never paused: %w", ErrNotFound)
 	// ErrStale: If-Match names a version that is no longer the newest.
 	ErrStale = errors.New("the version has changed")
 	// ErrKeyReused: the idempotency key was used with another body.

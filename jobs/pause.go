@@ -76,7 +76,7 @@ func (t *Tasks) PauseQueue(ctx context.Context, name string, ask Ask) (Pause, er
 }
 
 // ResumeQueue resumes a queue. One that is not paused stays as it is, and its last pause is
-// returned. ErrNotFound: there is no such queue, or it has never been paused.
+// returned. ErrNotFound: there is no such queue. ErrNeverPaused: it has never been paused.
 func (t *Tasks) ResumeQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
 	out, err := t.pauseQueue(ctx, name, ask, (*db.Queries).QueueResume)
 	if err == nil {
@@ -98,8 +98,17 @@ func (t *Tasks) pauseQueue(ctx context.Context, name string, ask Ask, change fun
 		case n == 0:
 			return db.Pause{}, ErrNotFound
 		}
-		return q.PauseLast(ctx, db.PauseLastParams{Scope: string(PauseOfQueue), Name: name})
+		return lastPause(ctx, q, PauseOfQueue, "", name)
 	})
+}
+
+// lastPause is the newest pause of a subject.
+func lastPause(ctx context.Context, q *db.Queries, scope PauseScope, tenant, name string) (db.Pause, error) {
+	row, err := q.PauseLast(ctx, db.PauseLastParams{Scope: string(scope), Name: name, TenantID: tenant})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return db.Pause{}, ErrNeverPaused
+	}
+	return row, err
 }
 
 // PauseDefinition holds back the tasks of a definition that the caller's tenant uses, of its
@@ -114,7 +123,7 @@ func (t *Tasks) PauseDefinition(ctx context.Context, id string, ask Ask) (Pause,
 }
 
 // ResumeDefinition ends the pause of a definition and makes the jobs available that were held
-// back for it. Resuming again changes nothing and returns the last pause. ErrNotFound: the
+// back for it. Resuming again changes nothing and returns the last pause. ErrNeverPaused: the
 // tenant has never paused it.
 func (t *Tasks) ResumeDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
 	return t.endPause(ctx, PauseOfDefinition, id, ask)
@@ -134,7 +143,7 @@ func (t *Tasks) PauseTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, er
 }
 
 // ResumeTask ends the pause of a task. Resuming again changes nothing and returns the last
-// pause. ErrNotFound: the tenant has no such task, or it has never been paused.
+// pause. ErrNeverPaused: the tenant has no such task, or has never paused it.
 func (t *Tasks) ResumeTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
 	return t.endPause(ctx, PauseOfTask, id.String(), ask)
 }
@@ -157,7 +166,7 @@ func (t *Tasks) endPause(ctx context.Context, scope PauseScope, name string, ask
 			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
-			return q.PauseLast(ctx, db.PauseLastParams{Scope: string(scope), Name: name, TenantID: ask.Tenant})
+			return lastPause(ctx, q, scope, ask.Tenant, name)
 		}
 		return row, err
 	})
