@@ -11,20 +11,15 @@ import (
 	"cel.dev/cel-go/ext"
 )
 
-// The limits of an expression's text; what working it out may cost stands in meter.go.
+// The limits of an expression's text. meter.go has the limits of the cost.
 const (
 	maxSource     = 64 << 10 // bytes
 	maxNodes      = 4096     // of the syntax tree
-	interruptStep = 64       // loop turns between CEL's own looks at the context
+	interruptStep = 64       // loop iterations between CEL's own checks of the context
 )
 
-// environment is CEL with the names that an expression knows. Numbers are the one
-// departure. JSON has a single kind of number and CEL three that do not mix, so
-// that 2 * 10.99 would be an error, and whether an order adds up would depend on
-// whether somebody wrote 10 or 10.5. Here whole numbers arrive as int, others as
-// double, and arithmetic mixes them: int with int stays exact, and becomes double
-// where it would overflow or where a division does not come out even. Only what
-// the checker knows to be two ints keeps CEL's own rules: size(a) / 2 is whole.
+// environment returns a CEL environment with the given variables, and with arithmetic
+// that mixes int and double (see the package documentation).
 func environment(names []string) (*cel.Env, error) {
 	options := []cel.EnvOption{
 		cel.CrossTypeNumericComparisons(true),
@@ -36,19 +31,22 @@ func environment(names []string) (*cel.Env, error) {
 		cel.Function("sum", cel.Overload("sum_list", []*cel.Type{cel.ListType(cel.DynType)}, cel.DynType)),
 		cel.Function("round", cel.Overload("round_number_int", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType)),
 	}
+
 	for _, name := range names {
 		options = append(options, cel.Variable(name, cel.DynType))
 	}
+
 	for operator := range arithmetic {
 		options = append(options, cel.Function(operator,
 			cel.Overload(mixed+operator+"_int_double", []*cel.Type{cel.IntType, cel.DoubleType}, cel.DoubleType),
 			cel.Overload(mixed+operator+"_double_int", []*cel.Type{cel.DoubleType, cel.IntType}, cel.DoubleType)))
 	}
+
 	return cel.NewEnv(options...)
 }
 
-// mixed starts the names of the overloads that are ours alone: the checker sees their
-// types, nothing else is ever called under these names.
+// mixed is the prefix of the overloads for mixed arithmetic. Only the checker reads
+// these overloads, for their types; no call uses their names.
 const mixed = "tes_"
 
 var arithmetic = map[string]func(m *meter, a, b ref.Val) ref.Val{
@@ -59,14 +57,17 @@ var arithmetic = map[string]func(m *meter, a, b ref.Val) ref.Val{
 	operators.Modulo:   modulo,
 }
 
-// add joins texts and lists too. CEL's a + a of lists is a view of both, and fifty of
-// those a list of 2^50 members in no memory at all; here it is a list.
+// add adds numbers and concatenates strings, bytes and lists. CEL's own a + a of lists is
+// a view of both operands, so that fifty additions make a list of 2^50 members without
+// memory. add copies the members, and the meter bounds the copies.
 func add(m *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		return x + y
 	}
+
 	switch x := a.(type) {
-	case traits.MutableLister: // what a loop builds up, and owns
+	case traits.MutableLister:
+		// The list that a loop accumulates. The loop is its only owner: append in place.
 		m.charge(length(b))
 		return x.Add(b)
 	case traits.Lister:
@@ -79,9 +80,11 @@ func add(m *meter, a, b ref.Val) ref.Val {
 		}
 		m.charge(text(a) + text(b))
 	}
+
 	if x, ok := a.(traits.Adder); ok {
 		return exact(x.Add(b), a, b, func(x, y types.Double) types.Double { return x + y })
 	}
+
 	return noOverload(operators.Add)
 }
 
@@ -92,6 +95,7 @@ func concatenated(m *meter, a, b traits.Lister) ref.Val {
 	case length(b) == 0:
 		return a
 	}
+
 	m.charge(length(a) + length(b))
 	all := make([]ref.Val, 0, length(a)+length(b))
 	for _, l := range []traits.Lister{a, b} {
@@ -99,6 +103,7 @@ func concatenated(m *meter, a, b traits.Lister) ref.Val {
 			all = append(all, it.Next())
 		}
 	}
+
 	return types.NewRefValList(types.DefaultTypeAdapter, all)
 }
 
@@ -112,6 +117,7 @@ func tooLong(parts ...ref.Val) bool {
 			total += len(part)
 		}
 	}
+
 	return total > maxText
 }
 
@@ -119,9 +125,11 @@ func subtract(_ *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		return x - y
 	}
+
 	if x, ok := a.(traits.Subtractor); ok {
 		return exact(x.Subtract(b), a, b, func(x, y types.Double) types.Double { return x - y })
 	}
+
 	return noOverload(operators.Subtract)
 }
 
@@ -129,9 +137,11 @@ func multiply(_ *meter, a, b ref.Val) ref.Val {
 	if x, y, ok := doubles(a, b); ok {
 		return x * y
 	}
+
 	if x, ok := a.(traits.Multiplier); ok {
 		return exact(x.Multiply(b), a, b, func(x, y types.Double) types.Double { return x * y })
 	}
+
 	return noOverload(operators.Multiply)
 }
 
@@ -144,11 +154,14 @@ func divide(_ *meter, a, b ref.Val) ref.Val {
 	if y == 0 {
 		return types.NewErr("division by zero")
 	}
+
+	// An exact quotient of two ints stays an int.
 	if m, ok := a.(types.Int); ok {
 		if n, ok := b.(types.Int); ok && m%n == 0 {
 			return m.Divide(n)
 		}
 	}
+
 	return x / y
 }
 
@@ -159,24 +172,28 @@ func modulo(_ *meter, a, b ref.Val) ref.Val {
 		}
 		return types.Double(math.Mod(float64(x), float64(y)))
 	}
+
 	if x, ok := a.(traits.Modder); ok {
 		return x.Modulo(b)
 	}
+
 	return noOverload(operators.Modulo)
 }
 
-// exact keeps the result of two ints, or works it out in doubles if it overflowed.
+// exact returns the result of an operation on two ints, or computes the operation in
+// doubles if the ints overflowed.
 func exact(result, a, b ref.Val, in func(x, y types.Double) types.Double) ref.Val {
 	m, okM := a.(types.Int)
 	n, okN := b.(types.Int)
 	if okM && okN && types.IsError(result) {
 		return in(types.Double(m), types.Double(n))
 	}
+
 	return result
 }
 
-// doubles is for two numbers of which at least one is a double, or one alone is larger than
-// an int.
+// doubles converts a and b to double if at least one of them is a double, or if exactly
+// one of them is a uint, a number too large for int.
 func doubles(a, b ref.Val) (x, y types.Double, ok bool) {
 	_, okA := a.(types.Double)
 	_, okB := b.(types.Double)
@@ -185,8 +202,10 @@ func doubles(a, b ref.Val) (x, y types.Double, ok bool) {
 	if !okA && !okB && largeA == largeB {
 		return 0, 0, false
 	}
+
 	x, okA = double(a)
 	y, okB = double(b)
+
 	return x, y, okA && okB
 }
 

@@ -11,59 +11,63 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/pattern"
 )
 
-// What evaluations may cost. One unit is a node of the syntax tree that is worked out,
-// a member of a list that is looked at, or ten bytes of text that are read or written:
-// some 50 to 200 ns, and at most some 100 bytes of memory. Two million price the
-// arithmetic of the 20,000 lines that a 1 MiB order has, some times over.
+// The limits of an evaluation. One unit pays for one node of the syntax tree that is
+// evaluated, one member of a list that is visited, or ten bytes of text that are read or
+// written: about 50 to 200 ns, and at most about 100 bytes of memory. Two million units
+// price the arithmetic of an order of 1 MiB (20,000 lines) several times over.
 const (
-	costLimit  = 2_000_000     // of one expression
-	listLimit  = 2 * costLimit // of all expressions of one output
-	lookEvery  = 1024          // units between two looks at the context
-	bytesAUnit = 10
-	maxText    = 1 << 20 // bytes of one text
+	costLimit        = 2_000_000     // units of one expression
+	listLimit        = 2 * costLimit // units of all expressions of one output
+	ctxCheckInterval = 1024          // units between two checks of the context
+	bytesPerUnit     = 10
+	maxText          = 1 << 20 // bytes of one text
 
-	zoneCost      = 500 // the rules of a time zone are read from a file
+	zoneCost      = 500 // units to read the rules of a time zone from a file
 	visitsPerUnit = 8   // instructions of a pattern
-	patternByte   = 50  // units for each byte of a pattern that must be compiled
+	patternByte   = 50  // units to compile one byte of a pattern
 )
 
-// Budget is what several evaluations may cost together. Not safe for concurrent use.
+// Budget is the number of units that several evaluations may cost together. Not safe for
+// concurrent use.
 type Budget struct{ left int }
 
-// NewBudget is enough for all expressions of one output.
+// NewBudget returns the budget for all expressions of one output.
 func NewBudget() *Budget { return &Budget{left: listLimit} }
 
-// meter counts what one evaluation costs. Work is paid before it is done; when the
-// budget or the context has ended, the evaluation does. A nil *meter, at the time of
-// compilation, counts nothing.
+// meter counts the units of one evaluation. Work is charged before the work is done; when
+// the budget is used up or the context has ended, charge stops the evaluation. A nil
+// *meter charges nothing: CEL evaluates constants at compile time without a meter.
 type meter struct {
-	ctx  context.Context
-	left int
-	look int // at ctx, when left is below
+	ctx       context.Context
+	left      int
+	nextCheck int // of ctx: when left is below
 
-	pattern *pattern.Pattern // the last one that was compiled at run time
+	pattern *pattern.Pattern // the last pattern that was compiled at run time
 }
 
 func (m *meter) charge(units int) {
 	if m == nil {
 		return
 	}
+
 	if m.left -= units; m.left < 0 {
+		// A recovered panic must not leave a negative remainder in the Budget.
 		m.left = 0
 		panic(interpreter.EvalCancelledError{Cause: interpreter.CostLimitExceeded, Message: ErrCost.Error()})
 	}
-	if m.left < m.look {
-		m.look = m.left - lookEvery
+
+	if m.left < m.nextCheck {
+		m.nextCheck = m.left - ctxCheckInterval
 		if err := m.ctx.Err(); err != nil {
 			panic(interpreter.EvalCancelledError{Cause: interpreter.ContextCancelled, Message: err.Error()})
 		}
 	}
 }
 
-// meterName is no identifier, so that no expression can name it.
+// meterName is not an identifier of the language, so no expression can refer to the meter.
 const meterName = "@meter"
 
-// activation is the variables of one evaluation, and its meter.
+// activation holds the variables of one evaluation, and the meter.
 type activation struct {
 	vars  map[string]any
 	meter *meter
@@ -74,6 +78,7 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	if name == meterName {
 		return a.meter, true
 	}
+
 	v, ok := a.vars[name]
 	return v, ok
 }
@@ -87,23 +92,25 @@ func meterOf(frame *interpreter.ExecutionFrame) *meter {
 	return m
 }
 
-// text prices the bytes of a string.
+// text is the price of reading a string.
 func text(v ref.Val) int {
 	switch v := v.(type) {
 	case types.String:
-		return len(v) / bytesAUnit
+		return len(v) / bytesPerUnit
 	case types.Bytes:
-		return len(v) / bytesAUnit
+		return len(v) / bytesPerUnit
 	}
+
 	return 0
 }
 
-// length is the number of a list's or a map's members, and 1 for anything else.
+// length returns the number of members of a list or a map, and 1 for other values.
 func length(v ref.Val) int {
 	switch v.(type) {
 	case traits.Lister, traits.Mapper:
 		n, _ := v.(traits.Sizer).Size().(types.Int)
 		return int(n)
 	}
+
 	return 1
 }

@@ -1,5 +1,3 @@
-// Package cel is the language of expressions: Google's CEL with JSON's numbers, a
-// limit on what an expression may cost, and JSON in and out.
 package cel
 
 import (
@@ -16,18 +14,18 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-// ErrCost says that an expression costs more than it may, and what to do about that.
+// ErrCost reports that an expression exceeded its limit or its Budget.
 var ErrCost = errors.New("the expression costs more than it may: make the list smaller, or do less with each member")
 
-// So many programs are kept compiled, and so many bytes of their sources: a program
-// takes some hundred times its source. A definition has a handful.
+// Limits of the programs that an Env keeps compiled. A compiled program takes about a
+// hundred times the bytes of its source. One definition has a handful of expressions.
 const (
 	maxPrograms = 4096
 	maxSources  = 2 << 20
 )
 
-// Env knows the names that its expressions may use, and keeps what it compiled. Make
-// it with Names. Safe for concurrent use.
+// Env compiles expressions that use a fixed set of variables, and keeps the compiled
+// programs. Made by Names. Safe for concurrent use.
 type Env struct {
 	env func() (*cel.Env, error)
 
@@ -36,7 +34,7 @@ type Env struct {
 	sources  int                 // bytes of the keys of programs; guarded by mu
 }
 
-// Names makes an Env with these variables, of any type.
+// Names returns an Env with these variables, each of any type.
 func Names(names ...string) *Env {
 	return &Env{
 		env:      sync.OnceValues(func() (*cel.Env, error) { return environment(names) }),
@@ -44,18 +42,19 @@ func Names(names ...string) *Env {
 	}
 }
 
-// Program is an expression, compiled. Safe for concurrent use.
+// Program is a compiled expression. Safe for concurrent use.
 type Program struct {
 	run    cel.Program
 	parsed *cel.Ast
-	nodes  int // that are worked out once, whatever the values
+	nodes  int // evaluated exactly once, whatever the values of the variables
 }
 
-// Value is what an expression came to; it may be a variable of the next one.
+// Value is the result of an expression. A Value may be a variable of another expression.
 type Value = ref.Val
 
-// Program compiles source or finds it compiled. When the memory is full a random
-// entry goes: cheaper than to know the oldest, and it is never far from full.
+// Program returns the compiled source, from the Env's memory if possible. When the
+// memory is full, a random program is evicted: cheaper than tracking the least recently
+// used, and the memory is rarely full.
 func (e *Env) Program(source string) (*Program, error) {
 	e.mu.RLock()
 	p := e.programs[source]
@@ -63,16 +62,24 @@ func (e *Env) Program(source string) (*Program, error) {
 	if p != nil {
 		return p, nil
 	}
+
+	// Compiled outside mu: a slow compilation blocks no evaluation.
 	p, err := e.Compile(source)
 	if err != nil {
 		return nil, err
 	}
+
 	e.mu.Lock()
 	defer e.mu.Unlock()
+
+	// Another goroutine may have compiled the same source meanwhile.
 	if e.programs[source] != nil {
-		return e.programs[source], nil // somebody was faster
+		return e.programs[source], nil
 	}
+
 	e.sources += len(source)
+
+	// The order of a map is random: evict until both limits hold.
 	for other := range e.programs {
 		if len(e.programs) < maxPrograms && e.sources <= maxSources {
 			break
@@ -80,56 +87,68 @@ func (e *Env) Program(source string) (*Program, error) {
 		delete(e.programs, other)
 		e.sources -= len(other)
 	}
+
 	e.programs[source] = p
 	return p, nil
 }
 
 var compiling sync.Mutex
 
-// Compile parses, checks and plans; only the plan finds a constant that is no
-// pattern or no timestamp. format is left out: its result can be a thousand times
-// its arguments, and string() with + does the same in steps that are paid.
+// Compile parses, checks and plans an expression. A constant that is not a valid pattern
+// or timestamp is found only by planning. The function format is not available: its
+// result can be a thousand times its arguments, and string() with + does the same in
+// metered steps.
 //
-// A panic of the library is an error of this expression: it must end neither a
-// request nor a consumer of the bus.
+// A panic of the library becomes an error of the expression, because a panic would end a
+// request or a consumer of the bus.
 func (e *Env) Compile(source string) (p *Program, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			p, err = nil, fmt.Errorf("the expression cannot be compiled: %v", r)
 		}
 	}()
+
 	if len(source) > maxSource {
 		return nil, fmt.Errorf("the expression has %d bytes, the limit is %d", len(source), maxSource)
 	}
-	// All parsers share a cache in antlr that does not guard itself.
+
+	// All parsers share a cache inside antlr that is not safe for concurrent use.
 	compiling.Lock()
 	defer compiling.Unlock()
+
 	env, err := e.env()
 	if err != nil {
 		return nil, fmt.Errorf("CEL environment: %w", err)
 	}
+
 	parsed, issues := env.Compile(source)
 	if err := issues.Err(); err != nil {
-		first, _, _ := strings.Cut(err.Error(), "\n") // the rest draws the place
+		// The lines after the first draw the position in the source.
+		first, _, _ := strings.Cut(err.Error(), "\n")
 		return nil, errors.New(strings.TrimPrefix(first, "ERROR: <input>:"))
 	}
+
+	// Before planning: the planner evaluates constants.
 	if err := available(parsed); err != nil {
 		return nil, err
 	}
+
 	calls, err := newPlanner(env)
 	if err != nil {
 		return nil, fmt.Errorf("CEL environment: %w", err)
 	}
+
 	p = &Program{parsed: parsed, nodes: weigh(parsed.NativeRep())}
 	p.run, err = env.Program(parsed, cel.EvalOptions(cel.OptOptimize), cel.CustomDecoratorV2(calls.decorate), cel.InterruptCheckFrequency(interruptStep))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
+
 	return p, nil
 }
 
-// available refuses what has no bound: format() writes a thousand times its
-// arguments, and a message of protobuf is none of ours.
+// available rejects format(), whose output is unbounded (see Compile), and protobuf
+// messages, which have no JSON form.
 func available(parsed *cel.Ast) (err error) {
 	ast.PreOrderVisit(parsed.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		switch {
@@ -139,50 +158,63 @@ func available(parsed *cel.Ast) (err error) {
 			err = errors.New("messages are not available, use a map")
 		}
 	}))
+
 	return err
 }
 
-// Members lists the names x of each of.x in the expression.
+// Members returns the names x of all selections of.x in the expression.
 func (p *Program) Members(of string) (names []string) {
 	ast.PreOrderVisit(p.parsed.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		if e.Kind() != ast.SelectKind {
 			return
 		}
+
 		s := e.AsSelect()
 		if o := s.Operand(); o.Kind() == ast.IdentKind && o.AsIdent() == of && !slices.Contains(names, s.FieldName()) {
 			names = append(names, s.FieldName())
 		}
 	}))
+
 	return names
 }
 
-// Eval works the expression out. An error is ctx's if that has ended, ErrCost, or
-// says what is wrong with the values.
+// Eval evaluates the expression. The error is ctx's error if ctx has ended, ErrCost, or a
+// description of the problem with the values.
 func (p *Program) Eval(ctx context.Context, vars map[string]any) (Value, error) {
 	return p.EvalFrom(ctx, &Budget{left: costLimit}, vars)
 }
 
-// EvalFrom is Eval for one of several expressions with a common budget.
+// EvalFrom is Eval with a budget that is shared by several expressions.
 func (p *Program) EvalFrom(ctx context.Context, budget *Budget, vars map[string]any) (v Value, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+
+	// One expression gets at most costLimit, even of an unused Budget.
 	allowed := min(budget.left, costLimit)
 	if p.nodes > allowed {
 		return nil, ErrCost
 	}
-	m := &meter{ctx: ctx, left: allowed - p.nodes, look: allowed}
+
+	// The nodes that are evaluated once are paid in advance. ctx is checked at the first charge.
+	m := &meter{ctx: ctx, left: allowed - p.nodes, nextCheck: allowed}
 	v, _, err = p.run.ContextEval(ctx, &activation{vars: vars, meter: m})
+
+	// Paid also if the evaluation failed.
 	budget.left -= allowed - m.left
 	if err == nil {
 		return v, nil
 	}
+
+	// CEL reports an ended context as an error of its own.
 	if ended := ctx.Err(); ended != nil {
 		return nil, ended
 	}
+
 	var cancelled interpreter.EvalCancelledError
 	if errors.As(err, &cancelled) && cancelled.Cause == interpreter.CostLimitExceeded {
 		return nil, ErrCost
 	}
+
 	return nil, err
 }

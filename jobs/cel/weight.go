@@ -6,22 +6,22 @@ import (
 	"cel.dev/cel-go/common/types"
 )
 
-// The functions that an expression is given by us, beside those that it names.
+// The functions that weigh inserts into an expression.
 const (
-	stepFunction  = "@step"  // one turn of a loop
-	rangeFunction = "@range" // what a loop goes through
-	indexFunction = "@index" // a[b] with a b that is not written there
+	stepFunction  = "@step"  // one iteration of a loop
+	rangeFunction = "@range" // the collection that a loop iterates over
+	indexFunction = "@index" // a[b] with a b that is not a literal
 )
 
-// weighing prepares a checked expression for the meter: each loop pays for one turn
-// with the nodes of its body, and for what it goes through; an index is a call. What
-// is left costs no more than its nodes, which are counted beforehand.
+// weighing rewrites a checked expression for the meter: each loop charges one iteration
+// with the nodes of its body, and charges the iterated collection; an index becomes a
+// call. All other nodes are evaluated at most once, and are counted in advance.
 type weighing struct {
 	fac  ast.ExprFactory
 	next int64 // id
 }
 
-// weigh answers how many nodes are worked out once.
+// weigh rewrites the expression, and returns the number of nodes that are evaluated once.
 func weigh(a *ast.AST) int {
 	w := &weighing{fac: ast.NewExprFactory(), next: ast.MaxID(a) + 1}
 	return w.visit(a.Expr())
@@ -34,15 +34,20 @@ func (w *weighing) id() int64 {
 
 func (w *weighing) visit(e ast.Expr) int {
 	nodes := 1
+
 	switch e.Kind() {
 	case ast.CallKind:
 		c := e.AsCall()
 		if c.IsMemberFunction() {
 			nodes += w.visit(c.Target())
 		}
+
 		for _, arg := range c.Args() {
 			nodes += w.visit(arg)
 		}
+
+		// CEL evaluates an index without calling a function, so the meter would not see a
+		// long key.
 		if c.FunctionName() == operators.Index && c.Args()[1].Kind() != ast.LiteralKind {
 			e.SetKindCase(w.fac.NewCall(e.ID(), indexFunction, c.Args()...))
 		}
@@ -51,10 +56,13 @@ func (w *weighing) visit(e ast.Expr) int {
 	case ast.ListKind:
 		l := e.AsList()
 		for _, x := range l.Elements() {
-			if x.Kind() != ast.LiteralKind { // a list of literals is made once, in the plan
+			// A literal is built once, by the planner.
+			if x.Kind() != ast.LiteralKind {
 				nodes += w.visit(x)
 			}
 		}
+
+		// A list that is not constant is built at each evaluation.
 		if nodes > 1 {
 			nodes += l.Size()
 		}
@@ -65,16 +73,20 @@ func (w *weighing) visit(e ast.Expr) int {
 	case ast.ComprehensionKind:
 		nodes += w.loop(e)
 	}
+
 	return nodes
 }
 
 func (w *weighing) loop(e ast.Expr) int {
 	c := e.AsComprehension()
-	once := 4 + w.visit(c.IterRange()) + w.visit(c.AccuInit()) + w.visit(c.Result())
-	turn := 2 + w.visit(c.LoopCondition()) + w.visit(c.LoopStep())
 
-	through := w.fac.NewCall(w.id(), rangeFunction, c.IterRange())
-	step := w.fac.NewCall(w.id(), stepFunction, c.LoopStep(), w.fac.NewLiteral(w.id(), types.Int(turn)))
-	e.SetKindCase(w.fac.NewComprehension(e.ID(), through, c.IterVar(), c.AccuVar(), c.AccuInit(), c.LoopCondition(), step, c.Result()))
+	// 4 and 2 are the nodes of the loop itself, outside and inside of an iteration.
+	once := 4 + w.visit(c.IterRange()) + w.visit(c.AccuInit()) + w.visit(c.Result())
+	iteration := 2 + w.visit(c.LoopCondition()) + w.visit(c.LoopStep())
+
+	collection := w.fac.NewCall(w.id(), rangeFunction, c.IterRange())
+	step := w.fac.NewCall(w.id(), stepFunction, c.LoopStep(), w.fac.NewLiteral(w.id(), types.Int(iteration)))
+	e.SetKindCase(w.fac.NewComprehension(e.ID(), collection, c.IterVar(), c.AccuVar(), c.AccuInit(), c.LoopCondition(), step, c.Result()))
+
 	return once
 }
