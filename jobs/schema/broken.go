@@ -8,14 +8,14 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// mostReasons is how many places of a schema that is none are told.
+// mostReasons is the maximum number of reasons in a BrokenError.
 const mostReasons = 8
 
-// BrokenError is a schema that is none: the places in it that are wrong, or one without a
-// path where the library names none. Its texts are one line each.
+// BrokenError reports an invalid schema: the invalid places of the schema, or one reason
+// without a path if the library names no place. Each message is one line.
 type BrokenError struct{ Reasons []Violation }
 
-// Error is all the reasons in one line.
+// Error returns all reasons in one line.
 func (e *BrokenError) Error() string {
 	texts := make([]string, len(e.Reasons))
 	for i, r := range e.Reasons {
@@ -23,21 +23,25 @@ func (e *BrokenError) Error() string {
 			texts[i] = "at " + r.Path + ": " + r.Message
 		}
 	}
+
 	return strings.Join(texts, "; ")
 }
 
-// brokenBy takes the library's error apart: of a schema that its metaschema refuses it is a
-// tree over several lines, of which the leaves are the reasons.
-func brokenBy(err error) *BrokenError {
+// newBrokenError converts an error of the library. For a schema that violates its
+// metaschema, the library's error is a tree; the leaves are the reasons.
+func newBrokenError(err error) *BrokenError {
 	e := &BrokenError{}
 	var invalid *jsonschema.SchemaValidationError
 	var tree *jsonschema.ValidationError
 	if errors.As(err, &invalid) && errors.As(invalid.Err, &tree) {
 		e.leaves(tree)
 	}
+
+	// Not a violation of the metaschema: a bad reference or pattern, for example.
 	if len(e.Reasons) == 0 {
 		e.Reasons = []Violation{{Message: oneLine(err.Error())}}
 	}
+
 	return e
 }
 
@@ -45,24 +49,31 @@ func (e *BrokenError) leaves(of *jsonschema.ValidationError) {
 	for _, cause := range of.Causes {
 		e.leaves(cause)
 	}
+
+	// Only leaves are reasons; the nodes above repeat the leaves.
 	if len(of.Causes) > 0 || len(e.Reasons) == mostReasons {
 		return
 	}
+
 	var path strings.Builder
 	for _, name := range of.InstanceLocation {
 		path.WriteString("/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(name))
 	}
+
 	text := of.Error()
+
+	// The library's message begins with the place, which is in Path.
 	if _, message, found := strings.Cut(text, "': "); found {
-		text = message // it begins with the place, which is told beside it
+		text = message
 	}
+
 	reason := Violation{Path: path.String(), Message: oneLine(text)}
 	if !slices.Contains(e.Reasons, reason) {
 		e.Reasons = append(e.Reasons, reason)
 	}
 }
 
-// oneLine is a text without line ends, bounded.
+// oneLine returns text without line ends, shortened to maxErrorText.
 func oneLine(text string) string {
 	return shorten(strings.Join(strings.Fields(text), " "), maxErrorText)
 }

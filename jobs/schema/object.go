@@ -8,147 +8,172 @@ import (
 	"strconv"
 )
 
-func (v *visit) object(n *node, m map[string]any, value int, seen *marks) bool {
-	fits := true
+func (v *evaluation) objectKeywords(n *node, m map[string]any, value int, seen *marks) bool {
+	valid := true
 	if n.MinProperties != nil && len(m) < *n.MinProperties {
-		fits = v.wrong("must have at least %d members, has %d", *n.MinProperties, len(m))
+		valid = v.report("must have at least %d members, has %d", *n.MinProperties, len(m))
 	}
 	if n.MaxProperties != nil && len(m) > *n.MaxProperties {
-		fits = v.wrong("must have at most %d members, has %d", *n.MaxProperties, len(m))
+		valid = v.report("must have at most %d members, has %d", *n.MaxProperties, len(m))
 	}
-	if fits || v.loud() {
-		fits = v.required(m, n.Required, "is required") && fits
+	if valid || v.reporting() {
+		valid = v.required(m, n.Required, "is required") && valid
 	}
-	if (fits || v.loud()) && (len(n.properties) > 0 || len(n.named) > 0 || n.additional != nil) {
-		fits = v.members(n, m, seen) && fits
+	if (valid || v.reporting()) && (len(n.properties) > 0 || len(n.patternProps) > 0 || n.additional != nil) {
+		valid = v.members(n, m, seen) && valid
 	}
+
+	// additionalProperties evaluates each member that no other keyword has.
 	if n.allEvaluated {
 		seen.allMembers()
 	}
-	if n.propertyNames != nil && (fits || v.loud()) {
-		fits = v.names(n, m) && fits
+	if n.propertyNames != nil && (valid || v.reporting()) {
+		valid = v.propertyNames(n, m) && valid
 	}
+
 	for i := range n.dependent {
-		if !fits && !v.loud() {
+		if !valid && !v.reporting() {
 			return false
 		}
-		fits = v.depends(&n.dependent[i], m, value, seen) && fits
+		valid = v.dependency(&n.dependent[i], m, value, seen) && valid
 	}
-	return fits
+
+	return valid
 }
 
-func (v *visit) required(m map[string]any, names []string, message string) bool {
-	fits := true
+func (v *evaluation) required(m map[string]any, names []string, message string) bool {
+	valid := true
 	for _, name := range names {
 		v.charge(1)
 		if _, ok := m[name]; ok {
 			continue
 		}
-		if fits = false; !v.loud() {
+
+		if valid = false; !v.reporting() {
 			return false
 		}
-		v.wrongAt(name, message)
+
+		v.reportAt(name, message)
 	}
-	return fits
+
+	return valid
 }
 
-func (v *visit) members(n *node, m map[string]any, seen *marks) bool {
+func (v *evaluation) members(n *node, m map[string]any, seen *marks) bool {
 	return v.each(m, func(name string, x any) bool {
-		fits, evaluated := true, false
+		valid, evaluated := true, false
 		if s := n.properties[name]; s != nil {
 			evaluated = true
-			fits = v.child(s, x, name)
+			valid = v.child(s, x, name)
 		}
-		for i := range n.named {
-			if v.matches(n.named[i].pattern, name) {
+
+		for i := range n.patternProps {
+			if v.matches(n.patternProps[i].pattern, name) {
 				evaluated = true
-				fits = v.child(n.named[i].node, x, name) && fits
+				valid = v.child(n.patternProps[i].node, x, name) && valid
 			}
 		}
+
+		// additionalProperties applies to members without a property or pattern.
 		if evaluated {
 			seen.member(name)
 		} else if n.additional != nil {
-			fits = v.child(n.additional, x, name)
+			valid = v.child(n.additional, x, name)
 		}
-		return fits
+
+		return valid
 	})
 }
 
-func (v *visit) names(n *node, m map[string]any) bool {
+func (v *evaluation) propertyNames(n *node, m map[string]any) bool {
 	return v.each(m, func(name string, _ any) bool {
 		v.value++
-		return v.quietly(n.propertyNames, name, v.value, nil) || v.wrongAt(name, "has a name that is not allowed")
+		return v.evalSilently(n.propertyNames, name, v.value, nil) || v.reportAt(name, "has a name that is not allowed")
 	})
 }
 
-// each calls do for the members of an object until one does not fit; where places are
-// noted, for all of them, in the order of their names.
-func (v *visit) each(m map[string]any, do func(name string, x any) bool) bool {
+// each calls do for the members of an object, until one is not valid. If violations are
+// collected, do is called for all members, in the order of their names.
+func (v *evaluation) each(m map[string]any, do func(name string, x any) bool) bool {
 	v.charge(len(m))
-	if !v.loud() {
+	if !v.reporting() {
 		for name, x := range m {
 			if !do(name, x) {
 				return false
 			}
 		}
+
 		return true
 	}
+
+	// Sorting the names.
 	v.charge(4 * len(m))
-	fits := true
+	valid := true
 	for _, name := range slices.Sorted(maps.Keys(m)) {
-		fits = do(name, m[name]) && fits
+		valid = do(name, m[name]) && valid
 	}
-	return fits
+
+	return valid
 }
 
-func (v *visit) depends(d *dependency, m map[string]any, value int, seen *marks) bool {
+func (v *evaluation) dependency(d *dependency, m map[string]any, value int, seen *marks) bool {
 	v.charge(1)
 	if _, ok := m[d.name]; !ok {
 		return true
 	}
+
 	if d.node != nil {
-		return v.within(d.node, m, value, seen)
+		return v.evalInPlace(d.node, m, value, seen)
 	}
+
+	// The text is needed only for a report.
 	message := "is required"
-	if v.loud() {
+	if v.reporting() {
 		message += " where " + strconv.Quote(d.name) + " is present"
 	}
+
 	return v.required(m, d.required, message)
 }
 
-// unevaluated looks at the members and items that nothing else has.
-func (v *visit) unevaluated(n *node, x any, seen *marks) bool {
-	fits := true
+// unevaluated evaluates unevaluatedProperties and unevaluatedItems, against the members
+// and items that no other keyword has evaluated.
+func (v *evaluation) unevaluated(n *node, x any, seen *marks) bool {
+	valid := true
+
 	switch x := x.(type) {
 	case map[string]any:
-		if n.unevaluated == nil {
+		if n.unevaluatedProps == nil {
 			return true
 		}
-		fits = v.each(x, func(name string, x any) bool { return seen.hasMember(name) || v.child(n.unevaluated, x, name) })
+		valid = v.each(x, func(name string, x any) bool { return seen.hasMember(name) || v.child(n.unevaluatedProps, x, name) })
 		seen.allMembers()
 	case []any:
-		if n.restItems == nil {
+		if n.unevaluatedItems == nil {
 			return true
 		}
+
 		v.charge(len(x))
+
 		for i, item := range x {
 			if !seen.hasItem(i) {
-				fits = v.item(n.restItems, item, i) && fits
+				valid = v.item(n.unevaluatedItems, item, i) && valid
 			}
-			if !fits && !v.loud() {
+			if !valid && !v.reporting() {
 				return false
 			}
 		}
+
 		seen.allItemsEvaluated()
 	}
-	return fits
+
+	return valid
 }
 
-// marks are the members and items of one value that some keyword has evaluated. A nil
-// *marks is of no interest to anybody.
+// marks records the members and items of one value that some keyword has evaluated. All
+// methods do nothing on a nil *marks, for schemas without unevaluated keywords.
 type marks struct {
 	every, everyItem bool
-	first            int // items before this one
+	first            int // the items before this index
 	members          map[string]bool
 	items            map[int]bool
 }
@@ -178,6 +203,7 @@ func (s *marks) member(name string) {
 	if s.members == nil {
 		s.members = map[string]bool{}
 	}
+
 	s.members[name] = true
 }
 
@@ -188,6 +214,7 @@ func (s *marks) item(i int) {
 	if s.items == nil {
 		s.items = map[int]bool{}
 	}
+
 	s.items[i] = true
 }
 
@@ -195,28 +222,33 @@ func (s *marks) hasMember(name string) bool { return s.every || s.members[name] 
 
 func (s *marks) hasItem(i int) bool { return s.everyItem || i < s.first || s.items[i] }
 
-// merge takes over what another has, and answers how much work that was.
+// merge adds the marks of other, and returns the units of work to charge.
 func (s *marks) merge(other *marks) int {
 	s.every, s.everyItem = s.every || other.every, s.everyItem || other.everyItem
 	s.first = max(s.first, other.first)
+
 	for name := range other.members {
 		s.member(name)
 	}
+
 	for i := range other.items {
 		s.item(i)
 	}
+
 	return len(other.members) + len(other.items)
 }
 
-// keySeed makes hashes of items unguessable.
+// keySeed makes the hashes of items unpredictable, so that a client cannot build a list
+// of items with equal hashes.
 var keySeed = maphash.MakeSeed()
 
-// duplicates finds the first item that is equal to one before it. It compares hashes
-// of keys, and keys where the hashes are equal.
-func (v *visit) duplicates(list []any) (i, j int, found bool) {
+// duplicates finds the first item that is equal to an earlier item. Hashes of keys are
+// compared first, and keys only if their hashes are equal.
+func (v *evaluation) duplicates(list []any) (i, j int, found bool) {
 	if len(list) < 2 {
 		return 0, 0, false
 	}
+
 	v.charge(2 * len(list))
 	before := make(map[uint64]int, len(list))
 	for j, x := range list {
@@ -227,17 +259,20 @@ func (v *visit) duplicates(list []any) (i, j int, found bool) {
 			before[hash] = j
 			continue
 		}
+
+		// Equal hashes of different keys are possible: compare the keys.
 		if bytes.Equal(v.key, v.keyOf(nil, list[i])) {
 			return i, j, true
 		}
 	}
+
 	return 0, 0, false
 }
 
-// keyOf pays for a whole key. A part of a document is never longer than the document
-// is, so the budget is enough for a look at everything, a few times.
-func (v *visit) keyOf(to []byte, x any) []byte {
-	to, _ = appendKey(to, x, whole)
+// keyOf encodes a key of any length, and charges for the key afterwards. A part of the
+// document is never longer than the document, so the uncharged work is bounded.
+func (v *evaluation) keyOf(to []byte, x any) []byte {
+	to, _ = appendKey(to, x, unlimited)
 	v.charge(1 + len(to)/8)
 	return to
 }

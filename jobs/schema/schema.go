@@ -1,7 +1,3 @@
-// Package schema holds documents against JSON Schemas that others write. The library
-// reads a schema; the work of holding a document against it is done here, where each
-// step is paid from a budget, so that no pair of a schema and a document costs more
-// time or memory than the document's size allows.
 package schema
 
 import (
@@ -19,32 +15,31 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/pattern"
 )
 
-// The limits of a schema, of the work that one document may cause, and of what is
-// said about a document. One unit of work is some 20 to 100 ns.
+// The limits of a schema, of the work for one document, and of messages. One unit of
+// work is about 20 to 100 ns.
 const (
 	MaxSize       = 64 << 10 // bytes of a schema
 	MaxViolations = 16
 
 	maxSubschemas    = 10_000  // objects and booleans in a schema
-	maxPointers      = 4 << 20 // bytes of the JSON pointers to all of them: the library keeps each
-	maxPatternSize   = 100_000 // instructions of all patterns together
-	maxViolationText = 256     // characters
-	maxErrorText     = 512     // characters of what is wrong with a schema
+	maxPointers      = 4 << 20 // bytes of the JSON pointers to all subschemas, which the library keeps
+	maxPatternSize   = 100_000 // instructions of all patterns of a schema together
+	maxViolationText = 256     // characters of one message
+	maxErrorText     = 512     // characters of one reason in a BrokenError
 
-	freeWork    = 200_000 // units for any document
-	workPerByte = 10      // units more for each byte of the document
-	lookEvery   = 4096    // units between two looks at the context
+	freeWork         = 200_000 // units for any document
+	workPerByte      = 10      // additional units for each byte of the document
+	ctxCheckInterval = 4096    // units between two checks of the context
 )
 
-// Schema is a compiled JSON Schema: draft 2020-12 unless $schema says otherwise,
-// formats asserted, nothing loaded from anywhere. A nil *Schema accepts every
-// document. Safe for concurrent use.
+// Schema is a compiled JSON Schema: draft 2020-12 unless $schema names another draft,
+// with asserted formats. A nil *Schema accepts every document. Safe for concurrent use.
 type Schema struct{ root *node }
 
-// Violation is one place of a document that breaks its schema.
+// Violation is one place of a document that violates the schema.
 type Violation struct {
 	Path    string // JSON pointer; empty for the whole document
-	Message string // English; holds nothing of the document but member names
+	Message string // English; contains no value of the document, only member names
 }
 
 // Compile compiles a schema of at most MaxSize bytes. An empty or null schema gives a
@@ -58,12 +53,15 @@ func Compile(raw json.RawMessage) (s *Schema, err error) {
 			s, err = nil, errors.New("schema: cannot be compiled")
 		}
 	}()
+
 	if trimmed := bytes.TrimSpace(raw); len(trimmed) == 0 || string(trimmed) == "null" {
 		return nil, nil
 	}
+
 	if len(raw) > MaxSize {
 		return nil, fmt.Errorf("schema is %d bytes, the limit is %d", len(raw), MaxSize)
 	}
+
 	if err := jsonguard.Check(raw); err != nil {
 		return nil, fmt.Errorf("schema: %w", err)
 	}
@@ -72,19 +70,23 @@ func Compile(raw json.RawMessage) (s *Schema, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("schema: %w", err)
 	}
-	if err := measure(doc); err != nil {
+
+	if err := checkSize(doc); err != nil {
 		return nil, fmt.Errorf("schema: %w", err)
 	}
+
 	root, err := compile(doc)
 	if err != nil {
-		return nil, brokenBy(err)
+		return nil, newBrokenError(err)
 	}
+
 	return &Schema{root: root}, nil
 }
 
-// measure refuses a schema that the library would spend much memory on: it keeps a
-// pointer to each subschema, and a name of 30 KB can have thousands below it.
-func measure(doc any) error {
+// checkSize rejects a schema for which the library would use much memory: the library
+// keeps a JSON pointer for each subschema, and a name of 30 KB may be above thousands of
+// subschemas.
+func checkSize(doc any) error {
 	count, pointers := 0, 0
 	var walk func(v any, length int)
 	walk = func(v any, length int) {
@@ -92,48 +94,57 @@ func measure(doc any) error {
 		case map[string]any:
 			count++
 			pointers += length
+
 			for name, member := range v {
 				walk(member, length+len(name)+1)
 			}
 		case []any:
 			for _, item := range v {
-				walk(item, length+6)
+				walk(item, length+6) // an index and its slash
 			}
 		case bool:
 			count++
 			pointers += length
 		}
 	}
+
 	walk(doc, 0)
+
 	switch {
 	case count > maxSubschemas:
 		return fmt.Errorf("has %d objects and booleans, the limit is %d", count, maxSubschemas)
 	case pointers > maxPointers:
 		return errors.New("has too many subschemas below long names")
 	}
+
 	return nil
 }
 
-// Validate lists what of the document breaks the schema: the first 16 places that
-// are found, in the order of their paths. The document must have passed
-// jsonguard.Check: numbers are compared exactly, and an exact 1e999999 takes a
-// megabyte. A document that takes too much work is a violation that says so. The
-// error is ctx's, and nil while that has not ended.
+// Validate returns the first 16 violations found, in the order of their paths; none means
+// that the document is valid. A document that exceeds the budget gets a violation that
+// says so. The error is ctx's, and nil unless ctx has ended.
+//
+// The document must have passed jsonguard.Check: numbers are compared exactly, and an
+// exact 1e999999 takes a megabyte.
 func (s *Schema) Validate(ctx context.Context, doc json.RawMessage) ([]Violation, error) {
 	if s == nil {
 		return nil, nil
 	}
+
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+
 	x, err := jsonschema.UnmarshalJSON(bytes.NewReader(doc))
 	if err != nil {
-		return []Violation{{Message: "is not valid JSON"}}, nil //nolint:nilerr // a violation says it
+		// Reported as a violation, like any other defect of the document.
+		return []Violation{{Message: "is not valid JSON"}}, nil //nolint:nilerr // the violation reports the error
 	}
+
 	budget := freeWork + workPerByte*len(doc)
 
-	// Whether it fits is found without a word being made; most do.
-	valid, err := s.visit(&visit{ctx: ctx, left: budget, quiet: 1}, x)
+	// Pass 1 makes no messages and no paths: most documents are valid.
+	valid, err := s.evaluate(&evaluation{ctx: ctx, left: budget, silent: 1}, x)
 	switch {
 	case errors.Is(err, errTooMuchWork):
 		return []Violation{{Message: "takes too much work to validate against its schema"}}, nil
@@ -143,15 +154,18 @@ func (s *Schema) Validate(ctx context.Context, doc json.RawMessage) ([]Violation
 		return nil, nil
 	}
 
-	// Why it does not fit is looked for in the order of names, up to 16 places, with
-	// as much work again; what was found until then is said.
-	v := &visit{ctx: ctx, left: budget}
-	if _, err := s.visit(v, x); err != nil && !errors.Is(err, errEnough) && !errors.Is(err, errTooMuchWork) {
+	// Pass 2 collects violations, in the order of names, with a budget of its own. The
+	// violations found before the budget was used up are returned.
+	v := &evaluation{ctx: ctx, left: budget}
+	if _, err := s.evaluate(v, x); err != nil && !errors.Is(err, errEnough) && !errors.Is(err, errTooMuchWork) {
 		return nil, err
 	}
+
+	// Some keywords report no place, a reference cycle for example.
 	if len(v.found) == 0 {
 		v.found = []Violation{{Message: "does not match the schema"}}
 	}
+
 	slices.SortFunc(v.found, compareViolations)
 	return v.found, nil
 }
@@ -163,46 +177,54 @@ func compareViolations(a, b Violation) int {
 	return strings.Compare(a.Message, b.Message)
 }
 
-// The reasons to stop in the middle. They are panicked, for they end all levels at
-// once, and never leave this file.
+// The reasons to abort an evaluation. They are panicked, because an abort ends all levels
+// of the recursion at once, and evaluate recovers them.
 var (
 	errTooMuchWork = errors.New("too much work")
 	errEnough      = errors.New("enough places found")
 )
 
-type stop struct{ err error }
+type abort struct{ err error }
 
-func (s *Schema) visit(v *visit, x any) (valid bool, err error) {
+func (s *Schema) evaluate(v *evaluation, x any) (valid bool, err error) {
 	defer func() {
 		switch r := recover().(type) {
 		case nil:
-		case stop:
+		case abort:
 			err = r.err
 		default:
 			panic(r)
 		}
 	}()
+
 	return v.eval(s.root, x, 0, nil), nil
 }
 
-// engine compiles the patterns of one schema, which have a common limit.
-func engine() jsonschema.RegexpEngine {
+// regexpEngine returns a compiler for the patterns of one schema, which have a common
+// limit on their size.
+func regexpEngine() jsonschema.RegexpEngine {
 	left := maxPatternSize
 	known := map[string]*pattern.Pattern{}
 	return func(source string) (jsonschema.Regexp, error) {
+		// The same pattern is compiled and counted once.
 		if p := known[source]; p != nil {
 			return p, nil
 		}
-		if left < 0 { // the library asks for the rest all the same
+
+		// The library goes on to the next pattern after an error.
+		if left < 0 {
 			return nil, errPatterns
 		}
+
 		p, err := pattern.Compile(source)
 		if err != nil {
 			return nil, err
 		}
+
 		if left -= p.Size(); left < 0 {
 			return nil, errPatterns
 		}
+
 		known[source] = p
 		return p, nil
 	}
@@ -210,10 +232,10 @@ func engine() jsonschema.RegexpEngine {
 
 var errPatterns = fmt.Errorf("the patterns compile to more than %d instructions together", maxPatternSize)
 
-// refuse loads nothing.
-type refuse struct{}
+// noLoader is the library's loader of referenced schemas. Every load is an error.
+type noLoader struct{}
 
-func (refuse) Load(string) (any, error) {
+func (noLoader) Load(string) (any, error) {
 	return nil, errors.New("schemas are not loaded from outside")
 }
 
@@ -222,5 +244,6 @@ func shorten(text string, longest int) string {
 	if len(r) > longest {
 		r = append(r[:longest-1], '…')
 	}
+
 	return string(r)
 }

@@ -60,7 +60,7 @@ func TestSchemaValidate(t *testing.T) {
 			{"", "must be string, is object"}, {"/a", "is required"},
 		}},
 		"OneOfSeveral": {`{"oneOf":[{"type":"number"},{"minimum":0}]}`, `1`, []Violation{{"", "must match exactly one of the alternatives, matches several"}}},
-		"Not":          {`{"not":{"type":"string"}}`, `"s3cret"`, []Violation{{"", "matches what is ruled out"}}},
+		"Not":          {`{"not":{"type":"string"}}`, `"s3cret"`, []Violation{{"", "must not match the schema of not"}}},
 		"ExactNumbers": {`{"maximum":9007199254740992}`, `9007199254740993`, []Violation{{"", "must be at most 9007199254740992"}}},
 		"MultipleOf":   {`{"multipleOf":0.01}`, `10.99`, nil},
 		"Unique":       {`{"uniqueItems":true}`, `["s3cret",1,"s3cret"]`, []Violation{{"", "must have no equal items, 0 and 2 are"}}},
