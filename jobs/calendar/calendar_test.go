@@ -76,19 +76,19 @@ func TestNewRefuses(t *testing.T) {
 		spec Spec
 		why  string
 	}{
-		"zone":          {Spec{Zone: "Europe/Atlantis"}, "no time zone"},
-		"local":         {Spec{Zone: "Local"}, "another one on each machine"},
-		"path":          {Spec{Zone: "../../etc/passwd"}, "no time zone"},
+		"zone":          {Spec{Zone: "Europe/Atlantis"}, "is not known: give an IANA name"},
+		"local":         {Spec{Zone: "Local"}, "differs between machines"},
+		"path":          {Spec{Zone: "../../etc/passwd"}, "is not known: give an IANA name"},
 		"country":       {Spec{Country: "XX"}, "a country is one of AT, BE"},
 		"small letters": {Spec{Country: "de"}, "not known"},
-		"hour":          {Spec{Start: "9:00"}, "no time of the day"},
-		"minute":        {Spec{End: "17:60"}, "no time of the day"},
-		"seconds":       {Spec{End: "17:00:00"}, "no time of the day"},
+		"hour":          {Spec{Start: "9:00"}, "not a time of day"},
+		"minute":        {Spec{End: "17:60"}, "not a time of day"},
+		"seconds":       {Spec{End: "17:00:00"}, "not a time of day"},
 		"backwards":     {Spec{Start: "17:00", End: "09:00"}, "ends an hour or more after"},
 		"too short":     {Spec{Start: "09:00", End: "09:59"}, "ends an hour or more after"},
 		"overnight":     {Spec{Start: "22:00", End: "06:00"}, "on the same day"},
-		"workday":       {Spec{Workdays: []string{"Monday"}}, "each once"},
-		"twice":         {Spec{Workdays: []string{"MON", "MON"}}, "each once"},
+		"workday":       {Spec{Workdays: []string{"Monday"}}, "each at most once"},
+		"twice":         {Spec{Workdays: []string{"MON", "MON"}}, "each at most once"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -23,9 +23,9 @@ import (
 	"github.com/rickar/cal/v2/us"
 )
 
-// holidays by country: where the list is of days that nearly all of the country has.
-// A definition names a country, so regions' own days are left out, and with them
-// countries in which each region has its list.
+// holidays by country, for countries whose list has days that nearly the whole country
+// observes. A definition names a country, so regional holidays are not included, nor
+// countries where each region has its own list.
 var holidays = map[string][]*cal.Holiday{
 	"AT": at.Holidays,
 	"BE": be.Holidays,
