@@ -1,5 +1,5 @@
-// Package pattern compiles regular expressions that others write. A pattern has a
-// bounded size, and says before a match what the match can cost.
+// Package pattern compiles regular expressions of untrusted authors. The size of a pattern is
+// bounded, and the cost of a match is known before the match.
 package pattern
 
 import (
@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// MaxSource is how many bytes a pattern may have: a class such as \pL makes
-	// hundreds of ranges of its three bytes.
+	// MaxSource is the maximum length of a pattern in bytes: a class such as \pL compiles
+	// three bytes into hundreds of ranges.
 	MaxSource = 4 << 10
-	// MaxSize is how many instructions a pattern may compile to. A repetition
-	// compiles its body once for each count: ^.{0,1000}$ has some 3,000.
+	// MaxSize is the maximum number of instructions of a compiled pattern. A repetition
+	// compiles its body once for each count: ^.{0,1000}$ has about 3,000 instructions.
 	MaxSize = 10_000
 )
 
@@ -22,27 +22,30 @@ type Pattern struct {
 	re   *regexp.Regexp
 	size int
 
-	// visits[n] is how many instructions a match of n characters can visit; beyond
-	// the last one each character costs slope more.
+	// visits[n] is the maximum number of instructions that a match of n characters visits.
+	// Each character beyond the last entry adds slope.
 	visits []int32
 	slope  int
 }
 
-// Compile compiles a pattern in Go's syntax. What is longer than MaxSource or
-// larger than MaxSize is refused before memory is spent on it.
+// Compile compiles a pattern in Go's syntax. A pattern longer than MaxSource or larger than
+// MaxSize is rejected before memory is spent.
 func Compile(source string) (*Pattern, error) {
 	parsed, err := parse(source)
 	if err != nil {
 		return nil, err
 	}
+
 	if size := sizeOf(parsed); size > MaxSize {
 		return nil, fmt.Errorf("the pattern compiles to %d instructions, the limit is %d", size, MaxSize)
 	}
-	// Without Simplify, Compile panics at the first {n}.
+
+	// syntax.Compile panics at {n}, unless Simplify has replaced the repetition.
 	prog, err := syntax.Compile(parsed.Simplify())
 	if err != nil {
 		return nil, err
 	}
+
 	re, err := regexp.Compile(source)
 	if err != nil {
 		return nil, err
@@ -53,7 +56,7 @@ func Compile(source string) (*Pattern, error) {
 	return p, nil
 }
 
-// Check reports whether source is a pattern, without compiling it.
+// Check reports whether source is a valid pattern, without compiling it.
 func Check(source string) error {
 	_, err := parse(source)
 	return err
@@ -69,29 +72,31 @@ func parse(source string) (*syntax.Regexp, error) {
 // MatchString reports whether s contains a match.
 func (p *Pattern) MatchString(s string) bool { return p.re.MatchString(s) }
 
-// String is the source.
+// String returns the source.
 func (p *Pattern) String() string { return p.re.String() }
 
-// Size is the number of the pattern's instructions.
+// Size returns the number of instructions.
 func (p *Pattern) Size() int { return p.size }
 
-// Cost bounds how many instructions a match against n bytes visits. One visit is
-// some 10 ns.
+// Cost returns an upper bound for the instructions that a match of n bytes visits. One
+// visit takes about 10 ns.
 func (p *Pattern) Cost(n int) int {
 	overhead := 8 + p.size/16
 	if n < len(p.visits) {
 		return overhead + int(p.visits[n])
 	}
+
 	last := len(p.visits) - 1
 	return overhead + int(p.visits[last]) + (n-last)*p.slope
 }
 
-// sizeOf estimates the instructions before Simplify repeats anything.
+// sizeOf estimates the number of instructions, before Simplify expands repetitions.
 func sizeOf(re *syntax.Regexp) int {
 	size := 0
 	for _, sub := range re.Sub {
 		size += sizeOf(sub)
 	}
+
 	switch re.Op {
 	case syntax.OpLiteral:
 		size = len(re.Rune)
@@ -111,44 +116,52 @@ func sizeOf(re *syntax.Regexp) int {
 	default:
 		size++
 	}
+
 	return size
 }
 
-// measure runs the program over characters of which nothing is known, so that each
-// one matches every class. The set of instructions that it is in after n of them
-// holds all that a real match can be in, whichever of Go's three engines runs it.
-// ^[a-z]{1,255}$ is in two or three at a time, (.?){900} in all.
+// measure computes visits and slope. It runs the program over unknown characters, each of
+// which matches every class: after n characters, the set of active instructions contains all
+// instructions that a real match can reach, in each of Go's three regexp engines.
+// ^[a-z]{1,255}$ has two or three active instructions at a time, (.?){900} has all of them.
 func (p *Pattern) measure(prog *syntax.Prog) {
 	w := walk{prog: prog, seen: make([]uint32, len(prog.Inst))}
 	budget := 4096 + 16*len(prog.Inst)
 	total, before := 0, -1
 	for n := 0; ; n++ {
 		w.begin()
+
 		for _, from := range w.last {
 			w.follow(prog.Inst[from].Out, n)
 		}
+
+		// An unanchored match may begin at every character.
 		w.follow(uint32(prog.Start), n)
 		total += w.visited
 		p.visits = append(p.visits, int32(total))
 
+		// Every further character costs as much as this one.
 		if n > 0 && w.visited == before && w.repeats() {
 			p.slope = w.visited
 			return
 		}
+
+		// The measurement itself must stay cheap: assume the worst for longer texts.
 		if total > budget {
 			p.slope = len(prog.Inst)
 			return
 		}
+
 		before = w.visited
 		w.last, w.next = w.next, w.last[:0]
 	}
 }
 
-// walk holds the instructions that wait for a character.
+// walk holds the active instructions, which wait for a character.
 type walk struct {
 	prog       *syntax.Prog
 	last, next []uint32
-	seen       []uint32 // the round in which an instruction was last visited
+	seen       []uint32 // the round of the last visit of each instruction
 	round      uint32
 	visited    int // in this round
 }
@@ -159,12 +172,13 @@ func (w *walk) begin() {
 	w.next = w.next[:0]
 }
 
-// follow visits an instruction and what it leads to without a character. Only the
-// first position is the beginning of the text.
+// follow visits an instruction and all instructions that it leads to without a character.
+// Only position 0 is the beginning of the text.
 func (w *walk) follow(at uint32, n int) {
 	if w.seen[at] == w.round {
 		return
 	}
+
 	w.seen[at] = w.round
 	w.visited++
 	switch inst := &w.prog.Inst[at]; inst.Op {
@@ -182,16 +196,19 @@ func (w *walk) follow(at uint32, n int) {
 	}
 }
 
-// repeats reports whether this round waits at the same instructions as the last: the
-// order in which they are found depends on nothing else.
+// repeats reports whether this round has the same active instructions as the last round. The
+// order of the instructions depends only on the instructions of the last round, so equal
+// lists mean that all further rounds are equal.
 func (w *walk) repeats() bool {
 	if len(w.last) != len(w.next) {
 		return false
 	}
+
 	for i := range w.last {
 		if w.last[i] != w.next[i] {
 			return false
 		}
 	}
+
 	return true
 }
