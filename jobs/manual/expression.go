@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
-// maxCandidates is how many an expression may name.
+// maxCandidates is the maximum number of candidates that an expression may return.
 const maxCandidates = 256
 
 var language = cel.Names("input", "context", "people")
@@ -23,13 +23,15 @@ func CheckRules(rules *jobs.AssignmentRules) error {
 	if rules == nil || rules.Expression == "" {
 		return nil
 	}
+
 	if _, err := language.Compile(rules.Expression); err != nil {
 		return fmt.Errorf("assignmentRules.expression: %w", err)
 	}
+
 	return nil
 }
 
-// verdict is what an expression may come to, beside a user's id.
+// verdict is the result of an expression that returns an object.
 type verdict struct {
 	AssigneeID      string   `json:"assigneeId"`
 	GroupID         string   `json:"groupId"`
@@ -38,23 +40,27 @@ type verdict struct {
 	CandidateGroups []string `json:"candidateGroups"`
 }
 
-// express lets the expression decide. Null, "" and {} are nobody.
+// express applies the expression. null, "" and {} assign the task to nobody.
 func (e executor) express(ctx context.Context, source string, job jobs.Job, people []Person, to *jobs.Assignment) (bool, error) {
 	text, err := evaluate(ctx, source, job, people)
 	if err != nil {
+		// An ended attempt is not an error of the expression: the task is tried again.
 		if ended := ctx.Err(); ended != nil {
 			return false, fmt.Errorf("assignment expression: %w", ended)
 		}
-		return false, nobody("the assignment expression: " + err.Error())
+		return false, notAssigned("the assignment expression: " + err.Error())
 	}
+
 	v, err := read(text)
 	if err != nil {
-		return false, nobody("the assignment expression: " + err.Error())
+		return false, notAssigned("the assignment expression: " + err.Error())
 	}
+
 	if len(v.CandidateUsers)+len(v.CandidateRoles)+len(v.CandidateGroups) > 0 {
 		to.CandidateUsers, to.CandidateRoles, to.CandidateGroups = v.CandidateUsers, v.CandidateRoles, v.CandidateGroups
 		return true, nil
 	}
+
 	to.GroupID = v.GroupID
 	if to.AssigneeID = v.AssigneeID; to.AssigneeID != "" {
 		known := slices.IndexFunc(people, func(one Person) bool { return one.ID == v.AssigneeID })
@@ -64,54 +70,67 @@ func (e executor) express(ctx context.Context, source string, job jobs.Job, peop
 			to.AssigneeName = e.name(ctx, v.AssigneeID)
 		}
 	}
+
 	return v.AssigneeID != "" || v.GroupID != "", nil
 }
 
-// evaluate answers the expression's value as JSON.
+// evaluate returns the value of the expression as JSON.
 func evaluate(ctx context.Context, source string, job jobs.Job, people []Person) ([]byte, error) {
 	p, err := language.Program(source)
 	if err != nil {
 		return nil, err
 	}
+
 	input, err := cel.Decode(job.Input)
 	if err != nil {
 		return nil, fmt.Errorf("input: %w", err)
 	}
+
 	workflow, err := cel.Decode(job.Context)
 	if err != nil {
 		return nil, fmt.Errorf("context: %w", err)
 	}
+
 	known := make([]any, len(people))
 	for i, one := range people {
 		known[i] = map[string]any{
 			"id": one.ID, "name": one.Name, "roles": one.Roles, "skills": one.Skills, "openTasks": int64(one.open),
 		}
 	}
+
 	v, err := p.Eval(ctx, map[string]any{"input": input, "context": workflow, "people": known})
 	if err != nil {
 		return nil, err
 	}
+
 	var to cel.Encoder
 	if err := to.Value(v, 0); err != nil {
 		return nil, err
 	}
+
 	return to.Bytes(), jsonguard.Check(to.Bytes())
 }
 
-// read takes a verdict, or says what is wrong with it.
+// read parses the value of an expression: a user's id, or a verdict.
 func read(text []byte) (v verdict, err error) {
 	var id *string
-	if json.Unmarshal(text, &id) == nil { // null too
+
+	// null gives a nil id.
+	if json.Unmarshal(text, &id) == nil {
 		if id != nil {
 			v.AssigneeID = *id
 		}
 		return v, v.check()
 	}
+
 	d := json.NewDecoder(bytes.NewReader(text))
+
+	// A misspelled member would otherwise mean: nobody.
 	d.DisallowUnknownFields()
 	if d.Decode(&v) != nil {
-		return v, errors.New("comes to neither a user's id nor {assigneeId}, {groupId} or {candidateUsers, candidateRoles, candidateGroups}")
+		return v, errors.New("the result is neither a user's id nor {assigneeId}, {groupId} or {candidateUsers, candidateRoles, candidateGroups}")
 	}
+
 	return v, v.check()
 }
 
@@ -123,19 +142,24 @@ func (v verdict) check() error {
 			ways++
 		}
 	}
+
 	switch {
 	case ways > 1:
-		return errors.New("names an assignee, a group and candidates: one of these is asked for")
+		return errors.New("the result names an assignee, a group and candidates: only one of them is allowed")
 	case len(candidates) > maxCandidates:
-		return fmt.Errorf("names more than %d candidates", maxCandidates)
+		return fmt.Errorf("the result names more than %d candidates", maxCandidates)
 	}
+
 	if v.AssigneeID != "" || v.GroupID != "" {
-		candidates = append(candidates, v.AssigneeID+v.GroupID) // one of them
+		// At most one of the two is set.
+		candidates = append(candidates, v.AssigneeID+v.GroupID)
 	}
+
 	for _, id := range candidates {
 		if err := jobs.GuardID(id); err != nil {
-			return fmt.Errorf("names somebody: %w", err)
+			return fmt.Errorf("the result has an invalid id: %w", err)
 		}
 	}
+
 	return nil
 }
