@@ -23,24 +23,24 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// HTTPConfig is where HTTP tasks may go and how long they may take. The zero
-// value is for production.
+// HTTPConfig configures the executor for HTTP tasks. The zero value is for production.
 type HTTPConfig struct {
-	Allow   []netip.Prefix // networks that may be called, on any port; default none but the public internet, on 80 and 443
-	Timeout time.Duration  // of one call, within the attempt's own deadline; default 30 s
-	MaxBody int64          // bytes read of a response; default 1 MiB
-	Secrets Secrets        // what headers refer to; default none
+	Allow   []netip.Prefix // additional networks, on any port; default none: only the public internet, ports 80 and 443
+	Timeout time.Duration  // of one call, within the deadline of the attempt; default 30 s
+	MaxBody int64          // maximum bytes of a response; default 1 MiB
+	Secrets Secrets        // the secrets that headers refer to; default none
 
-	// Wrap goes round the transport, for tracing. Default nothing does.
+	// Wrap wraps the transport, for tracing. Default: not wrapped.
 	Wrap func(http.RoundTripper) http.RoundTripper
-	// Logger is told why there was no answer, which the task is not. Default slog.Default.
+	// Logger gets the details of connection errors, which the task does not get. Default
+	// slog.Default.
 	Logger *slog.Logger
 }
 
-// HTTP is the executor "http": it sends a task's input to the URL that its
-// definition names. What answers 2xx completes the task. Safe for concurrent use.
+// HTTP is the executor "http": it sends the input of a task to the URL of the definition. A
+// response with status 2xx completes the task. Safe for concurrent use.
 //
-// The URL is another's word: package egress judges where it leads.
+// The URL is not trusted: package egress decides which addresses may be called.
 type HTTP struct {
 	client  *http.Client
 	timeout time.Duration
@@ -49,11 +49,10 @@ type HTTP struct {
 	secrets Secrets
 }
 
-// NewHTTP returns an executor with connections of its own. Close drops the idle
-// ones.
+// NewHTTP returns an executor with its own connections. Close closes the idle ones.
 func NewHTTP(cfg HTTPConfig) *HTTP { return newHTTP(cfg, nil) }
 
-// newHTTP takes the resolver that a test plays; nil is the system's.
+// newHTTP is NewHTTP with a resolver, for tests; nil is the system's resolver.
 func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 	return &HTTP{
 		timeout: cmp.Or(cfg.Timeout, 30*time.Second),
@@ -64,36 +63,44 @@ func newHTTP(cfg HTTPConfig, resolver *net.Resolver) *HTTP {
 	}
 }
 
-// Close drops idle connections. Calls that run go on.
+// Close closes idle connections. Running calls continue.
 func (h *HTTP) Close() { h.client.CloseIdleConnections() }
 
-// Execute makes one call. It retries nothing: that is the task's policy. Neither the output
-// nor a failure repeats a secret that was sent.
+// Execute makes one call. Retries are left to the retry policy of the task. Neither the
+// output nor a failure contains a secret of the request.
 func (h *HTTP) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	callCtx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
+
 	request, secrets, err := h.newRequest(callCtx, job)
 	if err != nil {
 		return jobs.Result{}, err
 	}
+
 	result, err := h.call(ctx, callCtx, job, secrets, request)
+
+	// A server may echo the request in its response or its status text.
 	if f := (*jobs.Failure)(nil); errors.As(err, &f) {
 		err = secrets.failure(f)
 	}
+
 	result.Output = secrets.output(result.Output)
 	return result, err
 }
 
-// call makes the request. ctx is the attempt's, callCtx the request's.
+// call sends the request. ctx belongs to the attempt, callCtx to the request.
 func (h *HTTP) call(ctx, callCtx context.Context, job jobs.Job, secrets sent, request *http.Request) (jobs.Result, error) {
 	response, err := h.client.Do(request)
 	if err != nil {
 		return jobs.Result{}, h.callError(ctx, callCtx, job, secrets, err)
 	}
 	defer response.Body.Close()
+
 	if err := refusal(response); err != nil {
 		return jobs.Result{}, err
 	}
+
+	// One byte more than allowed, to detect a longer body.
 	body, err := io.ReadAll(io.LimitReader(response.Body, h.maxBody+1))
 	switch {
 	case err != nil:
@@ -101,31 +108,35 @@ func (h *HTTP) call(ctx, callCtx context.Context, job jobs.Job, secrets sent, re
 	case int64(len(body)) > h.maxBody:
 		return jobs.Result{}, final("HTTP_RESPONSE_TOO_LARGE", fmt.Sprintf("the response is larger than %d bytes", h.maxBody))
 	}
+
 	output, err := toOutput(response.StatusCode, body)
 	return jobs.Result{Output: output}, err
 }
 
-// newRequest makes the request, and says which secrets are in it.
+// newRequest returns the request, and the secrets that the request contains.
 func (h *HTTP) newRequest(ctx context.Context, job jobs.Job) (*http.Request, sent, error) {
 	request, err := bareRequest(ctx, job)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	secrets, err := h.setHeaders(request, job)
 	if err != nil {
 		return nil, nil, err
 	}
-	// Ours come last: a definition does not choose them.
+
+	// Last, so that a definition cannot override these headers.
 	request.Header.Set("Idempotency-Key", fmt.Sprintf("%s:%d", job.TaskID, job.Attempt))
 	request.Header.Set("X-Tes-Task-Id", job.TaskID.String())
 	request.Header.Del("X-Correlation-Id")
 	if job.CorrelationID != "" && validHeader("X-Correlation-Id", job.CorrelationID) {
 		request.Header.Set("X-Correlation-Id", job.CorrelationID)
 	}
+
 	return request, secrets, nil
 }
 
-// setHeaders sets the definition's headers, with their secrets looked up.
+// setHeaders sets the headers of the definition, with secrets in place of references.
 func (h *HTTP) setHeaders(request *http.Request, job jobs.Job) (secrets sent, err error) {
 	for name, value := range job.Config.HTTP.Headers {
 		text := value.Text
@@ -134,127 +145,152 @@ func (h *HTTP) setHeaders(request *http.Request, job jobs.Job) (secrets sent, er
 				return nil, err
 			}
 		}
+
 		if !validHeader(name, text) {
-			return nil, final("HTTP_REQUEST_INVALID", "a header is not valid or not the definition's to set")
+			return nil, final("HTTP_REQUEST_INVALID", "a header is not valid, or may not be set by a definition")
 		}
+
 		request.Header.Set(name, text)
+
+		// A secret by reference, or a header that is secret by its name.
 		if value.SecretRef != "" || credential.MatchString(name) {
 			secrets.add(text)
 		}
 	}
+
 	return secrets, nil
 }
 
-// secret looks a secret up for the attempt. Where there is none the attempt fails, and may
-// be tried again: secrets are brought by others, and may come late to one process.
+// secret returns the value of a secret. A missing secret is a failure that may be retried:
+// secrets are provided by another system, which may be late for this process.
 func (h *HTTP) secret(job jobs.Job, name string) (string, error) {
 	if job.Owner == nil {
 		return "", final(CodeSecret, "only a registered definition may refer to a secret")
 	}
+
 	value, err := h.secrets.lookup(*job.Owner, name)
 	if err != nil {
 		return "", again(CodeSecret, fmt.Sprintf("the secret %q %v", name, err))
 	}
+
 	return value, nil
 }
 
-// CodeSecret is the code of an attempt whose secret was not there or could not be read.
+// CodeSecret is the failure code for a secret that is missing or cannot be read.
 const CodeSecret = "SECRET_UNAVAILABLE"
 
-// bareRequest has the headers that every request has.
+// bareRequest returns the request with the headers that every request has.
 func bareRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
 	config := job.Config.HTTP
 	if config == nil {
 		return nil, final("HTTP_REQUEST_INVALID", "the definition has no executionConfig.http")
 	}
+
 	to, err := url.Parse(config.URL)
 	if err != nil || to.Host == "" && (to.Scheme == "http" || to.Scheme == "https") {
-		return nil, final("HTTP_REQUEST_INVALID", "the URL is not valid") // the parser's error quotes it
+		// Without the parser's error, which quotes the URL.
+		return nil, final("HTTP_REQUEST_INVALID", "the URL is not valid")
 	}
+
 	if to.Scheme != "http" && to.Scheme != "https" {
 		return nil, final("SSRF_BLOCKED", "only http and https are called")
 	}
 	if to.User != nil {
 		return nil, final("SSRF_BLOCKED", "a URL with a user name or password is not called")
 	}
+
 	method := cmp.Or(strings.ToUpper(config.Method), http.MethodPost)
 	var body io.Reader
 	bodyless := method == http.MethodGet || method == http.MethodHead || method == http.MethodDelete
 	if !bodyless {
 		body = bytes.NewReader(job.Input)
 	}
+
 	request, err := http.NewRequestWithContext(ctx, method, to.String(), body)
 	if err != nil {
 		return nil, final("HTTP_REQUEST_INVALID", "the request is not valid")
 	}
+
 	if !bodyless {
 		request.Header.Set("Content-Type", "application/json")
 	}
+
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("User-Agent", "tes")
+
 	return request, nil
 }
 
-// framing headers belong to the connection; a definition that sets them would
-// smuggle a second request or speak to another host.
+// framing are the headers of the connection. A definition that sets them could smuggle a
+// second request, or address another host.
 var framing = []string{"Connection", "Content-Length", "Expect", "Host", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
 func validHeader(name, value string) bool {
 	if name == "" || slices.Contains(framing, http.CanonicalHeaderKey(name)) {
 		return false
 	}
+
 	for _, c := range []byte(name) {
 		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
 			return false
 		}
 	}
+
 	for _, c := range []byte(value) {
 		if c < ' ' && c != '\t' || c == 0x7f {
 			return false
 		}
 	}
+
 	return true
 }
 
-// callError tells apart why there is no answer. ctx is the attempt's, callCtx
-// ends earlier.
+// callError converts an error of the call into a failure. ctx belongs to the attempt,
+// callCtx ends earlier.
 //
-// Whoever writes a definition reads what it says here. So it tells no address, and does
-// not tell a name that is unknown from one that leads where it may not: both may be tried
-// again, for names come and go. The log has the rest.
+// The author of the definition can read the failure. So the failure contains no address,
+// and does not distinguish an unknown name from a name with a forbidden address. Both are
+// retried, because names change. The log has the details.
 func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, secrets sent, err error) error {
 	if ended := ctx.Err(); ended != nil {
 		return fmt.Errorf("http call: %w", ended)
 	}
-	var wrapped *url.Error // quotes the whole URL, and with it keys in its query
+
+	// The text of a url.Error is the whole URL, with keys in the query.
+	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
+
 	h.log.InfoContext(ctx, "an http task got no answer", "task", job.TaskID, "attempt", job.Attempt, "error", secrets.hide(err.Error()))
+
 	switch {
 	case errors.Is(err, egress.ErrBlocked) && literal(job.Config.HTTP.URL):
 		return final("SSRF_BLOCKED", "the address is not one that may be called")
 	case callCtx.Err() != nil:
 		return again("TIMEOUT_ERROR", "no answer in time")
 	}
+
 	return again("CONNECTION_ERROR", egress.Reason(err))
 }
 
-// literal says whether a URL has an address for a host, and no name.
+// literal reports whether the host of a URL is an address, and not a name.
 func literal(text string) bool {
 	to, err := url.Parse(text)
 	if err != nil {
 		return false
 	}
+
 	_, err = netip.ParseAddr(to.Hostname())
 	return err == nil
 }
 
-// refusal is the failure that a status means; nil for 2xx.
+// refusal returns the failure for a status; nil for 2xx.
 func refusal(response *http.Response) error {
 	status := response.StatusCode
 	code, message := fmt.Sprintf("HTTP_%d", status), fmt.Sprintf("the answer is %d %s", status, http.StatusText(status))
 	var f *jobs.Failure
+
 	switch {
 	case status >= 200 && status < 300:
 		return nil
@@ -265,29 +301,35 @@ func refusal(response *http.Response) error {
 	default:
 		f = final(code, message)
 	}
+
 	f.Details = json.RawMessage(fmt.Sprintf(`{"status":%d}`, status))
 	f.After = retry.After(response.Header, time.Now())
+
 	return f
 }
 
-// again is a failure that may pass.
+// again is a failure that a retry may repair.
 func again(code, message string) *jobs.Failure {
 	yes := true
 	return &jobs.Failure{Code: code, Message: shorten(message), Retryable: &yes}
 }
 
-// toOutput is a JSON object as it came, and anything else as text inside one.
+// toOutput returns a JSON object unchanged, and any other body as text in an object.
 func toOutput(status int, body []byte) (json.RawMessage, error) {
 	if trimmed := bytes.TrimSpace(body); len(trimmed) > 0 && trimmed[0] == '{' && jsonguard.Check(trimmed) == nil {
 		return trimmed, nil
 	}
-	text := strings.ReplaceAll(strings.ToValidUTF8(string(body), "�"), "\x00", "�") // jsonb holds neither
+
+	// jsonb accepts neither invalid UTF-8 nor NUL.
+	text := strings.ReplaceAll(strings.ToValidUTF8(string(body), "�"), "\x00", "�")
 	output, err := json.Marshal(struct {
 		Status int    `json:"status"`
 		Body   string `json:"body"`
 	}{status, text})
+
 	if err != nil {
 		return nil, fmt.Errorf("http answer: %w", err)
 	}
+
 	return output, nil
 }

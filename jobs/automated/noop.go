@@ -7,11 +7,11 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// Noop is the executor "noop": it completes at once with the empty object. It is
-// there for benchmarks and for steps that only mark a place in a workflow.
+// Noop is the executor "noop": it completes at once with the empty object. Noop serves
+// benchmarks, and steps that only mark a position in a workflow.
 type Noop struct{}
 
-// Execute does nothing, unless ctx has ended.
+// Execute returns the empty object, or ctx's error if ctx has ended.
 func (Noop) Execute(ctx context.Context, _ jobs.Job) (jobs.Result, error) {
 	if err := ctx.Err(); err != nil {
 		return jobs.Result{}, err

@@ -10,37 +10,39 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// redacted stands where a secret stood.
+// redacted replaces a secret.
 const redacted = "[redacted]"
 
-// sent are the secret values of one request. What comes of the request is kept and shown
-// without them: a server may repeat what it was sent.
+// sent are the secret values of one request. They are removed from the output and from
+// failures, because a server may echo the request.
 type sent []string
 
-// shortestSecret is the length from which on a value is looked for. Whatever is shorter
-// stands in texts by chance.
+// shortestSecret is the minimum length of a value that is redacted. Shorter values occur in
+// texts by chance.
 const shortestSecret = 6
 
-// credential are the names of headers whose texts are secrets, although they were not
-// given by reference.
+// credential matches the names of headers whose values are secret even if the definition
+// contains the value itself.
 var credential = regexp.MustCompile(`(?i)auth|cookie|token|secret|password|credential|signature|key$`)
 
-// add notes a value, and that part of it which follows a scheme such as Bearer.
+// add adds a value, and the part of the value after a scheme such as Bearer.
 func (s *sent) add(value string) {
 	values := []string{value}
 	if _, rest, found := strings.Cut(value, " "); found {
 		values = append(values, strings.TrimSpace(rest))
 	}
+
 	for _, v := range values {
 		if len(v) >= shortestSecret && !slices.Contains(*s, v) {
 			*s = append(*s, v)
 		}
 	}
-	// The longest first, or a part would hide the whole.
+
+	// The longest first: a redacted part would hide the whole value.
 	slices.SortStableFunc(*s, func(a, b string) int { return len(b) - len(a) })
 }
 
-// hide takes the values out of a text.
+// hide replaces the values in a text.
 func (s sent) hide(text string) string {
 	for _, value := range s {
 		text = strings.ReplaceAll(text, value, redacted)
@@ -48,40 +50,46 @@ func (s sent) hide(text string) string {
 	return text
 }
 
-// failure takes the values out of the words of a failure.
+// failure replaces the values in the message of a failure.
 func (s sent) failure(f *jobs.Failure) *jobs.Failure {
 	if len(s) == 0 {
 		return f
 	}
+
 	out := *f
 	out.Message = s.hide(f.Message)
 	return &out
 }
 
-// output takes the values out of a JSON document, however they are escaped in it. One
-// without any is returned as it came.
+// output replaces the values in a JSON document, however they are escaped. A document
+// without any of the values is returned unchanged.
 func (s sent) output(document json.RawMessage) json.RawMessage {
 	if len(s) == 0 || len(document) == 0 {
 		return document
 	}
+
 	var v any
 	decoder := json.NewDecoder(bytes.NewReader(document))
 	decoder.UseNumber()
 	if decoder.Decode(&v) != nil {
 		return document
 	}
+
 	clean, found := s.redact(v)
 	if !found {
 		return document
 	}
+
 	text, err := json.Marshal(clean)
 	if err != nil {
-		return nil // rather nothing than a secret
+		// Losing the output is better than storing a secret.
+		return nil
 	}
+
 	return text
 }
 
-// redact reports whether it found something.
+// redact replaces the values in v, and reports whether there were any.
 func (s sent) redact(v any) (clean any, found bool) {
 	switch v := v.(type) {
 	case string:
@@ -104,7 +112,9 @@ func (s sent) redact(v any) (clean any, found bool) {
 			plain := s.hide(name)
 			clean[plain], found = to, found || here || plain != name
 		}
+
 		return clean, found
 	}
+
 	return v, found
 }
