@@ -13,8 +13,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// How long an answer about a connection is gone by. One that is down is asked about
-// again soon, for its tasks come back after some seconds.
+// The times for which an answer about a connection is cached. A disconnected connection is
+// checked again soon, because its tasks are retried after a few seconds.
 const (
 	connectedFor    = 30 * time.Second
 	disconnectedFor = 3 * time.Second
@@ -22,7 +22,7 @@ const (
 	questionTime    = 2 * time.Second
 )
 
-// connections remembers what the Integration Service said of each.
+// connections caches the answers of the Integration Service about connections.
 type connections struct {
 	asking singleflight.Group
 
@@ -30,14 +30,14 @@ type connections struct {
 	known map[string]verdict // guarded by mu
 }
 
-// verdict is what an attempt that needs the connection comes to; nil: it may invoke.
+// verdict is the result for an attempt that needs a connection; a nil err allows the call.
 type verdict struct {
 	err   error
 	until time.Time
 }
 
-// check asks about a connection before its first use. Where the question fails, the
-// invocation will tell.
+// check asks the Integration Service about a connection before the connection is used. If
+// the check itself fails, the invocation is tried anyway, and reports the problem.
 func (c *connections) check(ctx context.Context, service Service, instance, connection string) error {
 	key := instance + "\x00" + connection
 	c.mu.Lock()
@@ -46,29 +46,39 @@ func (c *connections) check(ctx context.Context, service Service, instance, conn
 	if found && time.Now().Before(v.until) {
 		return v.err
 	}
-	out, _, _ := c.asking.Do(key, func() (any, error) { // who comes meanwhile waits for the same answer
+
+	// Concurrent attempts wait for the same answer.
+	out, _, _ := c.asking.Do(key, func() (any, error) {
 		asked, cancel := context.WithTimeout(ctx, questionTime)
 		defer cancel()
+
 		v := judge(service.Connection(asked, instance, connection))
+
+		// A failed check is not cached.
 		if !v.until.IsZero() {
 			c.remember(key, v)
 		}
+
 		return v, nil
 	})
-	return out.(verdict).err //nolint:forcetypeassert // it is what the function returns
+
+	return out.(verdict).err //nolint:forcetypeassert // the function above returns a verdict
 }
 
 func (c *connections) remember(key string, v verdict) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
+	// Simpler than evicting one entry: a full cache is rare, and refills quickly.
 	if c.known == nil || len(c.known) >= mostConnections {
 		c.known = map[string]verdict{}
 	}
+
 	c.known[key] = v
 }
 
-// judge reads the answer. A connection that is down is nobody's failure: its tasks
-// wait. One that nobody knows is the definition's.
+// judge converts an answer. A disconnected connection is an outage: its tasks wait. An
+// unknown connection is an error of the definition.
 func judge(status string, err error) verdict {
 	var refused *jobs.Failure
 	switch {
@@ -79,6 +89,7 @@ func judge(status string, err error) verdict {
 	case strings.EqualFold(status, "CONNECTED") || strings.EqualFold(status, "ACTIVE"):
 		return verdict{nil, time.Now().Add(connectedFor)}
 	}
+
 	down := &jobs.Outage{Neighbour: "integration", Err: fmt.Errorf("its connection is %.32q", status)}
 	return verdict{down, time.Now().Add(disconnectedFor)}
 }

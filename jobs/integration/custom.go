@@ -6,8 +6,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// CUSTOM "sends custom parameters, receives custom responses": what they are is
-// between the definition and the integration.
+// CUSTOM "sends custom parameters, receives custom responses": the definition and the
+// integration agree on the format.
 func customRequest(_ jobs.IntegrationCall, input json.RawMessage) (json.RawMessage, error) {
 	return input, nil
 }

@@ -1,6 +1,6 @@
-// Package integration does a task by asking the Integration Service for it. Each type
-// of integration is a file: what becomes of the task's input on the way there, and of
-// the answer on the way back.
+// Package integration executes tasks by calling the Integration Service. Each type of
+// integration has a file with two mappings: from the input of the task to the request, and
+// from the answer to the output.
 package integration
 
 import (
@@ -13,34 +13,33 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
-// Call is one request to the Integration Service. IdempotencyKey is the same for
-// every try of one attempt.
+// Call is a request to the Integration Service. All tries of one attempt have the same
+// IdempotencyKey.
 type Call struct {
 	Method         string
 	Parameters     json.RawMessage
 	Connection     string
-	CredentialRef  string // a reference; the secret itself never passes here
-	Async          bool   // an acceptance is wanted, and the answer by event
+	CredentialRef  string // a reference; the secret itself is never part of a call
+	Async          bool   // the result is expected by event, after an acknowledgement
 	IdempotencyKey string
 	CorrelationID  string
 }
 
-// Answer is what came back: Data at once, or an InvocationID under which the
-// answer will come by event.
+// Answer is the response: Data, or the InvocationID of the event that will bring the data.
 type Answer struct {
 	Data         json.RawMessage
 	InvocationID string
 }
 
-// Service is the Integration Service. An error is a *jobs.Failure when it
-// answered, a *jobs.Outage when it did not.
+// Service is the client of the Integration Service. An error is a *jobs.Failure if the
+// service answered, and a *jobs.Outage if not.
 type Service interface {
 	Invoke(ctx context.Context, integration string, call Call) (Answer, error)
-	// Connection says how a connection stands; an empty name is the integration's own.
+	// Connection returns the status of a connection; "" is the integration's default one.
 	Connection(ctx context.Context, integration, connection string) (status string, err error)
 }
 
-// New makes the executor "integration".
+// New returns the executor "integration".
 func New(service Service) jobs.Executor { return &executor{service: service} }
 
 type executor struct {
@@ -53,17 +52,22 @@ func (e *executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, erro
 	if call == nil {
 		return jobs.Result{}, refuse("the definition names no integration")
 	}
+
 	m, err := mappingOf(*call)
 	if err != nil {
 		return jobs.Result{}, err
 	}
+
 	parameters, err := m.request(*call, job.Input)
 	if err != nil {
 		return jobs.Result{}, err
 	}
+
+	// A disconnected connection must not use up the attempts of its tasks.
 	if err := e.connections.check(ctx, e.service, call.Instance, call.Connection); err != nil {
 		return jobs.Result{}, fmt.Errorf("connection of %s: %w", call.Instance, err)
 	}
+
 	answer, err := e.service.Invoke(ctx, call.Instance, Call{
 		Method:         call.Method,
 		Parameters:     parameters,
@@ -73,36 +77,44 @@ func (e *executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, erro
 		IdempotencyKey: fmt.Sprintf("%s:%d", job.TaskID, job.Attempt),
 		CorrelationID:  job.CorrelationID,
 	})
+
 	var refused *jobs.Failure
+
 	switch {
+	// The service answered. Failures may quote credentials.
 	case errors.As(err, &refused):
 		return jobs.Result{}, Answers{}.Failure(refused)
 	case err != nil:
 		return jobs.Result{}, fmt.Errorf("invoke %s: %w", call.Instance, err)
+	// The answer will come by event; until then no worker is occupied.
 	case answer.InvocationID != "":
 		return jobs.Result{Await: &jobs.Await{InvocationID: answer.InvocationID}}, nil
 	}
+
 	output, err := Answers{}.Output(*call, answer.Data)
 	return jobs.Result{Output: output}, err
 }
 
-// Answers reads what the Integration Service answers, at once or by event, in the same
-// way: by the type of the integration, and without the credentials that may be in it.
+// Answers converts the answers of the Integration Service, immediate ones and events, in the
+// same way: by the type of the integration, and with credentials removed.
 type Answers struct{}
 
-// Output is a success's data as the task's output; an error is a *jobs.Failure.
+// Output converts the data of a success into the output of the task. An error is a
+// *jobs.Failure.
 func (Answers) Output(call jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
 	m, err := mappingOf(call)
 	if err != nil {
 		return nil, err
 	}
+
 	output, err := m.answer(call, data)
 	var refused *jobs.Failure
 	if errors.As(err, &refused) {
 		return nil, Answers{}.Failure(refused)
 	}
+
 	return redact.JSON(output), err
 }
 
-// Failure is a failure as it may be kept and told.
+// Failure returns the failure without credentials.
 func (Answers) Failure(f *jobs.Failure) *jobs.Failure { return f.Redacted() }

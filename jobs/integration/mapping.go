@@ -13,13 +13,13 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// mapping is one of the interface document's integration types: what a task's input
-// becomes on its way to the Integration Service, and the service's data on its way
-// back. Both are told by the document's column "Task Execution Service Interaction".
+// mapping converts between tasks and one integration type of the interface document: the
+// input into the parameters of a call, and the data of an answer into the output. Both
+// follow the document's column "Task Execution Service Interaction".
 type mapping struct {
 	request func(call jobs.IntegrationCall, input json.RawMessage) (json.RawMessage, error)
 	answer  func(call jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error)
-	check   func(call jobs.IntegrationCall) error // nil: nothing beside what all have
+	check   func(call jobs.IntegrationCall) error // of the definition; nil: no checks beyond Check
 }
 
 var mappings = map[string]mapping{
@@ -31,46 +31,53 @@ var mappings = map[string]mapping{
 	"CUSTOM":        {customRequest, customAnswer, nil},
 }
 
-// mappingOf is by the type of a call; REST where it names none.
+// mappingOf returns the mapping for a call; the default type is REST.
 func mappingOf(call jobs.IntegrationCall) (mapping, error) {
 	m, ok := mappings[cmp.Or(call.Type, "REST")]
 	if !ok {
 		return mapping{}, refuse("there is no integration type %q", call.Type)
 	}
+
 	return m, nil
 }
 
-// credentialRef is a reference, by its look: a name or a path, such as vault:books/main.
+// credentialRef matches references: names or paths such as vault:books/main.
 var credentialRef = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/#-]{0,255}$`)
 
-// inline are the beginnings of secrets that would pass for a name.
+// inline are prefixes of secrets that look like names.
 var inline = []string{"eyJ", "AKIA", "ASIA", "AIza", "ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "sk_live_", "sk_test_", "sk-", "rk_live_", "xoxb-", "xoxp-", "npm_"}
 
-// Check refuses a definition whose integration could never run, or that carries a
-// secret instead of a reference to one.
+// Check rejects a definition whose integration can never run, or that contains a secret in
+// place of a reference.
 func Check(call jobs.IntegrationCall) error {
 	m, err := mappingOf(call)
 	if err != nil {
 		return errors.New(message(err))
 	}
+
 	if ref := call.CredentialRef; ref != "" {
+		// A secret may look like a reference; well-known prefixes reveal some.
 		secret := slices.ContainsFunc(inline, func(begin string) bool { return strings.HasPrefix(ref, begin) })
 		if secret || !credentialRef.MatchString(ref) {
-			return errors.New("credentialRef is not a reference such as vault:books/main; the secret itself must not be here") // nor in this text
+			// The text must not quote the secret.
+			return errors.New("credentialRef is not a reference such as vault:books/main; the secret itself must not be here")
 		}
 	}
+
 	if call.SOAP != nil && call.Type != "SOAP" {
-		return errors.New("soap is for the type SOAP")
+		return errors.New("soap is only allowed for the type SOAP")
 	}
+
 	if m.check != nil {
 		if err := m.check(call); err != nil {
 			return errors.New(message(err))
 		}
 	}
+
 	return nil
 }
 
-// refuse is a failure of shape, which no retry will mend.
+// refuse is a failure because of a wrong format, which no retry repairs.
 func refuse(format string, args ...any) error {
 	no := false
 	return &jobs.Failure{Code: "VALIDATION_ERROR", Message: fmt.Sprintf(format, args...), Retryable: &no}
@@ -81,50 +88,57 @@ func message(err error) string {
 	if errors.As(err, &f) {
 		return f.Message
 	}
+
 	return err.Error()
 }
 
-// strictly reads an object that may have the members of out and no others.
+// strictly parses an object that may have only the members of out.
 func strictly(what string, text json.RawMessage, out any) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(out); err != nil {
-		return refuse("%s has not the agreed shape: %s", what, shapeOf(err))
+		return refuse("%s does not have the agreed format: %s", what, shapeOf(err))
 	}
+
 	return nil
 }
 
-// shapeOf says what is wrong without quoting a value.
+// shapeOf describes a parser's error without quoting a value.
 func shapeOf(err error) string {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		return fmt.Sprintf("%s is a %s", cmp.Or(wrong.Field, "it"), strings.SplitN(wrong.Value, " ", 2)[0])
+		return fmt.Sprintf("%s is a %s", cmp.Or(wrong.Field, "the value"), strings.SplitN(wrong.Value, " ", 2)[0])
 	}
+
 	if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
-		return "there is no member " + name
+		return "unknown member " + name
 	}
-	return "it is no object"
+
+	return "not an object"
 }
 
-// loosely reads the members of out from an object that may have others.
+// loosely parses the members of out from an object that may have other members.
 func loosely(what string, text json.RawMessage, out any) error {
 	if text = bytes.TrimSpace(text); len(text) == 0 || text[0] != '{' {
 		return refuse("%s is not an object", what)
 	}
+
 	if err := json.Unmarshal(text, out); err != nil {
-		return refuse("%s has not the agreed shape: %s", what, shapeOf(err))
+		return refuse("%s does not have the agreed format: %s", what, shapeOf(err))
 	}
+
 	return nil
 }
 
-// parameters is a request as it is sent.
+// parameters encodes the parameters of a call.
 func parameters(v any) (json.RawMessage, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("write the parameters: %w", err)
 	}
+
 	return text, nil
 }
 
-// given says whether a member is there and not null.
+// given reports whether a member is present and not null.
 func given(value json.RawMessage) bool { return len(value) > 0 && string(value) != "null" }

@@ -18,25 +18,30 @@ func messageRequest(_ jobs.IntegrationCall, input json.RawMessage) (json.RawMess
 	if err := strictly("the message", input, &in); err != nil {
 		return nil, err
 	}
+
 	if in.Destination == "" || !given(in.Message) {
 		return nil, refuse("a message needs a destination and a message")
 	}
+
 	if err := headers(in.Headers); err != nil {
 		return nil, err
 	}
+
 	return parameters(in)
 }
 
-// messageAnswer takes {acknowledged: true, messageId?}, and leaves what else there is.
-// A message that was not acknowledged was not taken, so it may be sent again.
+// messageAnswer accepts {acknowledged: true, messageId?}; other members are kept. A message
+// that was not acknowledged was not accepted by the queue, and may be sent again.
 func messageAnswer(_ jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
 	var ack struct {
 		Acknowledged *bool  `json:"acknowledged"`
 		MessageID    string `json:"messageId"`
 	}
+
 	if err := loosely("the acknowledgement", data, &ack); err != nil {
 		return nil, err
 	}
+
 	if ack.Acknowledged == nil {
 		return nil, refuse("the acknowledgement does not say whether the message was acknowledged")
 	}
@@ -44,5 +49,6 @@ func messageAnswer(_ jobs.IntegrationCall, data json.RawMessage) (json.RawMessag
 		yes := true
 		return nil, &jobs.Failure{Code: "INTEGRATION_ERROR", Message: "the message was not acknowledged", Retryable: &yes}
 	}
+
 	return data, nil
 }
