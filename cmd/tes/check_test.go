@@ -29,7 +29,7 @@ func TestCheck(t *testing.T) {
 		"with a grace of 1m0s.",
 		"\nok           I3   A history is a legal path with contiguous seq.\n",
 		"\nok                i03_history_legal: A history is a legal path.\n",
-		"\nnot checked  I5   What consumers received is what the log says. (needs a consumer's ledger)\n",
+		"\nnot checked  I5   Consumers received exactly the events of the log. (needs a consumer's ledger)\n",
 		"\nnot checked  I9   ",
 		"\nnot checked  I11  There is exactly one terminal event. (in part: needs a consumer's ledger)\n",
 		"\nok                x_counters: ",

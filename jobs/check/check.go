@@ -1,6 +1,3 @@
-// Package check holds a database, and what a consumer wrote down, against the
-// sixteen invariants of the service. It reads, in one snapshot, and takes no lock
-// that a move could wait for, so it may be used on a system at work.
 package check
 
 import (
@@ -15,41 +12,41 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Options say how strictly to look. The zero value is for a database at work.
+// Options configure a check. The zero value is for a database that processes work on.
 type Options struct {
-	// Grace is how long something may be under way before it counts as lost;
-	// default one minute.
+	// Grace is the time that a row may be between two states before the row counts as
+	// lost; default one minute.
 	Grace time.Duration
-	// AtRest says that no process is at work: nothing is under way, and nothing
-	// can be late. Grace is not used then. Default false.
+	// AtRest asserts that no process is working, so that no row is between two states;
+	// Grace is ignored. Default false.
 	AtRest bool
-	// Timeout bounds each rule; default one minute. A rule that takes longer is not
-	// checked.
+	// Timeout limits each rule; default one minute. A rule that takes longer is
+	// NotChecked.
 	Timeout time.Duration
-	// Ledger is what a consumer wrote down, read before Run is called: what was
-	// told after the snapshot would be unknown to it. Default nothing.
+	// Ledger is the record of a consumer, complete before Run is called: events published
+	// after the snapshot would be unknown to the log. Default none.
 	Ledger *Ledger
-	// Since is when the ledger begins: older events need not be in it. Default the
-	// beginning of the log.
+	// Since is the beginning of the ledger: older events need not be recorded. Default
+	// the beginning of the log.
 	Since time.Time
 }
 
-// Verdict is what came of a rule or an invariant.
+// Verdict is the result of a rule or an invariant.
 type Verdict string
 
-// Verdicts. What was not checked is never OK.
+// The verdicts.
 const (
 	OK         Verdict = "ok"
 	Broken     Verdict = "broken"
 	NotChecked Verdict = "not checked"
 )
 
-// Report is what was found.
+// Report is the result of a check.
 type Report struct {
-	At         time.Time   `json:"at"` // the moment of the snapshot
+	At         time.Time   `json:"at"` // time of the snapshot
 	Grace      string      `json:"grace"`
-	Broken     int         `json:"broken"`     // rules
-	Incomplete int         `json:"incomplete"` // rules that could not be checked in time
+	Broken     int         `json:"broken"`     // number of broken rules
+	Incomplete int         `json:"incomplete"` // number of rules that reached the timeout
 	Invariants []Invariant `json:"invariants"`
 	More       []Rule      `json:"more"` // rules beyond the sixteen
 }
@@ -59,7 +56,7 @@ type Invariant struct {
 	ID       string  `json:"id"`
 	Sentence string  `json:"sentence"`
 	Verdict  Verdict `json:"verdict"`
-	Why      string  `json:"why,omitempty"` // it was not checked
+	Why      string  `json:"why,omitempty"` // reason for NotChecked
 	Rules    []Rule  `json:"rules,omitempty"`
 }
 
@@ -68,20 +65,20 @@ type Rule struct {
 	ID       string    `json:"id"`
 	Sentence string    `json:"sentence"`
 	Verdict  Verdict   `json:"verdict"`
-	Why      string    `json:"why,omitempty"` // it was not checked
+	Why      string    `json:"why,omitempty"` // reason for NotChecked
 	Count    int       `json:"count,omitempty"`
 	First    []Offence `json:"first,omitempty"` // at most twenty
 
 	tooLong bool
 }
 
-// Offence is one thing that breaks a rule.
+// Offence is a row that breaks a rule.
 type Offence struct {
 	Task   string `json:"task,omitempty"`
 	Detail string `json:"detail"`
 }
 
-// shown is how many offences of a rule are kept; the others are counted.
+// shown is the maximum number of offences in a Rule; Count counts all.
 const shown = 20
 
 func (r *Rule) offend(task, format string, args ...any) {
@@ -91,11 +88,11 @@ func (r *Rule) offend(task, format string, args ...any) {
 	}
 }
 
-// ErrSchema says that the tables are not those of this program.
+// ErrSchema reports that the tables do not match this program.
 var ErrSchema = errors.New("the database is not at this program's schema: run tes migrate up")
 
-// Run checks everything that can be checked. The error says that it could not
-// look; what it saw is in the report.
+// Run checks all invariants that can be checked in a database. An error means that the check
+// could not be completed; broken rules are in the report.
 func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 	if o.Grace == 0 {
 		o.Grace = time.Minute
@@ -106,45 +103,55 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 	if o.Timeout == 0 {
 		o.Timeout = time.Minute
 	}
+
+	// One snapshot for all rules, so that the rules do not contradict each other.
 	tx, err := pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return Report{}, fmt.Errorf("open a snapshot: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	if err := settle(ctx, tx, o.Timeout); err != nil {
+
+	if err := configureSession(ctx, tx, o.Timeout); err != nil {
 		return Report{}, err
 	}
+
 	report := Report{Grace: o.Grace.String()}
 	if err := tx.QueryRow(ctx, "SELECT now()").Scan(&report.At); err != nil {
 		return Report{}, fmt.Errorf("open a snapshot: %w", err)
 	}
+
 	found := map[string][]Rule{}
 	for _, one := range queries {
 		rule, err := one.check(ctx, tx, o)
 		if err != nil {
 			return Report{}, err
 		}
+
 		for _, invariant := range one.invariants {
 			found[invariant] = append(found[invariant], rule)
 		}
+
 		if len(one.invariants) == 0 {
 			report.More = append(report.More, rule)
 		}
 	}
+
 	heard, err := o.Ledger.check(ctx, tx, o)
 	if err != nil {
 		return Report{}, err
 	}
+
 	for invariant, rule := range heard {
 		found[invariant] = append(found[invariant], rule)
 	}
+
 	report.fill(found)
 	return report, nil
 }
 
-// settle makes the session what this needs: each query reads whole tables once, so
-// joins by hash and merge, which the engine's sessions do without, are wanted.
-func settle(ctx context.Context, tx pgx.Tx, timeout time.Duration) error {
+// configureSession sets the planner's options for queries that read whole tables once: hash
+// and merge joins, which the sessions of the engine switch off.
+func configureSession(ctx context.Context, tx pgx.Tx, timeout time.Duration) error {
 	_, err := tx.Exec(ctx, fmt.Sprintf(`
 		SET LOCAL statement_timeout = %d;
 		SET LOCAL lock_timeout = '5s';
@@ -156,32 +163,37 @@ func settle(ctx context.Context, tx pgx.Tx, timeout time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("prepare the session: %w", err)
 	}
+
 	return nil
 }
 
-// attempt runs a part of the check so that the snapshot outlives its failure. late
-// says that it took too long.
+// attempt runs do in a savepoint, so that the snapshot survives an error. late reports a
+// timeout.
 func attempt(ctx context.Context, tx pgx.Tx, do func(pgx.Tx) error) (late bool, err error) {
 	part, err := tx.Begin(ctx)
 	if err != nil {
 		return false, fmt.Errorf("begin a part: %w", err)
 	}
 	defer func() { _ = part.Rollback(ctx) }()
+
 	err = do(part)
 	var refused *pgconn.PgError
 	if err == nil || !errors.As(err, &refused) || ctx.Err() != nil {
 		return false, err
 	}
+
+	// An error of the statement, inside the savepoint.
 	switch refused.Code {
 	case "57014", "55P03": // query_canceled, lock_not_available
 		return true, nil
 	case "42P01", "42703", "42883", "42704", "3F000": // undefined table, column, function, type; no such schema
 		return false, fmt.Errorf("%w (%s)", ErrSchema, refused.Message)
 	}
+
 	return false, err
 }
 
-// fill sorts the rules into the invariants.
+// fill assigns the rules to the invariants, and counts.
 func (r *Report) fill(found map[string][]Rule) {
 	for _, one := range invariants {
 		one.Rules = found[one.ID]
@@ -190,6 +202,7 @@ func (r *Report) fill(found map[string][]Rule) {
 		}
 		r.Invariants = append(r.Invariants, one)
 	}
+
 	for _, rule := range r.rules() {
 		if rule.Verdict == Broken {
 			r.Broken++
@@ -200,7 +213,7 @@ func (r *Report) fill(found map[string][]Rule) {
 	}
 }
 
-// sum is the worst of the rules' verdicts.
+// sum returns the worst verdict of the rules.
 func sum(rules []Rule) (verdict Verdict, why string) {
 	verdict = OK
 	for _, rule := range rules {
@@ -214,10 +227,11 @@ func sum(rules []Rule) (verdict Verdict, why string) {
 			}
 		}
 	}
+
 	return verdict, why
 }
 
-// rules are all of them, each once, though it may be part of two invariants.
+// rules returns all rules, each once, even if a rule belongs to two invariants.
 func (r Report) rules() []Rule {
 	var all []Rule
 	seen := map[string]bool{}
@@ -229,10 +243,11 @@ func (r Report) rules() []Rule {
 			seen[rule.ID] = true
 		}
 	}
+
 	return all
 }
 
-// Offending lists every broken rule.
+// Offending returns the broken rules.
 func (r Report) Offending() []Rule {
 	return slices.DeleteFunc(r.rules(), func(rule Rule) bool { return rule.Verdict != Broken })
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Heard is one line of a ledger: one delivery, written down as JSON in the order of
-// receipt, repetitions too.
+// Heard is one line of a ledger: one delivery of an event, as JSON. Lines are in the order of
+// receipt, including duplicates.
 type Heard struct {
 	ID      uuid.UUID `json:"id"`      // ce-id
 	Subject string    `json:"subject"` // such as task.created
@@ -30,7 +30,7 @@ type Heard struct {
 	SHA256  string    `json:"sha256"`  // of the body, as hex
 }
 
-// Ledger is what a consumer heard.
+// Ledger is the record of the events that a consumer received.
 type Ledger struct {
 	first   map[uuid.UUID]*entry
 	last    map[uuid.UUID]last // by task
@@ -46,7 +46,7 @@ type entry struct {
 	task    uuid.UUID
 	sum     [sha256.Size]byte
 	subject string
-	known   bool // to the log
+	known   bool // the log has the event
 }
 
 type last struct {
@@ -54,37 +54,44 @@ type last struct {
 	line int
 }
 
-// maxLine is far more than a line needs.
+// maxLine is the maximum length of a line, far longer than any Heard.
 const maxLine = 1 << 20
 
-// ReadLedger reads lines of Heard. The error names the line that cannot be read.
+// ReadLedger reads lines of Heard. An error contains the number of the line.
 func ReadLedger(from io.Reader) (*Ledger, error) {
 	l := &Ledger{
 		first: map[uuid.UUID]*entry{}, last: map[uuid.UUID]last{},
 		order:   Rule{ID: "ledger_order", Sentence: "The ledger has the events of a task in the order of its history.", Verdict: OK},
-		repeats: Rule{ID: "ledger_repeats", Sentence: "What the ledger has more than once is the same each time.", Verdict: OK},
+		repeats: Rule{ID: "ledger_repeats", Sentence: "Repeated deliveries of an event are identical.", Verdict: OK},
 	}
+
 	lines := bufio.NewScanner(from)
 	lines.Buffer(nil, maxLine)
+
 	for lines.Scan() {
 		l.lines++
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
 		}
+
 		var h Heard
 		var sum []byte
 		err := json.Unmarshal(lines.Bytes(), &h)
 		if err == nil {
 			sum, err = h.check()
 		}
+
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", l.lines, err)
 		}
+
 		l.hear(h, [sha256.Size]byte(sum))
 	}
+
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("line %d: %w", l.lines+1, err)
 	}
+
 	return l, nil
 }
 
@@ -99,13 +106,16 @@ func (h Heard) check() ([]byte, error) {
 	case h.Seq < 1:
 		return nil, errors.New("seq is missing, or less than 1")
 	}
+
 	sum, err := hex.DecodeString(h.SHA256)
 	if err != nil || len(sum) != sha256.Size {
 		return nil, errors.New("sha256 is not 64 hex digits")
 	}
+
 	return sum, nil
 }
 
+// hear adds a delivery, and checks order and repetitions.
 func (l *Ledger) hear(h Heard, sum [sha256.Size]byte) {
 	if before, found := l.first[h.ID]; found {
 		switch {
@@ -114,27 +124,32 @@ func (l *Ledger) hear(h Heard, sum [sha256.Size]byte) {
 		case before.task != h.Task || before.seq != h.Seq || before.subject != h.Subject:
 			l.repeats.offend(h.Task.String(), "line %d: event %s is another than in line %d", l.lines, h.ID, before.line)
 		}
+
 		return
 	}
+
 	l.first[h.ID] = &entry{line: l.lines, seq: h.Seq, task: h.Task, sum: sum, subject: h.Subject}
+
+	// First deliveries must be in the order of the history; duplicates may come at any time.
 	if before, found := l.last[h.Task]; found && before.seq >= h.Seq {
 		l.order.offend(h.Task.String(), "line %d: event %d came after event %d, in line %d", l.lines, h.Seq, before.seq, before.line)
 		return
 	}
+
 	l.last[h.Task] = last{h.Seq, l.lines}
 }
 
-// told is an event of the log that goes to the bus.
+// told is an event of the log that is published to the bus.
 type told struct {
 	ID      int64
 	Task    uuid.UUID
 	Seq     int32
 	Subject string
 	At      time.Time
-	Parked  bool // it can never be told
+	Parked  bool // quarantined: never published
 }
 
-// young are ranges of events that consumers may not have heard yet, in order.
+// young are ranges of events that consumers may not have received yet, in order.
 type young []struct{ Lo, Hi int64 }
 
 func (y young) has(id int64) bool {
@@ -142,23 +157,25 @@ func (y young) has(id int64) bool {
 	return found || i > 0 && id < y[i-1].Hi
 }
 
-// check holds the ledger against the log, and answers a rule for each invariant
-// that it is about.
+// check compares the ledger with the log. The result has a rule for each invariant that a
+// ledger can prove.
 func (l *Ledger) check(ctx context.Context, tx pgx.Tx, o Options) (map[string]Rule, error) {
-	whole := Rule{ID: "ledger_whole", Sentence: "What was told longer ago than the grace is in the ledger, as the log says it.", Verdict: OK}
-	fact := Rule{ID: "ledger_real", Sentence: "What is in the ledger is in the log.", Verdict: OK}
+	whole := Rule{ID: "ledger_whole", Sentence: "Every event published before the grace is in the ledger, as in the log.", Verdict: OK}
+	fact := Rule{ID: "ledger_real", Sentence: "Every event of the ledger is in the log.", Verdict: OK}
 	ends := Rule{ID: "ledger_ends", Sentence: "The ledger has one terminal event for each run that has ended.", Verdict: OK}
 	skip := func(why string, late bool, rules ...*Rule) {
 		for _, rule := range rules {
 			*rule = Rule{ID: rule.ID, Sentence: rule.Sentence, Verdict: NotChecked, Why: why, tooLong: late}
 		}
 	}
+
 	if l == nil {
 		empty, _ := ReadLedger(bytes.NewReader(nil))
 		order, repeats := empty.order, empty.repeats
 		skip("needs a consumer's ledger", false, &whole, &fact, &ends, &order, &repeats)
 		return map[string]Rule{"I5": whole, "I6": order, "I7": repeats, "I8": fact, "I11": ends}, nil
 	}
+
 	late, err := attempt(ctx, tx, func(tx pgx.Tx) error {
 		if err := l.compare(ctx, tx, o, &whole); err != nil {
 			return err
@@ -169,29 +186,36 @@ func (l *Ledger) check(ctx context.Context, tx pgx.Tx, o Options) (map[string]Ru
 	if err != nil {
 		return nil, fmt.Errorf("check the ledger: %w", err)
 	}
+
+	// Order and repetitions need no query, and are reported in any case.
 	if late {
 		skip(tooLong(o), true, &whole, &fact, &ends)
 	}
+
 	return map[string]Rule{"I5": whole, "I6": l.order, "I7": l.repeats, "I8": fact, "I11": ends}, nil
 }
 
-// compare goes through the log and looks for each event in the ledger.
+// compare looks up each event of the log in the ledger.
 func (l *Ledger) compare(ctx context.Context, tx pgx.Tx, o Options, whole *Rule) error {
 	sql, args := bind(read("ledger/young.sql"), o.Grace)
 	rows, err := tx.Query(ctx, sql, args...)
 	if err != nil {
 		return err
 	}
+
 	untold, err := pgx.CollectRows(rows, pgx.RowToStructByPos[struct{ Lo, Hi int64 }])
 	if err != nil {
 		return err
 	}
+
 	if rows, err = tx.Query(ctx, read("ledger/told.sql")); err != nil {
 		return err
 	}
+
 	for _, heard := range l.first {
 		heard.known = false
 	}
+
 	var e told
 	_, err = pgx.ForEachRow(rows, []any{&e.ID, &e.Task, &e.Seq, &e.Subject, &e.At, &e.Parked}, func() error {
 		id := outbox.EventID(e.Task, e.Seq)
@@ -204,15 +228,19 @@ func (l *Ledger) compare(ctx context.Context, tx pgx.Tx, o Options, whole *Rule)
 					heard.line, id, heard.subject, heard.seq, heard.task, e.Subject, e.Seq)
 			}
 		case e.Parked || e.At.Before(o.Since) || young(untold).has(e.ID):
+			// Not published, older than the ledger, or possibly still on the way.
 		default:
 			whole.offend(e.Task.String(), "event %d, %s, %s is not in the ledger", e.Seq, e.Subject, id)
 		}
+
 		return nil
 	})
+
 	return err
 }
 
-// unknown lists what the log does not know, in the order of the ledger.
+// unknown reports the events of the ledger that the log does not have, in the order of the
+// ledger.
 func (l *Ledger) unknown(fact *Rule) {
 	var odd []uuid.UUID
 	for id, heard := range l.first {
@@ -220,25 +248,30 @@ func (l *Ledger) unknown(fact *Rule) {
 			odd = append(odd, id)
 		}
 	}
+
+	// Maps have no order; reports of the same ledger must be equal.
 	slices.SortFunc(odd, func(a, b uuid.UUID) int { return cmp.Compare(l.first[a].line, l.first[b].line) })
+
 	for _, id := range odd {
 		heard := l.first[id]
 		fact.offend(heard.task.String(), "line %d: event %s, %s, %d of the task, never happened", heard.line, id, heard.subject, heard.seq)
 	}
 }
 
-// ends counts how often a task has ended. That none is missing, compare has said.
+// ends reports tasks with too many terminal events. compare reports missing events.
 func (l *Ledger) ends(ctx context.Context, tx pgx.Tx, ends *Rule) error {
 	rows, err := tx.Query(ctx, read("ledger/redrives.sql"))
 	if err != nil {
 		return err
 	}
+
 	redrives := map[uuid.UUID]int{}
 	var task uuid.UUID
 	var n int
 	if _, err := pgx.ForEachRow(rows, []any{&task, &n}, func() error { redrives[task] = n; return nil }); err != nil {
 		return err
 	}
+
 	ended := map[uuid.UUID]int{}
 	for _, heard := range l.first {
 		switch heard.subject {
@@ -246,15 +279,20 @@ func (l *Ledger) ends(ctx context.Context, tx pgx.Tx, ends *Rule) error {
 			ended[heard.task]++
 		}
 	}
+
 	var often []uuid.UUID
 	for task, n := range ended {
+		// A redriven task ends once more.
 		if n > 1+redrives[task] {
 			often = append(often, task)
 		}
 	}
+
 	slices.SortFunc(often, func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
+
 	for _, task := range often {
 		ends.offend(task.String(), "%d terminal events, %d redrives", ended[task], redrives[task])
 	}
+
 	return nil
 }

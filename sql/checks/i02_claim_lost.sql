@@ -1,8 +1,8 @@
--- No pending task is in the hands of a process that is gone.
+-- No pending task is claimed by a process that has ended.
 -- (at work)
 
--- The claim of a living process may last: its executor asks a neighbour whom to
--- assign, or the database was away. Not for ever, though.
+-- A claim of a living process may last for a while: its executor waits for a peer
+-- service, or the database was unavailable.
 SELECT t.task_id::text AS task, format('claimed by %s at %s', j.attempted_by[1], j.attempted_at) AS detail
 FROM task t
 JOIN river_job j ON j.id = t.job_id

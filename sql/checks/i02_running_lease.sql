@@ -1,8 +1,8 @@
--- A running task has a lease, and any other lease is of an attempt that has ended.
+-- A running task has a lease, and any other lease belongs to an ended attempt.
 
--- An end that waited for its task's lock beside the beginning does not see the
--- lease; the sweep does, once it has run out. That an assigned task has somebody to do
--- it is held by a constraint, assigned_to_somebody.
+-- An end that waited for the lock of its task, while the attempt's start was being
+-- committed, does not see the lease; the sweep removes the lease when it has expired.
+-- The constraint assigned_to_somebody gives every assigned task an assignee.
 SELECT
     coalesce(t.task_id, l.task_id)::text AS task,
     format('%s, attempt %s, job %s; lease of attempt %s, job %s', t.status, t.attempt, t.job_id, l.attempt, l.job_id) AS detail

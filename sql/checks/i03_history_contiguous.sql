@@ -1,4 +1,4 @@
--- A history is contiguous, and its end is where the task stands.
+-- A history is contiguous, and ends at the task's current status.
 SELECT
     t.task_id::text AS task,
     format('%s at version %s; %s events from %s to %s', t.status, t.version, count(e.seq), min(e.seq), max(e.seq)) AS detail

@@ -1,8 +1,8 @@
--- Every event is in one flush, published or to be published.
+-- Every event is in exactly one flush.
 
--- Ranges and events sorted together: how many ranges are open where an event
--- stands. A join by range would compare each with each. What was published is
--- remembered for a day.
+-- Ranges and events are sorted together, and the number of open ranges at each event
+-- is computed; a join by range would compare each event with each range. Published
+-- ranges are kept for a day.
 WITH flush AS (
     SELECT o.lo, o.hi FROM outbox o
     UNION ALL

@@ -1,5 +1,5 @@
--- What waits for a callback reaches to the task's last update, and begins behind what
--- was given up.
+-- The pending part of a callback ends at the task's last update, and begins after the
+-- abandoned part.
 SELECT
     c.task_id::text AS task,
     format('told up to %s, waiting up to %s; the last update is %s, the last given up %s', c.told, c.upto, e.seq, g.seq) AS detail

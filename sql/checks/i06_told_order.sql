@@ -1,7 +1,7 @@
 -- The events of a task are in the outbox in the order of its history.
 
--- Relays tell flush by flush, in the order of their ids, and within a flush by the
--- events' ids. Between two beginnings of ranges lies one range.
+-- Relays publish flush by flush, in the order of the flushes' ids, and within a flush
+-- in the order of the events' ids. Between the begins of two ranges lies one range.
 WITH flush AS (
     SELECT o.id, o.lo, o.hi FROM outbox o
     UNION ALL

@@ -1,4 +1,4 @@
--- What ends an attempt is of the attempt that had begun.
+-- An event that ends an attempt names the attempt that was started last.
 SELECT
     e.task_id::text AS task,
     format('event %s, %s, is of attempt %s; attempt %s was running', e.seq, e.type, e.attempt, e.running) AS detail

@@ -1,4 +1,4 @@
--- Attempts are counted, and only the one that runs is open.
+-- Attempts are numbered without gaps, and only the running attempt is open.
 SELECT
     t.task_id::text AS task,
     format('%s at attempt %s; %s attempts, the last is %s, open are %s',

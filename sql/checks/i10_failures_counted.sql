@@ -1,4 +1,4 @@
--- Failures and crashes are what the attempts since the last redrive say.
+-- The counters of failures and crashes equal the attempts since the last redrive.
 SELECT
     t.task_id::text AS task,
     format('%s failures, %s crashes; the attempts say %s and %s', t.failures, t.crashes,

@@ -1,6 +1,6 @@
--- A run that has ended has one terminal event, and one that has not has none.
+-- An ended run has exactly one terminal event, and a run under way has none.
 
--- A redrive begins another run of the same task.
+-- A redrive begins a new run of the same task.
 SELECT
     t.task_id::text AS task,
     format('%s, with %s terminal events and %s redrives', t.status, ends.n, ends.redrives) AS detail

@@ -1,4 +1,4 @@
--- A request key made the one task that carries it.
+-- A request key belongs to the one task that carries the key.
 SELECT
     coalesce(t.task_id, r.task_id)::text AS task,
     format('the key %s of tenant %s; the task says %s of %s', quote_nullable(r.request_key), quote_nullable(r.tenant_id),

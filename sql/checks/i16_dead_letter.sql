@@ -1,7 +1,7 @@
--- A task that failed for good has a dead letter, unless somebody laid it aside.
+-- A task that failed for good has a dead letter, unless the dead letter was discarded.
 
--- One that is taken is leased, or nobody would ever put it back. One whose job somebody
--- has ended is about to be laid aside.
+-- A dead letter that was taken has a lease, whose end puts the dead letter back. A dead
+-- letter whose job was ended is about to be discarded.
 SELECT
     t.task_id::text AS task,
     CASE WHEN j.id IS NULL THEN format('job %s is not there', t.job_id) ELSE format('job %s is %s in %s: %s', j.id, j.state, j.queue, j.kind) END AS detail

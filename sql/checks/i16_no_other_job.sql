@@ -1,7 +1,7 @@
--- There is no live job but the one that its task names.
+-- No task has a live job except the job that the task names.
 
--- A token whose task has gone on may be in somebody's hands this moment: who
--- claimed it is told so, and ends it.
+-- The token of a task that has gone on may be claimed at this moment: the claim is
+-- rejected, and ends the job.
 SELECT
     t.task_id::text AS task,
     format('job %s is %s; the task is %s, of job %s', j.id, j.state, t.status, t.job_id) AS detail

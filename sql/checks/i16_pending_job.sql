@@ -1,4 +1,4 @@
--- A pending task has a job that somebody will take, in its lane.
+-- A pending task has a live job in the queue of its lane.
 -- (also I2)
 
 -- The job is held back (pending) only for a pause in force, or for one that was resumed and

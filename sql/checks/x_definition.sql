@@ -1,4 +1,4 @@
--- The definition that a task was made under is there: its tenant's own or the platform's.
+-- The definition of every task exists: the tenant's own or the platform's.
 SELECT
     t.task_id::text AS task,
     format('revision %s of %s, %s', t.revision, t.definition_id, CASE WHEN t.own_definition THEN 'tenant ' || t.tenant_id ELSE 'the platform''s' END) AS detail

@@ -1,4 +1,4 @@
--- How often a task has begun again after its end.
+-- How often each task was redriven.
 SELECT e.task_id, count(*)
 FROM task_event e
 WHERE e.type = 'redriven'

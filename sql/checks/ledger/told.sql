@@ -1,5 +1,5 @@
--- Every event that is told on the bus, in the order of the log. report.event_id says
--- under which id; in Go the same takes a tenth of the time.
+-- Every published event, in the order of the log. report.event_id has the ids of the
+-- events; the same computation in Go takes a tenth of the time.
 SELECT
     e.id, e.task_id, e.seq,
     CASE e.type WHEN 'assigned' THEN 'task.manual.assigned' ELSE 'task.' || e.type END AS subject,

@@ -1,4 +1,4 @@
--- What consumers may not have heard yet: not published, or just now.
+-- Events that consumers may not have received yet: unpublished, or published within the grace.
 SELECT o.lo, o.hi FROM outbox o
 UNION ALL
 SELECT p.lo, p.hi FROM outbox_published p WHERE p.published_at > now() - :'grace'::interval
