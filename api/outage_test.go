@@ -16,7 +16,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
 
-// cable lies between us and the database, and can be cut, or blocked.
+// cable lies between tes and the database, and can be cut, or blocked.
 type cable struct {
 	listener net.Listener
 	network  string

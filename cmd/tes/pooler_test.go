@@ -101,7 +101,7 @@ func TestServeRefusesAPoolerWithoutTheDirectURL(t *testing.T) {
 		for _, p := range []pooling{{real, true, false}, {real, true, true}, {real, false, false}, {real, false, true}} {
 			code, _, stderr := tes(t, env(p.start(t, dsn)), "serve", "--http", "127.0.0.1:0")
 			require.Equal(t, exitError, code, p)
-			require.Contains(t, stderr, "there is a pooler between us and the database", p)
+			require.Contains(t, stderr, "there is a pooler between tes and the database", p)
 			require.Contains(t, stderr, "Set TES_DATABASE_DIRECT_URL to the address of the PostgreSQL server itself", p)
 		}
 	}
@@ -119,7 +119,7 @@ func TestServeRefusesAPoolerWithoutTheDirectURL(t *testing.T) {
 	for _, real := range poolers() {
 		p := pooling{real: real, swallow: true}
 		behind := env(p.start(t, dsn))
-		says(t, exitError, behind, []string{"serve", "--http", "127.0.0.1:0"}, "it hands out sessions by the transaction", "Set TES_DATABASE_DIRECT_URL")
+		says(t, exitError, behind, []string{"serve", "--http", "127.0.0.1:0"}, "it assigns sessions for one transaction at a time", "Set TES_DATABASE_DIRECT_URL")
 
 		behind = append(behind, "TES_DATABASE_DIRECT_URL="+dbtest.URL(dbtest.New(t)))
 		says(t, exitError, behind, []string{"serve", "--http", "127.0.0.1:0"}, "lead to two databases")

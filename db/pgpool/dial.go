@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// silence is after how long a connection is given up that carries nothing: what was sent is
-// not acknowledged, or, on an idle one, three probes are not. Linux by itself would wait for
-// a quarter of an hour, and a caller without a deadline with it.
+// silence is the time after which a connection without answers is closed: sent bytes are
+// not acknowledged, or three keepalive probes of an idle connection. Linux would wait for
+// a quarter of an hour, and with the connection a caller without a deadline.
 const silence = 20 * time.Second
 
-// dialer makes the connections of every pool.
+// dialer returns the dialer for the connections of every pool.
 func dialer() *net.Dialer {
 	return &net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence / 2, Interval: silence / 8, Count: 4},

@@ -11,29 +11,31 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// An address may lead to a standby: a failover moves it, or a load balancer does. A session
-// with a standby answers reads with what was true some time ago, and lives for as long as
-// the standby does. So every connection proves, when it is made, that it may write; and one
-// that is told later that it may not (SQLSTATE 25006) is closed, and with it all others that
-// are idle in its pool. A standby that is promoted passes from that moment on.
+// The address of the database may lead to a standby: after a failover, or through a load
+// balancer. A session with a standby reads old data, and lasts as long as the standby. So
+// each new connection proves that the server accepts writes. A connection that is told later
+// that the server is read-only (SQLSTATE 25006) is closed, with all idle connections of its
+// pool. A standby that is promoted is accepted from then on.
 
-// ErrReadOnly says that a server takes no writes. What wraps it says why.
+// ErrReadOnly reports a server that accepts no writes. The wrapping error has the reason.
 var ErrReadOnly = errors.New("the server takes no writes")
 
-// readOnlyTransaction is the SQLSTATE of a write where none may be made.
+// readOnlyTransaction is the SQLSTATE of a write in a read-only transaction.
 const readOnlyTransaction = "25006"
 
-// mayWrite is a pgconn.ValidateConnectFunc: with several hosts in the URL, the next one is
-// tried after an error.
+// mayWrite is a pgconn.ValidateConnectFunc. After an error, pgconn tries the next host of
+// the URL.
 func mayWrite(ctx context.Context, conn *pgconn.PgConn) error {
 	const ask = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'"
 	results, err := conn.Exec(ctx, ask).ReadAll()
 	if err != nil {
 		return fmt.Errorf("ask whether the server takes writes: %w", err)
 	}
+
 	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 2 {
-		return errors.New("ask whether the server takes writes: it did not answer")
+		return errors.New("ask whether the server takes writes: unexpected answer")
 	}
+
 	return readOnly(string(results[0].Rows[0][0]) == "t", string(results[0].Rows[0][1]) == "t")
 }
 
@@ -44,11 +46,13 @@ func readOnly(standby, byDefault bool) error {
 	case byDefault:
 		return fmt.Errorf("%w: default_transaction_read_only is on", ErrReadOnly)
 	}
+
 	return nil
 }
 
-// Primary says whether a pool's server answers, and is no standby: ErrReadOnly if it is one.
-// Behind a pooler the server of a connection may change while the connection stays.
+// Primary checks that the server of a pool answers and is no standby; ErrReadOnly for a
+// standby. The check must be repeated: behind a pooler, the server of a connection may
+// change while the connection lasts.
 func Primary(ctx context.Context, pool interface {
 	querier
 	Reset()
@@ -58,26 +62,32 @@ func Primary(ctx context.Context, pool interface {
 	if err := pool.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&standby); err != nil {
 		return fmt.Errorf("ask whether the server is a standby: %w", err)
 	}
+	// The idle connections lead to the standby too.
 	if standby {
 		pool.Reset()
 	}
 	return readOnly(standby, false)
 }
 
-// demandWrites makes a pool prove of each connection that it may write, unless the URL says
-// with target_session_attrs what it wants. made holds the pool once there is one.
+// demandWrites makes each new connection of a pool prove that the server accepts writes,
+// unless the URL sets target_session_attrs. made holds the pool as soon as the pool exists.
 func demandWrites(url string, conf *pgxpool.Config, made *atomic.Pointer[pgxpool.Pool]) {
 	if conf.ConnConfig.ValidateConnect == nil && !strings.Contains(url, "target_session_attrs") {
 		conf.ConnConfig.ValidateConnect = mayWrite
 	}
-	keep := conf.ConnConfig.OnPgError // closes a connection after a fatal error
+
+	// pgx's own handler closes a connection after a fatal error.
+	keep := conf.ConnConfig.OnPgError
 	conf.ConnConfig.OnPgError = func(conn *pgconn.PgConn, refused *pgconn.PgError) bool {
 		if refused.Code != readOnlyTransaction {
 			return keep == nil || keep(conn, refused)
 		}
+
 		if pool := made.Load(); pool != nil {
-			go pool.Reset() // not here: the connection is being read from
+			// In another goroutine: this one is reading from a connection of the pool.
+			go pool.Reset()
 		}
+
 		return false
 	}
 }

@@ -7,17 +7,16 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// uuidCodec is pgx's codec, and knows google's UUID besides. Without it pgx takes
-// the type for a driver.Valuer and an sql.Scanner: it makes a string of every id,
-// fails to write that as binary, and tries again; a fifth of the engine's time
-// went there.
+// uuidCodec is pgx's codec with support for google's UUID. Without this codec pgx uses
+// driver.Valuer and sql.Scanner: pgx formats every id as a string, fails to encode the
+// string as binary, and tries again, which took a fifth of the engine's time.
 type uuidCodec struct{ pgtype.UUIDCodec }
 
 func registerUUID(types *pgtype.Map) {
 	types.RegisterType(&pgtype.Type{Name: "uuid", OID: pgtype.UUIDOID, Codec: uuidCodec{}})
 }
 
-// PlanEncode writes sixteen bytes.
+// PlanEncode writes a uuid.UUID as sixteen bytes.
 func (c uuidCodec) PlanEncode(m *pgtype.Map, oid uint32, format int16, value any) pgtype.EncodePlan {
 	if _, ok := value.(uuid.UUID); ok && format == pgtype.BinaryFormatCode {
 		return writeUUID{}
@@ -25,7 +24,7 @@ func (c uuidCodec) PlanEncode(m *pgtype.Map, oid uint32, format int16, value any
 	return c.UUIDCodec.PlanEncode(m, oid, format, value)
 }
 
-// PlanScan reads sixteen bytes.
+// PlanScan reads sixteen bytes into a uuid.UUID.
 func (c uuidCodec) PlanScan(m *pgtype.Map, oid uint32, format int16, target any) pgtype.ScanPlan {
 	if _, ok := target.(*uuid.UUID); ok && format == pgtype.BinaryFormatCode {
 		return readUUID{}
@@ -44,8 +43,9 @@ type readUUID struct{}
 
 func (readUUID) Scan(src []byte, target any) error {
 	if len(src) != len(uuid.UUID{}) {
-		return errors.New("cannot read NULL, or what is not sixteen bytes, into a UUID")
+		return errors.New("cannot read NULL, or a value of other than sixteen bytes, into a UUID")
 	}
+
 	copy(target.(*uuid.UUID)[:], src)
 	return nil
 }
