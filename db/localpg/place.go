@@ -14,19 +14,19 @@ import (
 	"syscall"
 )
 
-// maxSocketPath is the longest path of a socket that macOS allows; Linux has room
-// for four bytes more.
+// maxSocketPath is the maximum length of a socket's path on macOS; Linux allows four bytes
+// more.
 const maxSocketPath = 103
 
-// place is where one cluster lives, and the lock that makes it ours.
+// place is the directory of one cluster, and its lock.
 type place struct {
-	base      string // all of it
-	data      string // what initdb makes
-	log       string // what postgres says, this time
-	sockets   string // 0700 and the account's; has a short path
+	base      string // the base directory
+	data      string // the data directory, made by initdb
+	log       string // the output of postgres, of the current run
+	sockets   string // directory of the socket: mode 0700, owned by the account, with a short path
 	throwaway bool
 	lock      *lock
-	guard     *guard // nil for a durable cluster on Linux, which needs none
+	guard     *guard // nil for a durable cluster on Linux, where the kernel stops postgres
 }
 
 func (m *machine) openPlace(cfg Config, acc account) (*place, error) {
@@ -34,44 +34,55 @@ func (m *machine) openPlace(cfg Config, acc account) (*place, error) {
 	if cfg.Throwaway {
 		open = m.openThrowaway
 	}
+
 	p, err := open(cfg, acc)
 	if err != nil {
 		return nil, err
 	}
+
 	if err := m.makeSockets(p, acc); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
+
 	if p.throwaway || m.pipeGuard {
 		if p.guard, err = startGuard(p); err != nil {
 			return nil, errors.Join(err, p.close())
 		}
 	}
+
 	return p, nil
 }
 
+// openDurable makes the base directory of a durable cluster, if necessary, and locks it.
 func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 	mode := os.FileMode(0o700)
 	if acc.drop {
-		mode = 0o755 // the account must get to its data through it
+		// The account must search the directory.
+		mode = 0o755
 	}
+
+	// Checked before anything is made, and again when the directory exists.
 	const advice = "set TES_DATA_DIR to a place it can reach, e.g. /var/lib/tes"
-	if there, err := filepath.EvalSymlinks(lastThere(cfg.DataDir)); err == nil {
+	if there, err := filepath.EvalSymlinks(deepestExisting(cfg.DataDir)); err == nil {
 		if err := acc.reach(there, advice); err != nil {
-			return nil, err // before anything is made
+			return nil, err
 		}
 	}
+
 	if err := mkdirAll(cfg.DataDir, mode); err != nil {
 		return nil, fmt.Errorf("make %s: %w: set TES_DATA_DIR to a place that can be written", cfg.DataDir, err)
 	}
-	// The same directory by two names would be two places to everything that
-	// compares paths.
+
+	// Paths are compared later, so one directory must have one path.
 	base, err := filepath.EvalSymlinks(cfg.DataDir)
 	if err != nil {
 		return nil, fmt.Errorf("look at %s: %w", cfg.DataDir, err)
 	}
+
 	if err := acc.reach(base, advice); err != nil {
 		return nil, err
 	}
+
 	held, err := takeLock(filepath.Join(base, "lock"), cfg.Owner)
 	if err != nil {
 		if inUse := (*heldError)(nil); errors.As(err, &inUse) {
@@ -79,6 +90,7 @@ func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w: set TES_DATA_DIR to a place that can be written", base, err)
 	}
+
 	return &place{
 		base:    base,
 		data:    filepath.Join(base, "pg"),
@@ -88,8 +100,8 @@ func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 	}, nil
 }
 
-// lastThere is the last directory of a path that exists.
-func lastThere(dir string) string {
+// deepestExisting returns the last directory of a path that exists.
+func deepestExisting(dir string) string {
 	for {
 		if info, err := os.Stat(dir); err == nil && info.IsDir() || filepath.Dir(dir) == dir {
 			return dir
@@ -98,80 +110,93 @@ func lastThere(dir string) string {
 	}
 }
 
-// shortSockets is a directory with a short path for the sockets of base. It is the
-// same every time, so what a killed process leaves is used again.
+// shortSockets returns a directory with a short path for the sockets of base. The path is
+// the same at each start, so a directory left by a killed process is used again.
 func shortSockets(base string) string {
 	sum := sha256.Sum256([]byte(base))
 	return "/tmp/tes-" + hex.EncodeToString(sum[:6])
 }
 
-// makeSockets makes the directory for the socket, or takes the one that is there. /tmp
-// belongs to everybody: what stands there may be ours from last time, or somebody's
-// trap, and the account that PostgreSQL runs under can put another thing in the place of
-// what is its own. So what is looked at, and what root then gives away, is one open
-// directory, and never a name.
+// makeSockets makes the directory of the socket, or uses an existing one. /tmp is open to
+// all users: an existing path may be from the last run, or a trap; and the account of
+// PostgreSQL can replace its own directory at any time. So one open directory is checked
+// and changed, by descriptor, and never a path.
 func (m *machine) makeSockets(p *place, acc account) error {
 	err := os.Mkdir(p.sockets, 0o700)
 	if err == nil || errors.Is(err, os.ErrExist) {
 		var dir *os.File
+
+		// If the path is not usable, a directory with a random name is.
 		if dir, err = m.openSockets(p.sockets, acc); err != nil {
 			if p.sockets, err = os.MkdirTemp("/tmp", "tes-"); err == nil {
 				dir, err = m.openSockets(p.sockets, acc)
 			}
 		}
+
 		if err == nil {
 			defer dir.Close()
+
 			m.at(stageSockets)
 			if err = dir.Chmod(0o700); err == nil {
 				return m.giveOpen(dir, acc)
 			}
 		}
 	}
+
 	return fmt.Errorf("make a directory for the socket: %w", err)
 }
 
-// openSockets opens a directory that is ours or the account's.
+// openSockets opens a directory that belongs to the current user or to the account.
 func (m *machine) openSockets(path string, acc account) (*os.File, error) {
 	dir, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the caller wraps it
 	}
+
 	info, err := dir.Stat()
 	if err == nil && ownerOf(info) != acc.uid && ownerOf(info) != m.euid {
 		err = fmt.Errorf("%s belongs to uid %d", path, ownerOf(info))
 	}
+
 	if err != nil {
 		_ = dir.Close()
 		return nil, err
 	}
+
 	return dir, nil
 }
 
-// major says which PostgreSQL made the data directory; 0 if there is none yet.
+// major returns the PostgreSQL version of the data directory; 0 if there is none yet.
 func (p *place) major(acc account) (int, error) {
 	info, err := os.Stat(p.data)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
+
 	if err != nil {
 		return 0, fmt.Errorf("look at %s: %w", p.data, err)
 	}
+
+	// postgres refuses a data directory of another user.
 	if owner := ownerOf(info); owner != acc.uid {
 		return 0, wrongOwner(p.data, owner, acc)
 	}
+
 	text, err := os.ReadFile(filepath.Join(p.data, "PG_VERSION"))
 	if err != nil {
 		return 0, fmt.Errorf("%s is no data directory of PostgreSQL: %w. Move it away: tes dev --reset", p.data, err)
 	}
+
 	major, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil {
 		return 0, fmt.Errorf("%s/PG_VERSION: %w", p.data, err)
 	}
+
 	return major, nil
 }
 
-// wrongOwner replaces what postgres would say: "could not access the server
-// configuration file … Permission denied".
+// wrongOwner replaces the message of postgres: "could not access the server configuration
+// file … Permission denied".
 func wrongOwner(data string, owner int, acc account) error {
 	advice := "run as that user, or chown"
 	if acc.drop && owner != 0 {
@@ -183,33 +208,39 @@ func wrongOwner(data string, owner int, acc account) error {
 	} else if acc.drop {
 		advice = "chown it"
 	}
+
 	return fmt.Errorf("%s belongs to uid %d, PostgreSQL would run as uid %d: %s", data, owner, acc.uid, advice)
 }
 
-// close gives the place back: the directories of a throw-away cluster are gone
-// before the lock is.
+// close releases the place. The directories of a throw-away cluster are removed before the
+// lock, so that no other process sees the directories unlocked.
 func (p *place) close() error {
 	err := os.RemoveAll(p.sockets)
 	if p.throwaway {
 		removeShared(p.data)
 		err = errors.Join(err, os.RemoveAll(p.base))
 		p.lock.remove()
-		_ = os.Remove(filepath.Dir(p.base)) // if we were the last
+
+		// Succeeds only for the last cluster in the directory.
+		_ = os.Remove(filepath.Dir(p.base))
 	} else {
 		p.lock.release()
 	}
+
 	if p.guard != nil {
 		p.guard.dismiss()
 	}
+
 	if err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
+
 	return nil
 }
 
-// randomHex is a name, or a password, that nobody guesses.
+// randomHex returns an unpredictable name or password.
 func randomHex(bytes int) string {
 	b := make([]byte, bytes)
-	_, _ = rand.Read(b) // it never fails
+	_, _ = rand.Read(b) // never fails
 	return hex.EncodeToString(b)
 }

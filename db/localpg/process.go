@@ -6,34 +6,39 @@ import (
 	"syscall"
 )
 
-// process is a child that somebody waits for.
+// process is a child process with a goroutine that waits for its end.
 type process struct {
 	pid  int
-	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read it after done
+	done chan struct{} // closed when the process has ended
+	err  error         // the result of Wait; valid after done
 }
 
-// run starts a command and waits for it, on one thread that does nothing else: the
-// parent-death signal follows the thread, and the Go runtime ends threads as it
-// likes.
+// run starts a command, and waits for its end, on a thread of its own: the parent-death
+// signal is sent when the parent thread ends, and the Go runtime may end idle threads.
 func run(cmd *exec.Cmd) (*process, error) {
 	p := &process{done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+
 		if err := cmd.Start(); err != nil {
 			started <- err
 			return
 		}
+
 		p.pid = cmd.Process.Pid
 		started <- nil
+
+		// The thread stays locked until the child has ended.
 		p.err = cmd.Wait()
 		close(p.done)
 	}()
+
 	if err := <-started; err != nil {
 		return nil, err
 	}
+
 	return p, nil
 }
 
@@ -46,8 +51,8 @@ func (p *process) ended() bool {
 	}
 }
 
-// signal does nothing to a process that has been waited for, whose pid may be
-// another's by now.
+// signal sends a signal, unless the process has been waited for: its pid may belong to
+// another process by then.
 func (p *process) signal(sig syscall.Signal) {
 	if !p.ended() {
 		_ = syscall.Kill(p.pid, sig)

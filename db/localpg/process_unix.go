@@ -11,14 +11,14 @@ import (
 
 const hasParentDeathSignal = false
 
-// child is how every child is started: in a group of its own, because Ctrl-C goes
-// to the whole group and postgres must outlive our workers. There is no
-// parent-death signal here: the guard must do without.
+// child returns the attributes of every child: its own process group, because a Ctrl-C goes
+// to the whole group and postgres must end after the workers. There is no parent-death
+// signal: the guard stops postgres.
 func child(acc account, _ syscall.Signal) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Credential: acc.credential()}
 }
 
-// commandLine is empty if there is no such process.
+// commandLine returns the command line of a process; empty if there is no such process.
 func commandLine(pid int) string {
 	out, _ := exec.Command("/bin/ps", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
 	return strings.TrimSpace(string(out))

@@ -21,41 +21,47 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// socketOnlyPort names the socket of a throw-away cluster, which has a directory
-// of its own and therefore no quarrel over numbers.
+// socketOnlyPort is the number in the socket's name of a throw-away cluster. Each cluster has
+// its own directory, so all clusters use the same number.
 const socketOnlyPort = 5432
 
 func socketPath(dir string, port int) string {
 	return filepath.Join(dir, ".s.PGSQL."+strconv.Itoa(port))
 }
 
-// serve starts postgres and sees to it that it can be used.
+// serve starts postgres, and prepares the role and the database.
 func (c *Cluster) serve(ctx context.Context) error {
-	if err := c.machine.settle(c.place, c.cfg.Logf); err != nil {
+	if err := c.machine.clearStalePID(c.place, c.cfg.Logf); err != nil {
 		return err
 	}
+
 	conn, err := c.launchOnSomePort(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+
 	if c.cfg.Throwaway {
 		if c.cfg.Unsafe {
-			return nil // tests make their own databases
+			// Tests make their own databases.
+			return nil
 		}
 		return c.makeDatabase(ctx, conn)
 	}
-	if err := c.healPassword(ctx, conn); err != nil {
+
+	if err := c.syncPassword(ctx, conn); err != nil {
 		return err
 	}
+
 	return c.makeDatabase(ctx, conn)
 }
 
-// launchOnSomePort tries again if the port that was free is taken by the time
-// postgres binds it.
+// launchOnSomePort starts postgres on a free port, and tries again if another process takes
+// the port before postgres does.
 func (c *Cluster) launchOnSomePort(ctx context.Context) (*pgx.Conn, error) {
 	for attempt := 1; ; attempt++ {
 		var err error
+
 		switch {
 		case c.cfg.Throwaway:
 			c.port = socketOnlyPort
@@ -66,10 +72,12 @@ func (c *Cluster) launchOnSomePort(ctx context.Context) (*pgx.Conn, error) {
 				return nil, fmt.Errorf("find a free port: %w", err)
 			}
 		}
+
 		conn, err := c.launch(ctx)
 		if err == nil {
 			return conn, nil
 		}
+
 		if !c.server.busyPort() {
 			return nil, err
 		}
@@ -79,10 +87,12 @@ func (c *Cluster) launchOnSomePort(ctx context.Context) (*pgx.Conn, error) {
 		if attempt == 5 {
 			return nil, err
 		}
+
 		c.cfg.Logf("port %d was taken, trying another", c.port)
 	}
 }
 
+// arguments returns the command line of postgres.
 func (c *Cluster) arguments() []string {
 	args := []string{"-D", c.place.data, "-k", c.place.sockets, "-p", strconv.Itoa(c.port)}
 	settings := map[string]string{
@@ -91,55 +101,70 @@ func (c *Cluster) arguments() []string {
 		"log_destination":         "stderr",
 		"logging_collector":       "off",
 	}
+
 	if c.cfg.Throwaway {
 		settings["listen_addresses"] = ""
-		// In the data directory and not in /dev/shm, where nobody would look for it who
-		// removes what a killed server has left.
+
+		// In the data directory and not in /dev/shm, so that removing the directory of a killed
+		// server removes the shared memory too.
 		settings["dynamic_shared_memory_type"] = "mmap"
 	}
+
 	if c.cfg.Unsafe {
 		for _, name := range []string{"fsync", "synchronous_commit", "full_page_writes", "autovacuum"} {
 			settings[name] = "off"
 		}
 	}
+
+	// Last, so that Config.Settings take precedence.
 	maps.Copy(settings, c.cfg.Settings)
+
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "-c", name+"="+settings[name])
 	}
+
 	return args
 }
 
-// launch starts postgres once. It returns with a connection, or with no postgres.
+// launch starts postgres once. It returns a connection, or an error with no postgres running.
 func (c *Cluster) launch(ctx context.Context) (*pgx.Conn, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	// A file and not a pipe of ours: it can still be read when we are gone.
+
+	// postgres writes to a file and not to a pipe: the file outlives this program.
 	log, err := os.OpenFile(c.place.log, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
 	defer log.Close()
+
 	cmd := exec.Command(c.binaries.path("postgres"), c.arguments()...)
 	cmd.Dir = "/"
 	cmd.Env = childEnv(c.binaries.dir)
 	cmd.Stdout, cmd.Stderr = log, log
+
+	// The signal if this program is killed.
 	death := syscall.SIGINT
 	if c.cfg.Throwaway {
 		death = syscall.SIGQUIT
 	}
+
 	cmd.SysProcAttr = child(c.account, death)
 	if c.machine.pipeGuard {
 		cmd.SysProcAttr = child(c.account, 0)
 	}
+
 	p, err := run(cmd)
 	if err != nil {
 		return nil, c.account.explain(fmt.Errorf("start postgres: %w", err))
 	}
+
 	c.server = &server{process: p, version: c.binaries.version, log: c.place.log}
 	if c.place.guard != nil {
 		c.place.guard.watch(p.pid)
 	}
+
 	c.machine.at(stageServer)
 
 	conn, err := c.server.ready(ctx, c.socketURL("postgres"), c.machine.readyTimeout)
@@ -147,6 +172,7 @@ func (c *Cluster) launch(ctx context.Context) (*pgx.Conn, error) {
 		c.server.end(syscall.SIGQUIT, nil)
 		return nil, err
 	}
+
 	return conn, nil
 }
 
@@ -157,10 +183,11 @@ type server struct {
 	log     string
 }
 
-// ready waits until a connection works.
+// ready waits until a connection works. patience is the time without any answer.
 func (s *server) ready(ctx context.Context, dsn string, patience time.Duration) (*pgx.Conn, error) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
+
 	deadline := time.Now().Add(patience)
 	var last error
 	for {
@@ -172,14 +199,17 @@ func (s *server) ready(ctx context.Context, dsn string, patience time.Duration) 
 			return nil, s.failure("ended while starting")
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("wait for PostgreSQL: %w (last: %w)", context.Cause(ctx), err)
-		case !heals(err):
+		case !isTransient(err):
 			return nil, fmt.Errorf("connect to the PostgreSQL just started: %w", err)
-		case recovering(err):
-			deadline = time.Now().Add(patience) // it lives, and after a crash it has to read
+		case startingUp(err):
+			// postgres answers, and replays the log after a crash, which may take long.
+			deadline = time.Now().Add(patience)
 		case time.Now().After(deadline):
 			return nil, fmt.Errorf("PostgreSQL did not become ready in %s: %w", patience, err)
 		}
+
 		last = err
+
 		select {
 		case <-tick.C:
 		case <-s.done:
@@ -190,30 +220,33 @@ func (s *server) ready(ctx context.Context, dsn string, patience time.Duration) 
 	}
 }
 
-// connect opens one connection. Nothing but the DSN says how: the PG* variables
-// are gone (ClearPGEnv), and what a ~/.pgpass has to say does no harm, as there is
-// either a password already or no need of one.
+// connect opens one connection. Only the DSN has an effect: the PG* variables are removed
+// (ClearPGEnv), and a ~/.pgpass does not matter, because a password is given or not needed.
 func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, err
 	}
+
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+
 	return pgx.ConnectConfig(ctx, cfg)
 }
 
-func recovering(err error) bool {
+// startingUp recognizes the answer of a server that does not accept connections yet.
+func startingUp(err error) bool {
 	var refused *pgconn.PgError
 	return errors.As(err, &refused) && refused.Code == "57P03" // cannot_connect_now
 }
 
-// heals says whether waiting may help. A socket that is not there yet, or an end
-// of a conversation, will; a role that does not exist will not.
-func heals(err error) bool {
-	if recovering(err) {
+// isTransient reports whether a connection error may end by itself: a missing socket or a
+// closed connection may, a missing role does not.
+func isTransient(err error) bool {
+	if startingUp(err) {
 		return true
 	}
+
 	for _, passing := range []error{
 		syscall.ECONNREFUSED, syscall.ENOENT, syscall.ECONNRESET, syscall.EPIPE, syscall.EAGAIN,
 		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, os.ErrDeadlineExceeded,
@@ -222,18 +255,21 @@ func heals(err error) bool {
 			return true
 		}
 	}
+
 	return false
 }
 
-// busyPort says whether this run ended because it could not have its port.
+// busyPort reports whether postgres ended because its port was in use.
 func (s *server) busyPort() bool {
 	if s == nil || !s.ended() {
 		return false
 	}
+
 	text, _ := os.ReadFile(s.log)
 	return strings.Contains(string(text), "could not create any TCP/IP sockets")
 }
 
+// failure returns an error with the end of the log.
 func (s *server) failure(what string) error {
 	text, _ := os.ReadFile(s.log)
 	return fmt.Errorf("PostgreSQL %s %s (%w):\n%s", s.version, what, exitOf(s.err), lastLines(string(text)))
@@ -246,22 +282,26 @@ func exitOf(err error) error {
 	return err
 }
 
-// end stops postgres: first as asked, without patience when hurry fires, at last
-// by force.
+// end stops postgres: with sig at first, with SIGQUIT when hurry is closed or after a
+// minute, and finally with SIGKILL.
 func (s *server) end(sig syscall.Signal, hurry <-chan struct{}) {
 	s.signal(sig)
+
 	select {
 	case <-s.done:
 		return
 	case <-hurry:
 	case <-time.After(time.Minute):
 	}
+
 	s.signal(syscall.SIGQUIT)
+
 	select {
 	case <-s.done:
 		return
 	case <-time.After(5 * time.Second):
 	}
+
 	s.signal(syscall.SIGKILL)
 	<-s.done
 }
@@ -281,26 +321,30 @@ func (c *Cluster) tcpURL(name string) string {
 	}).String()
 }
 
-// healPassword makes the password file true, whoever changed or deleted it: over
-// the socket we need none.
-func (c *Cluster) healPassword(ctx context.Context, conn *pgx.Conn) error {
+// syncPassword makes the password of the role equal to the password file, whichever was
+// changed or deleted: the socket needs no password.
+func (c *Cluster) syncPassword(ctx context.Context, conn *pgx.Conn) error {
 	var err error
 	if c.password, err = c.place.password(); err != nil {
 		return err
 	}
+
 	overTCP, err := connect(ctx, c.tcpURL("postgres"))
 	if err == nil {
 		return overTCP.Close(ctx)
 	}
+
 	var refused *pgconn.PgError
 	if !errors.As(err, &refused) || refused.Code != "28P01" { // invalid_password
 		return fmt.Errorf("connect over TCP: %w", err)
 	}
+
 	c.cfg.Logf("giving role %s the password of %s/password", superuser, c.place.base)
 	quoted := "'" + strings.ReplaceAll(c.password, "'", "''") + "'"
 	if _, err := conn.Exec(ctx, "ALTER ROLE "+superuser+" PASSWORD "+quoted); err != nil {
 		return fmt.Errorf("set the password of role %s: %w", superuser, err)
 	}
+
 	return nil
 }
 
@@ -309,11 +353,14 @@ func (c *Cluster) makeDatabase(ctx context.Context, conn *pgx.Conn) error {
 	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", database).Scan(&exists); err != nil {
 		return fmt.Errorf("look for database %s: %w", database, err)
 	}
+
 	if exists {
 		return nil
 	}
+
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+database); err != nil {
 		return fmt.Errorf("create database %s: %w", database, err)
 	}
+
 	return nil
 }

@@ -2,5 +2,5 @@
 
 package localpg
 
-// removeShared does nothing here: what a killed server leaves is some 56 bytes.
+// removeShared does nothing: a killed server leaves only about 56 bytes of shared memory.
 func removeShared(string) {}
