@@ -17,7 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PgBouncer is where the real one is; empty if it is not installed.
+// PgBouncer returns the path of the installed PgBouncer; empty if there is none.
 func PgBouncer() string {
 	for _, dir := range []string{"/usr/sbin", "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"} {
 		path := filepath.Join(dir, "pgbouncer")
@@ -25,30 +25,35 @@ func PgBouncer() string {
 			return path
 		}
 	}
+
 	return ""
 }
 
-// NewBouncer runs PgBouncer before the server of a URL, with further lines for its
-// configuration, and returns the URL through it. It ends with the test.
+// NewBouncer runs PgBouncer in front of the server of a URL, with additional lines of
+// configuration, and returns the URL of the PgBouncer. PgBouncer ends with the test.
 func NewBouncer(t testing.TB, dsn string, lines ...string) string {
 	t.Helper()
 	conf, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
 	dir, err := os.MkdirTemp("", "tes-bouncer-")
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}
+
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	port := freePort(t)
 	login := "user=" + conf.User
 	if conf.Password != "" {
 		login += " password=" + conf.Password
 	}
+
 	text := fmt.Sprintf("[databases]\n* = host=%s port=%d %s\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"+
 		"unix_socket_dir =\nauth_type = any\nmax_client_conn = 500\ndefault_pool_size = 10\n%s\n",
 		conf.Host, conf.Port, login, port, strings.Join(lines, "\n"))
@@ -56,18 +61,24 @@ func NewBouncer(t testing.TB, dsn string, lines ...string) string {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
 	cmd := exec.Command(PgBouncer(), file)
 	log := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if os.Geteuid() == 0 { // which it refuses
+
+	// PgBouncer refuses to run as root.
+	if os.Geteuid() == 0 {
+		// An account that may connect to the server's socket.
 		account := accountFor(conf.Host)
 		cmd.SysProcAttr.Credential = account
 		err = errors.Join(os.Chown(dir, int(account.Uid), int(account.Gid)), os.Chown(file, int(account.Uid), int(account.Gid)))
 	}
+
 	if err = errors.Join(err, cmd.Start()); err != nil {
 		t.Fatalf("dbtest: start pgbouncer: %v", err)
 	}
+
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
@@ -77,28 +88,33 @@ func NewBouncer(t testing.TB, dsn string, lines ...string) string {
 			t.Logf("pgbouncer:\n%s", log)
 		}
 	})
+
+	// PgBouncer has no signal for "ready": try to connect.
 	for deadline := time.Now().Add(patience); ; {
 		conn, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			_ = conn.Close()
 			break
 		}
+
 		select {
 		case <-ended:
 			t.Fatalf("dbtest: pgbouncer ended:\n%s", log)
 		case <-time.After(10 * time.Millisecond):
 		}
+
 		if time.Now().After(deadline) {
 			t.Fatalf("dbtest: pgbouncer does not listen: %v", err)
 		}
 	}
+
 	return (&url.URL{
 		Scheme: "postgres", User: url.User(conf.User), Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/" + conf.Database, RawQuery: "sslmode=disable",
 	}).String()
 }
 
-// accountFor is who may reach a server: the owner of its directory, where it listens on a
-// socket, else nobody.
+// accountFor returns an account that can connect to a server: the owner of the socket's
+// directory, or nobody for a server on TCP.
 func accountFor(host string) *syscall.Credential {
 	if info, err := os.Stat(host); err == nil && strings.HasPrefix(host, "/") {
 		owner := info.Sys().(*syscall.Stat_t)
@@ -106,6 +122,7 @@ func accountFor(host string) *syscall.Credential {
 			return &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}
 		}
 	}
+
 	return &syscall.Credential{Uid: 65534, Gid: 65534}
 }
 
@@ -116,5 +133,6 @@ func freePort(t testing.TB) int {
 		t.Fatalf("dbtest: %v", err)
 	}
 	defer listener.Close()
+
 	return listener.Addr().(*net.TCPAddr).Port
 }

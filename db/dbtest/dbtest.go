@@ -8,19 +8,19 @@
 //		…
 //	}
 //
-// The first test that asks for a database starts a private throw-away cluster
-// (package localpg), or opens the server of TES_TEST_DATABASE_URL if that is set,
-// and makes a template there: an empty database with all migrations. Each further
-// database is a copy of the template.
+// The first test that asks for a database starts a private throw-away cluster (package
+// localpg), or opens the server of TES_TEST_DATABASE_URL if the variable is set, and makes a
+// template there: an empty database with all migrations. Each database of a test is a copy
+// of the template.
 //
-// A copy costs 10 to 100 ms, so Get hands databases out again: when a test has
-// passed, what it wrote is deleted, which takes about 1 ms. A database goes back
-// only if it is then as the template was; one that is not, or whose test failed,
-// nobody gets again. Sequences go on counting, so do not expect ids.
+// A copy takes 10 to 100 ms, so Get uses databases again: when a test has passed, its rows
+// are deleted, which takes about 1 ms. A database is used again only if it then equals the
+// template, and never after a failed test. Sequences are not reset, so tests must not
+// expect certain ids.
 //
-// Read from the environment: TES_TEST_DATABASE_URL, and for the private cluster
-// TES_DATA_DIR (where a download is kept), TES_PG_BIN, TES_PG_VERSION, TES_PG_SYSTEM,
-// TES_PG_DOWNLOAD, TES_PG_MIRROR and TES_PG_USER, all as for tes itself.
+// The package reads TES_TEST_DATABASE_URL from the environment, and for the private cluster
+// TES_DATA_DIR (where downloads are kept), TES_PG_BIN, TES_PG_VERSION, TES_PG_SYSTEM,
+// TES_PG_DOWNLOAD, TES_PG_MIRROR and TES_PG_USER, with the same meaning as for tes itself.
 package dbtest
 
 import (
@@ -38,31 +38,34 @@ import (
 )
 
 const (
-	// maxConns of a test's pool: more than a test needs, so that none waits for
-	// itself.
+	// maxConns is the size of a test's pool: more connections than a test uses, so that no
+	// test waits for itself.
 	maxConns = 20
-	// patience with what should take milliseconds.
+	// patience is the limit for steps that usually take milliseconds.
 	patience = 30 * time.Second
-	// farewell is how long the sessions of a test may take to be gone after it.
+	// farewell is the time for the sessions of a test to end after the test.
 	farewell = 10 * time.Second
 )
 
-// suite is this test binary.
+// suite is the state of this test binary.
 var suite struct {
 	inMain bool // set before any test runs
 
-	once sync.Once // guards the start; the rest is read after it
+	once sync.Once // guards the start of srv; srv and err are read after once
 	srv  *server
 	err  error
 }
 
-// Main runs the tests of a package and removes what Get and New have started for
-// them. It does not return. A test binary that is killed leaves nothing running
-// either: see localpg. checks are asked last, such as whether a goroutine leaked.
+// Main runs the tests of a package, removes the databases and the server, and exits. The
+// checks run last, for example a search for leaked goroutines. A killed test binary leaves
+// no server running: see localpg.
 func Main(m *testing.M, checks ...func() error) {
-	localpg.ClearPGEnv() // they would be mixed into every connection string
+	// pgx would add the variables to every connection string.
+	localpg.ClearPGEnv()
 	suite.inMain = true
 	code := m.Run()
+
+	// If no test has asked for a database, none may start a server now.
 	suite.once.Do(func() { suite.err = errors.New("the tests are over") })
 	if suite.srv != nil {
 		if err := suite.srv.stop(); err != nil {
@@ -70,35 +73,42 @@ func Main(m *testing.M, checks ...func() error) {
 			code = max(code, 1)
 		}
 	}
+
 	for _, check := range checks {
 		if err := check(); err != nil && code == 0 {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
 	}
+
 	os.Exit(code)
 }
 
-// Get returns a pool on an empty, migrated database that no other test uses until
-// this one has ended. It is the engine's kind of pool (pgpool.Config.Engine), which
-// the guard on the table task lets through; to be somebody else, open another with
-// URL. It is closed by us.
+// Get returns a pool on an empty, migrated database that no other test uses until the
+// calling test has ended. The pool is an engine's pool (pgpool.Config.Engine), which the
+// trigger on the table task accepts; for other roles, open a pool with URL. Get closes the
+// pool.
 //
-// It may have been used before: for a test that changes the schema, or looks at
-// sequences, there is New. The sessions a test opens itself, by URL, must be closed
-// when it ends; those left over fail it.
+// Another test may have used the database before: tests that change the schema or look at
+// sequences need New. Sessions that a test opens with URL must be closed when the test ends;
+// sessions left over fail the test.
 func Get(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	s := running(t)
+
+	// Without a superuser, triggers cannot be switched off, and a reset is not possible.
 	if !s.canReset {
 		return New(t)
 	}
+
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+
 	d, err := s.take(ctx)
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
 	pool := d.open(ctx, t)
 	t.Cleanup(func() {
 		if d.close(t, pool) {
@@ -107,30 +117,33 @@ func Get(t testing.TB) *pgxpool.Pool {
 			s.keep(t, d)
 		}
 	})
+
 	return pool
 }
 
-// New returns a pool on a database that was made for this test and is used by no
-// other.
+// New returns a pool on a database that is made for this test, and used by no other test.
 func New(t testing.TB) *pgxpool.Pool {
 	t.Helper()
 	s := running(t)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+
 	d, err := s.create(ctx)
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
 	pool := d.open(ctx, t)
 	t.Cleanup(func() {
 		if !d.close(t, pool) {
 			s.keep(t, d)
 		}
 	})
+
 	return pool
 }
 
-// URL is the connection string of a pool from Get or New, for a test that starts a
+// URL returns the connection string of a pool from Get or New, for a test that starts a
 // whole program or needs sessions outside of the pool.
 func URL(pool *pgxpool.Pool) string { return pool.Config().ConnString() }
 
@@ -139,13 +152,18 @@ func running(t testing.TB) *server {
 	if !suite.inMain {
 		t.Fatal("dbtest: call dbtest.Main in TestMain, or nobody stops the server")
 	}
+
 	suite.once.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // a download, at worst
+		// The start may include a download.
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		defer cancel()
+
 		suite.srv, suite.err = startServer(ctx)
 	})
+
 	if suite.err != nil {
 		t.Fatalf("dbtest: %v", suite.err)
 	}
+
 	return suite.srv
 }

@@ -10,35 +10,35 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// maxSize in bytes of the tables of a database that is used again. Deleted rows
-// stay in the files, and every later reset would read past them.
+// maxSize is the maximum size of the tables, in bytes, of a database that is used again.
+// Deleted rows stay in the files, and every later reset would read them.
 const maxSize = 32 << 20
 
-// never names tables that a reset does not even compare: the books of the
-// migrators. A test that changes them wants New.
+// never are the tables that a reset neither compares nor empties: the records of the
+// migration tools. A test that changes these tables must use New.
 var never = []string{"goose_db_version", "river_migration"}
 
-// image is what a copy of the template looks like before any test has had it. A
-// copy has the same object ids as its template, so they can be compared too.
+// image describes a fresh copy of the template. Copies have the same object ids as their
+// template, so object ids are compared too.
 type image struct {
-	schema string // the answer to schemaSQL
+	schema string // the result of schemaSQL
 	seeds  []seed
-	reset  string // deletes from all tables that are not seeds
+	reset  string // statement that deletes from all tables except seeds
 }
 
-// seed is a table that the migrations fill.
+// seed is a table with rows of the migrations.
 type seed struct {
 	table   string // quoted
-	columns string // quoted; without those that are generated
+	columns string // quoted; without generated columns
 	rows    string // JSON
 	sum     string
 }
 
-// ours is the condition for what migrations have made, over pg_namespace n.
+// ours is the condition on pg_namespace n for objects made by migrations.
 const ours = `n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\_%'`
 
-// schemaSQL answers differently after most kinds of DDL. It reads system tables
-// that are in memory anyway; comparing everything would cost more than a copy.
+// schemaSQL returns different texts after most kinds of DDL. It reads only system tables,
+// which are in memory; comparing everything would take longer than a copy.
 const schemaSQL = `
 WITH class AS (
 	SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE ` + ours + `
@@ -62,9 +62,11 @@ WHERE c.relkind = 'r'
 	AND NOT (c.relname = ANY ($1))
 ORDER BY 1`
 
-// reset makes the database what it was before the test.
+// reset restores the state before the test, or returns an error if that is not possible.
 func (d *database) reset(ctx context.Context) error {
 	s := d.server
+
+	// The session stays open for the next reset.
 	if d.keeper == nil {
 		conn, err := pgx.Connect(ctx, s.dsn(d.name))
 		if err != nil {
@@ -72,29 +74,35 @@ func (d *database) reset(ctx context.Context) error {
 		}
 		d.keeper = conn
 	}
+
 	s.learning.Do(func() { s.image, s.imageErr = s.learn(ctx) })
 	if s.imageErr != nil {
 		return s.imageErr
 	}
 
 	return pgx.BeginFunc(ctx, d.keeper, func(tx pgx.Tx) error {
-		// Neither triggers nor foreign keys: the order of tables does not matter.
+		// Without triggers and foreign keys the order of the tables does not matter.
 		if _, err := tx.Exec(ctx, "SET LOCAL session_replication_role = replica"); err != nil {
 			return fmt.Errorf("switch triggers off: %w", err)
 		}
+
 		if _, err := tx.Exec(ctx, s.image.reset); err != nil {
 			return fmt.Errorf("empty the tables: %w", err)
 		}
+
 		if err := s.image.restoreSeeds(ctx, tx); err != nil {
 			return err
 		}
+
 		var schema string
 		if err := tx.QueryRow(ctx, schemaSQL).Scan(&schema); err != nil {
 			return fmt.Errorf("compare the schema: %w", err)
 		}
+
 		if schema != s.image.schema {
 			return errors.New("the test has changed its schema (it should use New)")
 		}
+
 		var size int64
 		err := tx.QueryRow(ctx, `
 			SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint
@@ -104,54 +112,67 @@ func (d *database) reset(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("measure the tables: %w", err)
 		}
+
 		if size > maxSize {
 			return fmt.Errorf("its tables have grown to %d MB", size>>20)
 		}
+
 		return nil
 	})
 }
 
-// learn looks at a fresh copy, and drops it: nobody may connect to the template.
+// learn describes a fresh copy. The template itself accepts no connections.
 func (s *server) learn(ctx context.Context) (*image, error) {
 	fresh, err := s.create(ctx)
 	if err != nil {
 		return nil, err
 	}
+
 	conn, err := pgx.Connect(ctx, s.dsn(fresh.name))
 	if err != nil {
 		return nil, fmt.Errorf("look at the template: %w", err)
 	}
-	fresh.keeper = conn // from now on it is like the others
+
+	// From now on the copy is an ordinary database.
+	fresh.keeper = conn
 
 	im := &image{}
 	if err := conn.QueryRow(ctx, schemaSQL).Scan(&im.schema); err != nil {
 		return nil, fmt.Errorf("look at the template's schema: %w", err)
 	}
+
 	rows, err := conn.Query(ctx, tablesSQL, never)
 	if err != nil {
 		return nil, fmt.Errorf("list the template's tables: %w", err)
 	}
+
 	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("list the template's tables: %w", err)
 	}
+
 	var seeded []string
 	for _, table := range tables {
 		one, err := learnSeed(ctx, conn, table)
 		if err != nil {
 			return nil, fmt.Errorf("look at %s of the template: %w", table, err)
 		}
+
 		if one != nil {
 			im.seeds = append(im.seeds, *one)
 			seeded = append(seeded, table)
 		}
 	}
+
+	// Seeds are restored and not emptied.
 	tables = slices.DeleteFunc(tables, func(table string) bool { return slices.Contains(seeded, table) })
 	im.reset = resetSQL(tables)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	s.idle = append(s.idle, fresh)
+
 	return im, nil
 }
 
@@ -164,6 +185,7 @@ func learnSeed(ctx context.Context, conn *pgx.Conn, table string) (*seed, error)
 	if err != nil || n == 0 {
 		return nil, err
 	}
+
 	err = conn.QueryRow(ctx, `
 		SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum)
 		FROM pg_attribute
@@ -174,14 +196,15 @@ func learnSeed(ctx context.Context, conn *pgx.Conn, table string) (*seed, error)
 	return one, err
 }
 
-// resetSQL deletes only where there are rows: a DELETE from an empty table costs
-// more than the question, and TRUNCATE makes new files. A table without a file, or
-// with an empty one, is not even asked.
+// resetSQL deletes only from tables with rows: a DELETE from an empty table takes longer than
+// the check, and TRUNCATE makes new files. Tables without a file, or with an empty file, are
+// not even checked.
 func resetSQL(tables []string) string {
 	quoted := make([]string, len(tables))
 	for i, table := range tables {
 		quoted[i] = "'" + strings.ReplaceAll(table, "'", "''") + "'"
 	}
+
 	return `
 DO $reset$
 DECLARE
@@ -199,20 +222,22 @@ END
 $reset$`
 }
 
-// restoreSeeds fills again what the migrations had filled, where a test has changed
-// it.
+// restoreSeeds restores the rows of the migrations in tables that a test has changed.
 func (im *image) restoreSeeds(ctx context.Context, tx pgx.Tx) error {
 	var sums []string
 	for i, one := range im.seeds {
 		sums = append(sums, fmt.Sprintf("SELECT %d AS i, coalesce(md5(string_agg(t::text, E'\\n' ORDER BY t::text)), '') AS sum FROM %s t", i, one.table))
 	}
+
 	if len(sums) == 0 {
 		return nil
 	}
+
 	rows, err := tx.Query(ctx, strings.Join(sums, " UNION ALL ")+" ORDER BY i")
 	if err != nil {
 		return fmt.Errorf("compare the seeds: %w", err)
 	}
+
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (sum string, err error) {
 		var i int
 		return sum, row.Scan(&i, &sum)
@@ -220,18 +245,22 @@ func (im *image) restoreSeeds(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return fmt.Errorf("compare the seeds: %w", err)
 	}
+
 	for i, one := range im.seeds {
 		if found[i] == one.sum {
 			continue
 		}
+
 		if _, err := tx.Exec(ctx, "DELETE FROM "+one.table); err != nil {
 			return fmt.Errorf("restore %s: %w", one.table, err)
 		}
+
 		if _, err := tx.Exec(ctx, fmt.Sprintf(
 			"INSERT INTO %[1]s (%[2]s) OVERRIDING SYSTEM VALUE SELECT %[2]s FROM json_populate_recordset(NULL::%[1]s, $1::text::json)",
 			one.table, one.columns), one.rows); err != nil {
 			return fmt.Errorf("restore %s: %w", one.table, err)
 		}
 	}
+
 	return nil
 }

@@ -21,21 +21,21 @@ import (
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
-// server is where the databases of this test binary are.
+// server is the PostgreSQL server with the databases of this test binary.
 type server struct {
-	cluster  *localpg.Cluster // ours; nil if the server is somebody else's
+	cluster  *localpg.Cluster // nil for the server of TES_TEST_DATABASE_URL
 	dsn      func(name string) string
 	admin    *pgxpool.Pool // makes and drops databases
 	template string
-	canReset bool // we may switch off triggers and foreign keys
+	canReset bool // the login may switch off triggers and foreign keys
 
 	mu   sync.Mutex
-	last int         // guarded by mu: the number in the last name
-	idle []*database // guarded by mu: ready to be handed out
-	all  []*database // guarded by mu: all that were made
+	last int         // number in the last database's name; guarded by mu
+	idle []*database // ready for the next test; guarded by mu
+	all  []*database // all that were made; guarded by mu
 
 	learning sync.Once
-	image    *image // what the template holds; see learn
+	image    *image // see learn
 	imageErr error
 }
 
@@ -48,22 +48,28 @@ func startServer(ctx context.Context) (_ *server, err error) {
 		}
 		dsn = s.cluster.URL()
 	}
+
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.stop())
 		}
 	}()
+
 	if s.dsn, err = renamer(dsn); err != nil {
 		return nil, fmt.Errorf("TES_TEST_DATABASE_URL: %w", err)
 	}
+
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("TES_TEST_DATABASE_URL: %w", err)
 	}
-	cfg.MaxConns = 4 // as many copies at once as do not get in each other's way
+
+	// More copies at the same time only slow each other down.
+	cfg.MaxConns = 4
 	if s.admin, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open %s: %w", cfg.ConnConfig.Database, err)
 	}
+
 	var major int
 	err = s.admin.QueryRow(ctx, `
 		SELECT
@@ -74,9 +80,11 @@ func startServer(ctx context.Context) (_ *server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the test server who we are: %w", err)
 	}
+
 	if err := s.makeTemplate(ctx, major); err != nil {
 		return nil, err
 	}
+
 	return s, nil
 }
 
@@ -100,16 +108,20 @@ func privateConfig() localpg.Config {
 	}
 }
 
-// renamer returns a function that puts another database into a connection string,
-// which may be a URL or a list of keywords.
+// renamer returns a function that replaces the database in a connection string, a URL or a
+// list of keywords.
 func renamer(dsn string) (func(name string) string, error) {
 	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
-		return func(name string) string { return dsn + " dbname=" + name }, nil // the last one counts
+		// The last dbname counts.
+		return func(name string) string { return dsn + " dbname=" + name }, nil
 	}
+
 	parsed, err := url.Parse(dsn)
 	if err != nil {
-		return nil, errors.New("it is no URL") // the error would show the password
+		// Without the parser's error, which shows the password.
+		return nil, errors.New("not a valid URL")
 	}
+
 	return func(name string) string {
 		other := *parsed
 		other.Path = "/" + name
@@ -121,10 +133,9 @@ func renamer(dsn string) (func(name string) string, error) {
 	}, nil
 }
 
-// makeTemplate sees to it that there is a template of our migrations. Others may
-// want the same one at the same time. That nobody may connect to it is set last: it
-// is the sign that it is whole, and a template somebody is connected to cannot be
-// copied.
+// makeTemplate makes the template if it does not exist. Other test binaries may make the
+// same template at the same time. The last step forbids connections: that marks the template
+// as complete, and a database with connections cannot be copied.
 func (s *server) makeTemplate(ctx context.Context, major int) error {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", migrations.Fingerprint(), major))
 	s.template = "tes_template_" + hex.EncodeToString(sum[:8])
@@ -134,36 +145,49 @@ func (s *server) makeTemplate(ctx context.Context, major int) error {
 		return fmt.Errorf("connect to the test server: %w", err)
 	}
 	defer conn.Release()
+
+	// The usual case, without a lock.
 	if whole, _, err := s.templateState(ctx, conn); err != nil || whole {
 		return err
 	}
 
-	key := int64(binary.BigEndian.Uint32(sum[:])) // any number will do, if all take the same
+	// The same number in all test binaries that use this template.
+	key := int64(binary.BigEndian.Uint32(sum[:]))
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", key); err != nil {
 		return fmt.Errorf("lock the template: %w", err)
 	}
+
 	defer func() {
 		_, _ = conn.Exec(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", key)
 	}()
+
+	// Another test binary may have made the template before this one got the lock.
 	whole, exists, err := s.templateState(ctx, conn)
 	if err != nil || whole {
 		return err
 	}
+
 	name := pgx.Identifier{s.template}.Sanitize()
-	if exists { // half-made, by somebody who was killed
+
+	// Incomplete: its maker was killed.
+	if exists {
 		if _, err := conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
 			return fmt.Errorf("drop half a template: %w", err)
 		}
 	}
+
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE template0"); err != nil {
 		return fmt.Errorf("create the template: %w", err)
 	}
+
 	if err := migrations.Up(ctx, s.dsn(s.template)); err != nil {
 		return fmt.Errorf("migrate the template: %w", err)
 	}
+
 	if _, err := conn.Exec(ctx, "ALTER DATABASE "+name+" WITH IS_TEMPLATE true ALLOW_CONNECTIONS false"); err != nil {
 		return fmt.Errorf("seal the template: %w", err)
 	}
+
 	return nil
 }
 
@@ -172,13 +196,15 @@ func (s *server) templateState(ctx context.Context, conn *pgxpool.Conn) (whole, 
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, false, nil
 	}
+
 	if err != nil {
 		return false, false, fmt.Errorf("look for the template: %w", err)
 	}
+
 	return whole, true, nil
 }
 
-// take returns a database that is idle, or a new one.
+// take returns an idle database, or makes one.
 func (s *server) take(ctx context.Context) (*database, error) {
 	s.mu.Lock()
 	if n := len(s.idle); n > 0 {
@@ -187,6 +213,7 @@ func (s *server) take(ctx context.Context) (*database, error) {
 		s.mu.Unlock()
 		return d, nil
 	}
+
 	s.mu.Unlock()
 	return s.create(ctx)
 }
@@ -206,13 +233,15 @@ func (s *server) create(ctx context.Context) (*database, error) {
 			s.mu.Unlock()
 			return d, nil
 		}
+
 		var refused *pgconn.PgError
 		if !errors.As(err, &refused) || attempt == 100 {
 			return nil, fmt.Errorf("create a test database: %w", err)
 		}
+
 		switch refused.Code {
-		case "42P04": // duplicate_database: somebody before us had our pid
-		case "55006": // object_in_use: the session that migrated it is not gone yet
+		case "42P04": // duplicate_database: left by a process with the same pid
+		case "55006": // object_in_use: the session that migrated the template has not ended yet
 			select {
 			case <-time.After(20 * time.Millisecond):
 			case <-ctx.Done():
@@ -224,33 +253,40 @@ func (s *server) create(ctx context.Context) (*database, error) {
 	}
 }
 
-// stop removes what we have made: the whole cluster, or our databases on somebody
-// else's, but for those of failed tests.
+// stop removes the cluster, or the databases on a server of others, except the databases of
+// failed tests.
 func (s *server) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+
 	for _, d := range s.all {
 		if d.keeper != nil {
 			_ = d.keeper.Close(ctx)
 		}
 	}
+
+	// With the cluster, all its databases are removed.
 	if s.cluster != nil {
 		if s.admin != nil {
 			s.admin.Close()
 		}
 		return s.cluster.Stop(ctx)
 	}
+
 	if s.admin == nil {
 		return nil
 	}
 	defer s.admin.Close()
+
 	for _, d := range s.all {
 		if d.kept {
 			continue
 		}
+
 		if _, err := s.admin.Exec(ctx, "DROP DATABASE IF EXISTS "+d.name+" WITH (FORCE)"); err != nil {
 			return fmt.Errorf("drop test database %s: %w", d.name, err)
 		}
 	}
+
 	return nil
 }

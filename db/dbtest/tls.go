@@ -16,11 +16,11 @@ import (
 	"github.com/seed-3f7a0631/tes/db/certtest"
 )
 
-// TLSServer is a server of a test's own, on loopback, that presents a certificate to clients
-// who ask for TLS.
+// TLSServer is a PostgreSQL server of the test's own, on loopback, with TLS and a certificate
+// of the test.
 type TLSServer struct{ pair *Pair }
 
-// NewTLSServer starts one. It ends with the test.
+// NewTLSServer starts a server. The server ends with the test.
 func NewTLSServer(t testing.TB, own certtest.Pair) *TLSServer {
 	t.Helper()
 	p := &Pair{t: t}
@@ -30,28 +30,33 @@ func NewTLSServer(t testing.TB, own certtest.Pair) *TLSServer {
 	return s
 }
 
-// URL is its address, without a word of TLS.
+// URL returns the server's address; the URL does not ask for TLS.
 func (s *TLSServer) URL() string { return s.pair.Primary.URL() }
 
-// Present gives the server a certificate, which every connection from now on gets.
+// Present changes the server's certificate for all later connections.
 func (s *TLSServer) Present(own certtest.Pair) {
 	t, p := s.pair.t, s.pair
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+
 	conn, err := pgx.Connect(ctx, p.Primary.URL())
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+
 	var dir string
 	if err := conn.QueryRow(ctx, "SHOW data_directory").Scan(&dir); err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
 	info, err := os.Stat(dir)
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
+
+	// postgres reads the key only if it owns the file.
 	owner := info.Sys().(*syscall.Stat_t)
 	for name, text := range map[string][]byte{"server.crt": own.Cert, "server.key": own.Key} {
 		path := filepath.Join(dir, name)
@@ -59,21 +64,25 @@ func (s *TLSServer) Present(own certtest.Pair) {
 			t.Fatalf("dbtest: %v", err)
 		}
 	}
+
 	p.do(p.Primary, "ALTER SYSTEM SET ssl = 'on'")
 	p.do(p.Primary, "SELECT pg_reload_conf()")
 	want := own.TLS(t).Leaf.SerialNumber
-	for { // the postmaster reads the files in its own time
+
+	// The postmaster reloads the files asynchronously.
+	for {
 		got, err := s.presents(ctx)
 		if err == nil && got.Cmp(want) == 0 {
 			return
 		}
+
 		if ctx.Err() != nil {
 			t.Fatalf("dbtest: the server does not present its certificate: %v", err)
 		}
 	}
 }
 
-// presents is the serial number of the certificate that a new connection gets.
+// presents returns the serial number of the certificate of a new connection.
 func (s *TLSServer) presents(ctx context.Context) (*big.Int, error) {
 	conn, err := pgx.Connect(ctx, strings.Replace(s.URL(), "sslmode=disable", "sslmode=require", 1))
 	if err != nil {
