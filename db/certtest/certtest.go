@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// CA is a certificate authority of a test's own.
+// CA is a certificate authority of one test.
 type CA struct {
 	t    testing.TB
 	cert *x509.Certificate
@@ -25,10 +25,10 @@ type CA struct {
 	pem  []byte
 }
 
-// Pair is a certificate with its private key, in PEM.
+// Pair is a certificate with its private key, both in PEM.
 type Pair struct{ Cert, Key []byte }
 
-// NewCA makes an authority.
+// NewCA makes a certificate authority.
 func NewCA(t testing.TB, name string) *CA {
 	t.Helper()
 	key, template := newKey(t), newTemplate(t, name)
@@ -37,28 +37,31 @@ func NewCA(t testing.TB, name string) *CA {
 	if err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	return &CA{t: t, cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
 }
 
-// PEM is the authority's certificate.
+// PEM returns the authority's certificate.
 func (c *CA) PEM() []byte { return c.pem }
 
-// Pool holds the authority alone.
+// Pool returns a pool with only this authority.
 func (c *CA) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(c.cert)
 	return pool
 }
 
-// Issue makes a certificate for servers and clients, good for hosts: names or IP addresses.
+// Issue makes a certificate for servers and clients, valid for hosts: names or IP addresses.
 func (c *CA) Issue(name string, hosts ...string) Pair {
 	c.t.Helper()
 	key, template := newKey(c.t), newTemplate(c.t, name)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+
 	for _, host := range hosts {
 		if ip := net.ParseIP(host); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
@@ -66,47 +69,56 @@ func (c *CA) Issue(name string, hosts ...string) Pair {
 			template.DNSNames = append(template.DNSNames, host)
 		}
 	}
+
 	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key.Public(), c.key)
 	if err != nil {
 		c.t.Fatalf("certtest: %v", err)
 	}
+
+	// The format that both PostgreSQL and crypto/tls read.
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		c.t.Fatalf("certtest: %v", err)
 	}
+
 	return Pair{
 		Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		Key:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
 	}
 }
 
-// TLS is the pair as crypto/tls takes it.
+// TLS converts the pair for crypto/tls.
 func (p Pair) TLS(t testing.TB) tls.Certificate {
 	t.Helper()
 	cert, err := tls.X509KeyPair(p.Cert, p.Key)
 	if err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	return cert
 }
 
-// Serial is the serial number of the certificate: by it a test tells two certificates of one
-// name apart.
+// Serial returns the serial number of the certificate, by which a test distinguishes two
+// certificates with the same name.
 func (p Pair) Serial(t testing.TB) string {
 	t.Helper()
 	return p.TLS(t).Leaf.SerialNumber.String()
 }
 
-// Write puts a text into a file of a directory, as one rename, and answers the path.
+// Write writes text to a file in dir, atomically by a rename, and returns the path.
 func Write(t testing.TB, dir, name string, text []byte) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
+
+	// A reader must never see half a file.
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	return path
 }
 
@@ -116,6 +128,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	if err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	return key
 }
 
@@ -125,6 +138,7 @@ func newTemplate(t testing.TB, name string) *x509.Certificate {
 	if err != nil {
 		t.Fatalf("certtest: %v", err)
 	}
+
 	return &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
