@@ -1,5 +1,5 @@
-// Package migrations brings a database to the schema this program needs: River's
-// own tables first, each of its versions a step of ours, then tes's.
+// Package migrations migrates a database to the schema of this program: first the tables of
+// River, one step for each version of River's schema, then the tables of tes.
 package migrations
 
 import (
@@ -23,7 +23,7 @@ import (
 //go:embed *.sql
 var files embed.FS
 
-// What is run before the migrations, and after them.
+// The scripts that run before and after the migrations.
 var (
 	//go:embed roles.sql
 	roles string
@@ -31,76 +31,89 @@ var (
 	grants string
 )
 
-// Step is one migration and whether the database has it.
+// Step is one migration, and whether it is applied.
 type Step struct {
 	Version int64  `json:"version"`
 	Name    string `json:"name"`
 	Applied bool   `json:"applied"`
 }
 
-// Fingerprint changes whenever any migration, or River's version, does.
+// Fingerprint changes whenever a migration or River's version changes.
 func Fingerprint() string {
 	sum := sha256.New()
 	_ = fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
+
 		text, err := files.ReadFile(path)
 		fmt.Fprintf(sum, "%s %x\n", path, sha256.Sum256(text))
 		return err
 	})
+
+	// River's migrations are in a module, not in files of this package.
 	fmt.Fprintf(sum, "river %d", riverVersions)
+
 	return hex.EncodeToString(sum.Sum(nil))[:16]
 }
 
-// Up applies what is missing. Two processes may call it at once: one migrates,
-// the other waits. The role of dsn must be allowed to create roles and tables.
+// Up applies the missing steps. Concurrent calls wait for each other. The role of dsn must be
+// allowed to create roles and tables.
 func Up(ctx context.Context, dsn string) error {
 	return with(ctx, dsn, true, func(p *goose.Provider, pool *pgxpool.Pool) error {
 		if err := script(ctx, pool, "roles", roles); err != nil {
 			return err
 		}
+
 		if _, err := p.Up(ctx); err != nil {
 			if ctx.Err() != nil {
 				return fmt.Errorf("the migration was interrupted: what is applied stays, and the next run goes on from there: %w", context.Cause(ctx))
 			}
+
+			// goose's error for this has no type.
 			if strings.Contains(err.Error(), "failed to acquire lock") {
 				err = fmt.Errorf("%w: another migrator is at work, or a session holds the lock (SELECT pid FROM pg_locks WHERE locktype = 'advisory')", err)
 			}
+
 			return fmt.Errorf("migrate up: %w", err)
 		}
+
 		return script(ctx, pool, "grant", grantsLock+grants)
 	})
 }
 
-// grantsLock lets one migrator at a time grant. A lock of a table, which only its owner
-// can take, and not an advisory one, which is whoever's.
+// grantsLock makes migrators grant one after another. A table lock is used because only the
+// owner can take it; an advisory lock could be taken by any role.
 const grantsLock = "SET LOCAL lock_timeout = '60s'; LOCK TABLE public.goose_db_version IN SHARE ROW EXCLUSIVE MODE;\n"
 
-// script runs a file of several statements in one transaction, by the simple protocol.
+// script executes a file of several statements in one transaction, by the simple protocol.
 func script(ctx context.Context, pool *pgxpool.Pool, what, text string) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer conn.Release()
+
 	if _, err := conn.Conn().PgConn().Exec(ctx, "BEGIN;\n"+text+"\nCOMMIT;").ReadAll(); err != nil {
+		// The connection goes back into the pool, so the failed transaction must end.
 		_, _ = conn.Exec(context.WithoutCancel(ctx), "ROLLBACK")
 		return fmt.Errorf("%s: %w", what, explained(err))
 	}
+
 	return nil
 }
 
-// explained puts the server's hint into an error, which pgx leaves out of its text.
+// explained adds the server's hint to an error; pgx does not print hints.
 func explained(err error) error {
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Hint != "" {
 		return fmt.Errorf("%w (%s)", err, refused.Hint)
 	}
+
 	return err
 }
 
-// Down takes back the newest step and returns it; nil if there was none.
+// Down reverts the newest step and returns it; nil if no step was applied.
 func Down(ctx context.Context, dsn string) (*Step, error) {
 	var step *Step
 	err := with(ctx, dsn, true, func(p *goose.Provider, _ *pgxpool.Pool) error {
@@ -108,17 +121,20 @@ func Down(ctx context.Context, dsn string) (*Step, error) {
 		if errors.Is(err, goose.ErrNoNextVersion) {
 			return nil
 		}
+
 		if err != nil {
 			return fmt.Errorf("migrate down: %w", err)
 		}
+
 		step = &Step{Version: done.Source.Version, Name: name(done.Source)}
 		return nil
 	})
+
 	return step, err
 }
 
-// begun says whether the database was ever migrated. A login that may not read what was
-// applied is told which one to use.
+// begun reports whether the database was ever migrated. If the login may not read the
+// migrations table, the error names the login to use.
 func begun(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
 	var there, readable bool
 	var login string
@@ -133,14 +149,16 @@ func begun(ctx context.Context, pool *pgxpool.Pool) (bool, error) {
 	switch {
 	case err != nil:
 		return false, fmt.Errorf("look for the schema: %w", err)
+	// The table exists, so the error must not say that the migrations are missing.
 	case there && !readable:
 		return false, fmt.Errorf("the login %q may not read the tables of tes: the service needs one that is in the role tes_app; tes_report, for readers, has the views of the schema report alone", login)
 	}
+
 	return there, nil
 }
 
-// Status lists every step, oldest first. It waits for no lock: each process asks when it
-// starts, and the migrators' is an advisory one, which whoever may connect can take.
+// Status returns the steps, oldest first. Status takes no lock: every process calls Status at
+// its start, and any role could take and hold the migrators' advisory lock.
 func Status(ctx context.Context, dsn string) ([]Step, error) {
 	var steps []Step
 	err := with(ctx, dsn, false, func(p *goose.Provider, pool *pgxpool.Pool) error {
@@ -148,21 +166,27 @@ func Status(ctx context.Context, dsn string) ([]Step, error) {
 		if err != nil {
 			return err
 		}
-		if !begun { // goose would make its table, which the service's login may not
+
+		// goose would create its table, which the login of the service may not do.
+		if !begun {
 			for _, source := range p.ListSources() {
 				steps = append(steps, Step{source.Version, name(source), false})
 			}
 			return nil
 		}
+
 		list, err := p.Status(ctx)
 		if err != nil {
 			return fmt.Errorf("migration status: %w", err)
 		}
+
 		for _, s := range list {
 			steps = append(steps, Step{s.Source.Version, name(s.Source), s.State == goose.StateApplied})
 		}
+
 		return nil
 	})
+
 	return steps, err
 }
 
@@ -171,53 +195,62 @@ func with(ctx context.Context, dsn string, locked bool, do func(*goose.Provider,
 	if err != nil {
 		return fmt.Errorf("open database to migrate: %w", err)
 	}
+
+	// A migration needs the primary. Status on one host may ask a standby.
 	if conf.ConnConfig.ValidateConnect == nil && (locked || severalHosts(conf)) {
 		conf.ConnConfig.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
+
 	pool, err := pgxpool.NewWithConfig(ctx, conf)
 	if err != nil {
 		return fmt.Errorf("open database to migrate: %w", err)
 	}
 	defer pool.Close()
+
 	if err := checkEncoding(ctx, pool); err != nil {
 		return err
 	}
+
 	std := stdlib.OpenDBFromPool(pool)
 	defer func() { _ = std.Close() }()
+
 	provider, err := newProvider(std, pool, locked)
 	if err != nil {
 		return err
 	}
+
 	return do(provider, pool)
 }
 
-// severalHosts says whether a URL names more than one server: one of them takes writes, and
-// the others may be behind.
+// severalHosts reports whether a URL names more than one server: a primary and standbys,
+// which may be behind.
 func severalHosts(conf *pgxpool.Config) bool {
 	for _, other := range conf.ConnConfig.Fallbacks {
 		if other.Host != conf.ConnConfig.Host || other.Port != conf.ConnConfig.Port {
 			return true
 		}
 	}
+
 	return false
 }
 
-// checkEncoding refuses a database that cannot hold every text: one in LATIN1 has no room
-// for most of them, and one in SQL_ASCII takes any bytes, whatever they mean.
+// checkEncoding rejects a database that cannot store every text: LATIN1 lacks most
+// characters, and SQL_ASCII accepts any bytes.
 func checkEncoding(ctx context.Context, pool *pgxpool.Pool) error {
 	var name, encoding string
 	if err := pool.QueryRow(ctx, "SELECT current_database(), current_setting('server_encoding')").Scan(&name, &encoding); err != nil {
 		return fmt.Errorf("ask for the database's encoding: %w", err)
 	}
+
 	if encoding == "UTF8" {
 		return nil
 	}
+
 	return fmt.Errorf("database %s is encoded in %s, and tes needs UTF8: make another one with "+
 		"CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8', and take over what this one holds with pg_dump and psql", name, encoding)
 }
 
-// lockTries is for how many seconds a migrator waits for another, or for whoever else
-// holds the lock.
+// lockTries is the number of seconds that a migrator waits for another holder of the lock.
 const lockTries = 300
 
 func newProvider(std *sql.DB, pool *pgxpool.Pool, locked bool) (*goose.Provider, error) {
@@ -229,14 +262,16 @@ func newProvider(std *sql.DB, pool *pgxpool.Pool, locked bool) (*goose.Provider,
 		}
 		options = append(options, goose.WithSessionLocker(locker))
 	}
+
 	provider, err := goose.NewProvider(goose.DialectPostgres, std, numbered{files}, options...)
 	if err != nil {
 		return nil, fmt.Errorf("read migrations: %w", err)
 	}
+
 	return provider, nil
 }
 
-// numbered hides the scripts from goose, which would ask for their numbers.
+// numbered hides the scripts without a number from goose.
 type numbered struct{ embed.FS }
 
 func (f numbered) Glob(pattern string) ([]string, error) {
@@ -244,18 +279,23 @@ func (f numbered) Glob(pattern string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list migrations: %w", err)
 	}
+
 	var out []string
 	for _, name := range all {
 		if name != "grants.sql" && name != "roles.sql" {
 			out = append(out, name)
 		}
 	}
+
 	return out, nil
 }
 
+// name returns the name of a step, for people.
 func name(s *goose.Source) string {
+	// Only River's steps are written in Go.
 	if s.Type == goose.TypeGo {
 		return fmt.Sprintf("River's schema, version %d", s.Version)
 	}
+
 	return s.Path
 }
