@@ -28,7 +28,7 @@ type CallBeginParams struct {
 	BodyHash  []byte
 }
 
-// Takes the turn of a call that nobody has made before. No row: somebody has.
+// Reserves a new call key for this request. No row: the key is taken.
 func (q *Queries) CallBegin(ctx context.Context, arg CallBeginParams) (int64, error) {
 	result, err := q.db.Exec(ctx, callBegin,
 		arg.TenantID,
@@ -64,7 +64,7 @@ type CallForgetParams struct {
 	Page        int32
 }
 
-// A page of what was answered longer ago than it is kept.
+// Deletes a page of expired answers.
 func (q *Queries) CallForget(ctx context.Context, arg CallForgetParams) (int64, error) {
 	result, err := q.db.Exec(ctx, callForget, arg.KeptSeconds, arg.Page)
 	if err != nil {
@@ -98,8 +98,8 @@ type CallGetRow struct {
 	SecondsLeft float64
 }
 
-// What was answered (answered is false while the call is under way), and for how many more
-// seconds the turn is somebody's. It waits for no lock.
+// The stored answer (answered is false while the call is under way), and the seconds for
+// which the key stays reserved. Waits for no lock.
 func (q *Queries) CallGet(ctx context.Context, arg CallGetParams) (CallGetRow, error) {
 	row := q.db.QueryRow(ctx, callGet,
 		arg.TenantID,
@@ -145,8 +145,8 @@ type CallHoldParams struct {
 	Turns      []int64
 }
 
-// Which of these calls have their turn still, locked until the transaction ends. It comes
-// before every lock of a task.
+// Which of these requests still hold the reservation, locked until the end of the
+// transaction. Locked before any task, so that lock orders agree.
 func (q *Queries) CallHold(ctx context.Context, arg CallHoldParams) ([]int64, error) {
 	rows, err := q.db.Query(ctx, callHold,
 		arg.TenantIds,
@@ -187,7 +187,7 @@ type CallReleaseParams struct {
 	Turn      int64
 }
 
-// Ends a call that has done nothing: its key is free.
+// Deletes a call without effects, so that its key can be used again.
 func (q *Queries) CallRelease(ctx context.Context, arg CallReleaseParams) error {
 	_, err := q.db.Exec(ctx, callRelease,
 		arg.TenantID,
@@ -217,7 +217,7 @@ type CallSettleParams struct {
 	Turn      int64
 }
 
-// Keeps what a call that has its turn is answered.
+// Stores the answer of a call that still holds the reservation.
 func (q *Queries) CallSettle(ctx context.Context, arg CallSettleParams) (int64, error) {
 	result, err := q.db.Exec(ctx, callSettle,
 		arg.Status,
@@ -252,7 +252,7 @@ type CallTakeOverParams struct {
 	OldTurn   int64
 }
 
-// Takes the turn of a call that did not end in its time.
+// Reserves the key of a call that did not end in time.
 func (q *Queries) CallTakeOver(ctx context.Context, arg CallTakeOverParams) (int64, error) {
 	result, err := q.db.Exec(ctx, callTakeOver,
 		arg.Turn,

@@ -16,7 +16,7 @@ const eventIDBlock = `-- name: EventIDBlock :one
 SELECT nextval('task_event_id_seq')::bigint AS last
 `
 
-// The end of a block of event ids; its size is the sequence's increment.
+// The last id of a reserved block of event ids; the block's size is the sequence's increment.
 func (q *Queries) EventIDBlock(ctx context.Context) (int64, error) {
 	row := q.db.QueryRow(ctx, eventIDBlock)
 	var last int64
@@ -28,7 +28,7 @@ const eventsFound = `-- name: EventsFound :many
 SELECT e.id FROM task_event e WHERE e.id = ANY ($1::bigint[])
 `
 
-// Which of these events are there: the trace of a flush whose answer was lost.
+// Which of these events exist: whether a flush with a lost answer was committed.
 func (q *Queries) EventsFound(ctx context.Context, eventIds []int64) ([]int64, error) {
 	rows, err := q.db.Query(ctx, eventsFound, eventIds)
 	if err != nil {
@@ -54,7 +54,7 @@ SELECT nextval('river_job_id_seq')::bigint AS id
 FROM generate_series(1, $1::integer)
 `
 
-// Job ids drawn ahead of time from River's own sequence.
+// Job ids reserved in advance, from River's own sequence.
 func (q *Queries) JobIDs(ctx context.Context, n int32) ([]int64, error) {
 	rows, err := q.db.Query(ctx, jobIDs, n)
 	if err != nil {
@@ -112,8 +112,6 @@ keyed AS (
     SELECT request.tenant_id, request.request_key, request.task_id, now(), request.body_hash
     FROM request
     WHERE request.request_key <> ''
-    -- In one order, as every process inserts them: two that have the same keys the other
-    -- way round would wait for each other.
     ORDER BY request.tenant_id, request.request_key COLLATE "C"
     ON CONFLICT DO NOTHING
     RETURNING task_id
@@ -204,10 +202,12 @@ type TaskCreateRow struct {
 	CreatedAt time.Time
 }
 
-// A batch of new tasks, each with its job and its first event. A request key
-// that is already taken makes nothing: what does not come back was here before,
-// and TaskRequestGet tells which task it is. Event ids are one contiguous range. The
-// moment is the database's: a job is due by the clock that judges it.
+// Creates a batch of tasks, each with its job and its first event. A request key that is
+// already taken creates nothing and returns no row; TaskRequestGet returns its task.
+// Event ids are one contiguous range. Times are the database's, because the database
+// decides when a job is due.
+// All processes insert in the same order: two batches with the same keys in different
+// orders would wait for each other.
 func (q *Queries) TaskCreate(ctx context.Context, arg TaskCreateParams) ([]TaskCreateRow, error) {
 	rows, err := q.db.Query(ctx, taskCreate,
 		arg.TaskIds,
@@ -274,7 +274,7 @@ type TaskRequestGetRow struct {
 	BodyHash   []byte
 }
 
-// Which tasks these request keys made, and from what body.
+// The tasks that these request keys have created, and the hashes of their bodies.
 func (q *Queries) TaskRequestGet(ctx context.Context, arg TaskRequestGetParams) ([]TaskRequestGetRow, error) {
 	rows, err := q.db.Query(ctx, taskRequestGet, arg.TenantID, arg.RequestKeys)
 	if err != nil {

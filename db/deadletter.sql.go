@@ -69,10 +69,9 @@ type DeadLetterDiscardRow struct {
 	Reason string
 }
 
-// Lays a dead letter aside, leased or not; with a job, only the one that it names.
-// gone: somebody has ended or deleted that job already. Comes back with one row, or
-// with none where there is no dead letter.
-// From FAILED to FAILED: by that the depth of the lane knows it is gone.
+// Discards a dead letter, leased or not; with want_job, only that job's. gone: the job has
+// been ended or deleted already. Returns one row, or none if there is no dead letter.
+// From FAILED to FAILED: the event by which the depth of the queue decreases.
 func (q *Queries) DeadLetterDiscard(ctx context.Context, arg DeadLetterDiscardParams) ([]DeadLetterDiscardRow, error) {
 	rows, err := q.db.Query(ctx, deadLetterDiscard,
 		arg.Actor,
@@ -189,7 +188,7 @@ type DeadLetterGroupsRow struct {
 	Samples      []uuid.UUID
 }
 
-// What is alike, the most frequent first.
+// Groups of similar dead letters, the largest group first.
 func (q *Queries) DeadLetterGroups(ctx context.Context, arg DeadLetterGroupsParams) ([]DeadLetterGroupsRow, error) {
 	rows, err := q.db.Query(ctx, deadLetterGroups,
 		arg.AfterN,
@@ -370,11 +369,11 @@ type DeadLetterReachRow struct {
 	ID          int64
 }
 
-// How far a walk comes from a place: empty when it comes to the end.
+// The end of a walk that begins at a position: no row if the walk reaches the last dead letter.
 //
-// Dead letters are walked in the order of the fetching index, the most urgent and
-// then the oldest first, and never more of them than walk. The task behind each is
-// found by its id: the LIMIT is a fence, or the planner would read all of task.
+// Dead letters are walked in the order of the fetching index (priority, then age), at most
+// walk of them. The task of each is looked up by id: the LIMIT keeps the planner from
+// reading the whole of task.
 func (q *Queries) DeadLetterReach(ctx context.Context, arg DeadLetterReachParams) (DeadLetterReachRow, error) {
 	row := q.db.QueryRow(ctx, deadLetterReach,
 		arg.AfterPriority,
@@ -419,7 +418,7 @@ type DeadLetterTasksRow struct {
 	Dead          bool
 }
 
-// These tasks as a redrive needs them, and whether each is a dead letter.
+// The columns of tasks that a redrive needs, and whether each task is a dead letter.
 func (q *Queries) DeadLetterTasks(ctx context.Context, arg DeadLetterTasksParams) ([]DeadLetterTasksRow, error) {
 	rows, err := q.db.Query(ctx, deadLetterTasks, arg.WithInput, arg.TaskIds)
 	if err != nil {
@@ -495,7 +494,7 @@ type RedriveCountRow struct {
 	Cancelled int32
 }
 
-// How the tasks of an operation stand.
+// The number of tasks of an operation in each state.
 func (q *Queries) RedriveCount(ctx context.Context, operationID uuid.UUID) (RedriveCountRow, error) {
 	row := q.db.QueryRow(ctx, redriveCount, operationID)
 	var i RedriveCountRow
@@ -603,8 +602,8 @@ type RedriveNextRow struct {
 	Elapsed          float64
 }
 
-// The open operation that has waited longest, for one process at a time; elapsed is
-// how many seconds of its rate are unused.
+// The open operation that has waited longest, locked for one process; elapsed is the number
+// of seconds since the operation was last paced.
 func (q *Queries) RedriveNext(ctx context.Context) ([]RedriveNextRow, error) {
 	rows, err := q.db.Query(ctx, redriveNext)
 	if err != nil {
@@ -779,8 +778,8 @@ type RedriveTraceRow struct {
 	Seq    int32
 }
 
-// What an operation has redriven of these tasks already: its own move, when the
-// note of it was lost.
+// The transitions of an operation on these tasks, for an operation whose own record of them
+// was lost.
 func (q *Queries) RedriveTrace(ctx context.Context, arg RedriveTraceParams) ([]RedriveTraceRow, error) {
 	rows, err := q.db.Query(ctx, redriveTrace, arg.TaskIds, arg.OperationID)
 	if err != nil {
@@ -827,7 +826,8 @@ type RedriveUndoableRow struct {
 	Payload *string
 }
 
-// What an operation has put back and nobody has begun, with what it was before.
+// Tasks that an operation has redriven and that have not been started, with their earlier
+// state.
 func (q *Queries) RedriveUndoable(ctx context.Context, arg RedriveUndoableParams) ([]RedriveUndoableRow, error) {
 	rows, err := q.db.Query(ctx, redriveUndoable, arg.OperationID, arg.After, arg.Page)
 	if err != nil {

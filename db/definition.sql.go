@@ -78,9 +78,9 @@ type DefinitionListParams struct {
 	Page     int32
 }
 
-// A page of what a tenant uses, by id, each at its newest revision: its own and the
-// platform's, an own one instead of the platform's of the same id. Each half walks the
-// primary key and stops after a page.
+// A page of the definitions that a tenant uses, by id, each in its newest revision: the
+// tenant's own and the platform's, an own definition in place of the platform's of the same
+// id. Each half walks the primary key and stops after a page.
 func (q *Queries) DefinitionList(ctx context.Context, arg DefinitionListParams) ([]TaskDefinition, error) {
 	rows, err := q.db.Query(ctx, definitionList, arg.TenantID, arg.After, arg.Page)
 	if err != nil {
@@ -145,8 +145,8 @@ type DefinitionNewestParams struct {
 	DefinitionID string
 }
 
-// The newest revision that a tenant uses: its own, else the platform's. ” sorts before
-// every tenant. Two probes of the primary key, however many revisions there are.
+// The newest revision that a tenant uses: the tenant's own, else the platform's. ” sorts
+// before every tenant. Two probes of the primary key, independent of the number of revisions.
 func (q *Queries) DefinitionNewest(ctx context.Context, arg DefinitionNewestParams) (TaskDefinition, error) {
 	row := q.db.QueryRow(ctx, definitionNewest, arg.TenantID, arg.DefinitionID)
 	var i TaskDefinition
@@ -182,7 +182,7 @@ type DefinitionOwnParams struct {
 	DefinitionID string
 }
 
-// The newest revision that a tenant registered itself.
+// The newest revision registered by the tenant itself.
 func (q *Queries) DefinitionOwn(ctx context.Context, arg DefinitionOwnParams) (TaskDefinition, error) {
 	row := q.db.QueryRow(ctx, definitionOwn, arg.TenantID, arg.DefinitionID)
 	var i TaskDefinition
@@ -233,8 +233,8 @@ type DefinitionPutParams struct {
 	ExecutionConfig json.RawMessage
 }
 
-// Writes a revision. The primary key lets one writer have a revision: whoever comes
-// second gets a unique violation, reads the newest again and decides anew.
+// Writes a revision. The primary key lets only one writer add a revision: the second writer
+// gets a unique violation, reads the newest revision again, and decides anew.
 func (q *Queries) DefinitionPut(ctx context.Context, arg DefinitionPutParams) (TaskDefinition, error) {
 	row := q.db.QueryRow(ctx, definitionPut,
 		arg.TenantID,

@@ -35,7 +35,7 @@ type ExecutorSeenParams struct {
 	Kinds      []string
 }
 
-// Kinds that are null stay as they are: a probe of the database does not know them.
+// Null kinds leave the column unchanged: a probe of the database does not know the kinds.
 func (q *Queries) ExecutorSeen(ctx context.Context, arg ExecutorSeenParams) (time.Time, error) {
 	row := q.db.QueryRow(ctx, executorSeen, arg.ExecutorID, arg.Kinds)
 	var now time.Time
@@ -63,8 +63,8 @@ type LeaseAwaitParams struct {
 	Attempt      int32
 }
 
-// The work went to another system: the lease becomes the wait for its answer,
-// ends with the attempt's deadline, and holds no job.
+// The work was handed to another system: the lease becomes the wait for the answer, ends
+// at the attempt's deadline, and occupies no job.
 func (q *Queries) LeaseAwait(ctx context.Context, arg LeaseAwaitParams) (int64, error) {
 	result, err := q.db.Exec(ctx, leaseAwait,
 		arg.InvocationID,
@@ -175,9 +175,9 @@ type LeaseExtendParams struct {
 	Owner   string
 }
 
-// The heartbeat of a whole process: from now, never past the deadline. What does
-// not come back is lost, or locked by somebody else: LeasesOf tells them apart. Were
-// it waited for, one locked lease would let all others of the process run out.
+// The heartbeat of a whole process: extends leases from now, at most to their deadlines. A
+// lease that is not returned is lost, or locked by another session: LeasesOf tells which.
+// Locked leases are skipped, because waiting for one of them would let all others expire.
 func (q *Queries) LeaseExtend(ctx context.Context, arg LeaseExtendParams) ([]int64, error) {
 	rows, err := q.db.Query(ctx, leaseExtend, arg.TaskIds, arg.JobIds, arg.Owner)
 	if err != nil {
@@ -237,9 +237,9 @@ USING over
 WHERE l.task_id = over.task_id
 `
 
-// Expired leases of attempts that are over: their end was committed side by side
-// with their beginning, and did not see them. A dead letter's goes with its return. One
-// that somebody has locked is left for the next look.
+// Deletes expired leases of ended attempts. Such a lease remains if the end and the start of
+// the attempt were committed concurrently. LetterReturn deletes the leases of dead letters.
+// Locked leases are skipped until the next sweep.
 func (q *Queries) LeaseSweep(ctx context.Context) (int64, error) {
 	result, err := q.db.Exec(ctx, leaseSweep)
 	if err != nil {
@@ -261,8 +261,8 @@ type LeaseTurnParams struct {
 	Turn      int64
 }
 
-// This call of a dequeue may take, and none that wrote its turn before. Waits for the commit
-// of one that has just ended its own.
+// Records the request of a dequeue under its key; earlier requests with the key may no longer
+// take work. Waits for the commit of a request that is just ending.
 func (q *Queries) LeaseTurn(ctx context.Context, arg LeaseTurnParams) error {
 	_, err := q.db.Exec(ctx, leaseTurn,
 		arg.TenantID,
@@ -286,7 +286,7 @@ type LeaseTurnHoldParams struct {
 	Turn      int64
 }
 
-// The same for dead letters, with which the turn does not end: tasks come behind them.
+// The same for dead letters. The request goes on, because tasks follow.
 func (q *Queries) LeaseTurnHold(ctx context.Context, arg LeaseTurnHoldParams) (int64, error) {
 	result, err := q.db.Exec(ctx, leaseTurnHold,
 		arg.TenantID,
@@ -320,7 +320,8 @@ type LeaseTurnsEndParams struct {
 	Turns      []int64
 }
 
-// Which of these turns are nobody else's, in the transaction in which their leases come.
+// Which of these requests are still the latest of their keys, checked in the transaction
+// that commits their leases.
 func (q *Queries) LeaseTurnsEnd(ctx context.Context, arg LeaseTurnsEndParams) ([]int64, error) {
 	rows, err := q.db.Query(ctx, leaseTurnsEnd,
 		arg.TenantIds,
@@ -351,7 +352,7 @@ DELETE FROM dequeue_turn r
 WHERE r.at < now() - interval '10 minutes'
 `
 
-// Turns of calls that were never ended: their processes are gone.
+// Deletes requests that never ended, because their processes died.
 func (q *Queries) LeaseTurnsForget(ctx context.Context) error {
 	_, err := q.db.Exec(ctx, leaseTurnsForget)
 	return err
@@ -368,7 +369,7 @@ type LeasesOfParams struct {
 	JobIds  []int64
 }
 
-// Which of these leases are there still.
+// Which of these leases still exist.
 func (q *Queries) LeasesOf(ctx context.Context, arg LeasesOfParams) ([]int64, error) {
 	rows, err := q.db.Query(ctx, leasesOf, arg.TaskIds, arg.JobIds)
 	if err != nil {

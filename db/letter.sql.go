@@ -30,8 +30,6 @@ WITH free AS MATERIALIZED (
                 AND t.tenant_id = $4::text
                 AND (cardinality($5::text[]) = 0 OR t.definition_id = ANY ($5::text[]))
         )
-    -- In the index's whole order: beside a table with policies the planner does not see that
-    -- the first three are constants, and would sort all that waits.
     ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
     LIMIT $6::integer
     FOR UPDATE SKIP LOCKED
@@ -65,9 +63,11 @@ type LetterClaimParams struct {
 	Most          int32
 }
 
-// Leases dead letters, the most urgent first. Their tasks have ended and stay as they
-// are: no attempt begins, so the lease is written here, and the job is all that it
-// holds. A lease of an earlier attempt can be there still.
+// Leases dead letters, by priority. Their tasks have ended and stay unchanged: no attempt
+// begins, so the lease is written here and holds only the job. A lease of an earlier
+// attempt may still exist.
+// All columns of the index, in order: with row policies on the table the planner does not
+// see that the first three are constants, and would sort all waiting jobs.
 func (q *Queries) LetterClaim(ctx context.Context, arg LetterClaimParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, letterClaim,
 		arg.VisibilityMs,
@@ -138,7 +138,6 @@ letter AS MATERIALIZED (
     FROM asked
     JOIN task t ON t.task_id = asked.task_id AND t.job_id = asked.job_id AND t.status IN ('FAILED', 'TIMED_OUT')
     WHERE EXISTS (
-        -- The LIMIT is a fence, or the planner would go through all leases.
         SELECT
         FROM (SELECT h.job_id, h.kind, h.expires_at FROM lease h WHERE h.task_id = asked.task_id LIMIT 1) l
         WHERE l.job_id = asked.job_id AND l.kind = 'letter' AND (NOT $3::boolean OR l.expires_at <= now())
@@ -187,8 +186,9 @@ type LetterReturnParams struct {
 	DelayMs int64
 }
 
-// Puts leased dead letters back, each under a new job: the old one's token is worth
-// nothing then. What does not come back is nobody's lease any more.
+// Returns leased dead letters, each with a new job, which invalidates the token of the old
+// job. A dead letter that is not returned by this query had no lease any more.
+// The LIMIT keeps the planner from reading all leases.
 func (q *Queries) LetterReturn(ctx context.Context, arg LetterReturnParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, letterReturn,
 		arg.TaskIds,
@@ -223,7 +223,7 @@ SELECT EXISTS (
 ) AS waits
 `
 
-// Whether there is any dead letter to lease, of whatever tenant.
+// Whether any dead letter, of any tenant, can be leased.
 func (q *Queries) LetterWaits(ctx context.Context) (bool, error) {
 	row := q.db.QueryRow(ctx, letterWaits)
 	var waits bool

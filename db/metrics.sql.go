@@ -35,8 +35,8 @@ ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT ON CONSTRAINT tally_key DO UPDATE SET n = tally.n + excluded.n, run_ms = tally.run_ms + excluded.run_ms
 `
 
-// Folds the thin rows of the flushes into the counters. Whoever cannot have them
-// at once leaves them to the one who does.
+// Adds the rows of the flushes to the counters. Rows that are locked are left to the session
+// that has locked them.
 func (q *Queries) TallyFold(ctx context.Context) error {
 	_, err := q.db.Exec(ctx, tallyFold)
 	return err
@@ -114,7 +114,7 @@ type TallyReadRow struct {
 	RunMs int64
 }
 
-// Everything that ever happened, in about a hundred rows.
+// All counters since the beginning, in about a hundred rows.
 func (q *Queries) TallyRead(ctx context.Context) ([]TallyReadRow, error) {
 	rows, err := q.db.Query(ctx, tallyRead)
 	if err != nil {

@@ -30,8 +30,8 @@ type AssigneeLoadRow struct {
 	Open   int32
 }
 
-// How many open manual tasks each of these people has. since is the lowest id that a
-// task of the last months can have: without it, all that somebody ever did is read.
+// The number of open manual tasks of each user. since is the lowest id of the tasks of the
+// last months: without the limit, every task that a user ever had would be read.
 func (q *Queries) AssigneeLoad(ctx context.Context, arg AssigneeLoadParams) ([]AssigneeLoadRow, error) {
 	rows, err := q.db.Query(ctx, assigneeLoad, arg.UserIds, arg.Since)
 	if err != nil {
@@ -93,7 +93,6 @@ new_job AS (
     )
     SELECT
         follow.id,
-        -- Due within five seconds: no need of River's leader to make it available.
         CASE WHEN follow.at <= now() + interval '5 seconds' THEN 'available'::river_job_state ELSE 'scheduled' END,
         0, 32767, now(), follow.at, ended.priority, follow.args, follow.kind, '{}', 'task-notices', ended.tags
     FROM follow
@@ -117,9 +116,10 @@ type DeadlineStepParams struct {
 	NextPercent   int32
 }
 
-// One step of a deadline, whole or not at all: its job ends, and leaves the notices
-// that are to be sent, the escalation, and the next step. Fenced by the job's attempt:
-// who was taken for dead and comes back does it no second time.
+// One step of a deadline, atomically: ends the deadline's job, and inserts the notices to be
+// sent, the escalation, and the next step. Fenced by the job's attempt: a process that was
+// superseded repeats nothing.
+// Jobs due within five seconds do not wait for River's leader to make them available.
 func (q *Queries) DeadlineStep(ctx context.Context, arg DeadlineStepParams) (int32, error) {
 	row := q.db.QueryRow(ctx, deadlineStep,
 		arg.JobID,
@@ -169,7 +169,7 @@ type DeadlineTaskRow struct {
 	ReadAt        time.Time
 }
 
-// A task as its deadline sees it, and what time it is there.
+// The columns of a task that its deadline needs, and the database's time.
 func (q *Queries) DeadlineTask(ctx context.Context, taskID uuid.UUID) (DeadlineTaskRow, error) {
 	row := q.db.QueryRow(ctx, deadlineTask, taskID)
 	var i DeadlineTaskRow
@@ -239,7 +239,7 @@ type NoticeGetRow struct {
 	DeadlineNow   *int64
 }
 
-// A notice with what it says of its task.
+// A notice with the columns of its task that the message needs.
 func (q *Queries) NoticeGet(ctx context.Context, noticeID int64) (NoticeGetRow, error) {
 	row := q.db.QueryRow(ctx, noticeGet, noticeID)
 	var i NoticeGetRow
@@ -293,7 +293,7 @@ type NoticeSettleParams struct {
 	NoticeID int64
 }
 
-// What became of a notice, and the end of its job. Once it is settled it stays so.
+// Stores the outcome of a notice and ends its job. A stored outcome is never changed.
 func (q *Queries) NoticeSettle(ctx context.Context, arg NoticeSettleParams) error {
 	_, err := q.db.Exec(ctx, noticeSettle,
 		arg.Outcome,
@@ -316,7 +316,7 @@ type NoticeTriedParams struct {
 	NoticeID int64
 }
 
-// No channel took it: it waits for another try.
+// No channel accepted the notice: the notice waits for another try.
 func (q *Queries) NoticeTried(ctx context.Context, arg NoticeTriedParams) error {
 	_, err := q.db.Exec(ctx, noticeTried, arg.Detail, arg.NoticeID)
 	return err

@@ -1,5 +1,5 @@
 -- name: CallBegin :execrows
--- Takes the turn of a call that nobody has made before. No row: somebody has.
+-- Reserves a new call key for this request. No row: the key is taken.
 INSERT INTO call_answer (tenant_id, caller, operation, call_key, turn, until, body_hash)
 VALUES (
     @tenant_id, @caller, @operation, @call_key, @turn, now() + make_interval(secs => @seconds::float8), @body_hash
@@ -7,8 +7,8 @@ VALUES (
 ON CONFLICT (tenant_id, caller, operation, call_key) DO NOTHING;
 
 -- name: CallGet :one
--- What was answered (answered is false while the call is under way), and for how many more
--- seconds the turn is somebody's. It waits for no lock.
+-- The stored answer (answered is false while the call is under way), and the seconds for
+-- which the key stays reserved. Waits for no lock.
 SELECT
     c.turn, c.body_hash, (c.status IS NOT NULL)::boolean AS answered, coalesce(c.status, 0)::integer AS status, c.headers, c.body,
     extract(epoch FROM c.until - now())::float8 AS seconds_left
@@ -16,15 +16,15 @@ FROM call_answer c
 WHERE c.tenant_id = @tenant_id AND c.caller = @caller AND c.operation = @operation AND c.call_key = @call_key;
 
 -- name: CallTakeOver :execrows
--- Takes the turn of a call that did not end in its time.
+-- Reserves the key of a call that did not end in time.
 UPDATE call_answer c
 SET turn = @turn, until = now() + make_interval(secs => @seconds::float8)
 WHERE c.tenant_id = @tenant_id AND c.caller = @caller AND c.operation = @operation AND c.call_key = @call_key
     AND c.turn = @old_turn AND c.status IS NULL AND c.until <= now();
 
 -- name: CallHold :many
--- Which of these calls have their turn still, locked until the transaction ends. It comes
--- before every lock of a task.
+-- Which of these requests still hold the reservation, locked until the end of the
+-- transaction. Locked before any task, so that lock orders agree.
 SELECT c.turn
 FROM (
     SELECT
@@ -41,20 +41,20 @@ ORDER BY c.tenant_id, c.caller, c.operation, c.call_key
 FOR UPDATE OF c;
 
 -- name: CallSettle :execrows
--- Keeps what a call that has its turn is answered.
+-- Stores the answer of a call that still holds the reservation.
 UPDATE call_answer c
 SET status = @status::integer, headers = @headers, body = @body, at = now()
 WHERE c.tenant_id = @tenant_id AND c.caller = @caller AND c.operation = @operation AND c.call_key = @call_key
     AND c.turn = @turn AND c.status IS NULL;
 
 -- name: CallRelease :exec
--- Ends a call that has done nothing: its key is free.
+-- Deletes a call without effects, so that its key can be used again.
 DELETE FROM call_answer c
 WHERE c.tenant_id = @tenant_id AND c.caller = @caller AND c.operation = @operation AND c.call_key = @call_key
     AND c.turn = @turn AND c.status IS NULL;
 
 -- name: CallForget :execrows
--- A page of what was answered longer ago than it is kept.
+-- Deletes a page of expired answers.
 WITH old AS MATERIALIZED (
     SELECT o.tenant_id, o.caller, o.operation, o.call_key
     FROM call_answer o

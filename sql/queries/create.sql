@@ -1,8 +1,8 @@
 -- name: TaskCreate :many
--- A batch of new tasks, each with its job and its first event. A request key
--- that is already taken makes nothing: what does not come back was here before,
--- and TaskRequestGet tells which task it is. Event ids are one contiguous range. The
--- moment is the database's: a job is due by the clock that judges it.
+-- Creates a batch of tasks, each with its job and its first event. A request key that is
+-- already taken creates nothing and returns no row; TaskRequestGet returns its task.
+-- Event ids are one contiguous range. Times are the database's, because the database
+-- decides when a job is due.
 WITH request AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -39,8 +39,8 @@ keyed AS (
     SELECT request.tenant_id, request.request_key, request.task_id, now(), request.body_hash
     FROM request
     WHERE request.request_key <> ''
-    -- In one order, as every process inserts them: two that have the same keys the other
-    -- way round would wait for each other.
+-- All processes insert in the same order: two batches with the same keys in different
+-- orders would wait for each other.
     ORDER BY request.tenant_id, request.request_key COLLATE "C"
     ON CONFLICT DO NOTHING
     RETURNING task_id
@@ -95,20 +95,20 @@ SELECT fresh.task_id::uuid AS task_id, now()::timestamptz AS created_at
 FROM fresh;
 
 -- name: TaskRequestGet :many
--- Which tasks these request keys made, and from what body.
+-- The tasks that these request keys have created, and the hashes of their bodies.
 SELECT r.request_key, r.task_id, r.body_hash
 FROM task_request r
 WHERE r.tenant_id = @tenant_id AND r.request_key = ANY (@request_keys::text[]);
 
 -- name: JobIDs :many
--- Job ids drawn ahead of time from River's own sequence.
+-- Job ids reserved in advance, from River's own sequence.
 SELECT nextval('river_job_id_seq')::bigint AS id
 FROM generate_series(1, @n::integer);
 
 -- name: EventIDBlock :one
--- The end of a block of event ids; its size is the sequence's increment.
+-- The last id of a reserved block of event ids; the block's size is the sequence's increment.
 SELECT nextval('task_event_id_seq')::bigint AS last;
 
 -- name: EventsFound :many
--- Which of these events are there: the trace of a flush whose answer was lost.
+-- Which of these events exist: whether a flush with a lost answer was committed.
 SELECT e.id FROM task_event e WHERE e.id = ANY (@event_ids::bigint[]);

@@ -1,9 +1,9 @@
 -- name: DeadLetterReach :one
--- How far a walk comes from a place: empty when it comes to the end.
+-- The end of a walk that begins at a position: no row if the walk reaches the last dead letter.
 --
--- Dead letters are walked in the order of the fetching index, the most urgent and
--- then the oldest first, and never more of them than walk. The task behind each is
--- found by its id: the LIMIT is a fence, or the planner would read all of task.
+-- Dead letters are walked in the order of the fetching index (priority, then age), at most
+-- walk of them. The task of each is looked up by id: the LIMIT keeps the planner from
+-- reading the whole of task.
 SELECT j.priority, j.scheduled_at, j.id
 FROM river_job j
 WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter'
@@ -50,7 +50,7 @@ ORDER BY letter.priority, letter.scheduled_at, letter.id
 LIMIT @page::integer;
 
 -- name: DeadLetterGroups :many
--- What is alike, the most frequent first.
+-- Groups of similar dead letters, the largest group first.
 WITH walked AS MATERIALIZED (
     SELECT j.id, job_task(j.args) AS task_id
     FROM river_job j
@@ -92,9 +92,8 @@ ORDER BY alike.n DESC, alike.fingerprint DESC
 LIMIT @page::integer;
 
 -- name: DeadLetterDiscard :many
--- Lays a dead letter aside, leased or not; with a job, only the one that it names.
--- gone: somebody has ended or deleted that job already. Comes back with one row, or
--- with none where there is no dead letter.
+-- Discards a dead letter, leased or not; with want_job, only that job's. gone: the job has
+-- been ended or deleted already. Returns one row, or none if there is no dead letter.
 WITH letter AS MATERIALIZED (
     SELECT t.task_id, t.job_id
     FROM task t
@@ -123,7 +122,7 @@ laid_aside AS (
     WHERE t.task_id = letter.task_id
     RETURNING t.type, t.lane, t.status
 ),
--- From FAILED to FAILED: by that the depth of the lane knows it is gone.
+-- From FAILED to FAILED: the event by which the depth of the queue decreases.
 new_tally AS (
     INSERT INTO tally_delta (at, type, lane, event, was, now, n, run_ms)
     SELECT now(), laid_aside.type, laid_aside.lane, 'released', laid_aside.status, laid_aside.status, 1, 0
@@ -140,7 +139,7 @@ FROM dead_letter_discard d
 WHERE d.task_id = @task_id;
 
 -- name: DeadLetterTasks :many
--- These tasks as a redrive needs them, and whether each is a dead letter.
+-- The columns of tasks that a redrive needs, and whether each task is a dead letter.
 SELECT
     t.task_id, t.tenant_id, t.status, t.version, t.job_id, t.type, t.executor, t.definition_id, t.own_definition, t.revision,
     t.config,
@@ -168,8 +167,8 @@ FROM (SELECT unnest(@ns::integer[]) AS n, unnest(@task_ids::uuid[]) AS task_id) 
 SELECT * FROM redrive_operation WHERE operation_id = @operation_id AND tenant_id = @tenant_id;
 
 -- name: RedriveNext :many
--- The open operation that has waited longest, for one process at a time; elapsed is
--- how many seconds of its rate are unused.
+-- The open operation that has waited longest, locked for one process; elapsed is the number
+-- of seconds since the operation was last paced.
 SELECT sqlc.embed(o), extract(epoch FROM now() - o.paced_at)::float8 AS elapsed
 FROM redrive_operation o
 WHERE o.state IN ('CANARY', 'RUNNING') AND o.paced_at <= now() - make_interval(secs => 1.0 / o.rate)
@@ -214,8 +213,8 @@ FROM (
 WHERE i.operation_id = @operation_id AND i.n = item.n;
 
 -- name: RedriveTrace :many
--- What an operation has redriven of these tasks already: its own move, when the
--- note of it was lost.
+-- The transitions of an operation on these tasks, for an operation whose own record of them
+-- was lost.
 SELECT e.task_id, e.seq
 FROM (SELECT unnest(@task_ids::uuid[]) AS task_id) asked
 CROSS JOIN LATERAL (
@@ -228,7 +227,7 @@ CROSS JOIN LATERAL (
 WHERE e.payload::jsonb ->> 'operationId' = @operation_id::text;
 
 -- name: RedriveCount :one
--- How the tasks of an operation stand.
+-- The number of tasks of an operation in each state.
 SELECT
     count(*) FILTER (WHERE i.state = 'WAITING')::integer AS waiting,
     count(*) FILTER (WHERE i.state = 'REJECTED')::integer AS rejected,
@@ -249,7 +248,8 @@ ORDER BY i.n
 LIMIT 1000;
 
 -- name: RedriveUndoable :many
--- What an operation has put back and nobody has begun, with what it was before.
+-- Tasks that an operation has redriven and that have not been started, with their earlier
+-- state.
 SELECT i.n, i.task_id, t.version, e.was, e.payload
 FROM redrive_item i
 CROSS JOIN LATERAL (

@@ -1,6 +1,6 @@
 -- name: DefinitionPut :one
--- Writes a revision. The primary key lets one writer have a revision: whoever comes
--- second gets a unique violation, reads the newest again and decides anew.
+-- Writes a revision. The primary key lets only one writer add a revision: the second writer
+-- gets a unique violation, reads the newest revision again, and decides anew.
 INSERT INTO task_definition (
     tenant_id, definition_id, revision, type, timeout_ms, version, name, description, created_by, input_schema,
     output_schema, retry_policy, execution_config
@@ -12,7 +12,7 @@ VALUES (
 RETURNING *;
 
 -- name: DefinitionOwn :one
--- The newest revision that a tenant registered itself.
+-- The newest revision registered by the tenant itself.
 SELECT *
 FROM task_definition
 WHERE tenant_id = @tenant_id AND definition_id = @definition_id
@@ -20,8 +20,8 @@ ORDER BY revision DESC
 LIMIT 1;
 
 -- name: DefinitionNewest :one
--- The newest revision that a tenant uses: its own, else the platform's. '' sorts before
--- every tenant. Two probes of the primary key, however many revisions there are.
+-- The newest revision that a tenant uses: the tenant's own, else the platform's. '' sorts
+-- before every tenant. Two probes of the primary key, independent of the number of revisions.
 SELECT *
 FROM task_definition d
 WHERE (d.tenant_id, d.definition_id, d.revision) IN (
@@ -50,9 +50,9 @@ FROM task_definition
 WHERE tenant_id = @tenant_id AND definition_id = @definition_id AND revision = @revision;
 
 -- name: DefinitionList :many
--- A page of what a tenant uses, by id, each at its newest revision: its own and the
--- platform's, an own one instead of the platform's of the same id. Each half walks the
--- primary key and stops after a page.
+-- A page of the definitions that a tenant uses, by id, each in its newest revision: the
+-- tenant's own and the platform's, an own definition in place of the platform's of the same
+-- id. Each half walks the primary key and stops after a page.
 WITH own AS (
     SELECT DISTINCT ON (o.definition_id) o.tenant_id, o.definition_id, o.revision
     FROM task_definition o

@@ -1,7 +1,7 @@
 -- name: LeaseExtend :many
--- The heartbeat of a whole process: from now, never past the deadline. What does
--- not come back is lost, or locked by somebody else: LeasesOf tells them apart. Were
--- it waited for, one locked lease would let all others of the process run out.
+-- The heartbeat of a whole process: extends leases from now, at most to their deadlines. A
+-- lease that is not returned is lost, or locked by another session: LeasesOf tells which.
+-- Locked leases are skipped, because waiting for one of them would let all others expire.
 WITH run AS (
     SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id
 ),
@@ -19,14 +19,14 @@ WHERE l.task_id = held.task_id AND l.job_id = held.job_id
 RETURNING l.job_id;
 
 -- name: LeasesOf :many
--- Which of these leases are there still.
+-- Which of these leases still exist.
 SELECT l.job_id
 FROM (SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id) run
 JOIN lease l ON l.task_id = run.task_id AND l.job_id = run.job_id;
 
 -- name: LeaseAwait :execrows
--- The work went to another system: the lease becomes the wait for its answer,
--- ends with the attempt's deadline, and holds no job.
+-- The work was handed to another system: the lease becomes the wait for the answer, ends
+-- at the attempt's deadline, and occupies no job.
 WITH waiting AS (
     UPDATE lease l
     SET kind = 'response', expires_at = l.deadline_at, invocation_id = @invocation_id
@@ -51,9 +51,9 @@ ORDER BY l.expires_at
 LIMIT 500;
 
 -- name: LeaseSweep :execrows
--- Expired leases of attempts that are over: their end was committed side by side
--- with their beginning, and did not see them. A dead letter's goes with its return. One
--- that somebody has locked is left for the next look.
+-- Deletes expired leases of ended attempts. Such a lease remains if the end and the start of
+-- the attempt were committed concurrently. LetterReturn deletes the leases of dead letters.
+-- Locked leases are skipped until the next sweep.
 WITH over AS MATERIALIZED (
     SELECT l.task_id
     FROM lease l
@@ -70,14 +70,15 @@ USING over
 WHERE l.task_id = over.task_id;
 
 -- name: LeaseTurn :exec
--- This call of a dequeue may take, and none that wrote its turn before. Waits for the commit
--- of one that has just ended its own.
+-- Records the request of a dequeue under its key; earlier requests with the key may no longer
+-- take work. Waits for the commit of a request that is just ending.
 INSERT INTO dequeue_turn (tenant_id, owner, request_id, turn)
 VALUES (@tenant_id, @owner, @request_id, @turn)
 ON CONFLICT (tenant_id, owner, request_id) DO UPDATE SET turn = excluded.turn, at = now();
 
 -- name: LeaseTurnsEnd :many
--- Which of these turns are nobody else's, in the transaction in which their leases come.
+-- Which of these requests are still the latest of their keys, checked in the transaction
+-- that commits their leases.
 DELETE FROM dequeue_turn r
 USING (
     SELECT
@@ -90,13 +91,13 @@ WHERE r.tenant_id = mine.tenant_id AND r.owner = mine.owner AND r.request_id = m
 RETURNING r.turn;
 
 -- name: LeaseTurnHold :execrows
--- The same for dead letters, with which the turn does not end: tasks come behind them.
+-- The same for dead letters. The request goes on, because tasks follow.
 UPDATE dequeue_turn r
 SET at = now()
 WHERE r.tenant_id = @tenant_id AND r.owner = @owner AND r.request_id = @request_id AND r.turn = @turn;
 
 -- name: LeaseTurnsForget :exec
--- Turns of calls that were never ended: their processes are gone.
+-- Deletes requests that never ended, because their processes died.
 DELETE FROM dequeue_turn r
 WHERE r.at < now() - interval '10 minutes';
 
@@ -104,7 +105,7 @@ WHERE r.at < now() - interval '10 minutes';
 SELECT * FROM lease WHERE task_id = @task_id;
 
 -- name: ExecutorSeen :one
--- Kinds that are null stay as they are: a probe of the database does not know them.
+-- Null kinds leave the column unchanged: a probe of the database does not know the kinds.
 INSERT INTO executor (executor_id, kinds)
 VALUES (@executor_id, @kinds::text[])
 ON CONFLICT (executor_id) DO UPDATE SET seen_at = now(), kinds = coalesce(excluded.kinds, executor.kinds)

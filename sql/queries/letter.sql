@@ -1,7 +1,7 @@
 -- name: LetterClaim :many
--- Leases dead letters, the most urgent first. Their tasks have ended and stay as they
--- are: no attempt begins, so the lease is written here, and the job is all that it
--- holds. A lease of an earlier attempt can be there still.
+-- Leases dead letters, by priority. Their tasks have ended and stay unchanged: no attempt
+-- begins, so the lease is written here and holds only the job. A lease of an earlier
+-- attempt may still exist.
 WITH free AS MATERIALIZED (
     SELECT j.id
     FROM river_job j
@@ -20,8 +20,8 @@ WITH free AS MATERIALIZED (
                 AND t.tenant_id = @tenant_id::text
                 AND (cardinality(@definition_ids::text[]) = 0 OR t.definition_id = ANY (@definition_ids::text[]))
         )
-    -- In the index's whole order: beside a table with policies the planner does not see that
-    -- the first three are constants, and would sort all that waits.
+-- All columns of the index, in order: with row policies on the table the planner does not
+-- see that the first three are constants, and would sort all waiting jobs.
     ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
     LIMIT @most::integer
     FOR UPDATE SKIP LOCKED
@@ -46,7 +46,7 @@ SET job_id = excluded.job_id, attempt = excluded.attempt, kind = excluded.kind, 
 RETURNING task_id;
 
 -- name: LetterWaits :one
--- Whether there is any dead letter to lease, of whatever tenant.
+-- Whether any dead letter, of any tenant, can be leased.
 SELECT EXISTS (
     SELECT
     FROM river_job j
@@ -61,8 +61,8 @@ ORDER BY l.expires_at
 LIMIT 500;
 
 -- name: LetterReturn :many
--- Puts leased dead letters back, each under a new job: the old one's token is worth
--- nothing then. What does not come back is nobody's lease any more.
+-- Returns leased dead letters, each with a new job, which invalidates the token of the old
+-- job. A dead letter that is not returned by this query had no lease any more.
 WITH asked AS (
     SELECT unnest(@task_ids::uuid[]) AS task_id, unnest(@job_ids::bigint[]) AS job_id
 ),
@@ -71,7 +71,7 @@ letter AS MATERIALIZED (
     FROM asked
     JOIN task t ON t.task_id = asked.task_id AND t.job_id = asked.job_id AND t.status IN ('FAILED', 'TIMED_OUT')
     WHERE EXISTS (
-        -- The LIMIT is a fence, or the planner would go through all leases.
+-- The LIMIT keeps the planner from reading all leases.
         SELECT
         FROM (SELECT h.job_id, h.kind, h.expires_at FROM lease h WHERE h.task_id = asked.task_id LIMIT 1) l
         WHERE l.job_id = asked.job_id AND l.kind = 'letter' AND (NOT @expired::boolean OR l.expires_at <= now())

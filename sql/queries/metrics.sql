@@ -1,6 +1,6 @@
 -- name: TallyFold :exec
--- Folds the thin rows of the flushes into the counters. Whoever cannot have them
--- at once leaves them to the one who does.
+-- Adds the rows of the flushes to the counters. Rows that are locked are left to the session
+-- that has locked them.
 WITH taken AS (
     DELETE FROM tally_delta d
     WHERE d.id IN (
@@ -25,7 +25,7 @@ ORDER BY 1, 2, 3, 4, 5
 ON CONFLICT ON CONSTRAINT tally_key DO UPDATE SET n = tally.n + excluded.n, run_ms = tally.run_ms + excluded.run_ms;
 
 -- name: TallyRead :many
--- Everything that ever happened, in about a hundred rows.
+-- All counters since the beginning, in about a hundred rows.
 SELECT c.type, c.lane, c.event, c.was, c.now, sum(c.n)::bigint AS n, sum(c.run_ms)::bigint AS run_ms
 FROM (
     SELECT t.type, t.lane, t.event, t.was, t.now, t.n, t.run_ms FROM tally t

@@ -1,5 +1,5 @@
 -- name: DeadlineTask :one
--- A task as its deadline sees it, and what time it is there.
+-- The columns of a task that its deadline needs, and the database's time.
 SELECT
     t.task_id, t.status, t.type, t.version, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config, t.priority,
     t.deadline_id,
@@ -8,9 +8,9 @@ FROM task t
 WHERE t.task_id = @task_id;
 
 -- name: DeadlineStep :one
--- One step of a deadline, whole or not at all: its job ends, and leaves the notices
--- that are to be sent, the escalation, and the next step. Fenced by the job's attempt:
--- who was taken for dead and comes back does it no second time.
+-- One step of a deadline, atomically: ends the deadline's job, and inserts the notices to be
+-- sent, the escalation, and the next step. Fenced by the job's attempt: a process that was
+-- superseded repeats nothing.
 WITH ended AS (
     UPDATE river_job j
     SET state = 'completed', finalized_at = now()
@@ -51,7 +51,7 @@ new_job AS (
     )
     SELECT
         follow.id,
-        -- Due within five seconds: no need of River's leader to make it available.
+-- Jobs due within five seconds do not wait for River's leader to make them available.
         CASE WHEN follow.at <= now() + interval '5 seconds' THEN 'available'::river_job_state ELSE 'scheduled' END,
         0, 32767, now(), follow.at, ended.priority, follow.args, follow.kind, '{}', 'task-notices', ended.tags
     FROM follow
@@ -60,7 +60,7 @@ new_job AS (
 SELECT count(*)::integer AS made FROM ended;
 
 -- name: NoticeGet :one
--- A notice with what it says of its task.
+-- A notice with the columns of its task that the message needs.
 SELECT
     n.notice_id, n.task_id, n.deadline_id, n.percent, n.what, n.outcome, n.user_id, n.tries,
     t.status, t.type, t.tenant_id, t.workflow_id, t.definition_id, t.own_definition, t.revision, t.config, t.priority, t.due_at,
@@ -70,7 +70,7 @@ JOIN task t ON t.task_id = n.task_id
 WHERE n.notice_id = @notice_id;
 
 -- name: NoticeSettle :exec
--- What became of a notice, and the end of its job. Once it is settled it stays so.
+-- Stores the outcome of a notice and ends its job. A stored outcome is never changed.
 WITH settled AS (
     UPDATE notice n
     SET
@@ -88,7 +88,7 @@ FROM settled
 WHERE j.id = settled.notice_id AND (j.state = 'running') IS TRUE;
 
 -- name: NoticeTried :exec
--- No channel took it: it waits for another try.
+-- No channel accepted the notice: the notice waits for another try.
 UPDATE notice n
 SET tries = n.tries + 1, detail = @detail::text
 WHERE n.notice_id = @notice_id AND n.outcome = 'waiting';
@@ -97,8 +97,8 @@ WHERE n.notice_id = @notice_id AND n.outcome = 'waiting';
 DELETE FROM notice n WHERE n.settled_at < now() - make_interval(secs => @age_seconds::float8);
 
 -- name: AssigneeLoad :many
--- How many open manual tasks each of these people has. since is the lowest id that a
--- task of the last months can have: without it, all that somebody ever did is read.
+-- The number of open manual tasks of each user. since is the lowest id of the tasks of the
+-- last months: without the limit, every task that a user ever had would be read.
 SELECT t.assignee_id::text AS user_id, count(*)::integer AS open
 FROM task t
 WHERE t.assignee_id = ANY (@user_ids::text[]) AND t.task_id > @since AND t.status IN ('ASSIGNED', 'RUNNING')
