@@ -217,19 +217,12 @@ func (t *Tasks) release(ctx context.Context) error {
 
 	var at db.PauseReleaseParams // before the first place: the empty queue
 	locked := int64(0)
-	for {
-		page, err := retryDeadlock(ctx, func() (db.PauseReleaseRow, error) { return t.q.PauseRelease(ctx, at) })
-		if errors.Is(err, pgx.ErrNoRows) {
-			break
+	for more := true; more; {
+		var n int64
+		if n, more, err = t.releasePage(ctx, &at); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("release jobs that were held back: %w", err)
-		}
-		t.notifyQueues(ctx, page.Queues...)
-		locked += page.Locked
-		at = db.PauseReleaseParams{
-			AfterQueue: page.Queue, AfterKind: page.Kind, AfterPriority: page.Priority, AfterAt: page.ScheduledAt, AfterID: page.ID,
-		}
+		locked += n
 	}
 
 	if locked > 0 {
@@ -239,6 +232,26 @@ func (t *Tasks) release(ctx context.Context) error {
 		return fmt.Errorf("note that pauses are released: %w", err)
 	}
 	return nil
+}
+
+// releasePage releases a page of the jobs that are held back, and moves at behind it; at the end
+// of all, back to the beginning. locked is how many jobs it would have released that somebody
+// else has locked.
+func (t *Tasks) releasePage(ctx context.Context, at *db.PauseReleaseParams) (locked int64, more bool, err error) {
+	page, err := retryDeadlock(ctx, func() (db.PauseReleaseRow, error) { return t.q.PauseRelease(ctx, *at) })
+	if errors.Is(err, pgx.ErrNoRows) {
+		*at = db.PauseReleaseParams{}
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("release jobs that were held back: %w", err)
+	}
+
+	t.notifyQueues(ctx, page.Queues...)
+	*at = db.PauseReleaseParams{
+		AfterQueue: page.Queue, AfterKind: page.Kind, AfterPriority: page.Priority, AfterAt: page.ScheduledAt, AfterID: page.ID,
+	}
+	return page.Locked, true, nil
 }
 
 // notifyQueues tells every process that these queues have work again.
@@ -252,7 +265,15 @@ func (t *Tasks) notifyQueues(ctx context.Context, queues ...string) {
 	}
 }
 
-// releases ends what a resume has left undone.
+// releases ends what a resume has left undone. It also goes over all jobs that are held back, a
+// page at each tick: a pause that somebody has deleted is not found by its row.
 func (r *Runner) releases(ctx context.Context) {
-	r.every(ctx, r.cfg.Tick, "release jobs that were held back", r.tasks.release)
+	var at db.PauseReleaseParams
+	r.every(ctx, r.cfg.Tick, "release jobs that were held back", func(ctx context.Context) error {
+		if err := r.tasks.release(ctx); err != nil {
+			return err
+		}
+		_, _, err := r.tasks.releasePage(ctx, &at)
+		return err
+	})
 }

@@ -292,6 +292,20 @@ func TestLockedJobIsReleasedLater(t *testing.T) {
 	})
 }
 
+// A pause that somebody has deleted holds nothing back.
+func TestDeletedPauseHoldsNothingBack(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	define(t, b, pausable("held", "noop"))
+	_, err := b.PauseDefinition(b.ctx, "held", because)
+	require.NoError(t, err)
+	b.work(noop(does(`{}`, nil)))
+	task := b.create(of("held"))
+	b.heldBack(1)
+	require.EqualValues(t, 1, b.exec("DELETE FROM pause"))
+	b.becomes(task.TaskID, Completed)
+}
+
 // A pause that ends between a claim and the moment in which its job is held back holds nothing
 // back: the job is available again, as it was.
 func TestResumeBetweenClaimAndHold(t *testing.T) {
