@@ -203,7 +203,7 @@ func (a *API) discardDeadLetter(ctx context.Context, in *discardInput) (*discard
 		return nil, err
 	}
 	about(ctx, id)
-	laid, err := a.cfg.Tasks.Discard(ctx, id, ask(ctx, in.Body.Reason))
+	laid, err := a.cfg.Tasks.DeadLetters.Discard(ctx, id, ask(ctx, in.Body.Reason))
 	if err != nil {
 		return nil, err
 	}

@@ -115,10 +115,10 @@ func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definit
 	asks.By = callerOf(ctx).whole()
 	if version, ok := match.one(); ok && (version != 0 || !match.exists) {
 		asks.IfMatch = version
-		return a.cfg.Tasks.PutDefinitionFor(ctx, asks, def)
+		return a.cfg.Tasks.Definitions.PutFor(ctx, asks, def)
 	}
 	for range len(match.versions) + 1 {
-		revision, err := a.cfg.Tasks.DefinitionRevision(ctx, def.TenantID, def.ID)
+		revision, err := a.cfg.Tasks.Definitions.Revision(ctx, def.TenantID, def.ID)
 		switch {
 		case err != nil:
 			return jobs.Put{}, err
@@ -128,7 +128,7 @@ func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definit
 		if match.versions != nil { // else whichever: definitions are never taken away
 			asks.IfMatch = revision
 		}
-		if put, err := a.cfg.Tasks.PutDefinitionFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
+		if put, err := a.cfg.Tasks.Definitions.PutFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
 			return put, err
 		}
 	}
@@ -144,7 +144,7 @@ func putAnswer(put jobs.Put) *putTaskDefinitionOutput {
 }
 
 func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath }) (*definitionOutput, error) {
-	def, err := a.cfg.Tasks.GetDefinition(ctx, callerOf(ctx).Tenant, in.ID)
+	def, err := a.cfg.Tasks.Definitions.Get(ctx, callerOf(ctx).Tenant, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +173,7 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 		if last != nil {
 			from = last.ID
 		}
-		return a.cfg.Tasks.ListDefinitions(ctx, callerOf(ctx).Tenant, from, n)
+		return a.cfg.Tasks.Definitions.List(ctx, callerOf(ctx).Tenant, from, n)
 	}, lengthOfDefinition)
 	if err != nil {
 		return nil, err

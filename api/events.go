@@ -285,7 +285,7 @@ func (s SystemEventHandler) shutdown(ctx context.Context, h *heard) (outbox.Outc
 		grace := time.Duration(*data.GraceSeconds * float64(time.Second))
 		order.Grace = &grace
 	}
-	ours, err := s.cfg.Tasks.OrderShutdown(ctx, order)
+	ours, err := s.cfg.Tasks.Operators.OrderShutdown(ctx, order)
 	switch {
 	case err != nil:
 		return outbox.Outcome{}, err
@@ -305,7 +305,7 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *heard) (outbox.O
 		lanes = jobs.Lanes
 	}
 	lanes = slices.Compact(slices.Sorted(slices.Values(lanes)))
-	changed, err := s.cfg.Tasks.SetMaintenance(ctx, jobs.Maintenance{
+	changed, err := s.cfg.Tasks.Operators.SetMaintenance(ctx, jobs.Maintenance{
 		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: tame(data.Reason, 1024), By: h.by(),
 	})
 	var invalid *jobs.Invalid

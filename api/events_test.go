@@ -486,7 +486,7 @@ func TestSystemEventHandlerMaintenance(t *testing.T) {
 	e.send(t, maintenanceSubject, in)
 	e.counted(t, maintenanceSubject, 4, 0, 1, 0)
 	becomes(t, e, 0, "SELECT count(*)::int FROM report.maintenance WHERE in_force")
-	changed, err := e.tasks.SetMaintenance(t.Context(), jobs.Maintenance{EventID: "old", At: time.Now().Add(-time.Hour), Enabled: true, Lanes: jobs.Lanes})
+	changed, err := e.tasks.Operators.SetMaintenance(t.Context(), jobs.Maintenance{EventID: "old", At: time.Now().Add(-time.Hour), Enabled: true, Lanes: jobs.Lanes})
 	require.NoError(t, err)
 	require.Zero(t, changed)
 	becomes(t, e, 0, "SELECT count(*)::int FROM report.maintenance WHERE in_force")

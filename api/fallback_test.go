@@ -70,7 +70,7 @@ func TestFallbackOfTheUserService(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p, there := b.neighbours(t)
-	b.work(t, manually.New(p, b.tasks))
+	b.work(t, manually.New(p, b.tasks.Worklist))
 	rules := object{"role": "reviewer", "skills": []any{"tax"}, "defaultAssignee": "deputy"}
 	_, task := b.open(t, rules)
 	require.Contains(t, []any{"reviewer-1", "reviewer-2"}, task["assignee"])
@@ -138,7 +138,7 @@ func TestOneChannelDownIsNotTheNext(t *testing.T) {
 	n, err := peer.New(peer.Config{BaseURL: front.URL, Policy: retry.Policy{Backoff: time.Millisecond, MaxBackoff: 300 * time.Millisecond}})
 	require.NoError(t, err)
 	t.Cleanup(n.Close)
-	b.work(t, manually.New(people{n}, b.tasks))
+	b.work(t, manually.New(people{n}, b.tasks.Worklist))
 	b.notices(t, people{n})
 	for range 6 {
 		path, _ := b.told(t, "chat", "email")
@@ -158,7 +158,7 @@ func TestFallbackOfTheNotificationService(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p, there := b.neighbours(t)
-	b.work(t, manually.New(p, b.tasks))
+	b.work(t, manually.New(p, b.tasks.Worklist))
 	b.notices(t, p)
 
 	type sent struct {

@@ -80,7 +80,7 @@ func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(hum
 		c.keyed = call
 		defer func() {
 			if !c.concluded { // refused by its schema, or it panicked
-				a.cfg.Tasks.ReleaseCall(r.Context(), call)
+				a.cfg.Tasks.Calls.Release(r.Context(), call)
 			}
 		}()
 		next(ctx)
@@ -115,7 +115,7 @@ func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bo
 		_, _ = h.Write(sum[:])
 	}
 	id := jobs.CallID{Tenant: c.caller.Tenant, Caller: c.caller.Name, Operation: operation, Key: key}
-	call, before, err := a.cfg.Tasks.BeginCall(r.Context(), id, h.Sum(nil))
+	call, before, err := a.cfg.Tasks.Calls.Begin(r.Context(), id, h.Sum(nil))
 	if err != nil {
 		return nil, nil, fmt.Errorf("begin a call: %w", err)
 	}
@@ -145,7 +145,7 @@ func (a *API) conclude(ctx context.Context, out any, status int, err error) erro
 	c.concluded = true
 	switch {
 	case err != nil || c.unsure:
-		a.cfg.Tasks.ReleaseCall(ctx, c.keyed)
+		a.cfg.Tasks.Calls.Release(ctx, c.keyed)
 		return err
 	case c.keyed.Settled() != nil:
 		return nil
@@ -154,7 +154,7 @@ func (a *API) conclude(ctx context.Context, out any, status int, err error) erro
 	if err != nil {
 		return err
 	}
-	if err := a.cfg.Tasks.SettleCall(ctx, c.keyed, answer); err != nil {
+	if err := a.cfg.Tasks.Calls.Settle(ctx, c.keyed, answer); err != nil {
 		return fmt.Errorf("keep an answer: %w", err)
 	}
 	return nil

@@ -136,7 +136,7 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 			return nil, err
 		}
 	}
-	found, err := a.cfg.Tasks.Lease(ctx, req)
+	found, err := a.cfg.Tasks.Leases.Acquire(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func mayWork(ctx context.Context, letters bool, what string) error {
 
 // mayHold is the same for a lease.
 func (a *API) mayHold(ctx context.Context, token string) error {
-	letter, err := a.cfg.Tasks.LeasesLetter(ctx, token)
+	letter, err := a.cfg.Tasks.Leases.IsDeadLetter(ctx, token)
 	if err != nil {
 		return err
 	}

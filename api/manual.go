@@ -125,7 +125,7 @@ func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, e
 	if err != nil {
 		return nil, err
 	}
-	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Claim(ctx, id, asks, who) })
+	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Worklist.Claim(ctx, id, asks, who) })
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,7 @@ func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutpu
 		return nil, err
 	}
 	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
-		return a.cfg.Tasks.Unclaim(ctx, id, asks, in.Body.UserID)
+		return a.cfg.Tasks.Worklist.Unclaim(ctx, id, asks, in.Body.UserID)
 	})
 	if err != nil {
 		return nil, err
@@ -158,7 +158,7 @@ func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOut
 		return nil, err
 	}
 	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) {
-		return a.cfg.Tasks.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
+		return a.cfg.Tasks.Worklist.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
 	})
 	if err != nil {
 		return nil, err
@@ -171,7 +171,7 @@ func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claim
 	if err != nil {
 		return nil, err
 	}
-	row, err := a.cfg.Tasks.ClaimNext(ctx, ask(ctx, ""), who)
+	row, err := a.cfg.Tasks.Worklist.ClaimNext(ctx, ask(ctx, ""), who)
 	switch {
 	case err != nil:
 		return nil, err

@@ -28,7 +28,7 @@ func (b *testBundle) assigning(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	runner := jobs.NewRunner(b.tasks, jobs.RunnerConfig{Executors: map[string]jobs.Registration{
-		"manual": {Assigns: true, Executor: manually.New(nobody{}, b.tasks)},
+		"manual": {Assigns: true, Executor: manually.New(nobody{}, b.tasks.Worklist)},
 	}})
 	go func() { ended <- runner.Run(ctx, 0) }()
 	t.Cleanup(func() {

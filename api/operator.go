@@ -46,11 +46,11 @@ func (a *API) operated(m Mount, next http.Handler) http.Handler {
 		by := operatorOf(c)
 		switch verb {
 		case "cancel":
-			err = a.cfg.Tasks.CancelJobs(r.Context(), ids, by, "cancelled")
+			err = a.cfg.Tasks.Operators.CancelJobs(r.Context(), ids, by, "cancelled")
 		case "delete":
-			err = a.cfg.Tasks.CancelJobs(r.Context(), ids, by, "deleted")
+			err = a.cfg.Tasks.Operators.CancelJobs(r.Context(), ids, by, "deleted")
 		case "retry":
-			if ids, err = a.cfg.Tasks.RetryJobs(r.Context(), ids, by); err == nil && len(ids) == 0 {
+			if ids, err = a.cfg.Tasks.Operators.RetryJobs(r.Context(), ids, by); err == nil && len(ids) == 0 {
 				doneInUI(w)
 				return
 			}
@@ -78,9 +78,9 @@ func (a *API) pausedInUI(m Mount, w http.ResponseWriter, r *http.Request) bool {
 	var err error
 	switch verb {
 	case "pause":
-		_, err = a.cfg.Tasks.PauseQueue(r.Context(), name, asks)
+		_, err = a.cfg.Tasks.Pauses.PauseQueue(r.Context(), name, asks)
 	case "resume":
-		_, err = a.cfg.Tasks.ResumeQueue(r.Context(), name, asks)
+		_, err = a.cfg.Tasks.Pauses.ResumeQueue(r.Context(), name, asks)
 	default:
 		return false
 	}

@@ -119,11 +119,11 @@ var listPausesDoc = doc{
 }
 
 func (a *API) pauseQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
-	return a.ofQueue(ctx, in, a.cfg.Tasks.PauseQueue)
+	return a.ofQueue(ctx, in, a.cfg.Tasks.Pauses.PauseQueue)
 }
 
 func (a *API) resumeQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
-	return a.ofQueue(ctx, in, a.cfg.Tasks.ResumeQueue)
+	return a.ofQueue(ctx, in, a.cfg.Tasks.Pauses.ResumeQueue)
 }
 
 // ofQueue refuses tenants: queues are everybody's.
@@ -135,11 +135,11 @@ func (a *API) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.
 }
 
 func (a *API) pauseDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
-	return pauseDone(a.cfg.Tasks.PauseDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+	return pauseDone(a.cfg.Tasks.Pauses.PauseDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
 }
 
 func (a *API) resumeDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
-	return pauseDone(a.cfg.Tasks.ResumeDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+	return pauseDone(a.cfg.Tasks.Pauses.ResumeDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
 }
 
 func (a *API) pauseTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
@@ -148,7 +148,7 @@ func (a *API) pauseTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, 
 		return nil, err
 	}
 	about(ctx, id)
-	return pauseDone(a.cfg.Tasks.PauseTask(ctx, id, ask(ctx, in.Body.Reason)))
+	return pauseDone(a.cfg.Tasks.Pauses.PauseTask(ctx, id, ask(ctx, in.Body.Reason)))
 }
 
 func (a *API) resumeTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
@@ -157,7 +157,7 @@ func (a *API) resumeTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput,
 		return nil, err
 	}
 	about(ctx, id)
-	return pauseDone(a.cfg.Tasks.ResumeTask(ctx, id, ask(ctx, in.Body.Reason)))
+	return pauseDone(a.cfg.Tasks.Pauses.ResumeTask(ctx, id, ask(ctx, in.Body.Reason)))
 }
 
 func pauseDone(p jobs.Pause, err error) (*pauseOutput, error) {

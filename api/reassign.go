@@ -46,7 +46,7 @@ func (a *API) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOut
 			to.Who = &who
 			asks.By = who.ID // the audit trail names who is known to have done it
 		}
-		return a.cfg.Tasks.Reassign(ctx, id, asks, to)
+		return a.cfg.Tasks.Worklist.Reassign(ctx, id, asks, to)
 	})
 	if err != nil {
 		return nil, err

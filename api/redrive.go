@@ -219,7 +219,7 @@ func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriv
 	if c := in.Body.Canary; c != nil {
 		r.Canary = &jobs.Canary{Count: c.Count, MaxFailureRatio: c.MaxFailureRatio}
 	}
-	found, err := a.cfg.Tasks.Redrive(ctx, ask(ctx, in.Body.Reason), r)
+	found, err := a.cfg.Tasks.DeadLetters.Redrive(ctx, ask(ctx, in.Body.Reason), r)
 	if err != nil {
 		return nil, err
 	}
@@ -259,11 +259,11 @@ func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOut
 }
 
 func (a *API) stopRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
-	return act(ctx, in, a.cfg.Tasks.StopRedrive)
+	return act(ctx, in, a.cfg.Tasks.DeadLetters.StopRedrive)
 }
 
 func (a *API) undoRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
-	return act(ctx, in, a.cfg.Tasks.UndoRedrive)
+	return act(ctx, in, a.cfg.Tasks.DeadLetters.UndoRedrive)
 }
 
 func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, jobs.Ask) (jobs.Operation, error)) (*operationOutput, error) {

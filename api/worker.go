@@ -165,7 +165,7 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 	if in.Body != nil {
 		beat.Extend, beat.Progress, beat.Checkpoint = milliseconds(in.Body.ExtendMs), given(in.Body.Progress), given(in.Body.Checkpoint)
 	}
-	out, err := a.cfg.Tasks.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
+	out, err := a.cfg.Tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +190,7 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 		places = append(places, i)
 		beats = append(beats, jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)})
 	}
-	out, err := a.cfg.Tasks.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
+	out, err := a.cfg.Tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +212,7 @@ func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attem
 	if in.Body != nil {
 		output = given(in.Body.Output)
 	}
-	row, err := a.cfg.Tasks.CompleteLease(ctx, callerOf(ctx).Tenant, in.LeaseToken, output)
+	row, err := a.cfg.Tasks.Leases.Complete(ctx, callerOf(ctx).Tenant, in.LeaseToken, output)
 	return ended(ctx, row, err)
 }
 
@@ -225,7 +225,7 @@ func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOut
 	if b.RetryAfterMs != nil {
 		later = milliseconds(*b.RetryAfterMs)
 	}
-	row, err := a.cfg.Tasks.FailLease(ctx, callerOf(ctx).Tenant, in.LeaseToken, &jobs.Failure{
+	row, err := a.cfg.Tasks.Leases.Fail(ctx, callerOf(ctx).Tenant, in.LeaseToken, &jobs.Failure{
 		Code: b.ErrorCode, Message: b.ErrorMessage, Details: given(b.Details), StackTrace: b.StackTrace, Retryable: b.Retryable,
 	}, later)
 	return ended(ctx, row, err)
@@ -240,7 +240,7 @@ func (a *API) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attempt
 	if in.Body != nil {
 		delay, reason = milliseconds(in.Body.DelayMs), in.Body.Reason
 	}
-	row, err := a.cfg.Tasks.ReleaseLease(ctx, callerOf(ctx).Tenant, in.LeaseToken, delay, reason)
+	row, err := a.cfg.Tasks.Leases.Release(ctx, callerOf(ctx).Tenant, in.LeaseToken, delay, reason)
 	return ended(ctx, row, err)
 }
 

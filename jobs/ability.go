@@ -93,7 +93,7 @@ func (r *Runner) flushMisfiled(batch []misfiled) {
 	slices.Sort(lanes)
 	lanes = slices.Compact(lanes)
 	for _, lane := range lanes {
-		r.tasks.queueNotified(lane)
+		r.tasks.notifier.queueNotified(lane)
 	}
 	if err := r.tasks.q.LaneNotify(ctx, lanes); err != nil {
 		r.tasks.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)

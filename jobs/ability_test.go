@@ -154,7 +154,7 @@ func TestWorkersAreSeen(t *testing.T) {
 	b.exec("INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at) VALUES ('', 'gone', 'q', '{}', now() - interval '2 hours')")
 	dequeue := func(req LeaseRequest) {
 		req.Most = 1
-		_, err := b.Lease(b.ctx, req)
+		_, err := b.Leases.Acquire(b.ctx, req)
 		require.NoError(t, err)
 	}
 	dequeue(LeaseRequest{Tenant: "acme", Worker: "w-1", Select: []Selection{

@@ -163,7 +163,7 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 		return err
 	})
 
-	if isLockTimeout(err) && w.t.lockedTables(w.t.abandonCtx) {
+	if isLockTimeout(err) && w.t.probe.lockedTables(w.t.abandonCtx) {
 		err = &tableLockError{err}
 	}
 	if err == nil || isDatabaseAbsent(err) {

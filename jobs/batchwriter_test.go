@@ -213,7 +213,7 @@ func TestOneLockedLeaseStopsNoHeartbeatOfAWorker(t *testing.T) {
 	for _, l := range leases {
 		beats = append(beats, Beat{Token: l.Token, Extend: time.Hour})
 	}
-	out, err := p.Heartbeat(p.ctx, "", beats)
+	out, err := p.Leases.Heartbeat(p.ctx, "", beats)
 	require.NoError(t, err)
 	for i, one := range out {
 		if i == 1 {
@@ -293,11 +293,11 @@ func TestADefinitionThatIsBeingWrittenHoldsUpNoOther(t *testing.T) {
 	b.lock(`
 		INSERT INTO task_definition (definition_id, revision, type, timeout_ms, version, name, description, created_by, execution_config)
 		VALUES ($1, 1, 'AUTOMATED', 1000, '1.0.0', 'n', '', 'x', '{}')`, calculate().ID)
-	_, _, err := p.PutDefinition(p.ctx, "o", 0, calculate())
+	_, _, err := p.Definitions.Put(p.ctx, "o", 0, calculate())
 	require.ErrorIs(t, err, ErrUnavailable)
 	other := calculate()
 	other.ID = "another"
-	_, _, err = p.PutDefinition(p.ctx, "o", 0, other)
+	_, _, err = p.Definitions.Put(p.ctx, "o", 0, other)
 	require.NoError(t, err)
 }
 

@@ -38,7 +38,7 @@ func TestCancelBesideARetryEndsItsJob(t *testing.T) {
 	other := join(t, b.pool, "p2")
 	task := b.create(remote, policy(RetryPolicy{MaxRetries: 3, RetryInterval: 1}))
 	lease := b.dequeueOne("w")
-	w, err := b.openLeaseCall(b.ctx, "", lease.Token)
+	w, err := b.Leases.openCall(b.ctx, "", lease.Token)
 	require.NoError(t, err)
 	b.beside(failTransition(w.ref(), &Failure{Code: "X", Message: "x"}, time.Now()), func() {
 		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})
@@ -55,7 +55,7 @@ func TestCancelBesideAStartEndsItsLease(t *testing.T) {
 	task := b.create(remote)
 	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, DefinitionIds: []string{}, Most: 1, Walk: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
-	m, err := b.leaseTransition(b.ctx, rows[0], LeaseRequest{ID: "r", Worker: "w"}, Selection{})
+	m, err := b.Leases.leaseTransition(b.ctx, rows[0], LeaseRequest{ID: "r", Worker: "w"}, Selection{})
 	require.NoError(t, err)
 	b.beside(m, func() {
 		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})

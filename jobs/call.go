@@ -79,16 +79,19 @@ func (e *CallUnderWay) Error() string {
 	return "a call with this idempotency key is under way"
 }
 
-// BeginCall takes the turn of a call. hash is what two calls with one key are compared by.
+// Calls keeps the answers to writes under an idempotency key.
+type Calls struct{ t *Tasks }
+
+// Begin takes the turn of a call. hash is what two calls with one key are compared by.
 // before is what the call was answered already; then there is no turn. The error is
 // ErrKeyReused where the key came with another hash, and a *CallUnderWay where the first call
 // has not ended.
-func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Call, before *CallAnswer, err error) {
+func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, before *CallAnswer, err error) {
 	call = &Call{CallID: id, turn: rand.Int64N(math.MaxInt64)}
 	what := "call of " + id.Operation
 
 	for {
-		n, err := t.q.CallBegin(ctx, db.CallBeginParams{
+		n, err := k.t.q.CallBegin(ctx, db.CallBeginParams{
 			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
 			Turn: call.turn, Seconds: callTurn.Seconds(), BodyHash: hash,
 		})
@@ -101,7 +104,7 @@ func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Ca
 			return call, nil, nil
 		}
 
-		row, err := t.q.CallGet(ctx, db.CallGetParams{TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key})
+		row, err := k.t.q.CallGet(ctx, db.CallGetParams{TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key})
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			continue // the first was refused, or was forgotten, in this moment
@@ -119,7 +122,7 @@ func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Ca
 			return nil, nil, &CallUnderWay{time.Duration(row.SecondsLeft * float64(time.Second))}
 		}
 
-		n, err = t.q.CallTakeOver(ctx, db.CallTakeOverParams{
+		n, err = k.t.q.CallTakeOver(ctx, db.CallTakeOverParams{
 			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
 			OldTurn: row.Turn, Turn: call.turn, Seconds: callTurn.Seconds(),
 		})
@@ -134,24 +137,24 @@ func (t *Tasks) BeginCall(ctx context.Context, id CallID, hash []byte) (call *Ca
 	}
 }
 
-// SettleCall keeps the answer to a call whose effect did not bring it.
-func (t *Tasks) SettleCall(ctx context.Context, c *Call, answer CallAnswer) error {
-	err := c.settle(ctx, t.q, answer)
+// Settle keeps the answer to a call whose effect did not bring it.
+func (k *Calls) Settle(ctx context.Context, c *Call, answer CallAnswer) error {
+	err := c.settle(ctx, k.t.q, answer)
 	if err != nil {
 		return readError("call of "+c.Operation, err)
 	}
 	return nil
 }
 
-// ReleaseCall ends a call that was refused, or of which nothing is known: its key is free,
+// Release ends a call that was refused, or of which nothing is known: its key is free,
 // unless its effect was committed all the same. What cannot be released now is taken over
 // later.
-func (t *Tasks) ReleaseCall(ctx context.Context, c *Call) {
+func (k *Calls) Release(ctx context.Context, c *Call) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callEnd)
 	defer cancel()
-	err := t.q.CallRelease(ctx, db.CallReleaseParams{TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn})
+	err := k.t.q.CallRelease(ctx, db.CallReleaseParams{TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn})
 	if err != nil {
-		t.cfg.Logger.Warn("a refused call keeps its idempotency key until its turn is over", "operation", c.Operation, "error", err)
+		k.t.cfg.Logger.Warn("a refused call keeps its idempotency key until its turn is over", "operation", c.Operation, "error", err)
 	}
 }
 
@@ -292,10 +295,10 @@ func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls 
 	return nil
 }
 
-// forgetCalls drops, by pages, the answers that were kept long enough.
-func (t *Tasks) forgetCalls(ctx context.Context) error {
+// forget drops, by pages, the answers that were kept long enough.
+func (k *Calls) forget(ctx context.Context) error {
 	for {
-		n, err := t.q.CallForget(ctx, db.CallForgetParams{KeptSeconds: callKept.Seconds(), Page: callPage})
+		n, err := k.t.q.CallForget(ctx, db.CallForgetParams{KeptSeconds: callKept.Seconds(), Page: callPage})
 		if err != nil {
 			return fmt.Errorf("forget answers to calls: %w", err)
 		}

@@ -76,28 +76,28 @@ func TestACallIsMadeOnceWhereverItsCommitIsCut(t *testing.T) {
 		"a move": func() (func(Ask) error, string, any) {
 			id := made(request(func(req *Request) { req.TaskType, req.Config.Executor = Manual, "manual" }))
 			return func(ask Ask) error {
-				_, err := far.Reassign(far.ctx, id, ask, Reassignment{AssigneeID: "jane"})
+				_, err := far.Worklist.Reassign(far.ctx, id, ask, Reassignment{AssigneeID: "jane"})
 				return err
 			}, "SELECT count(*) FROM task_event WHERE type = 'assigned' AND task_id = $1", id
 		},
 		"a definition": func() (func(Ask) error, string, any) {
 			id := "d-" + uuid.NewString()
 			return func(ask Ask) error {
-				_, err := far.PutDefinitionFor(far.ctx, ask, calculate(func(d *Definition) { d.ID = id }))
+				_, err := far.Definitions.PutFor(far.ctx, ask, calculate(func(d *Definition) { d.ID = id }))
 				return err
 			}, "SELECT count(*) FROM task_definition WHERE definition_id = $1", id
 		},
 		"a discard": func() (func(Ask) error, string, any) {
 			id := letter()
 			return func(ask Ask) error {
-				_, err := far.Discard(far.ctx, id, ask)
+				_, err := far.DeadLetters.Discard(far.ctx, id, ask)
 				return err
 			}, "SELECT count(*) FROM dead_letter_discard WHERE task_id = $1", id
 		},
 		"a redrive": func() (func(Ask) error, string, any) {
 			id := letter()
 			return func(ask Ask) error {
-				_, err := far.Redrive(far.ctx, ask, Redrive{TaskIDs: []uuid.UUID{id}, Rate: 1})
+				_, err := far.DeadLetters.Redrive(far.ctx, ask, Redrive{TaskIDs: []uuid.UUID{id}, Rate: 1})
 				return err
 			}, "SELECT count(*) FROM redrive_item WHERE task_id = $1", id
 		},
@@ -106,7 +106,7 @@ func TestACallIsMadeOnceWhereverItsCommitIsCut(t *testing.T) {
 			act, effects, of := begin()
 			id := CallID{Caller: "ui", Operation: name, Key: fmt.Sprint(point)}
 			call := func() (*Call, *CallAnswer) {
-				c, before, err := far.BeginCall(far.ctx, id, []byte("body"))
+				c, before, err := far.Calls.Begin(far.ctx, id, []byte("body"))
 				require.NoError(t, err, name)
 				if c != nil {
 					c.Answer = func(made any) (CallAnswer, error) {
@@ -121,7 +121,7 @@ func TestACallIsMadeOnceWhereverItsCommitIsCut(t *testing.T) {
 			at.Store(point)
 			require.ErrorIs(t, act(Ask{By: "ui", Call: first}), ErrUnavailable, name)
 			require.EqualValues(t, whole, at.Load(), "%s was cut", name)
-			far.ReleaseCall(far.ctx, first)
+			far.Calls.Release(far.ctx, first)
 
 			again, before := call()
 			if point == afterCommit {

@@ -17,7 +17,7 @@ var callID = CallID{Tenant: "", Caller: "ui", Operation: "cancelTask", Key: "k"}
 // call begins one that answers with the version that its move came to.
 func (b *testBundle) call(hash string) *Call {
 	b.t.Helper()
-	c, before, err := b.BeginCall(b.ctx, callID, []byte(hash))
+	c, before, err := b.Calls.Begin(b.ctx, callID, []byte(hash))
 	require.NoError(b.t, err)
 	require.Nil(b.t, before)
 	c.Answer = func(made any) (CallAnswer, error) {
@@ -44,18 +44,18 @@ func TestACallWhoseTurnIsTakenOverDoesNothing(t *testing.T) {
 	require.NoError(t, err)
 	stopped := b.call("body")
 	var underWay *CallUnderWay
-	_, _, err = b.BeginCall(b.ctx, callID, []byte("body"))
+	_, _, err = b.Calls.Begin(b.ctx, callID, []byte("body"))
 	require.ErrorAs(t, err, &underWay)
 	require.Positive(t, underWay.Wait)
 	require.LessOrEqual(t, underWay.Wait, callTurn)
 
 	b.late()
-	_, _, err = b.BeginCall(b.ctx, callID, []byte("another body"))
+	_, _, err = b.Calls.Begin(b.ctx, callID, []byte("another body"))
 	require.ErrorIs(t, err, ErrKeyReused)
 	other := b.call("body")
 	_, err = b.Cancel(b.ctx, task.TaskID, Ask{By: "ui", Call: stopped})
 	require.ErrorAs(t, err, &underWay, "its turn is over")
-	b.ReleaseCall(b.ctx, stopped) // which is not its to release
+	b.Calls.Release(b.ctx, stopped) // which is not its to release
 	got, err := b.Get(b.ctx, "", task.TaskID)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, got.Version, "nothing was done")
@@ -64,8 +64,8 @@ func TestACallWhoseTurnIsTakenOverDoesNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, other.Settled())
 	require.EqualValues(t, 2, done.Version)
-	b.ReleaseCall(b.ctx, other) // an answer stays
-	_, before, err := b.BeginCall(b.ctx, callID, []byte("body"))
+	b.Calls.Release(b.ctx, other) // an answer stays
+	_, before, err := b.Calls.Begin(b.ctx, callID, []byte("body"))
 	require.NoError(t, err)
 	require.Equal(t, &CallAnswer{Status: 200, Header: map[string]string{"ETag": "2"}, Body: []byte("2")}, before)
 }
@@ -98,7 +98,7 @@ func TestCallsShareACommit(t *testing.T) {
 		require.NoError(t, err)
 		callID := callID
 		callID.Key = uuid.NewString()
-		c, _, err := b.BeginCall(b.ctx, callID, []byte("body"))
+		c, _, err := b.Calls.Begin(b.ctx, callID, []byte("body"))
 		require.NoError(t, err)
 		c.Answer = func(made any) (CallAnswer, error) {
 			return CallAnswer{Status: 200, Body: []byte(made.(*db.Task).TaskID.String())}, nil

@@ -58,7 +58,7 @@ func TestMovesOweACallback(t *testing.T) {
 	require.Equal(t, "started retry started failed", b.owed(retried.TaskID))
 
 	person := b.becomes(b.create(callsBack, manual).TaskID, Assigned)
-	_, err := b.Reassign(b.ctx, person.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	_, err := b.Worklist.Reassign(b.ctx, person.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
 	_, err = b.Cancel(b.ctx, person.TaskID, Ask{By: "o"})
 	require.NoError(t, err)

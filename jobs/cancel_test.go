@@ -180,7 +180,7 @@ func TestEndsRaceToOne(t *testing.T) {
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
-			_, err := p.Reassign(p.ctx, id, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+			_, err := p.Worklist.Reassign(p.ctx, id, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {

@@ -431,7 +431,7 @@ func (t createItems) wakeFor(ctx context.Context, batch []*creation) {
 			kinds[wakeIndex(laneOf(c.req.TaskType), c.kind())] = true
 		}
 	}
-	t.wakeQueues(ctx, kinds)
+	t.notifier.wakeQueues(ctx, kinds)
 }
 
 // eventsCommitted says which of these event ids were committed. Ids are never used twice,

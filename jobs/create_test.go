@@ -205,7 +205,7 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 		require.ErrorIs(t, err, ErrNotFound)
 		_, err = b.SetStatus(b.ctx, id, Ask{Tenant: tenant}, Update{Status: Failed})
 		require.ErrorIs(t, err, ErrNotFound)
-		_, err = b.Reassign(b.ctx, id, Ask{Tenant: tenant}, Reassignment{AssigneeID: "ann"})
+		_, err = b.Worklist.Reassign(b.ctx, id, Ask{Tenant: tenant}, Reassignment{AssigneeID: "ann"})
 		require.ErrorIs(t, err, ErrNotFound)
 	}
 	list, err := b.q.TaskListByWorkflow(b.ctx, db.TaskListByWorkflowParams{WorkflowID: "wf-1", TenantID: "acme", Page: 10})

@@ -228,7 +228,7 @@ func (l *load) create(client int) error {
 func (l *load) lease(id string) error {
 	for n := 0; l.leave.Err() == nil; n++ {
 		leases, err := insist(l.ctx, func() ([]Lease, error) {
-			return l.Lease(l.ctx, LeaseRequest{
+			return l.Leases.Acquire(l.ctx, LeaseRequest{
 				Worker: id, ID: fmt.Sprint(n), Wait: 200 * time.Millisecond, Most: 2, Select: []Selection{{Lane: LaneAutomated}},
 			})
 		})
@@ -237,7 +237,7 @@ func (l *load) lease(id string) error {
 		}
 		for _, one := range leases {
 			if _, err := insist(l.ctx, func() (db.Task, error) {
-				return l.CompleteLease(l.ctx, "", one.Token, json.RawMessage(`{"by": "a worker"}`))
+				return l.Leases.Complete(l.ctx, "", one.Token, json.RawMessage(`{"by": "a worker"}`))
 			}); err != nil {
 				return fmt.Errorf("complete: %w", err)
 			}

@@ -99,11 +99,14 @@ type Discarded struct {
 	Reason string
 }
 
+// DeadLetterOps discards and redrives dead letters.
+type DeadLetterOps struct{ t *Tasks }
+
 // Discard lays a dead letter aside: the task stays as it ended, and waits for
 // nobody any more. Discarding again changes nothing and is no error.
-func (t *Tasks) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, error) {
+func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, error) {
 	var made *Discarded
-	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			rows, err := q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason})
 			if err != nil || len(rows) == 0 {
@@ -119,11 +122,11 @@ func (t *Tasks) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, 
 	case made != nil:
 		return *made, nil
 	}
-	task, err := t.Get(ctx, ask.Tenant, id)
+	task, err := d.t.Get(ctx, ask.Tenant, id)
 	if err != nil {
 		return Discarded{}, err
 	}
-	row, err := t.q.DeadLetterDiscarded(ctx, id)
+	row, err := d.t.q.DeadLetterDiscarded(ctx, id)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return Discarded{}, &Conflict{fmt.Sprintf("task %s is no dead letter: it is %s", id, task.Status)}

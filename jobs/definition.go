@@ -44,15 +44,18 @@ var defaultTimeout = map[Type]time.Duration{
 // DefaultVisibility is how long a lease lasts without a heartbeat.
 const DefaultVisibility = 30 * time.Second
 
-// PutDefinition registers a definition of the tenant that it names; of the platform where
+// Definitions is the registry of task definitions.
+type Definitions struct{ t *Tasks }
+
+// Put registers a definition of the tenant that it names; of the platform where
 // that is empty. The same content again changes nothing; other content becomes the next
 // revision, and tasks that exist keep theirs. created says whether this is the tenant's
 // first revision. ifMatch, if not zero, must be its newest.
 //
 // A header whose value is Mask keeps the value that it has in the tenant's newest
 // revision. Where there is none, the error is an *Invalid.
-func (t *Tasks) PutDefinition(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
-	put, err := t.PutDefinitionFor(ctx, Ask{By: by, IfMatch: ifMatch}, in)
+func (d *Definitions) Put(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
+	put, err := d.PutFor(ctx, Ask{By: by, IfMatch: ifMatch}, in)
 	return put.Definition, put.Created, err
 }
 
@@ -62,13 +65,13 @@ type Put struct {
 	Created bool // it is the tenant's first revision
 }
 
-// PutDefinitionFor is PutDefinition for whoever asks, perhaps under an idempotency key.
-func (t *Tasks) PutDefinitionFor(ctx context.Context, ask Ask, in Definition) (out Put, err error) {
-	if err := t.checkDefinition(&in); err != nil {
+// PutFor is PutDefinition for whoever asks, perhaps under an idempotency key.
+func (d *Definitions) PutFor(ctx context.Context, ask Ask, in Definition) (out Put, err error) {
+	if err := d.check(&in); err != nil {
 		return Put{}, err
 	}
 	for range mostWriters {
-		out, err = t.putDefinition(ctx, ask, in)
+		out, err = d.put(ctx, ask, in)
 		if !revisionTaken(err) {
 			break
 		}
@@ -79,8 +82,8 @@ func (t *Tasks) PutDefinitionFor(ctx context.Context, ask Ask, in Definition) (o
 	case err != nil:
 		return Put{}, err
 	}
-	t.defs.forget(in.ID)
-	t.notify(ctx, channelDefinition, in.ID)
+	d.t.defs.forget(in.ID)
+	d.t.notifier.notify(ctx, channelDefinition, in.ID)
 	return out, nil
 }
 
@@ -94,10 +97,10 @@ func revisionTaken(err error) bool {
 	return errors.As(err, &pg) && pg.ConstraintName == "task_definition_pkey"
 }
 
-// putDefinition writes the revision after the newest, if the content differs. No lock
+// put writes the revision after the newest, if the content differs. No lock
 // keeps others from it: the primary key does, see revisionTaken.
-func (t *Tasks) putDefinition(ctx context.Context, ask Ask, in Definition) (Put, error) {
-	old, found, err := t.ownDefinition(ctx, in.TenantID, in.ID)
+func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, error) {
+	old, found, err := d.own(ctx, in.TenantID, in.ID)
 	if err != nil {
 		return Put{}, err
 	}
@@ -127,7 +130,7 @@ func (t *Tasks) putDefinition(ctx context.Context, ask Ask, in Definition) (Put,
 		RetryPolicy: policy, ExecutionConfig: config,
 	}
 	var out Put
-	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			row, err := q.DefinitionPut(ctx, p)
 			if err != nil {
@@ -144,10 +147,10 @@ func (t *Tasks) putDefinition(ctx context.Context, ask Ask, in Definition) (Put,
 	return out, nil
 }
 
-// ownDefinition is the newest revision that a tenant registered itself; the platform's
+// own is the newest revision that a tenant registered itself; the platform's
 // for no tenant.
-func (t *Tasks) ownDefinition(ctx context.Context, tenant, id string) (def Definition, found bool, err error) {
-	row, err := t.q.DefinitionOwn(ctx, db.DefinitionOwnParams{TenantID: tenant, DefinitionID: id})
+func (d *Definitions) own(ctx context.Context, tenant, id string) (def Definition, found bool, err error) {
+	row, err := d.t.q.DefinitionOwn(ctx, db.DefinitionOwnParams{TenantID: tenant, DefinitionID: id})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return Definition{}, false, nil
@@ -158,33 +161,33 @@ func (t *Tasks) ownDefinition(ctx context.Context, tenant, id string) (def Defin
 	return def, err == nil, err
 }
 
-// DefinitionRevision is the newest revision that a tenant has registered itself; 0 for none.
-func (t *Tasks) DefinitionRevision(ctx context.Context, tenant, id string) (int32, error) {
-	def, _, err := t.ownDefinition(ctx, tenant, id)
+// Revision is the newest revision that a tenant has registered itself; 0 for none.
+func (d *Definitions) Revision(ctx context.Context, tenant, id string) (int32, error) {
+	def, _, err := d.own(ctx, tenant, id)
 	return def.Revision, err
 }
 
-// HasDefinition says whether a tenant has registered a definition itself.
-func (t *Tasks) HasDefinition(ctx context.Context, tenant, id string) (bool, error) {
-	_, found, err := t.ownDefinition(ctx, tenant, id)
+// Has says whether a tenant has registered a definition itself.
+func (d *Definitions) Has(ctx context.Context, tenant, id string) (bool, error) {
+	_, found, err := d.own(ctx, tenant, id)
 	return found, err
 }
 
-// GetDefinition returns the newest revision that a tenant uses: its own, else the
+// Get returns the newest revision that a tenant uses: its own, else the
 // platform's. ErrNotFound where there is neither.
-func (t *Tasks) GetDefinition(ctx context.Context, tenant, id string) (Definition, error) {
-	row, err := t.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
+func (d *Definitions) Get(ctx context.Context, tenant, id string) (Definition, error) {
+	row, err := d.t.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
 	if err != nil {
 		return Definition{}, readError("definition "+id, err)
 	}
 	return definitionOf(row)
 }
 
-// ListDefinitions returns a page of the newest revisions that a tenant uses, by id, after
+// List returns a page of the newest revisions that a tenant uses, by id, after
 // the one named: its own and the platform's, an own one instead of the platform's of the
 // same id.
-func (t *Tasks) ListDefinitions(ctx context.Context, tenant, after string, limit int32) ([]Definition, error) {
-	rows, err := t.q.DefinitionList(ctx, db.DefinitionListParams{TenantID: tenant, After: after, Page: limit})
+func (d *Definitions) List(ctx context.Context, tenant, after string, limit int32) ([]Definition, error) {
+	rows, err := d.t.q.DefinitionList(ctx, db.DefinitionListParams{TenantID: tenant, After: after, Page: limit})
 	if err != nil {
 		return nil, readError("definitions", err)
 	}
@@ -199,7 +202,7 @@ func (t *Tasks) ListDefinitions(ctx context.Context, tenant, after string, limit
 	return out, nil
 }
 
-func (t *Tasks) checkDefinition(in *Definition) error {
+func (d *Definitions) check(in *Definition) error {
 	if in.Timeout == 0 {
 		in.Timeout = defaultTimeout[in.Type].Milliseconds()
 	}
@@ -217,8 +220,8 @@ func (t *Tasks) checkDefinition(in *Definition) error {
 	if err := checkConfig(in.ExecutionConfig); err != nil {
 		return err
 	}
-	if t.cfg.CheckDefinition != nil {
-		if err := t.cfg.CheckDefinition(in.ExecutionConfig); err != nil {
+	if d.t.cfg.CheckDefinition != nil {
+		if err := d.t.cfg.CheckDefinition(in.ExecutionConfig); err != nil {
 			return invalid("/executionConfig", "%v", err)
 		}
 	}

@@ -21,7 +21,7 @@ import (
 // defineFor registers a definition of a tenant.
 func (b *testBundle) defineFor(tenant string, change ...func(*Definition)) Definition {
 	b.t.Helper()
-	def, _, err := b.PutDefinition(b.ctx, "o", 0, calculate(append(change, func(d *Definition) { d.TenantID = tenant })...))
+	def, _, err := b.Definitions.Put(b.ctx, "o", 0, calculate(append(change, func(d *Definition) { d.TenantID = tenant })...))
 	require.NoError(b.t, err)
 	return def
 }
@@ -63,7 +63,7 @@ func TestTenantsUseTheirOwnDefinitionsThenThePlatforms(t *testing.T) {
 			var used []string
 			for _, id := range ids {
 				owner, revision := want(asker, id)
-				got, err := other.GetDefinition(b.ctx, asker, id)
+				got, err := other.Definitions.Get(b.ctx, asker, id)
 				cached, err2 := b.defs.get(b.ctx, asker, id)
 				require.NoError(t, err2)
 				if revision == 0 {
@@ -78,7 +78,7 @@ func TestTenantsUseTheirOwnDefinitionsThenThePlatforms(t *testing.T) {
 			}
 			var listed []string
 			for after := ""; ; {
-				page, err := other.ListDefinitions(b.ctx, asker, after, 2)
+				page, err := other.Definitions.List(b.ctx, asker, after, 2)
 				require.NoError(t, err)
 				for _, def := range page {
 					listed = append(listed, fmt.Sprint(def.TenantID, def.ID, def.Revision))
@@ -171,17 +171,17 @@ func TestTasksKeepWhoseDefinitionTheyWereMadeUnder(t *testing.T) {
 		lease := leases[made[under][ExecutorWorker].TaskID]
 		require.Equal(t, map[string]time.Duration{"platform": 40 * time.Second, "own": 80 * time.Second}[under], lease.Timeout)
 		var bad *Invalid
-		_, err := b.CompleteLease(b.ctx, "acme", lease.Token, not)
+		_, err := b.Leases.Complete(b.ctx, "acme", lease.Token, not)
 		require.ErrorAs(t, err, &bad)
-		_, err = b.CompleteLease(b.ctx, "acme", lease.Token, right)
+		_, err = b.Leases.Complete(b.ctx, "acme", lease.Token, right)
 		require.NoError(t, err)
 
 		// By a person.
 		id = made[under]["manual"].TaskID
 		stands(id, Assigned)
-		_, err = b.Complete(b.ctx, id, Ask{Tenant: "acme", By: "ui"}, "ann", not, "")
+		_, err = b.Worklist.Complete(b.ctx, id, Ask{Tenant: "acme", By: "ui"}, "ann", not, "")
 		require.ErrorAs(t, err, &bad)
-		_, err = b.Complete(b.ctx, id, Ask{Tenant: "acme", By: "ui"}, "ann", right, "")
+		_, err = b.Worklist.Complete(b.ctx, id, Ask{Tenant: "acme", By: "ui"}, "ann", right, "")
 		require.NoError(t, err)
 	}
 }
@@ -219,7 +219,7 @@ func TestRedrivesKeepWhoseDefinitionATaskWasMadeUnder(t *testing.T) {
 		{"own", []Rejected{{after.TaskID, RejectedInput}}},
 	} {
 		patch := json.RawMessage(`[{"op": "add", "path": "/platform", "value": 1}, {"op": "add", "path": "/own", "value": 1}, {"op": "remove", "path": "/` + tt.take + `"}]`)
-		out, err := b.Redrive(b.ctx, Ask{Tenant: "acme", By: "e"}, Redrive{TaskIDs: []uuid.UUID{before.TaskID, after.TaskID}, InputPatch: patch, DryRun: true})
+		out, err := b.DeadLetters.Redrive(b.ctx, Ask{Tenant: "acme", By: "e"}, Redrive{TaskIDs: []uuid.UUID{before.TaskID, after.TaskID}, InputPatch: patch, DryRun: true})
 		require.NoError(t, err)
 		require.Equal(t, tt.rejected, out.Rejected)
 		require.Equal(t, 1, out.Tasks)
@@ -248,7 +248,7 @@ func TestWritersOfDefinitionsNeedNoAdvisoryLock(t *testing.T) {
 	for i := range 12 {
 		all.Go(func() {
 			p := []*testBundle{b, other}[i%2]
-			def, _, err := p.PutDefinition(p.ctx, "o", 0, calculate(func(d *Definition) {
+			def, _, err := p.Definitions.Put(p.ctx, "o", 0, calculate(func(d *Definition) {
 				d.TenantID, d.Description = "acme", fmt.Sprint(i)
 			}))
 			mu.Lock()
@@ -271,7 +271,7 @@ func TestIfMatchIsTheTenantsOwn(t *testing.T) {
 		b.defineFor("", func(d *Definition) { d.Timeout = int64(1000 + i) })
 	}
 	acme := func(ifMatch int32, timeout int64) error {
-		_, _, err := b.PutDefinition(b.ctx, "o", ifMatch, calculate(func(d *Definition) { d.TenantID, d.Timeout = "acme", timeout }))
+		_, _, err := b.Definitions.Put(b.ctx, "o", ifMatch, calculate(func(d *Definition) { d.TenantID, d.Timeout = "acme", timeout }))
 		return err
 	}
 	require.ErrorIs(t, acme(3, 1002), ErrStale, "3 is the platform's revision")
@@ -357,7 +357,7 @@ func TestMaskedHeadersKeepTheirValues(t *testing.T) {
 		"another scheme":     {"acme", "http://pay.example.org/", masked, "/executionConfig/http/headers/authorization"},
 		"a path as a secret": {"acme", address, map[string]HeaderValue{"A": {SecretRef: "../x"}}, "/executionConfig/http/headers/A"},
 	} {
-		_, _, err := b.PutDefinition(b.ctx, "o", 0, calculate(httpDefinition(tt.url, tt.headers), func(d *Definition) { d.TenantID = tt.tenant }))
+		_, _, err := b.Definitions.Put(b.ctx, "o", 0, calculate(httpDefinition(tt.url, tt.headers), func(d *Definition) { d.TenantID = tt.tenant }))
 		var bad *Invalid
 		require.ErrorAs(t, err, &bad, name)
 		require.Equal(t, tt.path, bad.Violations[0].Path, name)

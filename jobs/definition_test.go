@@ -29,7 +29,7 @@ func calculate(change ...func(*Definition)) Definition {
 
 func define(t *testing.T, b *testBundle, change ...func(*Definition)) Definition {
 	t.Helper()
-	def, _, err := b.PutDefinition(b.ctx, "workflow-orchestrator", 0, calculate(change...))
+	def, _, err := b.Definitions.Put(b.ctx, "workflow-orchestrator", 0, calculate(change...))
 	require.NoError(t, err)
 	return def
 }
@@ -44,13 +44,13 @@ func of(definition string) func(*Request) {
 func TestSameContentIsTheSameRevision(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	first, created, err := b.PutDefinition(b.ctx, "orchestrator", 0, calculate())
+	first, created, err := b.Definitions.Put(b.ctx, "orchestrator", 0, calculate())
 	require.NoError(t, err)
 	require.True(t, created)
 	require.EqualValues(t, 1, first.Revision)
 	require.Equal(t, "orchestrator", first.CreatedBy)
 
-	again, created, err := b.PutDefinition(b.ctx, "somebody else", 0, calculate(func(d *Definition) {
+	again, created, err := b.Definitions.Put(b.ctx, "somebody else", 0, calculate(func(d *Definition) {
 		// White space and the order of members are no content.
 		d.InputSchema = json.RawMessage(`{"properties":{"n":{"type":"number"}},"required":["n"],"type":"object"}`)
 	}))
@@ -73,7 +73,7 @@ func TestOtherContentIsTheNextRevision(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			first := define(t, b)
-			second, created, err := b.PutDefinition(b.ctx, "orchestrator", 0, calculate(change))
+			second, created, err := b.Definitions.Put(b.ctx, "orchestrator", 0, calculate(change))
 			require.NoError(t, err)
 			require.False(t, created)
 			require.EqualValues(t, 2, second.Revision)
@@ -81,7 +81,7 @@ func TestOtherContentIsTheNextRevision(t *testing.T) {
 			require.EqualValues(t, 3, third.Revision, "back to the first content is a change too")
 			third.Revision, third.CreatedAt = first.Revision, first.CreatedAt
 			require.Equal(t, first, third)
-			newest, err := b.GetDefinition(b.ctx, "", "calculate")
+			newest, err := b.Definitions.Get(b.ctx, "", "calculate")
 			require.NoError(t, err)
 			require.EqualValues(t, 3, newest.Revision)
 		})
@@ -108,12 +108,12 @@ func TestTasksKeepTheRevisionTheyWereMadeUnder(t *testing.T) {
 func TestDefinitionIfMatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	_, _, err := b.PutDefinition(b.ctx, "o", 1, calculate())
+	_, _, err := b.Definitions.Put(b.ctx, "o", 1, calculate())
 	require.ErrorIs(t, err, ErrStale, "there is none yet")
 	define(t, b)
-	_, _, err = b.PutDefinition(b.ctx, "o", 2, calculate())
+	_, _, err = b.Definitions.Put(b.ctx, "o", 2, calculate())
 	require.ErrorIs(t, err, ErrStale)
-	second, _, err := b.PutDefinition(b.ctx, "o", 1, calculate(func(d *Definition) { d.Version = "2.0.0" }))
+	second, _, err := b.Definitions.Put(b.ctx, "o", 1, calculate(func(d *Definition) { d.Version = "2.0.0" }))
 	require.NoError(t, err)
 	require.EqualValues(t, 2, second.Revision)
 }
@@ -125,16 +125,16 @@ func TestDefinitionsAreListedByID(t *testing.T) {
 		define(t, b, func(d *Definition) { d.ID = id })
 	}
 	define(t, b, func(d *Definition) { d.ID, d.Version = "b", "2.0.0" })
-	page, err := b.ListDefinitions(b.ctx, "", "", 2)
+	page, err := b.Definitions.List(b.ctx, "", "", 2)
 	require.NoError(t, err)
 	require.Len(t, page, 2)
 	require.Equal(t, "a", page[0].ID)
 	require.Equal(t, "b", page[1].ID)
 	require.EqualValues(t, 2, page[1].Revision)
-	page, err = b.ListDefinitions(b.ctx, "", "b", 2)
+	page, err = b.Definitions.List(b.ctx, "", "b", 2)
 	require.NoError(t, err)
 	require.Len(t, page, 1)
-	_, err = b.GetDefinition(b.ctx, "", "none")
+	_, err = b.Definitions.Get(b.ctx, "", "none")
 	require.ErrorIs(t, err, ErrNotFound)
 }
 
@@ -166,7 +166,7 @@ func TestBrokenDefinitionsAreRefused(t *testing.T) {
 		"visibility too long": {func(d *Definition) { d.ExecutionConfig.VisibilityTimeout = 43_200_001 }, "/executionConfig/visibilityTimeout"},
 		"too short":           {func(d *Definition) { d.ExecutionConfig.VisibilityTimeout = 999 }, "/executionConfig/visibilityTimeout"},
 	} {
-		_, _, err := b.PutDefinition(b.ctx, "o", 0, calculate(tc.change))
+		_, _, err := b.Definitions.Put(b.ctx, "o", 0, calculate(tc.change))
 		var bad *Invalid
 		require.ErrorAs(t, err, &bad, name)
 		require.Equal(t, tc.path, bad.Violations[0].Path, name)
@@ -214,7 +214,7 @@ func TestFirstRevisionsRaceToOne(t *testing.T) {
 	for i := range 16 {
 		all.Go(func() {
 			p := []*testBundle{b, other}[i%2]
-			def, created, err := p.PutDefinition(p.ctx, "o", 0, calculate())
+			def, created, err := p.Definitions.Put(p.ctx, "o", 0, calculate())
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil || def.Revision != 1 {

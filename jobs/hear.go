@@ -145,7 +145,7 @@ func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 		h.definitions[n.Payload] = true
 	case channelCancel:
 		c, ok := parseCancelled(n.Payload)
-		if !ok || !t.runsHere(c) {
+		if !ok || !t.running.has(c) {
 			return
 		}
 		if h.runs == nil {
@@ -173,12 +173,12 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 		heard.mu.Unlock()
 
 		for lane := range lanes {
-			r.tasks.queueNotified(lane)
+			r.tasks.notifier.queueNotified(lane)
 		}
 		for id := range definitions {
 			r.tasks.defs.forget(id)
 		}
-		if err := r.tasks.cancelNotified(ctx, runs); err != nil && ctx.Err() == nil {
+		if err := r.tasks.notifier.cancelNotified(ctx, runs); err != nil && ctx.Err() == nil {
 			r.logTrouble("look at cancelled tasks", err) // heartbeats will tell
 		}
 		if orders {
@@ -216,7 +216,7 @@ func parseCancelled(payload string) (c attemptID, ok bool) {
 }
 
 // cancelNotified ends the attempts of this process that are over by their tasks' rows.
-func (t *Tasks) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) error {
+func (n *notifier) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) error {
 	if len(runs) == 0 {
 		return nil
 	}
@@ -224,7 +224,7 @@ func (t *Tasks) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) er
 	for id := range runs {
 		ids = append(ids, id)
 	}
-	rows, err := t.q.TaskTokens(ctx, ids)
+	rows, err := n.t.q.TaskTokens(ctx, ids)
 	if err != nil {
 		return readError("tasks", err)
 	}
@@ -234,7 +234,7 @@ func (t *Tasks) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) er
 		}
 	}
 	for id, job := range runs {
-		t.cancelRun(attemptID{id, job}, ErrCancelled)
+		n.t.running.cancel(attemptID{id, job}, ErrCancelled)
 	}
 	return nil
 }

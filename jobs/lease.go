@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -76,22 +77,47 @@ type Lease struct {
 // that become due, and for what another process's notification did not tell.
 const leasePoll = time.Second
 
-// Lease hands out work to a remote worker, and waits for it if there is none. No
-// lease is no error. What was taken for a caller that is gone is given back, unless it
-// gave an ID: then it may have asked again already, and been answered.
-func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
-	look := t.leaseAgain
+// Leases gives tasks and dead letters to remote workers.
+//
+//	Acquire     claims jobs, starts their attempts and returns a token for each
+//	Heartbeat   extends leases; answers whether to go on
+//	Complete, Fail, Release
+//	            end an attempt, each once; repeated, they are answered as the first time
+//
+// A token names task, job and attempt, is signed, and is the only proof that a worker has of
+// its lease. A lease that nobody extends runs out after its visibility timeout; the reaper
+// ends the attempt. Any process serves any call.
+type Leases struct {
+	t            *Tasks
+	tokens       tokens
+	requestLocks requestLocks
+	draining     chan struct{} // closed by StartDraining
+	drainOnce    sync.Once
+}
+
+func newLeases(t *Tasks) *Leases {
+	return &Leases{
+		t: t, tokens: tokens{q: t.q}, requestLocks: requestLocks{taken: map[requestKey]chan struct{}{}},
+		draining: make(chan struct{}),
+	}
+}
+
+// Acquire leases up to req.Most tasks to a remote worker, and waits up to req.Wait while there
+// is none. No lease is no error. What was claimed for a caller that is gone is released,
+// unless its request has an ID: the caller may have asked again, and been answered.
+func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	look := l.acquireAgain
 	req.shared = req.ID != ""
 	if req.ID == "" {
-		req.ID, look = uuid.NewString(), t.leaseOnce
+		req.ID, look = uuid.NewString(), l.acquireOnce
 	}
 	wait := time.NewTimer(req.Wait)
 	defer wait.Stop()
 	poll := time.NewTicker(leasePoll)
 	defer poll.Stop()
 	for {
-		t.workers.note(&req)
-		work := t.wakes.leasable()
+		l.t.workers.note(&req)
+		work := l.t.notifier.wakes.leasable()
 		found, err := look(ctx, req)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
 			return found, err
@@ -99,7 +125,7 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-t.draining:
+		case <-l.draining:
 			return nil, nil
 		case <-wait.C:
 			return nil, nil
@@ -109,39 +135,39 @@ func (t *Tasks) Lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	}
 }
 
-// Rest answers every parked dequeue and tells workers to drain: the process is
-// about to stop taking requests.
-func (t *Tasks) Rest() { t.drainOnce.Do(func() { close(t.draining) }) }
+// StartDraining answers every parked Acquire and tells workers to drain: the process is about
+// to stop taking requests.
+func (l *Leases) StartDraining() { l.drainOnce.Do(func() { close(l.draining) }) }
 
-// leaseOnce takes what there is now, for a request that nobody can ask again.
-func (t *Tasks) leaseOnce(ctx context.Context, req LeaseRequest) ([]Lease, error) {
-	found, err := t.lease(ctx, req)
+// acquireOnce claims what there is now, for a request that cannot be repeated.
+func (l *Leases) acquireOnce(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	found, err := l.acquire(ctx, req)
 	if err == nil && ctx.Err() != nil {
-		for _, l := range found {
-			// Nobody has seen the token. What cannot be given back now runs out.
-			_, _ = t.ReleaseLease(context.WithoutCancel(ctx), req.Tenant, l.Token, 0, "the worker was gone before it was answered")
+		for _, one := range found {
+			// The worker never saw the token. A lease that cannot be released now runs out.
+			_, _ = l.Release(context.WithoutCancel(ctx), req.Tenant, one.Token, 0, "the worker was gone before it was answered")
 		}
 		return nil, context.Cause(ctx)
 	}
 	return found, err
 }
 
-// leaseAgain answers with what the request has been given; if it has nothing, it takes
-// what there is now. It may be parked more than once, here and elsewhere: see turn.go.
-func (t *Tasks) leaseAgain(ctx context.Context, req LeaseRequest) ([]Lease, error) {
-	done, err := t.requestLocks.lock(ctx, requestKey{req.Tenant, req.Worker, req.ID})
+// acquireAgain returns the leases that the request was given before; if there is none, it
+// claims what there is now. The request may be under way in several processes: see turn.go.
+func (l *Leases) acquireAgain(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	done, err := l.requestLocks.lock(ctx, requestKey{req.Tenant, req.Worker, req.ID})
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	if found, err := t.leases(ctx, req); err != nil || len(found) > 0 {
+	if found, err := l.held(ctx, req); err != nil || len(found) > 0 {
 		return found, err
 	}
-	return t.lease(ctx, req)
+	return l.acquire(ctx, req)
 }
 
-// lease takes what there is now.
-func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+// acquire claims what there is now.
+func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -161,7 +187,7 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			continue
 		}
 		if from.lane == LaneDeadLetter { // which come first
-			n, given, err := t.claimDeadLetters(work, &req, sel, most)
+			n, given, err := l.claimDeadLetters(work, &req, sel, most)
 			if err != nil || len(given) > 0 {
 				return given, err
 			}
@@ -170,17 +196,17 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			continue
 		}
 		p := db.WorkerClaimParams{
-			MostBytes: batch.MaxBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
+			MostBytes: batch.MaxBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: l.t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
 		}
 		if from.lane == LaneRetry {
 			p.Type = string(typeOf(sel.Lane))
 		}
-		rows, err := t.claimForWorker(work, p)
+		rows, err := l.t.Leases.claim(work, p)
 		if err != nil {
 			return nil, readError("claim for a worker", err)
 		}
 		for _, row := range rows {
-			m, err := t.leaseTransition(work, row, req, sel)
+			m, err := l.leaseTransition(work, row, req, sel)
 			if err != nil {
 				return nil, err // the claim is left to the sweep
 			}
@@ -191,10 +217,10 @@ func (t *Tasks) lease(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if len(begun)+letters == 0 {
 		return nil, nil
 	}
-	if given, err := t.startLeases(work, &req, begun); err != nil || len(given) > 0 {
+	if given, err := l.start(work, &req, begun); err != nil || len(given) > 0 {
 		return given, err
 	}
-	return t.leases(work, req)
+	return l.held(work, req)
 }
 
 // source is a lane in which a selection looks.
@@ -233,8 +259,8 @@ func typeOf(lane string) Type {
 }
 
 // leaseTransition is the start of an attempt by a remote worker.
-func (t *Tasks) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*transition, error) {
-	s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
+func (l *Leases) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*transition, error) {
+	s, err := l.t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -244,25 +270,25 @@ func (t *Tasks) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req 
 	}
 	return &transition{
 		task: row.TaskID, expect: atAttempt(row.JobID, row.Attempt, Pending),
-		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: t.cfg.Clock(),
+		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: l.t.cfg.Clock(),
 		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseAsk: req.ID, visibility: visibility,
 	}, nil
 }
 
-// leases reads what a request was given.
-func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
-	rows, err := t.q.WorkerLeases(ctx, db.WorkerLeasesParams{Owner: req.Worker, RequestID: req.ID, TenantID: req.Tenant})
+// held reads what a request was given.
+func (l *Leases) held(ctx context.Context, req LeaseRequest) ([]Lease, error) {
+	rows, err := l.t.q.WorkerLeases(ctx, db.WorkerLeasesParams{Owner: req.Worker, RequestID: req.ID, TenantID: req.Tenant})
 	if err != nil {
 		return nil, readError("leases of a worker", err)
 	}
 	found := make([]Lease, len(rows))
 	for i, row := range rows {
-		s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
+		s, err := l.t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 		if err != nil {
 			return nil, err
 		}
 		letter, visibility := row.Kind == db.LeaseKindLetter, time.Duration(row.VisibilityMs)*time.Millisecond
-		token, err := t.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter, visibility})
+		token, err := l.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter, visibility})
 		if err != nil {
 			return nil, err
 		}
@@ -280,7 +306,7 @@ func (t *Tasks) leases(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			found[i].StepID = *row.StepID
 		}
 		if row.Traceparent != nil {
-			found[i].Traceparent = t.leaseTraceparent(*row.Traceparent, row.TaskID, row.Attempt)
+			found[i].Traceparent = l.traceparent(*row.Traceparent, row.TaskID, row.Attempt)
 		}
 	}
 	return found, nil
@@ -316,12 +342,12 @@ type Beaten struct {
 }
 
 // Heartbeat extends leases, all in one statement. The error is of the whole call.
-func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
+func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
 	out := make([]Beaten, len(beats))
 	ids := make([]leaseID, len(beats))
 	p := db.WorkerBeatParams{TenantID: tenant}
 	for i, b := range beats {
-		id, err := t.tokens.read(ctx, b.Token)
+		id, err := l.tokens.read(ctx, b.Token)
 		if err != nil {
 			out[i].Err = err
 			continue
@@ -331,7 +357,7 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 		p.ExtendMs = append(p.ExtendMs, b.Extend.Milliseconds())
 		p.Progress, p.Checkpoints = append(p.Progress, string(b.Progress)), append(p.Checkpoints, string(b.Checkpoint))
 	}
-	until, err := t.beatAll(ctx, p)
+	until, err := l.beatAll(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -344,10 +370,10 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 		switch {
 		case !kept:
 			var err error
-			if out[i], err = t.missed(ctx, tenant, id, b.Extend); err != nil {
+			if out[i], err = l.missed(ctx, tenant, id, b.Extend); err != nil {
 				return nil, err
 			}
-		case t.isDraining():
+		case l.isDraining():
 			out[i] = Beaten{ExpiresAt: expires, Directive: FinishUp, Reason: "this process is stopping"}
 		default:
 			out[i] = Beaten{ExpiresAt: expires, Directive: Continue}
@@ -358,35 +384,35 @@ func (t *Tasks) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]B
 
 // beatAll extends leases, and says until when. Where somebody has locked one of them, the
 // others are extended one by one; the locked one is not among the answers, as lost ones.
-func (t *Tasks) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
+func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
 	until = make(map[int64]time.Time, len(p.JobIds))
 	if len(p.JobIds) == 0 {
 		return until, nil
 	}
 	// What ends leases locks them in the order of its own.
-	rows, err := retryDeadlock(ctx, func() ([]db.WorkerBeatRow, error) { return t.q.WorkerBeat(ctx, p) })
+	rows, err := retryDeadlock(ctx, func() ([]db.WorkerBeatRow, error) { return l.t.q.WorkerBeat(ctx, p) })
 	if isLockTimeout(err) {
-		rows, err = t.beatEach(ctx, p)
+		rows, err = l.beatEach(ctx, p)
 	}
 	if err != nil {
 		return nil, readError("heartbeat", err)
 	}
 	for _, row := range rows {
 		until[row.JobID] = row.ExpiresAt.UTC()
-		t.workers.beat(p.TenantID, row.Owner)
+		l.t.workers.beat(p.TenantID, row.Owner)
 	}
 	return until, nil
 }
 
 // beatEach extends leases one by one, and passes over those that somebody has locked.
-func (t *Tasks) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
+func (l *Leases) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
 	for i := range p.JobIds {
 		one := db.WorkerBeatParams{
 			TenantID: p.TenantID, TaskIds: p.TaskIds[i : i+1], JobIds: p.JobIds[i : i+1], ExtendMs: p.ExtendMs[i : i+1],
 			Progress: p.Progress[i : i+1], Checkpoints: p.Checkpoints[i : i+1],
 		}
 		var rows []db.WorkerBeatRow
-		err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) (err error) {
+		err := pgx.BeginFunc(ctx, l.t.pool, func(tx pgx.Tx) (err error) {
 			q := db.New(tx)
 			if err = q.LockBriefly(ctx); err != nil {
 				return err
@@ -404,9 +430,9 @@ func (t *Tasks) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.W
 	return all, nil
 }
 
-func (t *Tasks) isDraining() bool {
+func (l *Leases) isDraining() bool {
 	select {
-	case <-t.draining:
+	case <-l.draining:
 		return true
 	default:
 		return false
@@ -416,12 +442,12 @@ func (t *Tasks) isDraining() bool {
 // missed answers the heartbeat of a lease that is not there. The worker of a
 // cancelled task is told so for as long as its lease would have lasted: of that, the
 // token knows how it began, and the heartbeat how it is extended.
-func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend time.Duration) (Beaten, error) {
-	task, err := t.Get(ctx, tenant, id.task)
+func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend time.Duration) (Beaten, error) {
+	task, err := l.t.Get(ctx, tenant, id.task)
 	if err != nil {
 		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
 	}
-	lease, err := t.q.LeaseGet(ctx, id.task)
+	lease, err := l.t.q.LeaseGet(ctx, id.task)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return Beaten{}, readError("lease", err)
 	}
@@ -432,7 +458,7 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 		return Beaten{Err: ErrLeaseLost}, nil
 	}
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
-		s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
+		s, err := l.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {
 			return Beaten{}, err
 		}
@@ -440,7 +466,7 @@ func (t *Tasks) missed(ctx context.Context, tenant string, id leaseID, extend ti
 		if deadline := task.StartedAt.Add(s.timeout); until.After(deadline) {
 			until = deadline
 		}
-		if t.Now(ctx).Before(until) {
+		if l.t.Now(ctx).Before(until) {
 			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
 		}
 	}

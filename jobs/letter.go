@@ -26,31 +26,31 @@ import (
 // operations' interval of the interface document.
 const requeueDelay = 5 * time.Second
 
-// LeasesLetter says whether a token is of a dead letter.
-func (t *Tasks) LeasesLetter(ctx context.Context, token string) (bool, error) {
-	id, err := t.tokens.read(ctx, token)
+// IsDeadLetter says whether a token is of a dead letter.
+func (l *Leases) IsDeadLetter(ctx context.Context, token string) (bool, error) {
+	id, err := l.tokens.read(ctx, token)
 	return id.deadLetter, err
 }
 
 // claimDeadLetters takes dead letters and says how many there were. given is what another call
 // of the request has been given.
-func (t *Tasks) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
-	waits, err := t.q.LetterWaits(ctx)
+func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
+	waits, err := l.t.q.LetterWaits(ctx)
 	if err != nil {
 		return 0, nil, readError("look for dead letters", err)
 	}
 	if !waits {
 		return 0, nil, nil
 	}
-	if given, err = t.takeTurn(ctx, req); err != nil || len(given) > 0 {
+	if given, err = l.takeTurn(ctx, req); err != nil || len(given) > 0 {
 		return 0, given, err
 	}
 	visibility := sel.Visibility
 	if visibility == 0 {
 		visibility = DefaultVisibility
 	}
-	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		q := t.q.WithTx(tx)
+	err = pgx.BeginFunc(ctx, l.t.pool, func(tx pgx.Tx) error {
+		q := l.t.q.WithTx(tx)
 		if req.turn != nil {
 			held, err := q.LeaseTurnHold(ctx, db.LeaseTurnHoldParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: req.turn.n})
 			if err != nil || held == 0 {
@@ -72,20 +72,20 @@ func (t *Tasks) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Sel
 
 // acknowledgeDeadLetter lays a leased dead letter aside. What its handler said of it is kept as
 // the reason.
-func (t *Tasks) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output json.RawMessage) (db.Task, error) {
+func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output json.RawMessage) (db.Task, error) {
 	reason := handledReason(output)
-	lease, err := t.q.LeaseGet(ctx, w.id.task)
+	lease, err := l.t.q.LeaseGet(ctx, w.id.task)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return db.Task{}, readError("lease of task "+w.id.task.String(), err)
 	}
-	rows, err := t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
+	rows, err := l.t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
 		TaskID: w.id.task, TenantID: w.tenant, WantJob: w.id.job, Actor: lease.Owner, Reason: reason,
 	})
 	if err != nil {
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
 	if len(rows) == 0 {
-		before, err := t.q.DeadLetterDiscarded(ctx, w.id.task)
+		before, err := l.t.q.DeadLetterDiscarded(ctx, w.id.task)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows) || (err == nil && before.JobID != w.id.job):
 			return db.Task{}, ErrLeaseLost
@@ -95,7 +95,7 @@ func (t *Tasks) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output 
 			return db.Task{}, &Conflict{Message: fmt.Sprintf("the dead letter was laid aside already, by %s, for another reason", before.Actor)}
 		}
 	}
-	return t.Get(ctx, w.tenant, w.id.task)
+	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
 // handledReason is output.reason where there is one, else all that was said.
@@ -114,16 +114,16 @@ func handledReason(output json.RawMessage) string {
 
 // requeueDeadLetter puts a leased dead letter back. Said again, it is answered as the
 // first time.
-func (t *Tasks) requeueDeadLetter(ctx context.Context, w *leaseCall, why string, delay time.Duration) (db.Task, error) {
+func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string, delay time.Duration) (db.Task, error) {
 	why = redactedText(why, longestMessage)
-	back, err := t.q.LetterReturn(ctx, db.LetterReturnParams{
+	back, err := l.t.q.LetterReturn(ctx, db.LetterReturnParams{
 		TaskIds: []uuid.UUID{w.id.task}, JobIds: []int64{w.id.job}, Why: why, DelayMs: delay.Milliseconds(),
 	})
 	if err != nil {
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
 	if len(back) == 0 {
-		before, err := t.q.LetterReturned(ctx, db.LetterReturnedParams{JobID: w.id.job, TaskID: w.id.task.String()})
+		before, err := l.t.q.LetterReturned(ctx, db.LetterReturnedParams{JobID: w.id.job, TaskID: w.id.task.String()})
 		switch {
 		case errors.Is(err, pgx.ErrNoRows) || before == CodeLeaseExpired:
 			return db.Task{}, ErrLeaseLost
@@ -135,14 +135,14 @@ func (t *Tasks) requeueDeadLetter(ctx context.Context, w *leaseCall, why string,
 		return w.task, nil
 	}
 	if delay == 0 {
-		t.wakeDeadLetterWaiters(ctx)
+		l.wakeDeadLetterWaiters(ctx)
 	}
-	return t.Get(ctx, w.tenant, w.id.task)
+	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
 // requeueExpiredDeadLetters puts back what was leased and not heard of again.
-func (t *Tasks) requeueExpiredDeadLetters(ctx context.Context) error {
-	rows, err := t.q.LetterExpired(ctx)
+func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
+	rows, err := l.t.q.LetterExpired(ctx)
 	if err != nil {
 		return fmt.Errorf("find expired leases of dead letters: %w", err)
 	}
@@ -153,20 +153,20 @@ func (t *Tasks) requeueExpiredDeadLetters(ctx context.Context) error {
 	for _, row := range rows {
 		p.TaskIds, p.JobIds = append(p.TaskIds, row.TaskID), append(p.JobIds, row.JobID)
 	}
-	back, err := t.q.LetterReturn(ctx, p)
+	back, err := l.t.q.LetterReturn(ctx, p)
 	if err != nil {
 		return fmt.Errorf("put dead letters back: %w", err)
 	}
 	if len(back) > 0 {
-		t.cfg.Logger.Info("leases of dead letters ran out", "letters", len(back))
-		t.wakeDeadLetterWaiters(ctx)
+		l.t.cfg.Logger.Info("leases of dead letters ran out", "letters", len(back))
+		l.wakeDeadLetterWaiters(ctx)
 	}
 	return nil
 }
 
 // wakeDeadLetterWaiters tells parked dequeues that there is a dead letter.
-func (t *Tasks) wakeDeadLetterWaiters(ctx context.Context) {
+func (l *Leases) wakeDeadLetterWaiters(ctx context.Context) {
 	var kinds [len(wakeKinds)]bool
 	kinds[wakeIndex(LaneDeadLetter, KindDeadLetter)] = true
-	t.wakeQueues(ctx, kinds)
+	l.t.notifier.wakeQueues(ctx, kinds)
 }

@@ -45,18 +45,18 @@ func TestDeadLetterIsLeasedAndAcknowledged(t *testing.T) {
 	require.Equal(t, Continue, b.beat(lease.Token).Directive)
 	require.Empty(t, b.dequeue("other", letters), "it is taken")
 
-	after, err := b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"reason": "told the customer"}`))
+	after, err := b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"reason": "told the customer"}`))
 	require.NoError(t, err)
 	require.Equal(t, db.TaskStatusFAILED, after.Status)
 	require.Equal(t, task.Version, after.Version, "the task stays as it ended")
 	require.Equal(t, "handler: told the customer", ask[string](b, "SELECT actor || ': ' || reason FROM dead_letter_discard WHERE task_id = $1", task.TaskID))
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM lease"))
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"reason": "told the customer"}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"reason": "told the customer"}`))
 	require.NoError(t, err, "its answer was lost, and it says it again")
 	var conflict *Conflict
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"reason": "another"}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"reason": "another"}`))
 	require.ErrorAs(t, err, &conflict)
-	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "NO"}, 0)
+	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "NO"}, 0)
 	require.ErrorIs(t, err, ErrLeaseLost)
 	require.ErrorIs(t, b.beat(lease.Token).Err, ErrLeaseLost)
 	require.Empty(t, b.dequeue("other", letters), "it waits for nobody any more")
@@ -67,21 +67,21 @@ func TestDeadLetterGoesBack(t *testing.T) {
 	t.Parallel()
 	for name, way := range map[string]func(b *testBundle, l Lease) error{
 		"released": func(b *testBundle, l Lease) error {
-			_, err := b.ReleaseLease(b.ctx, "", l.Token, 0, "not mine")
+			_, err := b.Leases.Release(b.ctx, "", l.Token, 0, "not mine")
 			if err == nil {
-				_, err = b.ReleaseLease(b.ctx, "", l.Token, 0, "not mine")
+				_, err = b.Leases.Release(b.ctx, "", l.Token, 0, "not mine")
 			}
 			return err
 		},
 		"failed": func(b *testBundle, l Lease) error {
-			_, err := b.FailLease(b.ctx, "", l.Token, &Failure{Code: "DESK_AWAY", Message: "try later"}, 0)
+			_, err := b.Leases.Fail(b.ctx, "", l.Token, &Failure{Code: "DESK_AWAY", Message: "try later"}, 0)
 			require.Empty(b.t, b.dequeue("other", letters), "it rests")
 			b.exec("UPDATE river_job SET scheduled_at = now() WHERE queue = $1 AND state = 'available'", LaneDeadLetter)
 			return err
 		},
 		"expired": func(b *testBundle, l Lease) error {
 			b.expire(l.TaskID)
-			return b.requeueExpiredDeadLetters(b.ctx)
+			return b.Leases.requeueExpiredDeadLetters(b.ctx)
 		},
 		"by the reaper": func(b *testBundle, l Lease) error {
 			b.work(nil)
@@ -99,10 +99,10 @@ func TestDeadLetterGoesBack(t *testing.T) {
 			second := b.dequeue("other", letters)[0]
 			require.Equal(t, task.TaskID, second.TaskID)
 			require.NotEqual(t, first.Token, second.Token)
-			_, err := b.CompleteLease(b.ctx, "", first.Token, nil)
+			_, err := b.Leases.Complete(b.ctx, "", first.Token, nil)
 			require.ErrorIs(t, err, ErrLeaseLost)
 			require.ErrorIs(t, b.beat(first.Token).Err, ErrLeaseLost)
-			_, err = b.CompleteLease(b.ctx, "", second.Token, nil)
+			_, err = b.Leases.Complete(b.ctx, "", second.Token, nil)
 			require.NoError(t, err)
 		})
 	}
@@ -119,19 +119,19 @@ func TestLeasedDeadLetterIsRedrivenOrDiscarded(t *testing.T) {
 	}
 	require.Len(t, held, 2)
 	w := b.work(noop(does(`{}`, nil)))
-	out, err := b.Redrive(b.ctx, Ask{By: "handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{two[0].TaskID}, Rate: 100})
+	out, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{two[0].TaskID}, Rate: 100})
 	require.NoError(t, err)
 	require.Equal(t, 1, out.Tasks)
 	b.becomes(two[0].TaskID, Completed)
-	_, err = b.CompleteLease(b.ctx, "", held[two[0].TaskID].Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", held[two[0].TaskID].Token, nil)
 	require.ErrorIs(t, err, ErrLeaseLost)
 	w.stop()
 
-	_, err = b.Discard(b.ctx, two[1].TaskID, Ask{By: "error-handler", Reason: "old"})
+	_, err = b.DeadLetters.Discard(b.ctx, two[1].TaskID, Ask{By: "error-handler", Reason: "old"})
 	require.NoError(t, err)
 	require.ErrorIs(t, b.beat(held[two[1].TaskID].Token).Err, ErrLeaseLost)
 	var conflict *Conflict
-	_, err = b.CompleteLease(b.ctx, "", held[two[1].TaskID].Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", held[two[1].TaskID].Token, nil)
 	require.ErrorAs(t, err, &conflict, "somebody else laid it aside, for another reason")
 }
 
@@ -152,7 +152,7 @@ func TestDeadLettersComeFirst(t *testing.T) {
 
 	parked := make(chan []Lease, 1)
 	go func() {
-		got, err := b.Lease(b.ctx, LeaseRequest{Worker: "parked", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneDeadLetter}}})
+		got, err := b.Leases.Acquire(b.ctx, LeaseRequest{Worker: "parked", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneDeadLetter}}})
 		if err != nil {
 			got = nil
 		}
@@ -168,10 +168,10 @@ func TestDeadLettersKeepTenantsApart(t *testing.T) {
 	b.deadLetters(1, func(req *Request) { req.Tenant = "a" })
 	require.Empty(t, b.dequeue("handler", letters))
 	lease := b.dequeue("handler", letters, func(req *LeaseRequest) { req.Tenant = "a" })[0]
-	_, err := b.CompleteLease(b.ctx, "", lease.Token, nil)
+	_, err := b.Leases.Complete(b.ctx, "", lease.Token, nil)
 	require.ErrorIs(t, err, ErrNotFound)
 	b.exec("UPDATE river_queue SET paused_at = now() WHERE name = $1", LaneDeadLetter)
-	_, err = b.ReleaseLease(b.ctx, "a", lease.Token, 0, "")
+	_, err = b.Leases.Release(b.ctx, "a", lease.Token, 0, "")
 	require.NoError(t, err)
 	require.Empty(t, b.dequeue("handler", letters, func(req *LeaseRequest) { req.Tenant = "a" }), "it is paused")
 	b.exec("UPDATE river_queue SET paused_at = NULL")
@@ -199,12 +199,12 @@ func TestHandlersRace(t *testing.T) {
 		go func() {
 			failed <- func() error {
 				for {
-					found, err := p.Lease(p.ctx, LeaseRequest{Worker: "h", Most: 3, Select: []Selection{{Lane: LaneDeadLetter}}})
+					found, err := p.Leases.Acquire(p.ctx, LeaseRequest{Worker: "h", Most: 3, Select: []Selection{{Lane: LaneDeadLetter}}})
 					if err != nil || len(found) == 0 {
 						return err
 					}
 					for _, l := range found {
-						switch _, err := p.CompleteLease(p.ctx, "", l.Token, nil); {
+						switch _, err := p.Leases.Complete(p.ctx, "", l.Token, nil); {
 						case err == nil:
 							acked <- l.TaskID
 						case !errors.Is(err, ErrLeaseLost):
@@ -215,10 +215,10 @@ func TestHandlersRace(t *testing.T) {
 			}()
 		}()
 	}
-	out, err := b.Redrive(b.ctx, Ask{By: "desk", Reason: "all of them"}, Redrive{TaskIDs: ids, Rate: 10_000})
+	out, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "desk", Reason: "all of them"}, Redrive{TaskIDs: ids, Rate: 10_000})
 	require.NoError(t, err)
 	for more := true; more; {
-		more, err = other.redriveStep(context.WithoutCancel(b.ctx))
+		more, err = other.DeadLetters.redriveStep(context.WithoutCancel(b.ctx))
 		require.NoError(t, err)
 	}
 	for range handlers {
@@ -234,7 +234,7 @@ func TestHandlersRace(t *testing.T) {
 	require.Equal(t, n, len(ended)+redriven, "%d of %d", out.Tasks, n)
 	waitFor(t, "leases left beside a redrive to be swept", func() bool {
 		b.exec("UPDATE lease SET expires_at = now() - interval '1 ms'")
-		require.NoError(t, b.requeueExpiredDeadLetters(b.ctx))
+		require.NoError(t, b.Leases.requeueExpiredDeadLetters(b.ctx))
 		_, err := b.q.LeaseSweep(b.ctx)
 		require.NoError(t, err)
 		return ask[int](b, "SELECT count(*) FROM lease") == 0

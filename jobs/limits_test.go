@@ -36,7 +36,7 @@ func TestTimesFromOutside(t *testing.T) {
 	task := b.create(manual)
 	before := b.get(task.TaskID)
 	reassign := func(due *time.Time) error {
-		_, err := b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "ann", DueDate: due})
+		_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "ann", DueDate: due})
 		return err
 	}
 	create := func(due *time.Time) error {
@@ -44,11 +44,11 @@ func TestTimesFromOutside(t *testing.T) {
 		return err
 	}
 	rest := func(until *time.Time) error {
-		_, err := b.SetMaintenance(b.ctx, Maintenance{EventID: "e", At: time.Now(), Enabled: true, Lanes: []string{LaneManual}, Until: until})
+		_, err := b.Operators.SetMaintenance(b.ctx, Maintenance{EventID: "e", At: time.Now(), Enabled: true, Lanes: []string{LaneManual}, Until: until})
 		return err
 	}
 	redrive := func(since *time.Time) error {
-		_, err := b.Redrive(b.ctx, Ask{By: "eh"}, Redrive{Filter: &DeadLetterFilter{Since: *since}, Rate: 1})
+		_, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "eh"}, Redrive{Filter: &DeadLetterFilter{Since: *since}, Rate: 1})
 		return err
 	}
 	for _, text := range unsoundTimes {
@@ -146,7 +146,7 @@ func TestAssignmentsFromExecutors(t *testing.T) {
 	var invalid *Invalid
 	task := b.create(manual)
 	for _, to := range []Reassignment{{AssigneeID: strings.Repeat("a", 257)}, {GroupID: "a\nb"}} {
-		_, err := b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, to)
+		_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, to)
 		require.ErrorAs(t, err, &invalid)
 	}
 	require.Equal(t, task.Version, b.get(task.TaskID).Version)
@@ -175,7 +175,7 @@ func TestDurationsFromOutside(t *testing.T) {
 		require.ErrorAs(t, err, &invalid, path)
 		require.Equal(t, path, invalid.Violations[0].Path)
 	}
-	_, _, err := b.PutDefinition(b.ctx, "me", 0, Definition{ID: "d", Type: Automated, Version: "1.0.0", Timeout: -1, ExecutionConfig: ExecutionConfig{Executor: "noop"}})
+	_, _, err := b.Definitions.Put(b.ctx, "me", 0, Definition{ID: "d", Type: Automated, Version: "1.0.0", Timeout: -1, ExecutionConfig: ExecutionConfig{Executor: "noop"}})
 	require.ErrorContains(t, err, "a timeout is")
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM task"))
 }

@@ -15,12 +15,12 @@ import (
 const loadSpan = 90 * 24 * time.Hour
 
 // OpenTasks is how many manual tasks of the last 90 days each of these users has to do.
-func (t *Tasks) OpenTasks(ctx context.Context, users []string) (map[string]int, error) {
+func (w *Worklist) OpenTasks(ctx context.Context, users []string) (map[string]int, error) {
 	open := map[string]int{}
 	if len(users) == 0 {
 		return open, nil
 	}
-	rows, err := t.q.AssigneeLoad(ctx, db.AssigneeLoadParams{UserIds: users, Since: firstIDAt(time.Now().Add(-loadSpan))})
+	rows, err := w.t.q.AssigneeLoad(ctx, db.AssigneeLoadParams{UserIds: users, Since: firstIDAt(time.Now().Add(-loadSpan))})
 	if err != nil {
 		return nil, readError("what people have to do", err)
 	}

@@ -22,17 +22,17 @@ type Maintenance struct {
 
 // SetMaintenance notes it, for every process and beyond restarts, and wakes the lanes.
 // It returns how many lanes had not heard a newer word.
-func (t *Tasks) SetMaintenance(ctx context.Context, m Maintenance) (changed int, err error) {
+func (o *Operators) SetMaintenance(ctx context.Context, m Maintenance) (changed int, err error) {
 	until, err := timeAt("/until", m.Until)
 	if err != nil {
 		return 0, err
 	}
-	rows, err := t.q.MaintenanceSet(ctx, db.MaintenanceSetParams{
+	rows, err := o.t.q.MaintenanceSet(ctx, db.MaintenanceSetParams{
 		EventID: m.EventID, Lanes: m.Lanes, Enabled: m.Enabled, Until: until, Reason: m.Reason, Actor: m.By, SaidAt: m.At,
 	})
 	if err != nil {
 		return 0, readError("maintenance", err)
 	}
-	t.notify(ctx, channelLane, KindWorker) // the parked dequeues, which no lane's name wakes
+	o.t.notifier.notify(ctx, channelLane, KindWorker) // the parked dequeues, which no lane's name wakes
 	return len(rows), nil
 }

@@ -11,7 +11,7 @@ import (
 
 func (b *testBundle) maintain(enabled bool, lanes ...string) {
 	b.t.Helper()
-	changed, err := b.SetMaintenance(b.ctx, Maintenance{EventID: uuid.NewString(), At: time.Now(), Enabled: enabled, Lanes: lanes, By: "ops"})
+	changed, err := b.Operators.SetMaintenance(b.ctx, Maintenance{EventID: uuid.NewString(), At: time.Now(), Enabled: enabled, Lanes: lanes, By: "ops"})
 	require.NoError(b.t, err)
 	require.Equal(b.t, len(lanes), changed)
 }
@@ -85,7 +85,7 @@ func TestMaintenanceIsWhatWasSaidLast(t *testing.T) {
 					newer++
 				}
 			}
-			changed, err := b.SetMaintenance(b.ctx, Maintenance{
+			changed, err := b.Operators.SetMaintenance(b.ctx, Maintenance{
 				EventID: uuid.NewString(), At: base.Add(time.Duration(at-10) * time.Second), Enabled: w.on, Lanes: lanes, Until: w.until,
 			})
 			require.NoError(t, err)

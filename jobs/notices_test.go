@@ -246,7 +246,7 @@ func TestEscalation(t *testing.T) {
 	task := b.open(Assignment{AssigneeID: "ann", CandidateUsers: []string{"bob"}}, byChannels("push"), saying(func(c *ExecutionConfig) {
 		c.Escalation = &Escalation{Notify: []string{"boss", "ann"}, ReassignTo: &EscalationTarget{AssigneeID: "deputy"}}
 	}))
-	_, err := b.Claim(b.ctx, task.TaskID, asUI, bob)
+	_, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
 	require.NoError(t, err, "that it was begun does not keep it")
 	b.pass(task.TaskID, 100)
 	task = b.until(task.TaskID, "escalated", func(task db.Task) bool { return stringOf(task.AssigneeID) == "deputy" })
@@ -315,7 +315,7 @@ func TestALaterAssignmentSupersedesTheChain(t *testing.T) {
 	b.comes(task.TaskID)
 	old := ask[int64](b, "SELECT id FROM river_job WHERE kind = 'notice.deadline' AND state = 'scheduled'")
 	due := time.Now().Add(time.Hour)
-	_, err := b.Reassign(b.ctx, task.TaskID, asUI, Reassignment{AssigneeID: "bob", DueDate: &due})
+	_, err := b.Worklist.Reassign(b.ctx, task.TaskID, asUI, Reassignment{AssigneeID: "bob", DueDate: &due})
 	require.NoError(t, err)
 	b.tells(p, "ann assigned 0 in-app", "bob assigned 0 in-app")
 	b.comes(task.TaskID)
@@ -327,7 +327,7 @@ func TestALaterAssignmentSupersedesTheChain(t *testing.T) {
 	require.WithinDuration(t, time.Now().Add(30*time.Minute),
 		ask[time.Time](b, "SELECT scheduled_at FROM river_job WHERE kind = 'notice.deadline' AND state = 'scheduled'"), 5*time.Minute, "half of the new time")
 
-	_, err = b.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
+	_, err = b.Worklist.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
 	require.NoError(t, err)
 	b.exec("UPDATE river_job SET state = 'available', scheduled_at = now() WHERE kind = 'notice.deadline' AND state = 'scheduled'")
 	b.over()
@@ -435,9 +435,9 @@ func TestANoticeIsMootOnceTheTaskHasGoneOn(t *testing.T) {
 	b.notices(p)
 	done, moved := b.open(Assignment{AssigneeID: "ann"}), b.open(Assignment{AssigneeID: "ann"})
 	waitFor(t, "tries in vain", func() bool { return ask[int](b, "SELECT count(*) FROM notice WHERE tries > 0") == 2 })
-	_, err := b.Complete(b.ctx, done.TaskID, asUI, "ann", nil, "")
+	_, err := b.Worklist.Complete(b.ctx, done.TaskID, asUI, "ann", nil, "")
 	require.NoError(t, err)
-	_, err = b.Reassign(b.ctx, moved.TaskID, asUI, Reassignment{GroupID: "crew"})
+	_, err = b.Worklist.Reassign(b.ctx, moved.TaskID, asUI, Reassignment{GroupID: "crew"})
 	require.NoError(t, err)
 	b.exec("UPDATE river_job SET scheduled_at = now() WHERE kind = 'notice.send' AND state = 'available'")
 	waitFor(t, "them to be moot", func() bool { return ask[int](b, "SELECT count(*) FROM notice WHERE outcome = 'moot'") == 2 })

@@ -21,8 +21,8 @@ type Operation struct {
 }
 
 // Operation tells how far a redrive has come.
-func (t *Tasks) Operation(ctx context.Context, tenant string, id uuid.UUID) (Operation, error) {
-	return ReadOperation(ctx, t.q, tenant, id)
+func (d *DeadLetterOps) Operation(ctx context.Context, tenant string, id uuid.UUID) (Operation, error) {
+	return ReadOperation(ctx, d.t.q, tenant, id)
 }
 
 // ReadOperation is Operation by any connection.
@@ -46,21 +46,21 @@ func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UU
 
 // StopRedrive ends an operation: when it answers, nothing more of it moves. One
 // that has ended stays as it is.
-func (t *Tasks) StopRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
-	if err := t.stopRedrive(ctx, id, ask); err != nil {
+func (d *DeadLetterOps) StopRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
+	if err := d.stopRedrive(ctx, id, ask); err != nil {
 		return Operation{}, err
 	}
-	return t.Operation(ctx, ask.Tenant, id)
+	return d.Operation(ctx, ask.Tenant, id)
 }
 
 // stopRedrive waits for the step that is under way: it holds the row.
-func (t *Tasks) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
+func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
 	what := "operation " + id.String()
-	if _, err := t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
+	if _, err := d.t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
 		return readError(what, err)
 	}
 	for begun := time.Now(); ; {
-		err := t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason})
+		err := d.t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason})
 		switch {
 		case err == nil:
 			return nil
@@ -73,20 +73,20 @@ func (t *Tasks) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
 // UndoRedrive stops an operation and makes dead letters again of what it has put
 // back and nobody has begun, with the input and the error that they had. Undoing
 // again changes nothing.
-func (t *Tasks) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
+func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
 	what := "operation " + id.String()
-	if err := t.stopRedrive(ctx, id, ask); err != nil {
+	if err := d.stopRedrive(ctx, id, ask); err != nil {
 		return Operation{}, err
 	}
-	op, err := t.Operation(ctx, ask.Tenant, id)
+	op, err := d.Operation(ctx, ask.Tenant, id)
 	if err != nil || op.State == db.RedriveStateUNDONE {
 		return op, err
 	}
-	if err := t.recall(ctx, id); err != nil {
+	if err := d.recall(ctx, id); err != nil {
 		return Operation{}, err
 	}
 	for after := int32(0); ; {
-		rows, err := t.q.RedriveUndoable(ctx, db.RedriveUndoableParams{OperationID: id, After: after, Page: int32(stepOf(nil))}) //nolint:gosec // small
+		rows, err := d.t.q.RedriveUndoable(ctx, db.RedriveUndoableParams{OperationID: id, After: after, Page: int32(stepOf(nil))}) //nolint:gosec // small
 		if err != nil {
 			return Operation{}, readError(what, err)
 		}
@@ -94,19 +94,19 @@ func (t *Tasks) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operati
 			break
 		}
 		after = rows[len(rows)-1].N
-		if err := t.undo(ctx, id, ask, rows); err != nil {
+		if err := d.undo(ctx, id, ask, rows); err != nil {
 			return Operation{}, err
 		}
 	}
-	if err := t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: ask.By, UndoReason: ask.Reason}); err != nil {
+	if err := d.t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: ask.By, UndoReason: ask.Reason}); err != nil {
 		return Operation{}, readError(what, err)
 	}
-	return t.Operation(ctx, ask.Tenant, id)
+	return d.Operation(ctx, ask.Tenant, id)
 }
 
 // recall notes what a stopped operation has moved in a step whose note was lost.
-func (t *Tasks) recall(ctx context.Context, id uuid.UUID) error {
-	items, err := t.q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: id, Page: int32(stepOf(nil))}) //nolint:gosec // small
+func (d *DeadLetterOps) recall(ctx context.Context, id uuid.UUID) error {
+	items, err := d.t.q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: id, Page: int32(stepOf(nil))}) //nolint:gosec // small
 	if err != nil || len(items) == 0 {
 		return err
 	}
@@ -114,7 +114,7 @@ func (t *Tasks) recall(ctx context.Context, id uuid.UUID) error {
 	for _, item := range items { // a lost step is the first of what waits
 		doubtful[item.TaskID] = RejectedNotDeadLetter
 	}
-	if err := t.traced(ctx, id, doubtful, gone); err != nil {
+	if err := d.traced(ctx, id, doubtful, gone); err != nil {
 		return err
 	}
 	found := db.RedriveSettleParams{OperationID: id}
@@ -126,13 +126,13 @@ func (t *Tasks) recall(ctx context.Context, id uuid.UUID) error {
 	if len(found.Ns) == 0 {
 		return nil
 	}
-	if err := t.q.RedriveSettle(ctx, found); err != nil {
+	if err := d.t.q.RedriveSettle(ctx, found); err != nil {
 		return readError("operation "+id.String(), err)
 	}
 	return nil
 }
 
-func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.RedriveUndoableRow) error {
+func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.RedriveUndoableRow) error {
 	back := make([]*transition, len(rows))
 	for i, row := range rows {
 		var note outbox.RedrivenNote
@@ -149,7 +149,7 @@ func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.Redri
 		}
 	}
 	done := db.RedriveSettleParams{OperationID: id}
-	outs := t.applyAll(back)
+	outs := d.t.applyAll(back)
 	var lost error
 	for i, out := range outs {
 		switch {
@@ -160,7 +160,7 @@ func (t *Tasks) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.Redri
 		}
 	}
 	if len(done.Ns) > 0 {
-		if err := t.q.RedriveSettle(ctx, done); err != nil {
+		if err := d.t.q.RedriveSettle(ctx, done); err != nil {
 			return readError("operation "+id.String(), err)
 		}
 	}
@@ -189,7 +189,7 @@ const pacedFor = 2
 func (r *Runner) redrives(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "redrive", func(ctx context.Context) error {
 		for {
-			if more, err := r.tasks.redriveStep(ctx); err != nil || !more {
+			if more, err := r.tasks.DeadLetters.redriveStep(ctx); err != nil || !more {
 				return err
 			}
 		}
@@ -198,13 +198,13 @@ func (r *Runner) redrives(ctx context.Context) {
 
 // redriveStep moves the next few tasks of the operation that has waited longest.
 // It holds the operation's row meanwhile, so that a stop comes before it or after.
-func (t *Tasks) redriveStep(ctx context.Context) (more bool, err error) {
-	tx, err := t.pool.Begin(ctx)
+func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) {
+	tx, err := d.t.pool.Begin(ctx)
 	if err != nil {
 		return false, fmt.Errorf("redrive: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
-	q := t.q.WithTx(tx)
+	q := d.t.q.WithTx(tx)
 	found, err := q.RedriveNext(ctx)
 	if err != nil || len(found) == 0 {
 		return false, err
@@ -216,14 +216,14 @@ func (t *Tasks) redriveStep(ctx context.Context) (more bool, err error) {
 	}
 	saved := min(found[0].Elapsed, pacedFor)
 	n := min(int(saved*float64(op.Rate)), stepOf(patch))
-	pace := db.RedrivePaceParams{OperationID: op.OperationID, State: op.State, StoppedBy: t.cfg.ProcessID}
+	pace := db.RedrivePaceParams{OperationID: op.OperationID, State: op.State, StoppedBy: d.t.cfg.ProcessID}
 	if op.State == db.RedriveStateCANARY {
-		if n, err = t.canary(ctx, q, op, &pace, n); err != nil {
+		if n, err = d.canary(ctx, q, op, &pace, n); err != nil {
 			return false, err
 		}
 	}
 	if n > 0 {
-		moved, locked, err := t.redriveSome(ctx, q, op, patch, n)
+		moved, locked, err := d.redriveSome(ctx, q, op, patch, n)
 		if err != nil {
 			return false, err
 		}
@@ -242,7 +242,7 @@ func (t *Tasks) redriveStep(ctx context.Context) (more bool, err error) {
 
 // canary says how many more may go while the first few are watched, and what the
 // operation becomes when it is known how they ended.
-func (t *Tasks) canary(ctx context.Context, q *db.Queries, op db.RedriveOperation, pace *db.RedrivePaceParams, n int) (int, error) {
+func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.RedriveOperation, pace *db.RedrivePaceParams, n int) (int, error) {
 	c, err := q.RedriveCount(ctx, op.OperationID)
 	if err != nil {
 		return 0, fmt.Errorf("redrive %s: %w", op.OperationID, err)
@@ -256,7 +256,7 @@ func (t *Tasks) canary(ctx context.Context, q *db.Queries, op db.RedriveOperatio
 	case float64(c.Failed) > op.CanaryRatio*float64(out):
 		pace.State = db.RedriveStateSTOPPED
 		pace.StopReason = fmt.Sprintf("canary: %d of %d failed", c.Failed, out)
-		t.cfg.Logger.Warn("a redrive was stopped by its canary", "operation", op.OperationID, "failed", c.Failed, "of", out)
+		d.t.cfg.Logger.Warn("a redrive was stopped by its canary", "operation", op.OperationID, "failed", c.Failed, "of", out)
 		return 0, nil
 	case c.Redriven < op.CanaryCount && c.Waiting > 0:
 		return min(n, int(op.CanaryCount-c.Redriven)), nil
@@ -272,7 +272,7 @@ func (t *Tasks) canary(ctx context.Context, q *db.Queries, op db.RedriveOperatio
 
 // redriveSome takes the next tasks of an operation, and says how many there were, and
 // whether somebody had locked some of them: these wait for another step.
-func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (taken int, locked bool, err error) {
+func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (taken int, locked bool, err error) {
 	items, err := q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: op.OperationID, Page: int32(n)}) //nolint:gosec // at most a step
 	if err != nil || len(items) == 0 {
 		return 0, false, err
@@ -281,7 +281,7 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 	for i, item := range items {
 		ids[i] = item.TaskID
 	}
-	known, err := t.candidates(ctx, ids, patch)
+	known, err := d.candidates(ctx, ids, patch)
 	if err != nil {
 		return 0, false, err
 	}
@@ -290,14 +290,14 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 	var going []*transition
 	for _, id := range ids {
 		row := known[id]
-		code, input, err := t.fits(ctx, op.TenantID, row, patch)
+		code, input, err := d.fits(ctx, op.TenantID, row, patch)
 		if err != nil {
 			return 0, false, err
 		}
 		if refused[id] = code; code != "" {
 			continue
 		}
-		m, err := t.redriveTransition(ctx, op, row, input)
+		m, err := d.redriveTransition(ctx, op, row, input)
 		if err != nil {
 			return 0, false, err
 		}
@@ -306,7 +306,7 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 	}
 	gone := map[uuid.UUID]int32{}
 	waiting := map[uuid.UUID]bool{}
-	for i, out := range t.applyAll(going) {
+	for i, out := range d.t.applyAll(going) {
 		switch {
 		case isLockTimeout(out.err):
 			waiting[going[i].task], locked = true, true
@@ -318,7 +318,7 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 			refused[going[i].task] = RejectedNotDeadLetter
 		}
 	}
-	if err := t.traced(ctx, op.OperationID, refused, gone); err != nil {
+	if err := d.traced(ctx, op.OperationID, refused, gone); err != nil {
 		return 0, false, err
 	}
 	for _, item := range items {
@@ -338,7 +338,7 @@ func (t *Tasks) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOpe
 }
 
 // traced finds what this very operation moved before, in a step whose note was lost.
-func (t *Tasks) traced(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
+func (d *DeadLetterOps) traced(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
 	var doubtful []uuid.UUID
 	for id, code := range refused {
 		if code != "" {
@@ -348,7 +348,7 @@ func (t *Tasks) traced(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]
 	if doubtful == nil {
 		return nil
 	}
-	rows, err := t.q.RedriveTrace(ctx, db.RedriveTraceParams{TaskIds: doubtful, OperationID: op.String()})
+	rows, err := d.t.q.RedriveTrace(ctx, db.RedriveTraceParams{TaskIds: doubtful, OperationID: op.String()})
 	if err != nil {
 		return fmt.Errorf("redrive %s: %w", op, err)
 	}

@@ -15,11 +15,14 @@ import (
 // name. It is the first of three layers: triggers see what comes another way (see
 // signal.go), and the reconciler what they cannot see.
 
+// Operators is what operators ask for many tasks at once.
+type Operators struct{ t *Tasks }
+
 // CancelJobs cancels the tasks behind jobs, and lays dead letters aside. verb is what
 // was asked (cancelled, deleted). A job that is no task's, or whose task has gone on,
 // is left alone.
-func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) error {
-	rows, err := t.q.JobTasks(ctx, ids)
+func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string) error {
+	rows, err := o.t.q.JobTasks(ctx, ids)
 	if err != nil {
 		return readError("tasks of jobs", err)
 	}
@@ -29,7 +32,7 @@ func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) er
 		switch {
 		case !row.Current:
 		case row.Kind == KindDeadLetter:
-			_, err := t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
+			_, err := o.t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
 				TaskID: row.TaskID, TenantID: row.TenantID, WantJob: row.JobID, Actor: by, Reason: reason,
 			})
 			if err != nil {
@@ -45,7 +48,7 @@ func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) er
 		}
 	}
 	var failed []error
-	for i, out := range t.applyAll(moves) {
+	for i, out := range o.t.applyAll(moves) {
 		if out.err != nil {
 			failed = append(failed, fmt.Errorf("cancel task %s: %w", moves[i].task, out.err))
 		}
@@ -56,8 +59,8 @@ func (t *Tasks) CancelJobs(ctx context.Context, ids []int64, by, verb string) er
 // RetryJobs redrives the tasks behind jobs that have failed for good, and returns the
 // other jobs that may be retried in the queue: those that wait for their time, and
 // those that are no task's. The job of an attempt that is over is nobody's token.
-func (t *Tasks) RetryJobs(ctx context.Context, ids []int64, by string) (rest []int64, err error) {
-	rows, err := t.q.JobTasks(ctx, ids)
+func (o *Operators) RetryJobs(ctx context.Context, ids []int64, by string) (rest []int64, err error) {
+	rows, err := o.t.q.JobTasks(ctx, ids)
 	if err != nil {
 		return nil, readError("tasks of jobs", err)
 	}
@@ -76,7 +79,7 @@ func (t *Tasks) RetryJobs(ctx context.Context, ids []int64, by string) (rest []i
 	}
 	for tenant, tasks := range dead {
 		r := Redrive{TaskIDs: tasks, Rate: MostRedriven}
-		if _, err := t.Redrive(ctx, Ask{Tenant: tenant, By: by, Reason: "the job was retried in River UI"}, r); err != nil {
+		if _, err := o.t.DeadLetters.Redrive(ctx, Ask{Tenant: tenant, By: by, Reason: "the job was retried in River UI"}, r); err != nil {
 			return nil, err
 		}
 	}

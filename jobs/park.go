@@ -42,10 +42,10 @@ const (
 
 // claimForWorker is WorkerClaim without the jobs that it has held back. Where there were only
 // such jobs, it looks further.
-func (t *Tasks) claimForWorker(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
+func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
 	p.Walk = p.Most
 	for range parkPages {
-		rows, err := t.q.WorkerClaim(ctx, p)
+		rows, err := l.t.q.WorkerClaim(ctx, p)
 		if err != nil {
 			return nil, err //nolint:wrapcheck // the caller wraps it
 		}

@@ -69,24 +69,27 @@ func PauseOf(row db.Pause) Pause {
 	return p
 }
 
+// Pauses holds back queues, definitions and tasks, and lets them go on.
+type Pauses struct{ t *Tasks }
+
 // PauseQueue pauses a queue of River's, for all tenants. A queue that is paused stays as it is,
 // and the first pause is returned. ErrNotFound: there is no such queue.
-func (t *Tasks) PauseQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
-	return t.pauseQueue(ctx, name, ask, (*db.Queries).QueuePause)
+func (p *Pauses) PauseQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
+	return p.changeQueue(ctx, name, ask, (*db.Queries).QueuePause)
 }
 
 // ResumeQueue resumes a queue. One that is not paused stays as it is, and its last pause is
 // returned. ErrNotFound: there is no such queue. ErrNeverPaused: it has never been paused.
-func (t *Tasks) ResumeQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
-	out, err := t.pauseQueue(ctx, name, ask, (*db.Queries).QueueResume)
+func (p *Pauses) ResumeQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
+	out, err := p.changeQueue(ctx, name, ask, (*db.Queries).QueueResume)
 	if err == nil {
-		t.notifyQueues(ctx, name)
+		p.t.notifyQueues(ctx, name)
 	}
 	return out, err
 }
 
-func (t *Tasks) pauseQueue(ctx context.Context, name string, ask Ask, change func(*db.Queries, context.Context, string) (int64, error)) (Pause, error) {
-	return t.pauses(ctx, "queue "+name, ask, func(q *db.Queries) (db.Pause, error) {
+func (p *Pauses) changeQueue(ctx context.Context, name string, ask Ask, change func(*db.Queries, context.Context, string) (int64, error)) (Pause, error) {
+	return p.change(ctx, "queue "+name, ask, func(q *db.Queries) (db.Pause, error) {
 		// The trigger of river_queue writes the pause.
 		if err := q.PauseBy(ctx, db.PauseByParams{Actor: ask.By, Reason: ask.Reason}); err != nil {
 			return db.Pause{}, err
@@ -115,41 +118,41 @@ func lastPause(ctx context.Context, q *db.Queries, scope PauseScope, tenant, nam
 // own tasks. A caller without a tenant pauses the platform's definition, for the tasks of all
 // tenants that were made under it. Pausing again changes nothing and returns the first pause.
 // ErrNotFound: the tenant has no such definition.
-func (t *Tasks) PauseDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
-	if _, err := t.GetDefinition(ctx, ask.Tenant, id); err != nil {
+func (p *Pauses) PauseDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
+	if _, err := p.t.Definitions.Get(ctx, ask.Tenant, id); err != nil {
 		return Pause{}, err
 	}
-	return t.putPause(ctx, PauseOfDefinition, id, ask)
+	return p.put(ctx, PauseOfDefinition, id, ask)
 }
 
 // ResumeDefinition ends the pause of a definition and makes the jobs available that were held
 // back for it. Resuming again changes nothing and returns the last pause. ErrNeverPaused: the
 // tenant has never paused it.
-func (t *Tasks) ResumeDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
-	return t.endPause(ctx, PauseOfDefinition, id, ask)
+func (p *Pauses) ResumeDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
+	return p.end(ctx, PauseOfDefinition, id, ask)
 }
 
 // PauseTask holds back the next attempt of a task. Pausing again changes nothing and returns
 // the first pause. ErrNotFound: the tenant has no such task. A *Conflict: the task has ended.
-func (t *Tasks) PauseTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
-	task, err := t.Get(ctx, ask.Tenant, id)
+func (p *Pauses) PauseTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
+	task, err := p.t.Get(ctx, ask.Tenant, id)
 	if err != nil {
 		return Pause{}, err
 	}
 	if s := Status(task.Status); s.Terminal() {
 		return Pause{}, &Conflict{Message: fmt.Sprintf("task %s has ended: it is %s, and has nothing to hold back", id, s)}
 	}
-	return t.putPause(ctx, PauseOfTask, id.String(), ask)
+	return p.put(ctx, PauseOfTask, id.String(), ask)
 }
 
 // ResumeTask ends the pause of a task. Resuming again changes nothing and returns the last
 // pause. ErrNeverPaused: the tenant has no such task, or has never paused it.
-func (t *Tasks) ResumeTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
-	return t.endPause(ctx, PauseOfTask, id.String(), ask)
+func (p *Pauses) ResumeTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
+	return p.end(ctx, PauseOfTask, id.String(), ask)
 }
 
-func (t *Tasks) putPause(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
-	return t.pauses(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+func (p *Pauses) put(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
+	return p.change(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
 		return q.PausePut(ctx, db.PausePutParams{
 			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
 		})
@@ -160,8 +163,8 @@ func (t *Tasks) putPause(ctx context.Context, scope PauseScope, name string, ask
 // processes' ticks.
 const releaseTime = 2 * time.Second
 
-func (t *Tasks) endPause(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
-	out, err := t.pauses(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
+	out, err := p.change(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
 		row, err := q.PauseEnd(ctx, db.PauseEndParams{
 			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
 		})
@@ -176,17 +179,17 @@ func (t *Tasks) endPause(ctx context.Context, scope PauseScope, name string, ask
 
 	released, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
-	if err := t.release(released); err != nil {
-		t.cfg.Logger.Warn("jobs that were held back are released at the next tick", "error", err)
+	if err := p.release(released); err != nil {
+		p.t.cfg.Logger.Warn("jobs that were held back are released at the next tick", "error", err)
 	}
 	return out, nil
 }
 
 // pauses makes a change of table pause, and keeps the answer to the call in the same commit. A
 // row that somebody has locked is waited for: who holds jobs back locks pauses for a moment.
-func (t *Tasks) pauses(ctx context.Context, what string, ask Ask, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
+func (p *Pauses) change(ctx context.Context, what string, ask Ask, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
 	for begun := time.Now(); ; {
-		err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+		err = pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 			return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 				row, err := change(q)
 				if err != nil {
@@ -209,8 +212,8 @@ func (t *Tasks) pauses(ctx context.Context, what string, ask Ask, change func(q 
 
 // release makes the jobs available that are held back for resumed pauses alone. A job that
 // another pause in force holds back stays. Safe to call from any process at any time.
-func (t *Tasks) release(ctx context.Context) error {
-	ids, err := t.q.PauseUnreleased(ctx)
+func (p *Pauses) release(ctx context.Context) error {
+	ids, err := p.t.q.PauseUnreleased(ctx)
 	if err != nil || len(ids) == 0 {
 		return err
 	}
@@ -219,7 +222,7 @@ func (t *Tasks) release(ctx context.Context) error {
 	locked := int64(0)
 	for more := true; more; {
 		var n int64
-		if n, more, err = t.releasePage(ctx, &at); err != nil {
+		if n, more, err = p.releasePage(ctx, &at); err != nil {
 			return err
 		}
 		locked += n
@@ -228,7 +231,7 @@ func (t *Tasks) release(ctx context.Context) error {
 	if locked > 0 {
 		return nil // somebody acts on these jobs this moment: they are looked at again
 	}
-	if err := t.q.PauseReleased(ctx, ids); err != nil {
+	if err := p.t.q.PauseReleased(ctx, ids); err != nil {
 		return fmt.Errorf("note that pauses are released: %w", err)
 	}
 	return nil
@@ -237,8 +240,8 @@ func (t *Tasks) release(ctx context.Context) error {
 // releasePage releases a page of the jobs that are held back, and moves at behind it; at the end
 // of all, back to the beginning. locked is how many jobs it would have released that somebody
 // else has locked.
-func (t *Tasks) releasePage(ctx context.Context, at *db.PauseReleaseParams) (locked int64, more bool, err error) {
-	page, err := retryDeadlock(ctx, func() (db.PauseReleaseRow, error) { return t.q.PauseRelease(ctx, *at) })
+func (p *Pauses) releasePage(ctx context.Context, at *db.PauseReleaseParams) (locked int64, more bool, err error) {
+	page, err := retryDeadlock(ctx, func() (db.PauseReleaseRow, error) { return p.t.q.PauseRelease(ctx, *at) })
 	if errors.Is(err, pgx.ErrNoRows) {
 		*at = db.PauseReleaseParams{}
 		return 0, false, nil
@@ -247,7 +250,7 @@ func (t *Tasks) releasePage(ctx context.Context, at *db.PauseReleaseParams) (loc
 		return 0, false, fmt.Errorf("release jobs that were held back: %w", err)
 	}
 
-	t.notifyQueues(ctx, page.Queues...)
+	p.t.notifyQueues(ctx, page.Queues...)
 	*at = db.PauseReleaseParams{
 		AfterQueue: page.Queue, AfterKind: page.Kind, AfterPriority: page.Priority, AfterAt: page.ScheduledAt, AfterID: page.ID,
 	}
@@ -270,10 +273,10 @@ func (t *Tasks) notifyQueues(ctx context.Context, queues ...string) {
 func (r *Runner) releases(ctx context.Context) {
 	var at db.PauseReleaseParams
 	r.every(ctx, r.cfg.Tick, "release jobs that were held back", func(ctx context.Context) error {
-		if err := r.tasks.release(ctx); err != nil {
+		if err := r.tasks.Pauses.release(ctx); err != nil {
 			return err
 		}
-		_, _, err := r.tasks.releasePage(ctx, &at)
+		_, _, err := r.tasks.Pauses.releasePage(ctx, &at)
 		return err
 	})
 }

@@ -57,7 +57,7 @@ func TestPausedDefinitionsTasksDoNotBegin(t *testing.T) {
 	registrations[executorGo] = Registration{Executor: counts, Handlers: func() []string { return []string{"invoice"} }}
 	for _, executor := range []string{"noop", executorGo, "manual", ExecutorWorker} {
 		define(t, b, pausable(executor, executor))
-		p, err := b.PauseDefinition(b.ctx, executor, because)
+		p, err := b.Pauses.PauseDefinition(b.ctx, executor, because)
 		require.NoError(t, err)
 		require.Equal(t, []any{PauseOfDefinition, executor, "ops", because.Reason}, []any{p.Scope, p.Name, p.PausedBy, p.Reason})
 		require.Nil(t, p.ResumedAt)
@@ -97,7 +97,7 @@ func TestPausedDefinitionsTasksDoNotBegin(t *testing.T) {
 	requireBooks(t, b.pool)
 
 	for _, executor := range []string{"noop", executorGo, "manual", ExecutorWorker} {
-		p, err := b.ResumeDefinition(b.ctx, executor, Ask{By: "dev", Reason: "mended"})
+		p, err := b.Pauses.ResumeDefinition(b.ctx, executor, Ask{By: "dev", Reason: "mended"})
 		require.NoError(t, err)
 		require.Equal(t, []string{"ops", "dev", "mended"}, []string{p.PausedBy, p.ResumedBy, p.ResumeReason})
 		require.NotNil(t, p.ResumedAt)
@@ -117,7 +117,7 @@ func TestPausedDefinitionsTasksDoNotBegin(t *testing.T) {
 }
 
 func (b *testBundle) completeLease(l Lease) error {
-	_, err := b.CompleteLease(b.ctx, "", l.Token, json.RawMessage(`{}`))
+	_, err := b.Leases.Complete(b.ctx, "", l.Token, json.RawMessage(`{}`))
 	return err
 }
 
@@ -140,9 +140,9 @@ func TestPausedTaskFinishesItsAttemptAndWaits(t *testing.T) {
 	other := b.create()
 	receive(t, started)
 	receive(t, started)
-	_, err := b.PauseTask(b.ctx, task.TaskID, because)
+	_, err := b.Pauses.PauseTask(b.ctx, task.TaskID, because)
 	require.NoError(t, err)
-	again, err := b.PauseTask(b.ctx, task.TaskID, Ask{By: "another", Reason: "too"})
+	again, err := b.Pauses.PauseTask(b.ctx, task.TaskID, Ask{By: "another", Reason: "too"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"ops", because.Reason}, []string{again.PausedBy, again.Reason}, "the first pause stands")
 	answer <- broken
@@ -152,24 +152,24 @@ func TestPausedTaskFinishesItsAttemptAndWaits(t *testing.T) {
 	require.EqualValues(t, 1, b.get(task.TaskID).Attempt)
 
 	resume := func() {
-		p, err := b.ResumeTask(b.ctx, task.TaskID, because)
+		p, err := b.Pauses.ResumeTask(b.ctx, task.TaskID, because)
 		require.NoError(t, err)
 		require.NotNil(t, p.ResumedAt)
-		p2, err := b.ResumeTask(b.ctx, task.TaskID, Ask{By: "another", Reason: "too"})
+		p2, err := b.Pauses.ResumeTask(b.ctx, task.TaskID, Ask{By: "another", Reason: "too"})
 		require.NoError(t, err)
 		require.Equal(t, p, p2, "the last pause, as it ended")
 	}
 	resume()
 	receive(t, started)
-	_, err = b.PauseTask(b.ctx, task.TaskID, because)
+	_, err = b.Pauses.PauseTask(b.ctx, task.TaskID, because)
 	require.NoError(t, err)
 	answer <- broken
 	b.becomes(task.TaskID, Failed)
 	var conflict *Conflict
-	_, err = b.PauseTask(b.ctx, task.TaskID, because)
+	_, err = b.Pauses.PauseTask(b.ctx, task.TaskID, because)
 	require.ErrorAs(t, err, &conflict, "it has ended")
 
-	_, err = b.Redrive(b.ctx, Ask{By: "error-handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{task.TaskID}, Rate: 1000})
+	_, err = b.DeadLetters.Redrive(b.ctx, Ask{By: "error-handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{task.TaskID}, Rate: 1000})
 	require.NoError(t, err)
 	b.heldBack(1)
 	resume()
@@ -195,44 +195,44 @@ func TestPausesOfTenants(t *testing.T) {
 	}
 	as := func(tenant string) Ask { return Ask{Tenant: tenant, By: "ops", Reason: "r"} }
 
-	_, err := b.PauseDefinition(b.ctx, "own", as(""))
+	_, err := b.Pauses.PauseDefinition(b.ctx, "own", as(""))
 	require.ErrorIs(t, err, ErrNotFound, "the tenant's definition is nobody else's")
-	_, err = b.PauseDefinition(b.ctx, "shared", as("acme"))
+	_, err = b.Pauses.PauseDefinition(b.ctx, "shared", as("acme"))
 	require.NoError(t, err)
 	mine, theirs, nobodys := b.create(of("shared"), tenant("acme")), b.create(of("shared"), tenant("mallory")), b.create(of("shared"))
 	stands(theirs, Completed)
 	stands(nobodys, Completed)
 	b.heldBack(1)
-	_, err = b.ResumeDefinition(b.ctx, "shared", as("mallory"))
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "shared", as("mallory"))
 	require.ErrorIs(t, err, ErrNotFound)
-	_, err = b.ResumeDefinition(b.ctx, "shared", as(""))
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "shared", as(""))
 	require.ErrorIs(t, err, ErrNotFound)
 	b.heldBack(1)
 
 	// Under two pauses a task waits for the end of both.
-	_, err = b.PauseDefinition(b.ctx, "shared", as(""))
+	_, err = b.Pauses.PauseDefinition(b.ctx, "shared", as(""))
 	require.NoError(t, err)
 	second := b.create(of("shared"), tenant("mallory"))
 	b.heldBack(2)
-	_, err = b.ResumeDefinition(b.ctx, "shared", as("acme"))
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "shared", as("acme"))
 	require.NoError(t, err)
 	b.heldBack(2)
-	_, err = b.PauseTask(b.ctx, mine.TaskID, as("mallory"))
+	_, err = b.Pauses.PauseTask(b.ctx, mine.TaskID, as("mallory"))
 	require.ErrorIs(t, err, ErrNotFound)
-	_, err = b.PauseTask(b.ctx, mine.TaskID, as("acme"))
+	_, err = b.Pauses.PauseTask(b.ctx, mine.TaskID, as("acme"))
 	require.NoError(t, err)
-	_, err = b.ResumeDefinition(b.ctx, "shared", as(""))
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "shared", as(""))
 	require.NoError(t, err)
 	stands(second, Completed)
 	b.heldBack(1)
-	_, err = b.ResumeTask(b.ctx, mine.TaskID, as("acme"))
+	_, err = b.Pauses.ResumeTask(b.ctx, mine.TaskID, as("acme"))
 	require.NoError(t, err)
 	stands(mine, Completed)
 	waitFor(t, "every pause to be released", func() bool { return ask[int](b, "SELECT count(*) FROM pause WHERE NOT released") == 0 })
 
 	// A definition of the tenant's own is not the platform's.
 	b.defineFor("acme", pausable("shared", "noop"))
-	_, err = b.PauseDefinition(b.ctx, "shared", as(""))
+	_, err = b.Pauses.PauseDefinition(b.ctx, "shared", as(""))
 	require.NoError(t, err)
 	stands(b.create(of("shared"), tenant("acme")), Completed)
 }
@@ -242,7 +242,7 @@ func TestResumeOfAKilledProcessIsReleasedByAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	define(t, b, pausable("held", "noop"))
-	_, err := b.PauseDefinition(b.ctx, "held", because)
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	w := b.work(noop(does(`{}`, nil)))
 	var tasks []db.Task
@@ -270,7 +270,7 @@ func TestLockedJobIsReleasedLater(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	define(t, b, pausable("held", "noop"))
-	_, err := b.PauseDefinition(b.ctx, "held", because)
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	task := b.create(of("held"))
 	w := b.work(noop(does(`{}`, nil)))
@@ -280,13 +280,13 @@ func TestLockedJobIsReleasedLater(t *testing.T) {
 	require.NoError(t, pgx.BeginFunc(b.ctx, b.pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(b.ctx, "SELECT FROM river_job WHERE id = $1 FOR UPDATE", task.JobID)
 		require.NoError(t, err)
-		_, err = b.ResumeDefinition(b.ctx, "held", because)
+		_, err = b.Pauses.ResumeDefinition(b.ctx, "held", because)
 		return err
 	}))
 	require.Equal(t, []any{1, 0}, []any{
 		ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'pending'"), ask[int](b, "SELECT count(*) FROM pause WHERE released"),
 	})
-	require.NoError(t, b.release(b.ctx))
+	require.NoError(t, b.Pauses.release(b.ctx))
 	require.Equal(t, []any{0, 1}, []any{
 		ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'pending'"), ask[int](b, "SELECT count(*) FROM pause WHERE released"),
 	})
@@ -297,7 +297,7 @@ func TestDeletedPauseHoldsNothingBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	define(t, b, pausable("held", "noop"))
-	_, err := b.PauseDefinition(b.ctx, "held", because)
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	b.work(noop(does(`{}`, nil)))
 	task := b.create(of("held"))
@@ -312,7 +312,7 @@ func TestResumeBetweenClaimAndHold(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	define(t, b, pausable("held", executorGo))
-	_, err := b.PauseDefinition(b.ctx, "held", because)
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	task := b.create(of("held"))
 	kind := someKind(executorGo, "invoice")
@@ -321,7 +321,7 @@ func TestResumeBetweenClaimAndHold(t *testing.T) {
 	require.Len(t, rows, 1)
 	require.True(t, rows[0].Paused)
 
-	_, err = b.ResumeDefinition(b.ctx, "held", because)
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	parked, err := b.q.LanePark(b.ctx, db.LaneParkParams{JobIds: []int64{task.JobID}, Kind: kind, ExecutorID: "p1"})
 	require.NoError(t, err)
@@ -336,7 +336,7 @@ func TestDequeuePassesPausedTasks(t *testing.T) {
 	for _, id := range []string{"held", "free"} {
 		define(t, b, pausable(id, ExecutorWorker))
 	}
-	_, err := b.PauseDefinition(b.ctx, "held", because)
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	for range 30 {
 		b.create(of("held"))
@@ -353,12 +353,12 @@ func TestDequeuePassesPausedTasks(t *testing.T) {
 
 	got := make(chan []Lease, 1)
 	go func() {
-		found, err := b.Lease(b.ctx, LeaseRequest{Worker: "w", Most: 100, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
+		found, err := b.Leases.Acquire(b.ctx, LeaseRequest{Worker: "w", Most: 100, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
 		if err == nil {
 			got <- found
 		}
 	}()
-	_, err = b.ResumeDefinition(b.ctx, "held", because)
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	require.NotEmpty(t, receive(t, got))
 }
@@ -369,13 +369,13 @@ func TestOperatorsAndHeldJobs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	define(t, b, pausable("held", "noop"))
-	_, err := b.PauseDefinition(b.ctx, "held", because)
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	b.work(noop(does(`{}`, nil)))
 	cancelled, deleted, ended, retried, lost := b.create(of("held")), b.create(of("held")), b.create(of("held")), b.create(of("held")), b.create(of("held"))
 	b.heldBack(5)
 
-	require.NoError(t, b.CancelJobs(b.ctx, []int64{cancelled.JobID}, "river-ui:o", "cancelled"))
+	require.NoError(t, b.Operators.CancelJobs(b.ctx, []int64{cancelled.JobID}, "river-ui:o", "cancelled"))
 	_, river := b.outsiders()
 	_, err = river.JobDelete(b.ctx, deleted.JobID)
 	require.NoError(t, err)
@@ -385,7 +385,7 @@ func TestOperatorsAndHeldJobs(t *testing.T) {
 		b.becomes(task.TaskID, Cancelled)
 	}
 	b.force("DELETE FROM river_job WHERE id = $1", lost.JobID) // the reconciler gives it another, which is held back too
-	rest, err := b.RetryJobs(b.ctx, []int64{retried.JobID}, "river-ui:o")
+	rest, err := b.Operators.RetryJobs(b.ctx, []int64{retried.JobID}, "river-ui:o")
 	require.NoError(t, err)
 	require.Equal(t, []int64{retried.JobID}, rest)
 	_, err = river.JobRetry(b.ctx, retried.JobID)
@@ -394,7 +394,7 @@ func TestOperatorsAndHeldJobs(t *testing.T) {
 	b.heldBack(2)
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM task_attempt"))
 
-	_, err = b.ResumeDefinition(b.ctx, "held", because)
+	_, err = b.Pauses.ResumeDefinition(b.ctx, "held", because)
 	require.NoError(t, err)
 	b.becomes(retried.TaskID, Completed)
 	b.becomes(lost.TaskID, Completed)
@@ -412,21 +412,21 @@ func TestQueuePausesAreRecorded(t *testing.T) {
 	me := ask[string](b, "SELECT 'role:' || session_user")
 	b.exec("UPDATE river_queue SET paused_at = now() WHERE name = $1", LaneAutomated)
 	require.Equal(t, LaneAutomated+" t "+me+" ", rows())
-	p, err := b.PauseQueue(b.ctx, LaneAutomated, because)
+	p, err := b.Pauses.PauseQueue(b.ctx, LaneAutomated, because)
 	require.NoError(t, err)
 	require.Equal(t, []any{me, "", PauseOfQueue}, []any{p.PausedBy, p.Reason, p.Scope}, "the first pause stands")
 	b.work(noop(does(`{}`, nil)))
 	task := b.create()
 	require.Equal(t, Pending, Status(b.get(task.TaskID).Status))
-	p, err = b.ResumeQueue(b.ctx, LaneAutomated, Ask{By: "dev", Reason: "mended"})
+	p, err = b.Pauses.ResumeQueue(b.ctx, LaneAutomated, Ask{By: "dev", Reason: "mended"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"dev", "mended"}, []string{p.ResumedBy, p.ResumeReason})
-	again, err := b.ResumeQueue(b.ctx, LaneAutomated, because)
+	again, err := b.Pauses.ResumeQueue(b.ctx, LaneAutomated, because)
 	require.NoError(t, err)
 	require.Equal(t, p, again)
 	b.becomes(task.TaskID, Completed)
 
-	_, err = b.PauseQueue(b.ctx, LaneManual, because)
+	_, err = b.Pauses.PauseQueue(b.ctx, LaneManual, because)
 	require.NoError(t, err)
 	b.exec("UPDATE river_queue SET paused_at = NULL WHERE name = $1", LaneManual)
 	require.Equal(t, LaneAutomated+" f "+me+"  dev mended; "+LaneManual+" f ops "+because.Reason+" "+me+" ", rows())
@@ -434,13 +434,13 @@ func TestQueuePausesAreRecorded(t *testing.T) {
 	b.exec("DELETE FROM river_queue WHERE name = $1", LaneManual)
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM pause WHERE resumed_at IS NULL OR NOT released"))
 
-	for _, do := range []func(context.Context, string, Ask) (Pause, error){b.PauseQueue, b.ResumeQueue, b.PauseDefinition, b.ResumeDefinition} {
+	for _, do := range []func(context.Context, string, Ask) (Pause, error){b.Pauses.PauseQueue, b.Pauses.ResumeQueue, b.Pauses.PauseDefinition, b.Pauses.ResumeDefinition} {
 		_, err = do(b.ctx, "nowhere", because)
 		require.ErrorIs(t, err, ErrNotFound)
 	}
-	_, err = b.ResumeQueue(b.ctx, LaneRetry, because)
+	_, err = b.Pauses.ResumeQueue(b.ctx, LaneRetry, because)
 	require.ErrorIs(t, err, ErrNotFound, "never paused")
-	_, err = b.PauseTask(b.ctx, uuid.New(), because)
+	_, err = b.Pauses.PauseTask(b.ctx, uuid.New(), because)
 	require.ErrorIs(t, err, ErrNotFound)
 }
 
@@ -477,7 +477,7 @@ func TestPausesRaceWithClaims(t *testing.T) {
 	for round := range rounds {
 		p := []*testBundle{b, other}[round%2]
 		for _, definition := range []string{"held", "remote"} {
-			_, err := p.PauseDefinition(p.ctx, definition, because)
+			_, err := p.Pauses.PauseDefinition(p.ctx, definition, because)
 			require.NoError(t, err)
 		}
 		if round%50 == 25 {
@@ -486,7 +486,7 @@ func TestPausesRaceWithClaims(t *testing.T) {
 			require.Empty(t, report.Offending())
 		}
 		for _, definition := range []string{"held", "remote"} {
-			_, err := p.ResumeDefinition(p.ctx, definition, because)
+			_, err := p.Pauses.ResumeDefinition(p.ctx, definition, because)
 			require.NoError(t, err)
 		}
 	}
@@ -502,7 +502,7 @@ func TestPausesRaceWithClaims(t *testing.T) {
 // workRemotely leases and completes until ctx ends.
 func (b *testBundle) workRemotely(ctx context.Context) error {
 	for ctx.Err() == nil {
-		found, err := b.Lease(ctx, LeaseRequest{Worker: "w", Most: 5, Wait: 50 * time.Millisecond, Select: []Selection{{Lane: LaneAutomated}}})
+		found, err := b.Leases.Acquire(ctx, LeaseRequest{Worker: "w", Most: 5, Wait: 50 * time.Millisecond, Select: []Selection{{Lane: LaneAutomated}}})
 		if err != nil && ctx.Err() == nil {
 			return err
 		}

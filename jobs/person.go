@@ -44,17 +44,21 @@ func (p Person) mayClaim(task db.Task) bool {
 	return slices.ContainsFunc(task.OpenFor, func(who string) bool { return slices.Contains(names, who) })
 }
 
+// Worklist is the work of people: the manual tasks that are assigned to them, or wait for one
+// of them.
+type Worklist struct{ t *Tasks }
+
 // Claim begins an ASSIGNED manual task for one of those whom it waits for, and
 // makes it theirs. Claiming what one has claimed changes nothing.
-func (t *Tasks) Claim(ctx context.Context, id uuid.UUID, ask Ask, who Person) (db.Task, error) {
-	return t.applyForPerson(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
-		return t.claimTransition(ctx, task, heldBy, who)
+func (w *Worklist) Claim(ctx context.Context, id uuid.UUID, ask Ask, who Person) (db.Task, error) {
+	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+		return w.claimTransition(ctx, task, heldBy, who)
 	})
 }
 
 // Unclaim gives a claimed task back to whom it was assigned to before.
-func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string) (db.Task, error) {
-	return t.applyForPerson(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string) (db.Task, error) {
+	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
 		switch {
 		case Status(task.Status).Terminal():
 			return nil, illegal(Status(task.Status), Assigned)
@@ -63,17 +67,17 @@ func (t *Tasks) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string)
 		case heldBy != user:
 			return nil, ErrForbidden
 		}
-		return t.personTransition(ctx, task, user, ask.Reason, Update{Status: Assigned})
+		return w.personTransition(ctx, task, user, ask.Reason, Update{Status: Assigned})
 	})
 }
 
 // Complete ends a task with a person's result: one that they have claimed, or that
 // is assigned to them. The comment is kept with the event. The same person's same result
 // again changes nothing.
-func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
+func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
 	done := Update{Status: Completed, Output: output}
-	return t.applyForPerson(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
-		again, err := t.isRepeat(ctx, task, ask.IfMatch, done, "", last{user, comment})
+	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+		again, err := w.t.isRepeat(ctx, task, ask.IfMatch, done, "", last{user, comment})
 		if err != nil || again {
 			return nil, err
 		}
@@ -85,7 +89,7 @@ func (t *Tasks) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string
 		case from == Running && heldBy != user, from == Assigned && stringOf(task.AssigneeID) != user:
 			return nil, ErrForbidden
 		}
-		m, err := t.personTransition(ctx, task, user, "", done)
+		m, err := w.personTransition(ctx, task, user, "", done)
 		if err != nil || comment == "" {
 			return m, err
 		}
@@ -113,9 +117,9 @@ const (
 // ClaimNext claims the most urgent task that waits for a person: by priority, then
 // by due date, then by age. Nil without an error when there is none. No two callers
 // get the same task: the claim is fenced by the version that was looked at.
-func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, error) {
+func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, error) {
 	for range nextLooks {
-		tasks, err := t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: ask.Tenant, Page: nextLook})
+		tasks, err := w.t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: ask.Tenant, Page: nextLook})
 		if err != nil {
 			return nil, readError("tasks of "+who.ID, err)
 		}
@@ -130,15 +134,15 @@ func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, e
 			}
 			task := tasks[at]
 			tasks = slices.Delete(tasks, at, at+1)
-			m, err := t.claimTransition(ctx, task, "", who)
+			m, err := w.claimTransition(ctx, task, "", who)
 			if err != nil {
 				return nil, err
 			}
 			m.callerWaits, m.call = true, ask.Call
-			out := t.apply(ctx, m)
+			out := w.t.apply(ctx, m)
 			switch {
 			case out.made:
-				task, err := t.readBack(ctx, ask.Tenant, m, out)
+				task, err := w.t.readBack(ctx, ask.Tenant, m, out)
 				return &task, err
 			case out.err != nil:
 				return nil, fmt.Errorf("task %s: %w", m.task, out.err)
@@ -148,12 +152,12 @@ func (t *Tasks) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, e
 	return nil, &Conflict{"others were quicker each time: ask again"}
 }
 
-// applyForPerson makes the move that decide finds right for a manual task as it stands;
+// apply makes the move that decide finds right for a manual task as it stands;
 // none, and nothing is changed. When the task moves meanwhile, and the caller does
 // not insist on a version, it is decided anew.
-func (t *Tasks) applyForPerson(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
+func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
 	for {
-		task, heldBy, err := t.getWithHolder(ctx, ask.Tenant, id)
+		task, heldBy, err := w.t.getWithHolder(ctx, ask.Tenant, id)
 		switch {
 		case err != nil:
 			return db.Task{}, err
@@ -176,11 +180,11 @@ func (t *Tasks) applyForPerson(ctx context.Context, id uuid.UUID, ask Ask, decid
 			return task, nil
 		}
 		m.callerWaits, m.call = true, ask.Call
-		out := t.apply(ctx, m)
+		out := w.t.apply(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // each round is somebody else's move, so this ends
 		}
-		return t.readBack(ctx, ask.Tenant, m, out)
+		return w.t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
 
@@ -189,7 +193,7 @@ func staleAt(task db.Task) error {
 }
 
 // claimTransition is the move of a claim; nil when the task is the person's already.
-func (t *Tasks) claimTransition(ctx context.Context, task db.Task, heldBy string, who Person) (*transition, error) {
+func (w *Worklist) claimTransition(ctx context.Context, task db.Task, heldBy string, who Person) (*transition, error) {
 	switch from := Status(task.Status); {
 	case from.Terminal():
 		return nil, illegal(from, Running)
@@ -202,7 +206,7 @@ func (t *Tasks) claimTransition(ctx context.Context, task db.Task, heldBy string
 	case !who.mayClaim(task):
 		return nil, ErrForbidden
 	}
-	m, err := t.personTransition(ctx, task, who.ID, "", Update{Status: Running})
+	m, err := w.personTransition(ctx, task, who.ID, "", Update{Status: Running})
 	if err != nil {
 		return nil, err
 	}
@@ -215,17 +219,17 @@ func (t *Tasks) claimTransition(ctx context.Context, task db.Task, heldBy string
 }
 
 // personTransition is the move for a person's own word, made only from where the task stands.
-func (t *Tasks) personTransition(ctx context.Context, task db.Task, user, reason string, to Update) (*transition, error) {
-	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
+func (w *Worklist) personTransition(ctx context.Context, task db.Task, user, reason string, to Update) (*transition, error) {
+	s, err := w.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return nil, err
 	}
-	return t.updateTransition(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
+	return w.t.updateTransition(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
 }
 
 // turnBefore is whose turn a task was before somebody claimed it.
-func (t *Tasks) turnBefore(ctx context.Context, id uuid.UUID) (note outbox.AssignedNote, err error) {
-	payload, err := t.q.TaskLastAssigned(ctx, id)
+func (w *Worklist) assignmentBefore(ctx context.Context, id uuid.UUID) (note outbox.AssignedNote, err error) {
+	payload, err := w.t.q.TaskLastAssigned(ctx, id)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) || (err == nil && payload == nil):
 		return note, nil

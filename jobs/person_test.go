@@ -73,7 +73,7 @@ func TestWhoMayClaim(t *testing.T) {
 		"anyone, if nobody is named":  {Assignment{CandidateUsers: []string{}}, ann, true},
 	} {
 		task := b.open(tc.to)
-		after, err := b.Claim(b.ctx, task.TaskID, asUI, tc.who)
+		after, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, tc.who)
 		if !tc.may {
 			require.ErrorIs(t, err, ErrForbidden, name)
 			require.Equal(t, task, b.get(task.TaskID), name)
@@ -95,38 +95,38 @@ func TestClaimedOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.open(Assignment{GroupID: "crew"})
-	claimed, err := b.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
+	claimed, err := b.Worklist.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
 	require.NoError(t, err)
-	again, err := b.Claim(b.ctx, task.TaskID, asUI, bob)
+	again, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
 	require.NoError(t, err)
 	require.Equal(t, claimed, again, "again changes nothing")
-	again, err = b.Claim(b.ctx, task.TaskID, Ask{IfMatch: claimed.Version}, bob)
+	again, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{IfMatch: claimed.Version}, bob)
 	require.NoError(t, err)
 	require.Equal(t, claimed, again)
-	_, err = b.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
 	require.ErrorIs(t, err, ErrStale)
 
-	_, err = b.Claim(b.ctx, task.TaskID, asUI, Person{ID: "eve", Groups: []string{"crew"}})
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, asUI, Person{ID: "eve", Groups: []string{"crew"}})
 	var conflict *Conflict
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, "the task was claimed by bob at "+claimed.StartedAt.UTC().Format(time.RFC3339), conflict.Message)
 
-	_, err = b.Claim(b.ctx, uuid.New(), asUI, bob)
+	_, err = b.Worklist.Claim(b.ctx, uuid.New(), asUI, bob)
 	require.ErrorIs(t, err, ErrNotFound)
-	_, err = b.Claim(b.ctx, task.TaskID, Ask{Tenant: "other"}, bob)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{Tenant: "other"}, bob)
 	require.ErrorIs(t, err, ErrNotFound)
-	_, err = b.Claim(b.ctx, b.create(remote).TaskID, asUI, bob)
+	_, err = b.Worklist.Claim(b.ctx, b.create(remote).TaskID, asUI, bob)
 	require.ErrorAs(t, err, &conflict, "not a person's")
-	_, err = b.Claim(b.ctx, b.create(manual).TaskID, asUI, bob)
+	_, err = b.Worklist.Claim(b.ctx, b.create(manual).TaskID, asUI, bob)
 	require.ErrorAs(t, err, &conflict, "nobody's turn yet")
 	_, err = b.Cancel(b.ctx, task.TaskID, asUI)
 	require.NoError(t, err)
-	_, err = b.Claim(b.ctx, task.TaskID, asUI, bob)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
 	var illegal *IllegalMove
 	require.ErrorAs(t, err, &illegal)
-	_, err = b.Unclaim(b.ctx, task.TaskID, asUI, "bob")
+	_, err = b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "bob")
 	require.ErrorAs(t, err, &illegal)
-	_, err = b.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
+	_, err = b.Worklist.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
 	require.ErrorAs(t, err, &illegal)
 }
 
@@ -135,13 +135,13 @@ func TestUnclaimedClaimedByAnotherAndCompleted(t *testing.T) {
 	b := setup(t)
 	task := b.open(Assignment{GroupID: "crew", CandidateUsers: []string{"ann"}})
 	var conflict *Conflict
-	_, err := b.Unclaim(b.ctx, task.TaskID, asUI, "bob")
+	_, err := b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "bob")
 	require.ErrorAs(t, err, &conflict, "nobody has it")
-	_, err = b.Claim(b.ctx, task.TaskID, asUI, bob)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
 	require.NoError(t, err)
-	_, err = b.Unclaim(b.ctx, task.TaskID, asUI, "ann")
+	_, err = b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "ann")
 	require.ErrorIs(t, err, ErrForbidden)
-	back, err := b.Unclaim(b.ctx, task.TaskID, Ask{Reason: "a cousin of mine"}, "bob")
+	back, err := b.Worklist.Unclaim(b.ctx, task.TaskID, Ask{Reason: "a cousin of mine"}, "bob")
 	require.NoError(t, err)
 	require.Equal(t, Assigned, Status(back.Status))
 	require.Nil(t, back.AssigneeID)
@@ -151,11 +151,11 @@ func TestUnclaimedClaimedByAnotherAndCompleted(t *testing.T) {
 	require.Equal(t, task.DueAt, back.DueAt)
 	require.Equal(t, task.OpenFor, back.OpenFor)
 
-	_, err = b.Claim(b.ctx, task.TaskID, asUI, ann)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, asUI, ann)
 	require.NoError(t, err)
-	_, err = b.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
+	_, err = b.Worklist.Complete(b.ctx, task.TaskID, asUI, "bob", nil, "")
 	require.ErrorIs(t, err, ErrForbidden)
-	done, err := b.Complete(b.ctx, task.TaskID, asUI, "ann", json.RawMessage(`{"ok": true}`), "it was easy")
+	done, err := b.Worklist.Complete(b.ctx, task.TaskID, asUI, "ann", json.RawMessage(`{"ok": true}`), "it was easy")
 	require.NoError(t, err)
 	require.Equal(t, Completed, Status(done.Status))
 	require.Equal(t, "ann", *done.AssigneeID)
@@ -176,12 +176,12 @@ func TestUnclaimRemembersTheAssignee(t *testing.T) {
 	b := setup(t)
 	task := b.open(Assignment{AssigneeID: "ann", AssigneeName: "Ann", CandidateGroups: []string{"crew"}})
 	for name, unclaim := range map[string]func() (db.Task, error){
-		"by the person": func() (db.Task, error) { return b.Unclaim(b.ctx, task.TaskID, asUI, "bob") },
+		"by the person": func() (db.Task, error) { return b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "bob") },
 		"by the workflows": func() (db.Task, error) {
 			return b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Assigned})
 		},
 	} {
-		claimed, err := b.Claim(b.ctx, task.TaskID, asUI, bob)
+		claimed, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
 		require.NoError(t, err, name)
 		require.Equal(t, "bob", *claimed.AssigneeID, name)
 		back, err := unclaim()
@@ -196,16 +196,16 @@ func TestCompleteByTheAssignee(t *testing.T) {
 	b := setup(t)
 	define(t, b, func(d *Definition) { d.Type, d.ExecutionConfig.Executor, d.RetryPolicy = Manual, "manual", nil })
 	task := b.open(Assignment{AssigneeID: "ann", CandidateUsers: []string{"bob"}}, of("calculate"))
-	_, err := b.Complete(b.ctx, task.TaskID, asUI, "bob", json.RawMessage(`{"sum": 1}`), "")
+	_, err := b.Worklist.Complete(b.ctx, task.TaskID, asUI, "bob", json.RawMessage(`{"sum": 1}`), "")
 	require.ErrorIs(t, err, ErrForbidden, "a candidate claims it first")
-	_, err = b.Complete(b.ctx, task.TaskID, asUI, "ann", json.RawMessage(`{"sum": "x"}`), "")
+	_, err = b.Worklist.Complete(b.ctx, task.TaskID, asUI, "ann", json.RawMessage(`{"sum": "x"}`), "")
 	var bad *Invalid
 	require.ErrorAs(t, err, &bad)
 	require.Equal(t, "/output/sum", bad.Violations[0].Path)
 	require.Equal(t, task, b.get(task.TaskID))
-	_, err = b.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version + 1}, "ann", json.RawMessage(`{"sum": 1}`), "")
+	_, err = b.Worklist.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version + 1}, "ann", json.RawMessage(`{"sum": 1}`), "")
 	require.ErrorIs(t, err, ErrStale)
-	done, err := b.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, "ann", json.RawMessage(`{"sum": 1}`), "")
+	done, err := b.Worklist.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, "ann", json.RawMessage(`{"sum": 1}`), "")
 	require.NoError(t, err)
 	require.Equal(t, task.AssignedAt, done.StartedAt)
 	require.Equal(t, "created assigned completed", b.story(task.TaskID))
@@ -218,7 +218,7 @@ func TestClaimNextTakesTheMostUrgent(t *testing.T) {
 		return func(req *Request) { req.DueDate = ptr(time.Now().Add(hours * time.Hour)) }
 	}
 	to := Assignment{GroupID: "crew"}
-	_, err := b.Claim(b.ctx, b.open(to, priority(Critical)).TaskID, asUI, bob)
+	_, err := b.Worklist.Claim(b.ctx, b.open(to, priority(Critical)).TaskID, asUI, bob)
 	require.NoError(t, err, "taken already")
 	b.open(Assignment{GroupID: "others"}, priority(Critical))
 	_, err = b.Cancel(b.ctx, b.open(to, priority(Critical)).TaskID, asUI)
@@ -231,15 +231,15 @@ func TestClaimNextTakesTheMostUrgent(t *testing.T) {
 	second := b.open(Assignment{CandidateRoles: []string{"approver"}}, priority(High), same)
 	fourth := b.open(Assignment{AssigneeID: "bob"})
 	for i, want := range []db.Task{first, second, third, fourth, fifth} {
-		got, err := b.ClaimNext(b.ctx, asUI, bob)
+		got, err := b.Worklist.ClaimNext(b.ctx, asUI, bob)
 		require.NoError(t, err)
 		require.Equal(t, want.TaskID, got.TaskID, "the %d.", i+1)
 		require.Equal(t, "bob", *got.AssigneeID)
 	}
-	none, err := b.ClaimNext(b.ctx, asUI, bob)
+	none, err := b.Worklist.ClaimNext(b.ctx, asUI, bob)
 	require.NoError(t, err)
 	require.Nil(t, none)
-	none, err = b.ClaimNext(b.ctx, Ask{Tenant: "other"}, Person{ID: "x", Groups: []string{"others"}})
+	none, err = b.Worklist.ClaimNext(b.ctx, Ask{Tenant: "other"}, Person{ID: "x", Groups: []string{"others"}})
 	require.NoError(t, err)
 	require.Nil(t, none)
 }
@@ -281,7 +281,7 @@ func TestPeopleRaceForTasks(t *testing.T) {
 		all.Go(func() {
 			gaveBack := false
 			for {
-				task, err := p.ClaimNext(p.ctx, asUI, who)
+				task, err := p.Worklist.ClaimNext(p.ctx, asUI, who)
 				if err != nil {
 					t.Errorf("claim next: %v", err)
 					return
@@ -305,9 +305,9 @@ func TestPeopleRaceForTasks(t *testing.T) {
 				var after db.Task
 				if back {
 					gaveBack = true
-					after, err = p.Unclaim(p.ctx, task.TaskID, asUI, who.ID)
+					after, err = p.Worklist.Unclaim(p.ctx, task.TaskID, asUI, who.ID)
 				} else {
-					after, err = p.Complete(p.ctx, task.TaskID, asUI, who.ID, nil, "")
+					after, err = p.Worklist.Complete(p.ctx, task.TaskID, asUI, who.ID, nil, "")
 				}
 				if err != nil {
 					t.Errorf("end %s: %v", task.TaskID, err)
@@ -337,7 +337,7 @@ func TestAllClaimOne(t *testing.T) {
 	for i := range 20 {
 		all.Go(func() {
 			id := fmt.Sprintf("person-%d", i)
-			_, err := b.Claim(b.ctx, task.TaskID, asUI, Person{ID: id})
+			_, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, Person{ID: id})
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
@@ -380,12 +380,12 @@ func TestReassignEndsCandidacy(t *testing.T) {
 		return Result{Assign: &Assignment{CandidateUsers: []string{"ann"}, CandidateGroups: []string{"clerks"}}}, nil
 	})}})
 	task := b.becomes(b.create(manual).TaskID, Assigned)
-	_, err := b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
 	require.Nil(t, b.get(task.TaskID).Candidates)
-	_, err = b.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "ann", Groups: []string{"clerks"}})
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "ann", Groups: []string{"clerks"}})
 	require.ErrorIs(t, err, ErrForbidden)
-	_, err = b.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
 	require.NoError(t, err)
 }
 
@@ -398,12 +398,12 @@ func TestReassignIsDecidedForOneVersion(t *testing.T) {
 		return Result{Assign: &Assignment{AssigneeID: "ann"}}, nil
 	})}})
 	task := b.becomes(b.create(manual).TaskID, Assigned)
-	m, err := b.reassignTransition(b.ctx, task, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	m, err := b.Worklist.reassignTransition(b.ctx, task, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
 	require.NoError(t, err)
-	_, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "carl"})
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "carl"})
 	require.NoError(t, err)
 	require.False(t, b.apply(b.ctx, m).made)
 	require.Equal(t, "carl", *b.get(task.TaskID).AssigneeID)
-	_, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
 	require.ErrorIs(t, err, ErrForbidden)
 }

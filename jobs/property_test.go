@@ -108,7 +108,7 @@ func (m *machine) step(r *rapid.T) {
 		_, err := m.SetStatus(m.ctx, task.id, Ask{By: "o"}, Update{Status: to})
 		m.byHand(r, task, to, err)
 	case "reassign":
-		_, err := m.Reassign(m.ctx, task.id, Ask{By: "o"}, Reassignment{AssigneeID: "bob"})
+		_, err := m.Worklist.Reassign(m.ctx, task.id, Ask{By: "o"}, Reassignment{AssigneeID: "bob"})
 		m.reassigned(r, task, err)
 	}
 }

@@ -83,14 +83,8 @@ func (r *Runner) checkNotExtended(ctx context.Context, missing map[int64]*run) e
 
 // due lists the leases whose last extension is a third of their time ago.
 func (r *Runner) due(at time.Time) map[int64]*run {
-	r.tasks.mu.Lock()
-	all := make([]*run, 0, len(r.tasks.runs))
-	for _, one := range r.tasks.runs {
-		all = append(all, one)
-	}
-	r.tasks.mu.Unlock()
 	due := map[int64]*run{}
-	for _, one := range all {
+	for _, one := range r.tasks.running.all() {
 		if !one.mu.TryLock() {
 			continue // its start is being written; the lease is young
 		}
@@ -133,7 +127,7 @@ func (r *Runner) reap(ctx context.Context) {
 				break
 			}
 		}
-		if err := r.tasks.requeueExpiredDeadLetters(ctx); err != nil {
+		if err := r.tasks.Leases.requeueExpiredDeadLetters(ctx); err != nil {
 			return err
 		}
 		_, err := r.tasks.q.LeaseSweep(ctx)
@@ -163,7 +157,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 			made++
 			said := ContextWithTraceparent(ctx, stringOf(m.span.traceparent))
 			r.tasks.cfg.Logger.InfoContext(said, "a lease ran out", "task", m.task, "attempt", m.expect.attempt, "owner", m.executor, "now", m.to)
-			r.tasks.cancelRun(attemptID{m.task, m.expect.job}, ErrLeaseLost)
+			r.tasks.running.cancel(attemptID{m.task, m.expect.job}, ErrLeaseLost)
 		}
 	}
 	return made
@@ -205,7 +199,7 @@ func (r *Runner) sweep(ctx context.Context) {
 		if err := r.tasks.q.LeaseTurnsForget(ctx); err != nil {
 			return fmt.Errorf("forget turns of dequeues: %w", err)
 		}
-		if err := r.tasks.forgetCalls(ctx); err != nil {
+		if err := r.tasks.Calls.forget(ctx); err != nil {
 			return err
 		}
 		grace := min(orphanGrace, r.cfg.Silence)
@@ -219,7 +213,7 @@ func (r *Runner) sweep(ctx context.Context) {
 		woken := map[string]bool{}
 		for _, row := range found {
 			if !woken[row.Lane] {
-				r.tasks.queueNotified(row.Lane)
+				r.tasks.notifier.queueNotified(row.Lane)
 			}
 			woken[row.Lane] = true
 		}
@@ -231,10 +225,8 @@ func (r *Runner) sweep(ctx context.Context) {
 }
 
 func (r *Runner) inFlight() []int64 {
-	r.tasks.mu.Lock()
-	defer r.tasks.mu.Unlock()
 	jobs := r.loading.all()
-	for _, one := range r.tasks.runs {
+	for _, one := range r.tasks.running.all() {
 		jobs = append(jobs, one.claim.JobID)
 	}
 	return jobs

@@ -25,7 +25,7 @@ type Reassignment struct {
 
 // Reassign gives a manual task to somebody else, whether it was begun or not. A person
 // whose task it is not to give is ErrForbidden.
-func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassignment) (db.Task, error) {
+func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassignment) (db.Task, error) {
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
 	}
@@ -42,28 +42,28 @@ func (t *Tasks) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassign
 		return db.Task{}, err
 	}
 	for {
-		task, err := t.Get(ctx, ask.Tenant, id)
+		task, err := w.t.Get(ctx, ask.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
 		}
-		m, err := t.reassignTransition(ctx, task, ask, to)
+		m, err := w.reassignTransition(ctx, task, ask, to)
 		if err != nil {
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
-		out := t.apply(ctx, m)
+		out := w.t.apply(ctx, m)
 		if to.Who != nil && ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // it moved meanwhile, and may be another's now: decided anew
 		}
-		return t.readBack(ctx, ask.Tenant, m, out)
+		return w.t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
 
 // reassignTransition is the move of a reassignment, for the task as it stands.
-func (t *Tasks) reassignTransition(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*transition, error) {
+func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*transition, error) {
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
 	}
-	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
+	s, err := w.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (t *Tasks) reassignTransition(ctx context.Context, task db.Task, ask Ask, t
 		}
 		version = task.Version // whose it is was looked up at this one
 	}
-	m := t.assignTransition(ctx, task, s, ask.By, Assignment{
+	m := w.t.assignTransition(ctx, task, s, ask.By, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, ask.Reason)
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more

@@ -57,7 +57,7 @@ func TestNoFailureKeepsACredential(t *testing.T) {
 			task := b.create(remote)
 			lease := b.dequeueOne("w-1")
 			for range 2 { // said again, it is the same word
-				_, err := b.FailLease(b.ctx, "", lease.Token, indiscreet(), 0)
+				_, err := b.Leases.Fail(b.ctx, "", lease.Token, indiscreet(), 0)
 				require.NoError(b.t, err)
 			}
 			return task.TaskID
@@ -66,10 +66,10 @@ func TestNoFailureKeepsACredential(t *testing.T) {
 			task := b.create(remote)
 			lease := b.dequeueOne("w-1")
 			for range 2 {
-				_, err := b.ReleaseLease(b.ctx, "", lease.Token, 0, indiscreet().Message)
+				_, err := b.Leases.Release(b.ctx, "", lease.Token, 0, indiscreet().Message)
 				require.NoError(b.t, err)
 			}
-			_, err := b.FailLease(b.ctx, "", b.dequeueOne("w-1").Token, indiscreet(), 0)
+			_, err := b.Leases.Fail(b.ctx, "", b.dequeueOne("w-1").Token, indiscreet(), 0)
 			require.NoError(b.t, err)
 			return task.TaskID
 		},
@@ -77,7 +77,7 @@ func TestNoFailureKeepsACredential(t *testing.T) {
 			task := b.deadLetters(1)[0]
 			lease := b.dequeue("handler", letters)[0]
 			for range 2 {
-				_, err := b.FailLease(b.ctx, "", lease.Token, indiscreet(), 0)
+				_, err := b.Leases.Fail(b.ctx, "", lease.Token, indiscreet(), 0)
 				require.NoError(b.t, err)
 			}
 			return task.TaskID

@@ -62,7 +62,7 @@ type Matched struct {
 }
 
 // Redrive takes note of an operation and answers; the processes work it off.
-func (t *Tasks) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error) {
+func (d *DeadLetterOps) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error) {
 	patch, err := readPatch(r.InputPatch)
 	if err != nil {
 		return Matched{}, err
@@ -72,7 +72,7 @@ func (t *Tasks) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error
 			return Matched{}, invalid("/filter/since", "%v", err)
 		}
 	}
-	ids, out, err := t.matched(ctx, ask.Tenant, r, patch)
+	ids, out, err := d.matched(ctx, ask.Tenant, r, patch)
 	if err != nil {
 		return Matched{}, err
 	}
@@ -83,18 +83,18 @@ func (t *Tasks) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error
 	if out.OperationID, err = uuid.NewV7(); err != nil {
 		return Matched{}, fmt.Errorf("make an operation id: %w", err)
 	}
-	return out, t.note(ctx, ask, r, out, ids)
+	return out, d.note(ctx, ask, r, out, ids)
 }
 
 // matched says which tasks a redrive takes, and which it does not.
-func (t *Tasks) matched(ctx context.Context, tenant string, r Redrive, patch jsonpatch.Patch) (ids []uuid.UUID, out Matched, err error) {
+func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, patch jsonpatch.Patch) (ids []uuid.UUID, out Matched, err error) {
 	out.Complete = true
 	if r.Filter != nil {
 		most := int32(MostRedriven)
 		if patch != nil {
 			most = MostPatched
 		}
-		rows, next, err := DeadLetters(ctx, t.q, tenant, *r.Filter, DeadLetterPlace{}, most)
+		rows, next, err := DeadLetters(ctx, d.t.q, tenant, *r.Filter, DeadLetterPlace{}, most)
 		if err != nil {
 			return nil, out, err
 		}
@@ -117,12 +117,12 @@ func (t *Tasks) matched(ctx context.Context, tenant string, r Redrive, patch jso
 	var fit []uuid.UUID
 	for rest := ids; len(rest) > 0; {
 		n := min(len(rest), stepOf(patch))
-		known, err := t.candidates(ctx, rest[:n], patch)
+		known, err := d.candidates(ctx, rest[:n], patch)
 		if err != nil {
 			return nil, out, err
 		}
 		for _, id := range rest[:n] {
-			code, _, err := t.fits(ctx, tenant, known[id], patch)
+			code, _, err := d.fits(ctx, tenant, known[id], patch)
 			switch {
 			case err != nil:
 				return nil, out, err
@@ -138,7 +138,7 @@ func (t *Tasks) matched(ctx context.Context, tenant string, r Redrive, patch jso
 }
 
 // note writes an operation and its tasks down.
-func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids []uuid.UUID) error {
+func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids []uuid.UUID) error {
 	id := out.OperationID
 	selection := map[string]any{"taskIds": len(r.TaskIDs)}
 	if r.Filter != nil {
@@ -162,7 +162,7 @@ func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids [
 	for i := range ids {
 		add.Ns[i] = int32(i) + 1 //nolint:gosec // at most MostRedriven
 	}
-	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			if err := q.RedriveCreate(ctx, p); err != nil {
 				return nil, err
@@ -181,8 +181,8 @@ func (t *Tasks) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids [
 
 // redriveTransition is the move back into the task's lane. The error stays until the next
 // end, for whoever asks why it was there.
-func (t *Tasks) redriveTransition(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*transition, error) {
-	s, err := t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
+func (d *DeadLetterOps) redriveTransition(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*transition, error) {
+	s, err := d.t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -198,8 +198,8 @@ func (t *Tasks) redriveTransition(ctx context.Context, op db.RedriveOperation, r
 	}, nil
 }
 
-func (t *Tasks) candidates(ctx context.Context, ids []uuid.UUID, patch jsonpatch.Patch) (map[uuid.UUID]db.DeadLetterTasksRow, error) {
-	rows, err := t.q.DeadLetterTasks(ctx, db.DeadLetterTasksParams{TaskIds: ids, WithInput: patch != nil})
+func (d *DeadLetterOps) candidates(ctx context.Context, ids []uuid.UUID, patch jsonpatch.Patch) (map[uuid.UUID]db.DeadLetterTasksRow, error) {
+	rows, err := d.t.q.DeadLetterTasks(ctx, db.DeadLetterTasksParams{TaskIds: ids, WithInput: patch != nil})
 	if err != nil {
 		return nil, readError("dead letters", err)
 	}
@@ -212,7 +212,7 @@ func (t *Tasks) candidates(ctx context.Context, ids []uuid.UUID, patch jsonpatch
 
 // fits says why a task cannot be redriven (empty: it can), and with which input it
 // goes on; nil for its own.
-func (t *Tasks) fits(ctx context.Context, tenant string, row db.DeadLetterTasksRow, patch jsonpatch.Patch) (code string, input json.RawMessage, err error) {
+func (d *DeadLetterOps) fits(ctx context.Context, tenant string, row db.DeadLetterTasksRow, patch jsonpatch.Patch) (code string, input json.RawMessage, err error) {
 	switch {
 	case row.TaskID == uuid.Nil || row.TenantID != tenant:
 		return RejectedNotFound, nil, nil
@@ -225,7 +225,7 @@ func (t *Tasks) fits(ctx context.Context, tenant string, row db.DeadLetterTasksR
 	if err != nil {
 		return RejectedInput, nil, nil //nolint:nilerr // the code says it
 	}
-	def, err := t.defs.at(ctx, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision))
+	def, err := d.t.defs.at(ctx, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision))
 	if err != nil {
 		return "", nil, err
 	}

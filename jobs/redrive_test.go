@@ -42,7 +42,7 @@ func (b *testBundle) redrive(r Redrive) Matched {
 	if r.Rate == 0 {
 		r.Rate = 1000
 	}
-	out, err := b.Redrive(b.ctx, Ask{By: "error-handler", Reason: "fixed"}, r)
+	out, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "error-handler", Reason: "fixed"}, r)
 	require.NoError(b.t, err)
 	return out
 }
@@ -55,14 +55,14 @@ func (b *testBundle) saved(id uuid.UUID, d time.Duration) {
 
 func (b *testBundle) step() bool {
 	b.t.Helper()
-	more, err := b.redriveStep(b.ctx)
+	more, err := b.DeadLetters.redriveStep(b.ctx)
 	require.NoError(b.t, err)
 	return more
 }
 
 func (b *testBundle) operation(id uuid.UUID) Operation {
 	b.t.Helper()
-	op, err := b.Operation(b.ctx, "", id)
+	op, err := b.DeadLetters.Operation(b.ctx, "", id)
 	require.NoError(b.t, err)
 	return op
 }
@@ -144,7 +144,7 @@ func TestRedriveWithAnotherInputBeginsAnew(t *testing.T) {
 	task := b.create(remote)
 	fail := func() Lease {
 		lease := b.dequeueOne("w")
-		_, err := b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
+		_, err := b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
 		require.NoError(t, err)
 		return lease
 	}
@@ -155,18 +155,18 @@ func TestRedriveWithAnotherInputBeginsAnew(t *testing.T) {
 		waitFor(t, "the redrive", func() bool { b.step(); return b.get(task.TaskID).Status == db.TaskStatusPENDING })
 	}
 	lease := b.dequeueOne("w")
-	_, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	_, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
 	require.NoError(t, err)
-	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
+	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
 	require.NoError(t, err)
 	again("")
 	require.JSONEq(t, `{"page": 12}`, string(fail().Checkpoint))
 	again(`[{"op": "add", "path": "/n", "value": 1}]`)
 	lease = b.dequeueOne("w")
 	require.Nil(t, lease.Checkpoint)
-	_, err = b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 1}`)}})
+	_, err = b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 1}`)}})
 	require.NoError(t, err)
-	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
+	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
 	require.NoError(t, err)
 	again("")
 	require.JSONEq(t, `{"page": 1}`, string(fail().Checkpoint))
@@ -176,7 +176,7 @@ func TestRedriveRejects(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.work(obedient)
-	_, _, err := b.PutDefinition(b.ctx, "o", 0, Definition{
+	_, _, err := b.Definitions.Put(b.ctx, "o", 0, Definition{
 		ID: "strict", Type: Automated, InputSchema: json.RawMessage(`{"required": ["fail"]}`), RetryPolicy: &RetryPolicy{},
 		ExecutionConfig: ExecutionConfig{Executor: "noop"},
 	})
@@ -189,7 +189,7 @@ func TestRedriveRejects(t *testing.T) {
 	waitFor(t, "the other tenant's task", func() bool {
 		return ask[string](b, "SELECT status::text FROM task WHERE task_id = $1", other.TaskID) == "COMPLETED"
 	})
-	_, err = b.Discard(b.ctx, laid.TaskID, Ask{By: "error-handler", Reason: "old"})
+	_, err = b.DeadLetters.Discard(b.ctx, laid.TaskID, Ask{By: "error-handler", Reason: "old"})
 	require.NoError(t, err)
 	unknown := uuid.New()
 
@@ -216,14 +216,14 @@ func TestRedriveRejects(t *testing.T) {
 	} {
 		require.Equal(t, n, b.redrive(Redrive{TaskIDs: named(free), InputPatch: json.RawMessage(patch), DryRun: true}).Tasks, patch)
 	}
-	_, err = b.Redrive(b.ctx, Ask{By: "e"}, Redrive{TaskIDs: named(free), InputPatch: json.RawMessage(`{}`)})
+	_, err = b.DeadLetters.Redrive(b.ctx, Ask{By: "e"}, Redrive{TaskIDs: named(free), InputPatch: json.RawMessage(`{}`)})
 	var bad *Invalid
 	require.ErrorAs(t, err, &bad)
 
 	// What becomes unfit between the asking and the moving is rejected then.
 	none := b.redrive(Redrive{TaskIDs: []uuid.UUID{unknown}})
 	require.Equal(t, db.RedriveStateDONE, b.operation(none.OperationID).State, "there was nothing to do")
-	_, err = b.Operation(b.ctx, "x", none.OperationID)
+	_, err = b.DeadLetters.Operation(b.ctx, "x", none.OperationID)
 	require.ErrorIs(t, err, ErrNotFound)
 }
 
@@ -270,23 +270,23 @@ func TestRedriveStopsAndIsUndone(t *testing.T) {
 	require.Equal(t, one.Error, pending.Error, "kept until the next end")
 	require.Zero(t, pending.Failures)
 
-	_, err := b.StopRedrive(b.ctx, out.OperationID, Ask{Tenant: "x"})
+	_, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Ask{Tenant: "x"})
 	require.ErrorIs(t, err, ErrNotFound)
-	op, err := b.StopRedrive(b.ctx, out.OperationID, Ask{By: "eva", Reason: "wrong"})
+	op, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Ask{By: "eva", Reason: "wrong"})
 	require.NoError(t, err)
 	require.Equal(t, db.RedriveStateSTOPPED, op.State)
 	require.Equal(t, "eva", *op.StoppedBy)
 	require.Equal(t, "wrong", *op.StopReason)
 	b.saved(out.OperationID, time.Hour)
 	require.False(t, b.step(), "nothing more of it moves")
-	again, err := b.StopRedrive(b.ctx, out.OperationID, Ask{By: "ann"})
+	again, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Ask{By: "ann"})
 	require.NoError(t, err)
 	require.Equal(t, *op.StoppedBy, *again.StoppedBy)
 
 	// One of the two has been ended by hand meanwhile: it is not to be undone.
 	_, err = b.Cancel(b.ctx, two.TaskID, Ask{By: "o"})
 	require.NoError(t, err)
-	op, err = b.UndoRedrive(b.ctx, out.OperationID, Ask{By: "eva", Reason: "all wrong"})
+	op, err = b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Ask{By: "eva", Reason: "all wrong"})
 	require.NoError(t, err)
 	require.Equal(t, db.RedriveStateUNDONE, op.State)
 	require.Equal(t, [3]int32{1, 1, 1}, [3]int32{op.Undone, op.Redriven, op.Waiting})
@@ -297,7 +297,7 @@ func TestRedriveStopsAndIsUndone(t *testing.T) {
 	require.Equal(t, one.Attempt, back.Attempt)
 	require.Equal(t, "created started failed redriven released", b.story(one.TaskID))
 	require.Equal(t, "eva", ask[string](b, "SELECT actor FROM task_event WHERE task_id = $1 ORDER BY seq DESC LIMIT 1", one.TaskID))
-	_, err = b.UndoRedrive(b.ctx, out.OperationID, Ask{By: "ann"})
+	_, err = b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Ask{By: "ann"})
 	require.NoError(t, err)
 	require.Equal(t, "eva", *b.operation(out.OperationID).UndoneBy)
 
@@ -377,7 +377,7 @@ func TestRedriveKnowsItsOwnMoves(t *testing.T) {
 
 	b.exec("UPDATE redrive_item SET state = 'WAITING', seq = NULL")
 	b.exec("UPDATE redrive_operation SET state = 'RUNNING', ended_at = NULL")
-	op, err := b.UndoRedrive(b.ctx, out.OperationID, Ask{By: "eva"})
+	op, err := b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Ask{By: "eva"})
 	require.NoError(t, err)
 	require.EqualValues(t, 1, op.Undone)
 }
@@ -398,7 +398,7 @@ func TestTwoRedrivesOfOneTask(t *testing.T) {
 	var both sync.WaitGroup
 	for _, p := range []*testBundle{b, other} {
 		both.Go(func() {
-			_, err := p.redriveStep(p.ctx)
+			_, err := p.DeadLetters.redriveStep(p.ctx)
 			if err != nil {
 				t.Error(err)
 			}
@@ -423,20 +423,20 @@ func TestDiscard(t *testing.T) {
 	b := setup(t)
 	b.work(obedient)
 	task, live := b.dead("1"), b.create(remote)
-	_, err := b.Discard(b.ctx, task.TaskID, Ask{Tenant: "x"})
+	_, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Ask{Tenant: "x"})
 	require.ErrorIs(t, err, ErrNotFound)
 	var no *Conflict
-	_, err = b.Discard(b.ctx, live.TaskID, Ask{By: "eva"})
+	_, err = b.DeadLetters.Discard(b.ctx, live.TaskID, Ask{By: "eva"})
 	require.ErrorAs(t, err, &no)
 
 	waiting := b.redrive(Redrive{TaskIDs: named(task), Rate: 1})
-	op, err := b.StopRedrive(b.ctx, waiting.OperationID, Ask{By: "eva"})
+	op, err := b.DeadLetters.StopRedrive(b.ctx, waiting.OperationID, Ask{By: "eva"})
 	require.NoError(t, err)
 	require.EqualValues(t, 1, op.Waiting)
-	laid, err := b.Discard(b.ctx, task.TaskID, Ask{By: "eva", Reason: "old"})
+	laid, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Ask{By: "eva", Reason: "old"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"eva", "old"}, []string{laid.By, laid.Reason})
-	again, err := b.Discard(b.ctx, task.TaskID, Ask{By: "ann", Reason: "older"})
+	again, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Ask{By: "ann", Reason: "older"})
 	require.NoError(t, err)
 	require.Equal(t, laid, again)
 	after := b.get(task.TaskID)

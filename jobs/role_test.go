@@ -57,9 +57,9 @@ func TestLivesAsTheService(t *testing.T) {
 	b.becomes(retried.TaskID, Failed)
 
 	person := b.becomes(b.create(manual).TaskID, Assigned)
-	_, err = b.Reassign(b.ctx, person.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	_, err = b.Worklist.Reassign(b.ctx, person.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
-	_, err = b.Claim(b.ctx, person.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
+	_, err = b.Worklist.Claim(b.ctx, person.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
 	require.NoError(t, err)
 	_, err = b.Cancel(b.ctx, person.TaskID, Ask{By: "ui", Reason: "x"})
 	require.NoError(t, err)
@@ -69,15 +69,15 @@ func TestLivesAsTheService(t *testing.T) {
 	b.until(one.TaskID, "tried again", func(task db.Task) bool { return task.Attempt == 2 && task.Status == db.TaskStatusFAILED })
 	b.until(other.TaskID, "tried again", func(task db.Task) bool { return task.Attempt == 2 && task.Status == db.TaskStatusFAILED })
 	for range 2 {
-		_, err = b.Discard(b.ctx, one.TaskID, Ask{By: "eh", Reason: "x"})
+		_, err = b.DeadLetters.Discard(b.ctx, one.TaskID, Ask{By: "eh", Reason: "x"})
 		require.NoError(t, err)
 	}
 	for _, enabled := range []bool{true, false} {
-		_, err = b.SetMaintenance(b.ctx, Maintenance{EventID: "e", At: time.Now(), Enabled: enabled, Lanes: Lanes, By: "o"})
+		_, err = b.Operators.SetMaintenance(b.ctx, Maintenance{EventID: "e", At: time.Now(), Enabled: enabled, Lanes: Lanes, By: "o"})
 		require.NoError(t, err)
 	}
 	leased := b.create(remote)
-	leases, err := b.Lease(b.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
+	leases, err := b.Leases.Acquire(b.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
 	require.NoError(t, err)
 	require.Len(t, leases, 1)
 	require.Equal(t, leased.TaskID, leases[0].TaskID)

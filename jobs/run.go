@@ -90,7 +90,7 @@ func (r *run) do() {
 	ctx, cancel := context.WithCancelCause(r.r.ctx)
 	r.cancel = cancel
 	defer cancel(nil)
-	r.enter()
+	r.r.tasks.running.enter(r)
 	allocation, err := r.allocate(ctx)
 	r.startedAt = r.r.tasks.cfg.Clock()
 	if ctx = r.withSpan(ctx); err != nil {
@@ -384,31 +384,12 @@ func timeOf(t *time.Time) time.Time {
 	return t.UTC()
 }
 
-// enter says that this process has the attempt: its lease is extended, and the
-// sweep leaves its job alone, until release.
-func (r *run) enter() {
-	t := r.r.tasks
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if before := t.runs[r.id()]; before != nil {
-		// Reaped by another process, and claimed again by this one: that attempt
-		// is over, and nothing else would tell its executor.
-		before.cancel(ErrLeaseLost)
-	}
-	t.runs[r.id()] = r
-}
-
 // release is called when the attempt's end is written, or is no longer ours to
 // write: its place is free.
 func (r *run) release() {
 	if !r.slotReleased.CompareAndSwap(false, true) {
 		return // the timeout and the executor's return can both come to this
 	}
-	t := r.r.tasks
-	t.mu.Lock()
-	if t.runs[r.id()] == r {
-		delete(t.runs, r.id())
-	}
-	t.mu.Unlock()
+	r.r.tasks.running.leave(r)
 	r.claimer.release(1)
 }

@@ -147,12 +147,12 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	loops, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	var loopsDone sync.WaitGroup
-	r.tasks.wakes.mu.Lock()
+	r.tasks.notifier.wakes.mu.Lock()
 	for _, c := range r.claimers {
-		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = c
+		r.tasks.notifier.wakes.local[wakeIndex(c.lane, c.kind)] = c
 		r.claims.Go(func() { c.run(ctx) })
 	}
-	r.tasks.wakes.mu.Unlock()
+	r.tasks.notifier.wakes.mu.Unlock()
 	for _, loop := range []func(context.Context){r.announce, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.releases, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
 		loopsDone.Go(func() { loop(loops) })
 	}
@@ -199,10 +199,10 @@ func (r *Runner) drain(grace time.Duration) {
 
 // close stops claiming and sends wake-ups elsewhere.
 func (r *Runner) close() {
-	r.tasks.wakes.mu.Lock()
-	defer r.tasks.wakes.mu.Unlock()
+	r.tasks.notifier.wakes.mu.Lock()
+	defer r.tasks.notifier.wakes.mu.Unlock()
 	for _, c := range r.claimers {
-		r.tasks.wakes.local[wakeIndex(c.lane, c.kind)] = nil
+		r.tasks.notifier.wakes.local[wakeIndex(c.lane, c.kind)] = nil
 		c.mu.Lock()
 		c.closed = true
 		c.mu.Unlock()

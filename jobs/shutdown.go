@@ -35,8 +35,8 @@ func (o *ShutdownOrder) concerns(process string) bool {
 // OrderShutdown passes an order on to every process; those that it concerns and that
 // were there when it was given call their Config.Shutdown. It says whether there is
 // any. A process that misses the notification reads the order when it listens again.
-func (t *Tasks) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours bool, err error) {
-	live, err := t.q.ExecutorsLive(ctx, Silence.Seconds())
+func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours bool, err error) {
+	live, err := ops.t.q.ExecutorsLive(ctx, Silence.Seconds())
 	if err != nil {
 		return false, readError("processes", err)
 	}
@@ -51,7 +51,7 @@ func (t *Tasks) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours bool, 
 		seconds := o.Grace.Seconds()
 		p.GraceSeconds = &seconds
 	}
-	if err := t.q.ShutdownPut(ctx, p); err != nil {
+	if err := ops.t.q.ShutdownPut(ctx, p); err != nil {
 		return false, readError("shutdown order", err)
 	}
 	return true, nil

@@ -26,7 +26,7 @@ func (b *testBundle) order(id, target string, change ...func(*ShutdownOrder)) bo
 	for _, fn := range change {
 		fn(&o)
 	}
-	ours, err := b.OrderShutdown(b.ctx, o)
+	ours, err := b.Operators.OrderShutdown(b.ctx, o)
 	require.NoError(b.t, err)
 	return ours
 }

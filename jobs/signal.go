@@ -100,7 +100,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 		m := moves[i]
 		if out.made {
 			r.tasks.cfg.Logger.Info("a job was ended in the queue, and so its task", "task", m.task, "by", m.actor, "now", m.to)
-			r.tasks.cancelRun(attemptID{m.task, m.expect.job}, ErrCancelled)
+			r.tasks.running.cancel(attemptID{m.task, m.expect.job}, ErrCancelled)
 		} else if out.err != nil { // its signal stays, and is tried again
 			trouble = out.err
 			delete(done, asked[i])
@@ -154,7 +154,7 @@ func (r *Runner) requeue(ctx context.Context, lost jobless) error {
 		return fmt.Errorf("requeue tasks: %w", err)
 	}
 	for _, row := range found {
-		r.tasks.queueNotified(row.Lane)
+		r.tasks.notifier.queueNotified(row.Lane)
 		if row.BrokenJob != 0 {
 			r.tasks.cfg.Logger.Warn("a job did not name its task, and was ended", "job", row.BrokenJob, "task", row.TaskID)
 		}

@@ -39,11 +39,11 @@ func TestWhatIsDoneToAWaitingJobIsDoneToItsTask(t *testing.T) {
 	require.Len(t, found, 4)
 	for _, l := range found {
 		if l.TaskID == later.TaskID {
-			_, err := b.FailLease(b.ctx, "", l.Token, &Failure{Code: "X"}, 0)
+			_, err := b.Leases.Fail(b.ctx, "", l.Token, &Failure{Code: "X"}, 0)
 			require.NoError(t, err)
 			continue
 		}
-		_, err := b.ReleaseLease(b.ctx, "", l.Token, 0, "")
+		_, err := b.Leases.Release(b.ctx, "", l.Token, 0, "")
 		require.NoError(t, err)
 	}
 	job := func(task db.Task) int64 { return b.get(task.TaskID).JobID }
@@ -143,7 +143,7 @@ func TestDiscardedJobs(t *testing.T) {
 	require.Equal(t, CodeDiscarded, codeOf(t, b.becomes(running.TaskID, Failed)))
 	lease := b.dequeueOne("w")
 	require.Equal(t, waiting.TaskID, lease.TaskID, "it waits again, with another token")
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, nil)
 	require.NoError(t, err)
 }
 
@@ -175,7 +175,7 @@ func TestReconcile(t *testing.T) {
 	kept := b.create(remote)
 	task, other := b.create(remote), b.create()
 	retried := b.create(remote, policy(RetryPolicy{MaxRetries: 1, RetryInterval: 3_600_000}), priority(Critical))
-	_, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
+	_, err := b.Leases.Fail(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
 	require.NoError(t, err)
 	// The engine's own name, so that the triggers look away.
 	require.EqualValues(t, 3, b.exec("DELETE FROM river_job WHERE id = ANY($1) AND state <> 'discarded'", []int64{task.JobID, other.JobID, b.get(retried.TaskID).JobID}))
@@ -233,7 +233,7 @@ func TestWhatIsDoneToTheJobOfADeadLetter(t *testing.T) {
 	again := b.dequeue("handler", letters, func(req *LeaseRequest) { req.Wait = patience })
 	require.Len(t, again, 1)
 	require.Equal(t, waiting[2].TaskID, again[0].TaskID)
-	_, err = b.CompleteLease(b.ctx, "", again[0].Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", again[0].Token, nil)
 	require.NoError(t, err)
 	for i, how := range []string{"deleted", "cancelled", "", "cancelled", "deleted", "cancelled"} {
 		if how == "" {
@@ -257,7 +257,7 @@ func TestReconcileOfDeadLetters(t *testing.T) {
 	b := setup(t)
 	lost := b.deadLetters(3)
 	aside := lost[2]
-	_, err := b.Discard(b.ctx, aside.TaskID, Ask{By: "desk", Reason: "old"})
+	_, err := b.DeadLetters.Discard(b.ctx, aside.TaskID, Ask{By: "desk", Reason: "old"})
 	require.NoError(t, err)
 	// The engine's own name, so that the triggers look away.
 	require.EqualValues(t, 1, b.exec("DELETE FROM river_job WHERE id = $1", lost[0].JobID))

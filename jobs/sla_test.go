@@ -97,7 +97,7 @@ func TestBrokenRulesOfManualTasksAreRefused(t *testing.T) {
 		}}}, "/sla/hours"},
 	} {
 		var bad *Invalid
-		_, _, err := b.PutDefinition(b.ctx, "o", 0, calculate(func(d *Definition) { d.Type, d.ExecutionConfig = Manual, tc.config }))
+		_, _, err := b.Definitions.Put(b.ctx, "o", 0, calculate(func(d *Definition) { d.Type, d.ExecutionConfig = Manual, tc.config }))
 		require.ErrorAs(t, err, &bad, name)
 		require.Equal(t, "/executionConfig"+tc.path, bad.Violations[0].Path, name)
 		_, _, err = b.Create(b.ctx, request(manual, func(req *Request) {

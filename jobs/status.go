@@ -117,7 +117,7 @@ func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *transition,
 		reason = "unclaimed"
 	}
 	// A claim made it the claimer's; the event before it says whose it was.
-	note, err := t.turnBefore(ctx, task.TaskID)
+	note, err := t.Worklist.assignmentBefore(ctx, task.TaskID)
 	if err != nil {
 		return nil, err
 	}

@@ -147,13 +147,13 @@ func TestIfMatch(t *testing.T) {
 	stale := Ask{By: "ann", IfMatch: task.Version - 1}
 	_, err := b.SetStatus(b.ctx, task.TaskID, stale, Update{Status: Running})
 	require.ErrorIs(t, err, ErrStale)
-	_, err = b.Reassign(b.ctx, task.TaskID, stale, Reassignment{AssigneeID: "bob"})
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, stale, Reassignment{AssigneeID: "bob"})
 	require.ErrorIs(t, err, ErrStale)
 	_, err = b.Cancel(b.ctx, task.TaskID, stale)
 	require.ErrorIs(t, err, ErrStale)
 
 	fresh := Ask{By: "ann", IfMatch: task.Version}
-	task, err = b.Reassign(b.ctx, task.TaskID, fresh, Reassignment{AssigneeID: "bob"})
+	task, err = b.Worklist.Reassign(b.ctx, task.TaskID, fresh, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
 	fresh.IfMatch = task.Version
 	_, err = b.SetStatus(b.ctx, task.TaskID, fresh, Update{Status: Running})
@@ -180,7 +180,7 @@ func TestReassign(t *testing.T) {
 	b := setup(t)
 	task := b.assigned()
 	due := time.Now().Add(48 * time.Hour).UTC().Truncate(time.Microsecond)
-	task, err := b.Reassign(b.ctx, task.TaskID, Ask{By: "ui", Reason: "holiday"}, Reassignment{AssigneeID: "bob", AssigneeName: "Bob", DueDate: &due})
+	task, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui", Reason: "holiday"}, Reassignment{AssigneeID: "bob", AssigneeName: "Bob", DueDate: &due})
 	require.NoError(t, err)
 	require.Equal(t, "bob", *task.AssigneeID)
 	require.Equal(t, "Bob", *task.AssigneeName)
@@ -189,7 +189,7 @@ func TestReassign(t *testing.T) {
 	// Begun work is taken away too, and is told as such.
 	_, err = b.SetStatus(b.ctx, task.TaskID, Ask{By: "bob"}, Update{Status: Running})
 	require.NoError(t, err)
-	task, err = b.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{GroupID: "accounting"})
+	task, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{GroupID: "accounting"})
 	require.NoError(t, err)
 	require.Equal(t, Assigned, Status(task.Status))
 	require.Nil(t, task.AssigneeID)
@@ -198,20 +198,20 @@ func TestReassign(t *testing.T) {
 	require.Equal(t, "created assigned assigned started assigned", b.story(task.TaskID))
 
 	for name, to := range map[string]Reassignment{"nobody": {}, "both": {AssigneeID: "a", GroupID: "g"}} {
-		_, err = b.Reassign(b.ctx, task.TaskID, Ask{}, to)
+		_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{}, to)
 		var bad *Invalid
 		require.ErrorAs(t, err, &bad, name)
 	}
 	automated := b.create(remote)
-	_, err = b.Reassign(b.ctx, automated.TaskID, Ask{}, Reassignment{AssigneeID: "a"})
+	_, err = b.Worklist.Reassign(b.ctx, automated.TaskID, Ask{}, Reassignment{AssigneeID: "a"})
 	var conflict *Conflict
 	require.ErrorAs(t, err, &conflict)
 	_, err = b.Cancel(b.ctx, task.TaskID, Ask{})
 	require.NoError(t, err)
-	_, err = b.Reassign(b.ctx, task.TaskID, Ask{}, Reassignment{AssigneeID: "a"})
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{}, Reassignment{AssigneeID: "a"})
 	var illegal *IllegalMove
 	require.ErrorAs(t, err, &illegal)
-	_, err = b.Reassign(b.ctx, uuid.New(), Ask{}, Reassignment{AssigneeID: "a"})
+	_, err = b.Worklist.Reassign(b.ctx, uuid.New(), Ask{}, Reassignment{AssigneeID: "a"})
 	require.ErrorIs(t, err, ErrNotFound)
 }
 

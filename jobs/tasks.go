@@ -1,22 +1,3 @@
-// Package jobs is the life of a task: it makes every move, runs the lanes, keeps
-// the leases, and is the only package that knows River.
-//
-//	          create
-//	            │
-//	            ▼     claim          result
-//	┌────────▶ PENDING ─────▶ RUNNING ─────▶ COMPLETED
-//	│ retry,    │  │            │ │ │
-//	│ release   │  │ assign     │ │ └──────▶ FAILED, TIMED_OUT ──▶ dead letter
-//	└───────────│──│────────────┘ │              │ redrive
-//	            │  ▼              │              ▼
-//	            │ ASSIGNED ◀──────┘           PENDING
-//	            ▼
-//	        CANCELLED (from any state that is not an end)
-//
-// The row in table task is the truth. A river_job row is a delivery token, one
-// for each attempt, and every write is fenced by the token and the attempt: who
-// wakes late changes nothing. A move is one commit of the row, its event and its
-// job, and many moves share a commit (package batch).
 package jobs
 
 import (
@@ -24,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,53 +17,62 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// Config says how tasks are kept. The zero value is right for production.
+// Config configures a Tasks. The zero value is right for production.
 type Config struct {
 	// ProcessID names this process in leases and events; default NewProcessID.
 	ProcessID string
-	// ManualDue is the due date of a manual task without one; default 24 h.
+	// ManualDue is the time to the due date of a manual task that names none; default 24 h.
 	ManualDue time.Duration
-	// Told is called after a commit that left events; default nothing.
+	// Told is called after each commit that left events; default nothing.
 	Told func()
-	// CalledBack is called after a commit that left something to tell a callbackUrl;
-	// default nothing.
+	// CalledBack is called after each commit that left an event for a callbackUrl; default
+	// nothing.
 	CalledBack func()
-	// CheckCallback refuses a callbackUrl that nobody would post to; default accepts
-	// what is well formed.
+	// CheckCallback rejects a callbackUrl that the dispatcher would not post to; default
+	// accepts every well-formed one.
 	CheckCallback func(address string) error
-	// CheckDefinition refuses what an executor could never run (a broken
-	// expression), when a definition is registered; default accepts.
+	// CheckDefinition rejects what an executor could never run (an expression that does not
+	// compile) when a definition is registered; default accepts.
 	CheckDefinition func(ExecutionConfig) error
-	// Answers reads what another system answered by event, as the executor that asked
-	// would have read it at once; default takes it as it is.
+	// Answers maps the event by which another system answers to an output or a failure, as
+	// the executor that asked would have; default takes the data as it is.
 	Answers Answers
-	// Tracer tells of attempts; default nil, and nothing is told. Its ids must be made
-	// with the help of WishedIDs.
+	// Tracer records a span for each attempt; default nil, and none is recorded. Its id
+	// generator must ask WishedIDs first.
 	Tracer trace.Tracer
-	// Queue is how a queue operation is repeated while the database is away; what it
-	// leaves open is as in retry.QueueOperations.
+	// Queue overrides the retry policy of queue operations while the database is away; what
+	// it leaves out is as in retry.QueueOperations.
 	Queue retry.Policy
-	// Shutdown is called when the process was ordered to stop; default nothing.
+	// Shutdown is called when this process is ordered to stop; default nothing.
 	Shutdown func(ShutdownOrder)
-	// Clock is this process's; default time.Now. It measures how long something took.
-	// What time it is, the database says.
+	// Clock is this process's; default time.Now. It measures durations. The database's clock
+	// decides what time it is.
 	Clock func() time.Time
-	// Sessions is the pool whose configuration the listening session is made with. It must
-	// lead to the server itself, past any pooler. Default: the engine's pool, where that is
-	// a *pgxpool.Pool.
+	// Sessions is the pool whose configuration the listening session is opened with. It must
+	// lead to the server itself, past any pooler. Default: the engine's pool, if that is a
+	// *pgxpool.Pool.
 	Sessions *pgxpool.Pool
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
 
-// Pool is what moves are made with: a *pgxpool.Pool, or a *pgpool.Pooled.
+// Pool is the database as the engine uses it: a *pgxpool.Pool, or a *pgpool.Pooled.
 type Pool interface {
 	db.DBTX
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// Tasks makes every move of every task. It is safe for concurrent use.
+// Tasks creates tasks and applies every transition of every task. What belongs to one kind of
+// caller hangs from a field. All of it is safe for concurrent use.
 type Tasks struct {
+	Calls       *Calls         // writes under an idempotency key
+	Definitions *Definitions   // the registry of task definitions
+	Leases      *Leases        // remote workers
+	Worklist    *Worklist      // people
+	DeadLetters *DeadLetterOps // dead letters
+	Pauses      *Pauses        // pauses of queues, definitions and tasks
+	Operators   *Operators     // maintenance, shutdowns, what is done to jobs in River UI
+
 	cfg   Config
 	pool  Pool // the engine's: see pgpool.Config.Engine
 	q     *db.Queries
@@ -95,28 +84,53 @@ type Tasks struct {
 	completes   *batch.Batcher[*completion]
 	transitions *batch.Batcher[*transition]
 
-	tokens       tokens
-	requestLocks requestLocks
-	workers      workersSeen
-	draining     chan struct{} // closed by Rest
-	drainOnce    sync.Once
-
 	writes     writable
-	clock      *clock
 	lockedRows lockedRows
-	briefSlots chan struct{} // has room for briefly
+	briefSlots chan struct{} // holds one for each brief statement under way
 
-	wakes wakes
-	// abandonCtx ends when nobody waits for the database any more.
+	clock    *clock
+	notifier *notifier
+	running  runRegistry
+	probe    writeProbe
+	workers  workersSeen
+
+	// abandonCtx ends when the process no longer waits for a database that is away.
 	abandonCtx context.Context //nolint:containedctx // it is the process's, not a call's
 	abandon    context.CancelFunc
-
-	mu   sync.Mutex
-	runs map[uuid.UUID]*run // what runs in this process; guarded by mu
 }
 
-// New makes the engine's hands. pool must have been opened with Engine set.
+// New returns a Tasks that writes through pool, which must have been opened with
+// pgpool.Config.Engine set. Drain ends it.
 func New(pool Pool, cfg Config) *Tasks {
+	cfg = cfg.withDefaults(pool)
+	q := db.New(pool)
+	t := &Tasks{
+		cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, defs: definitions{q: q},
+		briefSlots: make(chan struct{}, briefStatements),
+		clock:      &clock{wall: cfg.Clock, log: cfg.Logger},
+		running:    runRegistry{runs: map[uuid.UUID]*run{}},
+	}
+	t.abandonCtx, t.abandon = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
+
+	// A flusher more than one pays where a batch costs the database more than it costs us to
+	// make: see docs/decisions/0010-what-limits-each-figure.md.
+	t.creates = batch.New(t.flushCreates, batch.Config[*creation]{MaxItems: flushMost, Reserve: 2, Size: (*creation).bytes})
+	t.completes = batch.New(t.flushCompletes, batch.Config[*completion]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*completion).bytes})
+	t.transitions = batch.New(t.flushTransitions, batch.Config[*transition]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*transition).bytes})
+
+	t.notifier = &notifier{t: t}
+	t.probe = writeProbe{t}
+	t.Calls = &Calls{t}
+	t.Definitions = &Definitions{t}
+	t.Leases = newLeases(t)
+	t.Worklist = &Worklist{t}
+	t.DeadLetters = &DeadLetterOps{t}
+	t.Pauses = &Pauses{t}
+	t.Operators = &Operators{t}
+	return t
+}
+
+func (cfg Config) withDefaults(pool Pool) Config {
 	if cfg.ProcessID == "" {
 		cfg.ProcessID = NewProcessID()
 	}
@@ -129,14 +143,11 @@ func New(pool Pool, cfg Config) *Tasks {
 	if cfg.Told == nil {
 		cfg.Told = func() {}
 	}
-	if cfg.Shutdown == nil {
-		cfg.Shutdown = func(ShutdownOrder) {}
-	}
 	if cfg.CalledBack == nil {
 		cfg.CalledBack = func() {}
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
+	if cfg.Shutdown == nil {
+		cfg.Shutdown = func(ShutdownOrder) {}
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
@@ -144,17 +155,13 @@ func New(pool Pool, cfg Config) *Tasks {
 	if cfg.Sessions == nil {
 		cfg.Sessions, _ = pool.(*pgxpool.Pool)
 	}
-	q := db.New(pool)
-	t := &Tasks{cfg: cfg, pool: pool, q: q, ids: &ids{q: q}, runs: map[uuid.UUID]*run{}, tokens: tokens{q: q}, requestLocks: requestLocks{taken: map[requestKey]chan struct{}{}}, draining: make(chan struct{}), briefSlots: make(chan struct{}, briefStatements), clock: &clock{wall: cfg.Clock, log: cfg.Logger}}
-	t.defs.q = q
-	t.abandonCtx, t.abandon = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
-	t.creates = batch.New(t.flushCreates, batch.Config[*creation]{MaxItems: flushMost, Reserve: 2, Size: (*creation).bytes})
-	t.completes = batch.New(t.flushCompletes, batch.Config[*completion]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*completion).bytes})
-	t.transitions = batch.New(t.flushTransitions, batch.Config[*transition]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*transition).bytes})
-	return t
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return cfg
 }
 
-// NewProcessID makes a name for this process.
+// NewProcessID returns a name for this process: host/pid/random.
 func NewProcessID() string {
 	host, _ := os.Hostname()
 	return fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
@@ -163,10 +170,9 @@ func NewProcessID() string {
 // ProcessID names this process.
 func (t *Tasks) ProcessID() string { return t.cfg.ProcessID }
 
-// Drain waits until every move handed in so far is settled. Call it after the
-// last caller is gone and before the pool is closed. When ctx ends first, what
-// waits for a database that is away is given up: leases run out, and the work is
-// done again.
+// Drain waits until everything handed in so far is written or rejected. Call it after the
+// last caller is gone and before the pool is closed. When ctx ends first, writes that wait for
+// a database that is away are abandoned: their leases run out, and the work is done again.
 func (t *Tasks) Drain(ctx context.Context) {
 	defer context.AfterFunc(ctx, t.abandon)()
 	t.creates.Drain()
@@ -182,7 +188,7 @@ func (t *Tasks) Get(ctx context.Context, tenant string, id uuid.UUID) (db.Task, 
 // flushMost is how many items a flush takes.
 const flushMost = 500
 
-// flushTime bounds one flush. Moves are written whatever became of the caller.
+// flushTime bounds one flush, whatever becomes of its callers.
 const flushTime = 20 * time.Second
 
 // unset stands for "no time" in an array of times.

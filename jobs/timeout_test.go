@@ -193,7 +193,7 @@ func busy(w *working) (n int) {
 
 // running is the attempt at the task in this process, if there is one.
 func (b *testBundle) running(task db.Task) *run {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.runs[task.TaskID]
+	b.Tasks.running.mu.Lock()
+	defer b.Tasks.running.mu.Unlock()
+	return b.Tasks.running.runs[task.TaskID]
 }

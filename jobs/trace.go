@@ -213,10 +213,10 @@ func (h *traceHeader) Set(name, value string) {
 // Keys names the header.
 func (h *traceHeader) Keys() []string { return []string{"traceparent"} }
 
-// leaseTraceparent is what a worker is told: its spans are children of the
+// traceparent is what a worker is told: its spans are children of the
 // attempt's. Where that is not going to be told, of the request's.
-func (t *Tasks) leaseTraceparent(traceparent string, task uuid.UUID, attempt int32) string {
-	if t.cfg.Tracer == nil || traceparent == "" {
+func (l *Leases) traceparent(traceparent string, task uuid.UUID, attempt int32) string {
+	if l.t.cfg.Tracer == nil || traceparent == "" {
 		return traceparent
 	}
 	parent := trace.SpanContextFromContext(ContextWithTraceparent(context.Background(), traceparent))

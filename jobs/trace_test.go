@@ -150,24 +150,24 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			lease := b.dequeueOne("w")
 			require.Equal(t, "00-"+askedTrace+"-"+attemptSpanID(task.TaskID, 1).String()+"-01", lease.Traceparent, "its spans are the attempt's children")
 			for range 2 { // the second is the first, sent twice
-				_, err := b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{}`))
+				_, err := b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{}`))
 				require.NoError(t, err)
 			}
 			return task
 		}, []string{"1 COMPLETED"}},
 		"a worker fails, and another completes": {func(t *testing.T, b *testBundle) db.Task {
 			task := b.create(remote, asked(traceparent), policy(RetryPolicy{MaxRetries: 1, RetryInterval: 1}))
-			_, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
+			_, err := b.Leases.Fail(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
 			require.NoError(t, err)
-			_, err = b.CompleteLease(b.ctx, "", b.dequeueOne("w").Token, nil)
+			_, err = b.Leases.Complete(b.ctx, "", b.dequeueOne("w").Token, nil)
 			require.NoError(t, err)
 			return task
 		}, []string{"1 FAILED", "2 COMPLETED"}},
 		"a worker gives back, and another completes": {func(t *testing.T, b *testBundle) db.Task {
 			task := b.create(remote, asked(traceparent))
-			_, err := b.ReleaseLease(b.ctx, "", b.dequeueOne("w").Token, 0, "")
+			_, err := b.Leases.Release(b.ctx, "", b.dequeueOne("w").Token, 0, "")
 			require.NoError(t, err)
-			_, err = b.CompleteLease(b.ctx, "", b.dequeueOne("w").Token, nil)
+			_, err = b.Leases.Complete(b.ctx, "", b.dequeueOne("w").Token, nil)
 			require.NoError(t, err)
 			return task
 		}, []string{"1 COMPLETED"}},
@@ -177,9 +177,9 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			b.expire(task.TaskID)
 			b.work(nil)
 			b.until(task.TaskID, "free again", func(task db.Task) bool { return task.Status == db.TaskStatusPENDING })
-			_, err := b.CompleteLease(b.ctx, "", late.Token, nil)
+			_, err := b.Leases.Complete(b.ctx, "", late.Token, nil)
 			require.ErrorIs(t, err, ErrLeaseLost)
-			_, err = b.CompleteLease(b.ctx, "", b.dequeueOne("w").Token, nil)
+			_, err = b.Leases.Complete(b.ctx, "", b.dequeueOne("w").Token, nil)
 			require.NoError(t, err)
 			return task
 		}, []string{"1 LEASE_EXPIRED", "2 COMPLETED"}},
@@ -247,7 +247,7 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			b.work(assigning("jane"))
 			task := b.create(manual, asked(traceparent))
 			b.becomes(task.TaskID, Assigned)
-			_, err := b.Complete(b.ctx, task.TaskID, Ask{By: "ui"}, "jane", nil, "")
+			_, err := b.Worklist.Complete(b.ctx, task.TaskID, Ask{By: "ui"}, "jane", nil, "")
 			require.NoError(t, err)
 			return task
 		}, []string{"1 COMPLETED"}},

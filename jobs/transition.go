@@ -362,9 +362,9 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 	if callsBack {
 		t.cfg.CalledBack()
 	}
-	t.wakeQueues(ctx, kinds)
+	t.notifier.wakeQueues(ctx, kinds)
 	if len(ended) > 0 {
-		t.cancelEverywhere(ctx, ended)
+		t.notifier.cancelEverywhere(ctx, ended)
 	}
 }
 

@@ -63,19 +63,19 @@ func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(),
 }
 
 // takeTurn makes this call the one that takes. given is what another call has been given.
-func (t *Tasks) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease, err error) {
+func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease, err error) {
 	if !req.shared || req.turn != nil {
 		return nil, nil
 	}
 	mine := &dequeueTurn{requestKey: requestKey{req.Tenant, req.Worker, req.ID}, n: rand.Int64N(math.MaxInt64)}
-	if err := t.q.LeaseTurn(ctx, db.LeaseTurnParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: mine.n}); err != nil {
+	if err := l.t.q.LeaseTurn(ctx, db.LeaseTurnParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: mine.n}); err != nil {
 		return nil, readError("turn of a dequeue", err)
 	}
 	req.turn = mine
-	given, err = t.leases(ctx, *req)
+	given, err = l.held(ctx, *req)
 	if len(given) > 0 {
 		// Left behind, the turn would be forgotten later.
-		_, _ = t.q.LeaseTurnsEnd(ctx, dequeueTurnsOf([]*transition{{leaseTurn: mine}}))
+		_, _ = l.t.q.LeaseTurnsEnd(ctx, dequeueTurnsOf([]*transition{{leaseTurn: mine}}))
 	}
 	return given, err
 }
@@ -117,22 +117,22 @@ func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.Leas
 	return nil
 }
 
-// startLeases writes the starts, which share a commit, ends the tokens whose tasks have gone on
+// start writes the starts, which share a commit, ends the tokens whose tasks have gone on
 // without them, and frees what was claimed for a call that another one has overtaken. given
 // is what that one was given, where it is known already.
-func (t *Tasks) startLeases(ctx context.Context, req *LeaseRequest, begun []*transition) (given []Lease, err error) {
+func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transition) (given []Lease, err error) {
 	if len(begun) == 0 {
 		return nil, nil
 	}
-	if given, err = t.takeTurn(ctx, req); err != nil || len(given) > 0 {
-		t.freeClaimed(ctx, begun)
+	if given, err = l.takeTurn(ctx, req); err != nil || len(given) > 0 {
+		l.freeClaimed(ctx, begun)
 		return given, err
 	}
 	for _, m := range begun {
 		m.leaseTurn = req.turn
 	}
 	var stale, overtaken []*transition
-	outcomes := t.applyAll(begun)
+	outcomes := l.t.applyAll(begun)
 	for i, m := range begun {
 		switch out := outcomes[i]; {
 		case out.err != nil:
@@ -144,22 +144,22 @@ func (t *Tasks) startLeases(ctx context.Context, req *LeaseRequest, begun []*tra
 			stale = append(stale, m)
 		}
 	}
-	t.freeClaimed(ctx, overtaken)
+	l.freeClaimed(ctx, overtaken)
 	if len(stale) > 0 {
-		if err := t.q.JobsEnd(ctx, jobIDsOf(stale)); err != nil {
-			t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
+		if err := l.t.q.JobsEnd(ctx, jobIDsOf(stale)); err != nil {
+			l.t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
 		}
 	}
 	return nil, err
 }
 
 // freeClaimed makes claimed jobs available again.
-func (t *Tasks) freeClaimed(ctx context.Context, claimed []*transition) {
+func (l *Leases) freeClaimed(ctx context.Context, claimed []*transition) {
 	if len(claimed) == 0 {
 		return
 	}
-	if err := t.q.JobsFree(ctx, jobIDsOf(claimed)); err != nil {
-		t.cfg.Logger.Warn("claimed jobs were not freed; the sweep finds them", "jobs", len(claimed), "error", err)
+	if err := l.t.q.JobsFree(ctx, jobIDsOf(claimed)); err != nil {
+		l.t.cfg.Logger.Warn("claimed jobs were not freed; the sweep finds them", "jobs", len(claimed), "error", err)
 	}
 }
 

@@ -48,9 +48,9 @@ func TestACallThatIsOvertakenTakesNothing(t *testing.T) {
 	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, DefinitionIds: []string{}, Most: 1, Walk: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
 	require.Len(t, rows, 1)
-	m, err := b.leaseTransition(b.ctx, rows[0], slow, slow.Select[0])
+	m, err := b.Leases.leaseTransition(b.ctx, rows[0], slow, slow.Select[0])
 	require.NoError(t, err)
-	given, err := b.takeTurn(b.ctx, &slow)
+	given, err := b.Leases.takeTurn(b.ctx, &slow)
 	require.NoError(t, err)
 	require.Empty(t, given)
 
@@ -59,7 +59,7 @@ func TestACallThatIsOvertakenTakesNothing(t *testing.T) {
 	require.Len(t, found, 1)
 	require.Equal(t, second.TaskID, found[0].TaskID)
 
-	given, err = b.startLeases(b.ctx, &slow, []*transition{m})
+	given, err = b.Leases.start(b.ctx, &slow, []*transition{m})
 	require.NoError(t, err)
 	require.Empty(t, given)
 	require.Equal(t, "created", b.story(first.TaskID))

@@ -168,7 +168,7 @@ func TestDatabaseAway(t *testing.T) {
 	require.ErrorIs(t, err, ErrUnavailable)
 	_, err = far.SetStatus(far.ctx, tasks[0].TaskID, Ask{}, Update{Status: Completed})
 	require.ErrorIs(t, err, ErrUnavailable)
-	_, _, err = far.PutDefinition(far.ctx, "o", 0, calculate())
+	_, _, err = far.Definitions.Put(far.ctx, "o", 0, calculate())
 	require.ErrorIs(t, err, ErrUnavailable)
 	_, err = far.Get(far.ctx, "", tasks[0].TaskID)
 	require.ErrorIs(t, err, ErrUnavailable)

@@ -82,56 +82,63 @@ func (w *wakes) unpark() {
 	}
 }
 
-// wakeQueues wakes each place that is set.
-func (t *Tasks) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
+// notifier tells this process and the others that work has come, or that an attempt was
+// cancelled. NOTIFY only makes it soon: everything that it tells is found by polling.
+type notifier struct {
+	t     *Tasks
+	wakes wakes
+}
+
+// wakeQueues wakes each queue and kind that is set.
+func (n *notifier) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
 	var lanes []string
-	t.wakes.mu.Lock()
+	n.wakes.mu.Lock()
 	for i, set := range kinds {
 		if !set {
 			continue
 		}
 		what := wakeKinds[i].lane
 		if i >= leasesFrom {
-			t.wakes.unpark()
+			n.wakes.unpark()
 			what = KindWorker
 		}
 		// Who has room here will claim it; no need to tell the others.
-		if c := t.wakes.local[i]; c != nil && c.wake() {
+		if c := n.wakes.local[i]; c != nil && c.wake() {
 			continue
 		}
-		if at := time.Now(); at.Sub(t.wakes.last[i]) >= notifyEvery {
-			t.wakes.last[i] = at
+		if at := time.Now(); at.Sub(n.wakes.last[i]) >= notifyEvery {
+			n.wakes.last[i] = at
 			lanes = append(lanes, what)
 		}
 	}
-	t.wakes.mu.Unlock()
+	n.wakes.mu.Unlock()
 	if lanes == nil {
 		return
 	}
-	if err := t.q.LaneNotify(ctx, lanes); err != nil {
-		t.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
+	if err := n.t.q.LaneNotify(ctx, lanes); err != nil {
+		n.t.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
 	}
 }
 
 // queueNotified is a NOTIFY from another process.
-func (t *Tasks) queueNotified(lane string) {
-	t.wakes.mu.Lock()
-	defer t.wakes.mu.Unlock()
+func (n *notifier) queueNotified(lane string) {
+	n.wakes.mu.Lock()
+	defer n.wakes.mu.Unlock()
 	if lane == KindWorker {
-		t.wakes.unpark()
+		n.wakes.unpark()
 		return
 	}
 	for i, w := range wakeKinds {
-		if c := t.wakes.local[i]; c != nil && w.lane == lane {
+		if c := n.wakes.local[i]; c != nil && w.lane == lane {
 			c.wake()
 		}
 	}
 }
 
 // notify tells one thing to the other processes.
-func (t *Tasks) notify(ctx context.Context, channel, what string) {
-	if _, err := t.pool.Exec(ctx, "SELECT pg_notify($1, $2)", channel, what); err != nil {
-		t.cfg.Logger.Debug("not notified", "channel", channel, "error", err)
+func (n *notifier) notify(ctx context.Context, channel, what string) {
+	if _, err := n.t.pool.Exec(ctx, "SELECT pg_notify($1, $2)", channel, what); err != nil {
+		n.t.cfg.Logger.Debug("not notified", "channel", channel, "error", err)
 	}
 }
 
@@ -142,39 +149,17 @@ type attemptID struct {
 }
 
 // cancelEverywhere ends what runs here, and tells the other processes.
-func (t *Tasks) cancelEverywhere(ctx context.Context, all []attemptID) {
+func (n *notifier) cancelEverywhere(ctx context.Context, all []attemptID) {
 	var elsewhere []string
 	for _, c := range all {
-		if !t.cancelRun(c, ErrCancelled) {
+		if !n.t.running.cancel(c, ErrCancelled) {
 			elsewhere = append(elsewhere, fmt.Sprintf("%s %d", c.task, c.job))
 		}
 	}
 	if elsewhere == nil {
 		return
 	}
-	if err := t.q.CancelNotify(ctx, elsewhere); err != nil {
-		t.cfg.Logger.Debug("cancellation was not notified; heartbeats will tell", "error", err)
+	if err := n.t.q.CancelNotify(ctx, elsewhere); err != nil {
+		n.t.cfg.Logger.Debug("cancellation was not notified; heartbeats will tell", "error", err)
 	}
-}
-
-// cancelRun ends the context of an attempt's executor, if it runs in this process.
-func (t *Tasks) cancelRun(c attemptID, cause error) bool {
-	r := t.runOf(c)
-	if r == nil {
-		return false
-	}
-	r.cancel(cause)
-	return true
-}
-
-func (t *Tasks) runsHere(c attemptID) bool { return t.runOf(c) != nil }
-
-func (t *Tasks) runOf(c attemptID) *run {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	r := t.runs[c.task]
-	if r == nil || r.claim.JobID != c.job {
-		return nil
-	}
-	return r
 }

@@ -19,78 +19,78 @@ import (
 // *Conflict. A lease that went to somebody else is ErrLeaseLost, a task that ended
 // meanwhile a *TaskEnded, a token that we never made ErrNotFound.
 
-// CompleteLease ends the task with an output. One that the definition's schema refuses
+// Complete ends the task with an output. One that the definition's schema refuses
 // is an *Invalid, and the lease is kept.
-func (t *Tasks) CompleteLease(ctx context.Context, tenant, token string, output json.RawMessage) (db.Task, error) {
-	w, err := t.openLeaseCall(ctx, tenant, token)
+func (l *Leases) Complete(ctx context.Context, tenant, token string, output json.RawMessage) (db.Task, error) {
+	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
 	}
 	if w.id.deadLetter {
-		return t.acknowledgeDeadLetter(ctx, w, output)
+		return l.acknowledgeDeadLetter(ctx, w, output)
 	}
 	if !w.holds() {
-		return t.replay(ctx, w, output, nil, 0)
+		return l.replay(ctx, w, output, nil, 0)
 	}
 	if w.settings.def != nil {
 		if err := misfit(ctx, w.settings.def.output, "output", orEmpty(output)); err != nil {
 			return db.Task{}, err
 		}
 	}
-	m := completeTransition(w.ref(), output, t.cfg.Clock())
+	m := completeTransition(w.ref(), output, l.t.cfg.Clock())
 	m.callerWaits = true
-	return t.submit(ctx, w, m, output, nil, 0)
+	return l.submit(ctx, w, m, output, nil, 0)
 }
 
-// FailLease ends the attempt; the task's policy decides whether there is another. It
+// Fail ends the attempt; the task's policy decides whether there is another. It
 // is not before later, if that is longer than the policy's delay.
-func (t *Tasks) FailLease(ctx context.Context, tenant, token string, f *Failure, later time.Duration) (db.Task, error) {
-	w, err := t.openLeaseCall(ctx, tenant, token)
+func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, later time.Duration) (db.Task, error) {
+	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
 	}
 	if w.id.deadLetter {
-		return t.requeueDeadLetter(ctx, w, f.Error(), max(later, requeueDelay))
+		return l.requeueDeadLetter(ctx, w, f.Error(), max(later, requeueDelay))
 	}
 	if !w.holds() {
-		return t.replay(ctx, w, nil, f, later)
+		return l.replay(ctx, w, nil, f, later)
 	}
-	m := failTransition(w.ref(), f, t.cfg.Clock())
+	m := failTransition(w.ref(), f, l.t.cfg.Clock())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.delay = later.Truncate(time.Millisecond)
 		note.RetryDelay = later.Milliseconds()
 		m.payload = note
 	}
 	m.callerWaits = true
-	return t.submit(ctx, w, m, nil, f, later)
+	return l.submit(ctx, w, m, nil, f, later)
 }
 
-// ReleaseLease gives the task back: it waits in the lane that it was taken from, and
+// Release gives the task back: it waits in the lane that it was taken from, and
 // nothing is spent.
-func (t *Tasks) ReleaseLease(ctx context.Context, tenant, token string, delay time.Duration, reason string) (db.Task, error) {
-	w, err := t.openLeaseCall(ctx, tenant, token)
+func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.Duration, reason string) (db.Task, error) {
+	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
 		return db.Task{}, err
 	}
 	if w.id.deadLetter {
-		return t.requeueDeadLetter(ctx, w, "", delay)
+		return l.requeueDeadLetter(ctx, w, "", delay)
 	}
 	said := releasedNote{Reason: redactedText(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
 	if !w.holds() {
-		return t.replayRelease(ctx, w, said)
+		return l.replayRelease(ctx, w, said)
 	}
-	m := releaseTransition(w.ref(), t.cfg.Clock(), delay)
+	m := releaseTransition(w.ref(), l.t.cfg.Clock(), delay)
 	m.next.lane = string(w.task.Lane)
 	m.payload = said
 	m.callerWaits = true
-	out := t.apply(ctx, m)
+	out := l.t.apply(ctx, m)
 	if !out.made && out.err == nil {
-		if w.task, err = t.Get(ctx, tenant, w.id.task); err != nil {
+		if w.task, err = l.t.Get(ctx, tenant, w.id.task); err != nil {
 			return db.Task{}, err
 		}
-		return t.replayRelease(ctx, w, said)
+		return l.replayRelease(ctx, w, said)
 	}
-	return t.readBack(ctx, tenant, m, out)
+	return l.t.readBack(ctx, tenant, m, out)
 }
 
 // releasedNote goes with a worker's release. It is not told, and stays in the audit
@@ -101,8 +101,8 @@ type releasedNote struct {
 	JobID   int64  `json:"jobId"`
 }
 
-func (t *Tasks) replayRelease(ctx context.Context, w *leaseCall, said releasedNote) (db.Task, error) {
-	before, err := t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task})
+func (l *Leases) replayRelease(ctx context.Context, w *leaseCall, said releasedNote) (db.Task, error) {
+	before, err := l.t.q.WorkerReleased(ctx, db.WorkerReleasedParams{JobID: w.id.job, TaskID: w.id.task})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return db.Task{}, leaseLostError(w.task)
@@ -128,16 +128,16 @@ type leaseCall struct {
 	by       string // who leased the attempt that runs
 }
 
-func (t *Tasks) openLeaseCall(ctx context.Context, tenant, token string) (*leaseCall, error) {
-	id, err := t.tokens.read(ctx, token)
+func (l *Leases) openCall(ctx context.Context, tenant, token string) (*leaseCall, error) {
+	id, err := l.tokens.read(ctx, token)
 	if err != nil {
 		return nil, err
 	}
 	w := &leaseCall{id: id, tenant: tenant}
-	if w.task, w.by, err = t.getWithHolder(ctx, tenant, id.task); err != nil {
+	if w.task, w.by, err = l.t.getWithHolder(ctx, tenant, id.task); err != nil {
 		return nil, err
 	}
-	if w.settings, err = t.settings(ctx, w.task.Type, taskDefinition(w.task.TenantID, w.task.OwnDefinition, w.task.DefinitionID, w.task.Revision), w.task.Config); err != nil {
+	if w.settings, err = l.t.settings(ctx, w.task.Type, taskDefinition(w.task.TenantID, w.task.OwnDefinition, w.task.DefinitionID, w.task.Revision), w.task.Config); err != nil {
 		return nil, err
 	}
 	return w, nil
@@ -164,27 +164,27 @@ func (w *leaseCall) asOf(version int32, status db.TaskStatus, attempt int32, nex
 }
 
 // submit makes a worker's last move.
-func (t *Tasks) submit(ctx context.Context, w *leaseCall, m *transition, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
-	out := t.apply(ctx, m)
+func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
+	out := l.t.apply(ctx, m)
 	if out.made || out.err != nil {
-		return t.readBack(ctx, w.tenant, m, out)
+		return l.t.readBack(ctx, w.tenant, m, out)
 	}
 	// Somebody was as quick; perhaps this very call, sent twice.
-	task, err := t.Get(ctx, w.tenant, w.id.task)
+	task, err := l.t.Get(ctx, w.tenant, w.id.task)
 	if err != nil {
 		return db.Task{}, err
 	}
 	w.task = task
-	return t.replay(ctx, w, output, f, later)
+	return l.replay(ctx, w, output, f, later)
 }
 
 // replay answers a word about an attempt that is over.
-func (t *Tasks) replay(ctx context.Context, w *leaseCall, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
+func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	p := db.WorkerSaidParams{TaskID: w.id.task, Attempt: w.id.attempt, JobID: w.id.job, Output: string(output)}
 	if f != nil {
 		p.Error = string(problemJSON(f, w.settings.retry.Retryable(f)))
 	}
-	before, err := t.q.WorkerSaid(ctx, p)
+	before, err := l.t.q.WorkerSaid(ctx, p)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return db.Task{}, leaseLostError(w.task)

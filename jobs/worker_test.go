@@ -23,7 +23,7 @@ func (b *testBundle) dequeue(worker string, change ...func(*LeaseRequest)) []Lea
 	for _, fn := range change {
 		fn(&req)
 	}
-	found, err := b.Lease(b.ctx, req)
+	found, err := b.Leases.Acquire(b.ctx, req)
 	require.NoError(b.t, err)
 	return found
 }
@@ -38,7 +38,7 @@ func (b *testBundle) dequeueOne(worker string) Lease {
 
 func (b *testBundle) beat(token string) Beaten {
 	b.t.Helper()
-	out, err := b.Heartbeat(b.ctx, "", []Beat{{Token: token}})
+	out, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: token}})
 	require.NoError(b.t, err)
 	return out[0]
 }
@@ -58,13 +58,13 @@ func TestWorkerLeasesBeatsAndCompletes(t *testing.T) {
 	require.Nil(t, lease.Checkpoint)
 	require.Empty(t, b.dequeue("w-2"), "it is taken")
 
-	out, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 2 * time.Hour, Progress: json.RawMessage(`{"percent": 40}`), Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	out, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 2 * time.Hour, Progress: json.RawMessage(`{"percent": 40}`), Checkpoint: json.RawMessage(`{"page": 12}`)}})
 	require.NoError(t, err)
 	require.Equal(t, Continue, out[0].Directive)
 	require.WithinDuration(t, time.Now().Add(time.Hour), out[0].ExpiresAt, 10*time.Second, "never past the timeout")
 	require.WithinDuration(t, time.Now().Add(time.Minute), b.beat(lease.Token).ExpiresAt, 10*time.Second, "from now: it does not add up")
 
-	ended, err := b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 24}`))
+	ended, err := b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 24}`))
 	require.NoError(t, err)
 	require.Equal(t, db.TaskStatusCOMPLETED, ended.Status)
 	require.JSONEq(t, `{"pages": 24}`, string(ended.Output))
@@ -74,13 +74,13 @@ func TestWorkerLeasesBeatsAndCompletes(t *testing.T) {
 	require.Equal(t, "completed", ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", ended.JobID))
 
 	// Its answer was lost, and it says it again; or it thinks better of it.
-	again, err := b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{ "pages":24 }`))
+	again, err := b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{ "pages":24 }`))
 	require.NoError(t, err)
 	require.Equal(t, ended.Version, again.Version)
 	var conflict *Conflict
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 25}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 25}`))
 	require.ErrorAs(t, err, &conflict)
-	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "NO"}, 0)
+	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "NO"}, 0)
 	require.ErrorAs(t, err, &conflict)
 	var over *TaskEnded
 	require.ErrorAs(t, b.beat(lease.Token).Err, &over)
@@ -107,7 +107,7 @@ func TestOpposedHeartbeats(t *testing.T) {
 	for _, list := range [][]Beat{beats, back} {
 		all.Go(func() {
 			for range 50 {
-				out, err := b.Heartbeat(b.ctx, "", list)
+				out, err := b.Leases.Heartbeat(b.ctx, "", list)
 				for _, one := range out {
 					err = cmp.Or(err, one.Err)
 				}
@@ -182,14 +182,14 @@ func TestRetriesComeFirstAndGoOnFromTheCheckpoint(t *testing.T) {
 	b := setup(t)
 	task := b.create(remote, policy(RetryPolicy{MaxRetries: 2, RetryInterval: 1}))
 	lease := b.dequeueOne("w-1")
-	_, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	_, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
 	require.NoError(t, err)
 	failure := &Failure{Code: "RENDER", Message: "no ink"}
-	after, err := b.FailLease(b.ctx, "", lease.Token, failure, 0)
+	after, err := b.Leases.Fail(b.ctx, "", lease.Token, failure, 0)
 	require.NoError(t, err)
 	require.Equal(t, db.TaskStatusPENDING, after.Status)
 	require.NotNil(t, after.NextRetryAt)
-	again, err := b.FailLease(b.ctx, "", lease.Token, failure, 0)
+	again, err := b.Leases.Fail(b.ctx, "", lease.Token, failure, 0)
 	require.NoError(t, err, "the same word again")
 	require.Equal(t, after.Version, again.Version)
 
@@ -208,10 +208,10 @@ func TestRetriesComeFirstAndGoOnFromTheCheckpoint(t *testing.T) {
 
 	// It may ask for more time than the policy gives, never for less.
 	before := time.Now()
-	after, err = b.FailLease(b.ctx, "", first.Token, failure, time.Hour)
+	after, err = b.Leases.Fail(b.ctx, "", first.Token, failure, time.Hour)
 	require.NoError(t, err)
 	require.WithinDuration(t, before.Add(time.Hour), *after.NextRetryAt, 10*time.Second)
-	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "RENDER", Message: "no paper"}, 0)
+	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "RENDER", Message: "no paper"}, 0)
 	var conflict *Conflict
 	require.ErrorAs(t, err, &conflict)
 	require.Equal(t, fresh.TaskID, b.dequeueOne("w-3").TaskID)
@@ -223,7 +223,7 @@ func TestRetriesComeBeforeTheStandardLanes(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	retry := b.create(remote, elsewhere, remote, priority(Medium), policy(RetryPolicy{MaxRetries: 2, RetryInterval: 1}))
-	_, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
+	_, err := b.Leases.Fail(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: "X"}, 0)
 	require.NoError(t, err)
 	b.exec("UPDATE river_job SET scheduled_at = now() WHERE queue = $1 AND state = 'available'", LaneRetry)
 	fresh := b.create(remote, priority(High))
@@ -234,7 +234,7 @@ func TestRetriesComeBeforeTheStandardLanes(t *testing.T) {
 	}
 	giveBack := func(found []Lease) {
 		for _, l := range found {
-			_, err := b.ReleaseLease(b.ctx, "", l.Token, 0, "")
+			_, err := b.Leases.Release(b.ctx, "", l.Token, 0, "")
 			require.NoError(t, err)
 		}
 	}
@@ -264,7 +264,7 @@ func TestTheSameWordAgain(t *testing.T) {
 	fail := func(lease Lease, later time.Duration, change func(*Failure)) (db.Task, error) {
 		f := said
 		change(&f)
-		return b.FailLease(b.ctx, "", lease.Token, &f, later)
+		return b.Leases.Fail(b.ctx, "", lease.Token, &f, later)
 	}
 	asItWas := func(*Failure) {}
 	answer, err := fail(first, 0, asItWas)
@@ -289,18 +289,18 @@ func TestTheSameWordAgain(t *testing.T) {
 	_, err = fail(first, time.Hour, asItWas)
 	require.ErrorAs(t, err, &conflict, "it asks for more time")
 
-	answer, err = b.ReleaseLease(b.ctx, "", second.Token, 0, "shutting down")
+	answer, err = b.Leases.Release(b.ctx, "", second.Token, 0, "shutting down")
 	require.NoError(t, err)
 	third := b.dequeueOne("w-3")
 	require.Equal(t, 2, third.Attempt)
-	again, err = b.ReleaseLease(b.ctx, "", second.Token, 0, "shutting down")
+	again, err = b.Leases.Release(b.ctx, "", second.Token, 0, "shutting down")
 	require.NoError(t, err)
 	require.Equal(t, []any{answer.Status, answer.Attempt, answer.Version, answer.NextRetryAt}, []any{again.Status, again.Attempt, again.Version, again.NextRetryAt})
-	_, err = b.ReleaseLease(b.ctx, "", second.Token, time.Second, "shutting down")
+	_, err = b.Leases.Release(b.ctx, "", second.Token, time.Second, "shutting down")
 	require.ErrorAs(t, err, &conflict)
-	_, err = b.ReleaseLease(b.ctx, "", second.Token, 0, "")
+	_, err = b.Leases.Release(b.ctx, "", second.Token, 0, "")
 	require.ErrorAs(t, err, &conflict)
-	_, err = b.CompleteLease(b.ctx, "", third.Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", third.Token, nil)
 	require.NoError(t, err)
 	again, err = fail(first, 0, asItWas)
 	require.NoError(t, err)
@@ -312,7 +312,7 @@ func TestFailForGood(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.create(remote, policy(RetryPolicy{MaxRetries: 5}))
-	after, err := b.FailLease(b.ctx, "", b.dequeueOne("w-1").Token, &Failure{Code: "BAD", Message: "never", Retryable: ptr(false)}, 0)
+	after, err := b.Leases.Fail(b.ctx, "", b.dequeueOne("w-1").Token, &Failure{Code: "BAD", Message: "never", Retryable: ptr(false)}, 0)
 	require.NoError(t, err)
 	require.Equal(t, db.TaskStatusFAILED, after.Status)
 	require.Equal(t, "BAD", codeOf(t, after))
@@ -329,7 +329,7 @@ func TestWorkerSaysTheEnginesCodes(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			task := b.create(remote)
-			after, err := b.FailLease(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: code, Retryable: ptr(false)}, 0)
+			after, err := b.Leases.Fail(b.ctx, "", b.dequeueOne("w").Token, &Failure{Code: code, Retryable: ptr(false)}, 0)
 			require.NoError(t, err)
 			want := map[bool]string{false: "FAILED", true: "TIMED_OUT"}[code == CodeTimeout]
 			require.Equal(t, want, string(after.Status))
@@ -346,20 +346,20 @@ func TestReleaseSpendsNothing(t *testing.T) {
 	b := setup(t)
 	b.create(remote)
 	lease := b.dequeueOne("w-1")
-	after, err := b.ReleaseLease(b.ctx, "", lease.Token, 0, "shutting down")
+	after, err := b.Leases.Release(b.ctx, "", lease.Token, 0, "shutting down")
 	require.NoError(t, err)
 	require.Equal(t, db.TaskStatusPENDING, after.Status)
 	require.Zero(t, after.Attempt)
-	_, err = b.ReleaseLease(b.ctx, "", lease.Token, 0, "shutting down")
+	_, err = b.Leases.Release(b.ctx, "", lease.Token, 0, "shutting down")
 	require.NoError(t, err, "again")
 
 	next := b.dequeueOne("w-2")
 	require.Equal(t, 1, next.Attempt, "the number was not spent")
 	require.NotEqual(t, lease.Token, next.Token)
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, nil)
 	require.ErrorIs(t, err, ErrLeaseLost, "the number is the same, and yet it is another attempt")
 	require.ErrorIs(t, b.beat(lease.Token).Err, ErrLeaseLost)
-	_, err = b.CompleteLease(b.ctx, "", next.Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "", next.Token, nil)
 	require.NoError(t, err)
 }
 
@@ -375,17 +375,17 @@ func TestLateWorker(t *testing.T) {
 	b.expire(task.TaskID)
 	b.work(nil) // a reaper
 	b.until(task.TaskID, "reaped", func(task db.Task) bool { return task.Crashes == 1 })
-	_, err := b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"by": 1}`))
+	_, err := b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"by": 1}`))
 	require.ErrorIs(t, err, ErrLeaseLost)
 	next := b.dequeueOne("w-2")
 	require.Equal(t, 2, next.Attempt)
 	require.ErrorIs(t, b.beat(lease.Token).Err, ErrLeaseLost)
-	_, err = b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "LATE"}, 0)
+	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "LATE"}, 0)
 	require.ErrorIs(t, err, ErrLeaseLost)
-	_, err = b.CompleteLease(b.ctx, "", next.Token, json.RawMessage(`{"by": 2}`))
+	_, err = b.Leases.Complete(b.ctx, "", next.Token, json.RawMessage(`{"by": 2}`))
 	require.NoError(t, err)
 	var over *TaskEnded
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"by": 1}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"by": 1}`))
 	require.ErrorAs(t, err, &over)
 	require.JSONEq(t, `{"by": 2}`, string(b.get(task.TaskID).Output), "the live attempt's result stands")
 }
@@ -400,9 +400,9 @@ func TestWorkerOfACancelledTask(t *testing.T) {
 	require.Equal(t, StopWork, b.beat(lease.Token).Directive)
 	var over *TaskEnded
 	for _, say := range []func() error{
-		func() error { _, err := b.CompleteLease(b.ctx, "", lease.Token, nil); return err },
-		func() error { _, err := b.FailLease(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0); return err },
-		func() error { _, err := b.ReleaseLease(b.ctx, "", lease.Token, 0, ""); return err },
+		func() error { _, err := b.Leases.Complete(b.ctx, "", lease.Token, nil); return err },
+		func() error { _, err := b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0); return err },
+		func() error { _, err := b.Leases.Release(b.ctx, "", lease.Token, 0, ""); return err },
 	} {
 		require.ErrorAs(t, say(), &over)
 		require.Equal(t, Cancelled, over.Status)
@@ -427,11 +427,11 @@ func TestCancelIsToldForAsLongAsTheLease(t *testing.T) {
 	b.force("UPDATE task SET started_at = ended_at WHERE task_id = $1", task.TaskID)
 	var over *TaskEnded
 	require.ErrorAs(t, b.beat(lease.Token).Err, &over)
-	out, err := b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 10 * time.Minute}})
+	out, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 10 * time.Minute}})
 	require.NoError(t, err)
 	require.Equal(t, StopWork, out[0].Directive, "it was extended by ten minutes each time")
 	require.WithinDuration(t, time.Now().Add(8*time.Minute), out[0].ExpiresAt, 10*time.Second)
-	out, err = b.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 12 * time.Hour}})
+	out, err = b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 12 * time.Hour}})
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(58*time.Minute), out[0].ExpiresAt, 10*time.Second, "never past the timeout")
 }
@@ -439,7 +439,7 @@ func TestCancelIsToldForAsLongAsTheLease(t *testing.T) {
 func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	_, _, err := b.PutDefinition(b.ctx, "o", 0, Definition{
+	_, _, err := b.Definitions.Put(b.ctx, "o", 0, Definition{
 		ID: "render", Type: Automated, Version: "1", ExecutionConfig: ExecutionConfig{Executor: ExecutorWorker},
 		OutputSchema: json.RawMessage(`{"type": "object", "required": ["pages"], "properties": {"pages": {"type": "integer"}}}`),
 	})
@@ -448,15 +448,15 @@ func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	require.NoError(t, err)
 	lease := b.dequeueOne("w-1")
 	var broken *Invalid
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
 	require.ErrorAs(t, err, &broken)
 	require.Equal(t, "/output/pages", broken.Violations[0].Path)
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 3}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": 3}`))
 	require.NoError(t, err, "it corrected itself")
 
 	// Whoever is late hears that first, whatever the output.
 	var conflict *Conflict
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
 	require.ErrorAs(t, err, &conflict)
 	task, _, err := b.Create(b.ctx, Request{TaskDefinitionID: "render", WorkflowID: "w", By: "o"})
 	require.NoError(t, err)
@@ -464,7 +464,7 @@ func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	b.expire(task.TaskID)
 	b.work(nil) // a reaper
 	b.until(task.TaskID, "reaped", func(task db.Task) bool { return task.Crashes == 1 })
-	_, err = b.CompleteLease(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
+	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
 	require.ErrorIs(t, err, ErrLeaseLost)
 }
 
@@ -477,7 +477,7 @@ func TestParkedDequeue(t *testing.T) {
 	got := make(chan []Lease, 1)
 	park := func(b *testBundle) {
 		go func() {
-			found, err := b.Lease(b.ctx, LeaseRequest{Worker: "w", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
+			found, err := b.Leases.Acquire(b.ctx, LeaseRequest{Worker: "w", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
 			if err == nil {
 				got <- found
 			}
@@ -490,7 +490,7 @@ func TestParkedDequeue(t *testing.T) {
 	}
 
 	park(b)
-	b.Rest()
+	b.Leases.StartDraining()
 	require.Empty(t, receive(t, got), "the process stops, and answers")
 	task := b.create(remote)
 	lease := b.dequeueOne("w")
@@ -506,7 +506,7 @@ func TestGoneWorkerTakesNothing(t *testing.T) {
 	ask := func(ctx context.Context, id string) <-chan error {
 		ended := make(chan error, 1)
 		go func() {
-			_, err := b.Lease(ctx, LeaseRequest{Worker: "w-1", ID: id, Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
+			_, err := b.Leases.Acquire(ctx, LeaseRequest{Worker: "w-1", ID: id, Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
 			ended <- err
 		}()
 		return ended
@@ -536,7 +536,7 @@ func TestGoneWorkerAsksAgain(t *testing.T) {
 	holder := b.hold(task) // its start waits for the row
 	ended := make(chan error, 1)
 	go func() {
-		_, err := b.Lease(gone, LeaseRequest{Worker: "w-1", ID: "r-1", Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
+		_, err := b.Leases.Acquire(gone, LeaseRequest{Worker: "w-1", ID: "r-1", Most: 1, Select: []Selection{{Lane: LaneAutomated}}})
 		ended <- err
 	}()
 	b.waiting(1)
@@ -562,16 +562,16 @@ func TestParkedDequeueIsIdempotent(t *testing.T) {
 	for i := range calls {
 		at := []*testBundle{b, b, b, other}[i]
 		go func() {
-			found, err := at.Lease(at.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
+			found, err := at.Leases.Acquire(at.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
 			if err == nil {
 				got <- found
 			}
 		}()
 	}
 	waitFor(t, "a call to be parked", func() bool {
-		b.wakes.mu.Lock()
-		defer b.wakes.mu.Unlock()
-		return b.wakes.parked != nil
+		b.notifier.wakes.mu.Lock()
+		defer b.notifier.wakes.mu.Unlock()
+		return b.notifier.wakes.parked != nil
 	})
 	b.create(remote)
 	first := receive(t, got)
@@ -592,7 +592,7 @@ func TestParkedDequeueTakesNoMoreThanItAskedFor(t *testing.T) {
 	got := make(chan []Lease, 2)
 	for range 2 {
 		go func() {
-			found, err := b.Lease(b.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
+			found, err := b.Leases.Acquire(b.ctx, LeaseRequest{Worker: "w", ID: "r", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
 			if err == nil {
 				got <- found
 			}
@@ -615,10 +615,10 @@ func TestLeasesKeepTenantsApart(t *testing.T) {
 	found := b.dequeue("w-1", func(req *LeaseRequest) { req.Tenant, req.ID = "acme", "r" })
 	require.Len(t, found, 1)
 	require.Empty(t, b.dequeue("w-1", func(req *LeaseRequest) { req.ID = "r" }))
-	_, err := b.CompleteLease(b.ctx, "", found[0].Token, nil)
+	_, err := b.Leases.Complete(b.ctx, "", found[0].Token, nil)
 	require.ErrorIs(t, err, ErrNotFound)
 	require.ErrorIs(t, b.beat(found[0].Token).Err, ErrNotFound)
-	_, err = b.CompleteLease(b.ctx, "acme", found[0].Token, nil)
+	_, err = b.Leases.Complete(b.ctx, "acme", found[0].Token, nil)
 	require.NoError(t, err)
 }
 
@@ -638,7 +638,7 @@ func TestWorkersRace(t *testing.T) {
 		at := both[i%2]
 		all.Go(func() {
 			for {
-				found, err := at.Lease(at.ctx, LeaseRequest{Worker: "w", Most: 3, Select: []Selection{{Lane: LaneAutomated}}})
+				found, err := at.Leases.Acquire(at.ctx, LeaseRequest{Worker: "w", Most: 3, Select: []Selection{{Lane: LaneAutomated}}})
 				if err != nil || len(found) == 0 {
 					return
 				}
@@ -646,7 +646,7 @@ func TestWorkersRace(t *testing.T) {
 					mu.Lock()
 					by[l.TaskID.String()]++
 					mu.Unlock()
-					_, _ = at.CompleteLease(at.ctx, "", l.Token, nil)
+					_, _ = at.Leases.Complete(at.ctx, "", l.Token, nil)
 				}
 			}
 		})
@@ -664,18 +664,18 @@ func TestLeaseTokens(t *testing.T) {
 	b := setup(t)
 	other := join(t, b.pool, "p2")
 	id := leaseID{task: b.create(remote).TaskID, job: 1<<62 + 7, attempt: 3, visibility: 12 * time.Hour}
-	token, err := b.tokens.sign(b.ctx, id)
+	token, err := b.Leases.tokens.sign(b.ctx, id)
 	require.NoError(t, err)
-	read, err := other.tokens.read(b.ctx, token)
+	read, err := other.Leases.tokens.read(b.ctx, token)
 	require.NoError(t, err)
 	require.Equal(t, id, read)
 	for i := range len(token) {
 		forged := token[:i] + string("AB"[strings.Count(token[i:i+1], "A")]) + token[i+1:]
-		_, err := b.tokens.read(b.ctx, forged)
+		_, err := b.Leases.tokens.read(b.ctx, forged)
 		require.ErrorIs(t, err, ErrNotFound, "%d", i)
 	}
 	for _, bad := range []string{"", "x", token + "A", token[1:], strings.Repeat("A", len(token)), token + "=", "é"} {
-		_, err := b.tokens.read(b.ctx, bad)
+		_, err := b.Leases.tokens.read(b.ctx, bad)
 		require.ErrorIs(t, err, ErrNotFound, bad)
 	}
 }

@@ -92,9 +92,9 @@ func (t *Tasks) Writable(ctx context.Context) error {
 	}
 	var err error
 	if failed == nil {
-		err = t.probeLocks(ctx)
+		err = t.probe.locks(ctx)
 	} else {
-		err = t.probeWrite(ctx)
+		err = t.probe.write(ctx)
 	}
 	if err != nil {
 		err = &NotWritable{Why: whyNotWritable(err), err: err}
@@ -105,9 +105,12 @@ func (t *Tasks) Writable(ctx context.Context) error {
 	return err
 }
 
+// writeProbe asks the database whether it takes writes.
+type writeProbe struct{ t *Tasks }
+
 // probeLocks makes no tasks, by the statement that makes tasks.
-func (t *Tasks) probeLocks(ctx context.Context) error {
-	if _, err := t.q.TaskCreate(ctx, createParams(nil)); err != nil {
+func (p *writeProbe) locks(ctx context.Context) error {
+	if _, err := p.t.q.TaskCreate(ctx, createParams(nil)); err != nil {
 		return fmt.Errorf("make no task: %w", err)
 	}
 	return nil
@@ -117,7 +120,7 @@ func (t *Tasks) probeLocks(ctx context.Context) error {
 var errTakenBack = errors.New("taken back")
 
 // probeWrite makes a task and takes it back, then commits that this process lives.
-func (t *Tasks) probeWrite(ctx context.Context) error {
+func (p *writeProbe) write(ctx context.Context) error {
 	noise := make([]byte, probeBytes/2) // it must not shrink
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
@@ -125,13 +128,13 @@ func (t *Tasks) probeWrite(ctx context.Context) error {
 	one := &creation{
 		id: uuid.New(), executor: "noop", settings: &settings{timeout: time.Minute},
 		req: Request{
-			TaskDefinitionID: "probe", WorkflowID: "probe", TaskType: Automated, By: t.cfg.ProcessID,
+			TaskDefinitionID: "probe", WorkflowID: "probe", TaskType: Automated, By: p.t.cfg.ProcessID,
 			Input: fmt.Appendf(nil, `{"noise": "%s"}`, hex.EncodeToString(noise)),
 		},
 	}
-	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 		batch := []*creation{one}
-		if err := (createItems{t}).assignIDs(ctx, batch); err != nil {
+		if err := (createItems{p.t}).assignIDs(ctx, batch); err != nil {
 			return err
 		}
 		if _, err := db.New(tx).TaskCreate(ctx, createParams(batch)); err != nil {
@@ -142,7 +145,7 @@ func (t *Tasks) probeWrite(ctx context.Context) error {
 	if err != nil && !errors.Is(err, errTakenBack) {
 		return err
 	}
-	if err := t.seen(ctx, db.ExecutorSeenParams{ExecutorID: t.cfg.ProcessID}); err != nil {
+	if err := p.t.seen(ctx, db.ExecutorSeenParams{ExecutorID: p.t.cfg.ProcessID}); err != nil {
 		return fmt.Errorf("say that the process lives: %w", err)
 	}
 	return nil
@@ -150,8 +153,8 @@ func (t *Tasks) probeWrite(ctx context.Context) error {
 
 // lockedTables says whether a statement that waited too long for a lock waits for a whole
 // table, and not for a row: then what writes to no row waits as well.
-func (t *Tasks) lockedTables(ctx context.Context) bool {
-	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
+func (p *writeProbe) lockedTables(ctx context.Context) bool {
+	err := pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 		q := db.New(tx)
 		if err := q.LockBriefly(ctx); err != nil {
 			return err

@@ -85,7 +85,7 @@ func (b *bench) engine() (e *benchEngine, err error) {
 		defer cancel()
 		return river.Stop(ctx)
 	})
-	_, _, err = e.tasks.PutDefinition(b.ctx, "bench", 0, jobs.Definition{
+	_, _, err = e.tasks.Definitions.Put(b.ctx, "bench", 0, jobs.Definition{
 		ID: benchDefinition, Type: jobs.Automated, Version: "1", ExecutionConfig: jobs.ExecutionConfig{Executor: "noop"},
 	})
 	return e, err

@@ -93,7 +93,7 @@ func (b *bench) httpService() (h *httpService, token string, err error) {
 	if h.service, err = startService(b.ctx, cfg, surroundings{bus: bus, sharedBus: true, log: log}); err != nil {
 		return h, "", err
 	}
-	_, _, err = h.tasks.PutDefinition(b.ctx, "bench", 0, jobs.Definition{
+	_, _, err = h.tasks.Definitions.Put(b.ctx, "bench", 0, jobs.Definition{
 		ID: benchDefinition, Type: jobs.Automated, Version: "1", ExecutionConfig: jobs.ExecutionConfig{Executor: "noop"},
 	})
 	return h, standins.Token("workflow-orchestrator"), err

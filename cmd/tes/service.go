@@ -269,7 +269,7 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		"http":        {Executor: web},
 		"go":          {Executor: handlers, Handlers: handlers.Names},
 		"integration": {Executor: integration.New(integrations.integration()), Ready: readiness(integrations.Integrations.Breaker())},
-		"manual":      {Executor: manual.New(users.directory(), s.tasks), Assigns: true},
+		"manual":      {Executor: manual.New(users.directory(), s.tasks.Worklist), Assigns: true},
 	}, nil
 }
 
@@ -368,7 +368,7 @@ func (s *service) listen(listener net.Listener) {
 
 func (s *service) serve(handler http.Handler) {
 	s.door.Store(&handler)
-	s.http.RegisterOnShutdown(s.tasks.Rest) // or a parked dequeue would be waited for
+	s.http.RegisterOnShutdown(s.tasks.Leases.StartDraining) // or a parked dequeue would be waited for
 	s.onStop(func(ctx context.Context) error {
 		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()

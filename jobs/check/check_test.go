@@ -81,7 +81,7 @@ func setup(t *testing.T) *testBundle {
 			patience, 5*time.Millisecond, name)
 	}
 	create("running", jobs.ExecutorWorker, jobs.Automated)
-	leases, err := tasks.Lease(ctx, jobs.LeaseRequest{Worker: "w1", Most: 1, Wait: patience, Select: []jobs.Selection{{Lane: jobs.LaneAutomated}}})
+	leases, err := tasks.Leases.Acquire(ctx, jobs.LeaseRequest{Worker: "w1", Most: 1, Wait: patience, Select: []jobs.Selection{{Lane: jobs.LaneAutomated}}})
 	require.NoError(t, err)
 	require.Len(t, leases, 1)
 	create("cancelled", jobs.ExecutorWorker, jobs.Automated)
