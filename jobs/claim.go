@@ -14,19 +14,23 @@ import (
 	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
-// claimer takes the waiting jobs of one lane and kind, as many as it has places.
+// claimer claims the waiting jobs of one queue and kind, as many as it has free slots, and
+// runs them.
+//
+// It claims when it is woken (by a create of this process, or by NOTIFY), when a slot becomes
+// free under a backlog, and at each poll, which finds what the others missed.
 type claimer struct {
 	r          *Runner
 	lane, kind string
 	slots      int
-	some       func() []string // the kinds to take instead of kind, as they are just now; nil: kind alone
-	ready      func() int      // see Registration; nil: always
+	some       func() []string // the kinds to claim instead of kind, asked before each claim; nil: kind alone
+	ready      func() int      // Registration.Ready; nil: no bound but slots
 
 	woken     chan struct{} // holds one
 	slotFreed chan struct{} // holds one
 
 	mu     sync.Mutex
-	busy   int  // places taken; guarded by mu
+	busy   int  // slots taken; guarded by mu
 	closed bool // guarded by mu
 }
 
@@ -34,32 +38,32 @@ type claimer struct {
 const (
 	// claimMost bounds one claim; a larger one holds its locks too long.
 	claimMost = 500
-	// claimCooldown keeps two claims apart, so that an insert's neighbours come along.
+	// claimCooldown keeps two claims apart, so that jobs inserted together are claimed together.
 	claimCooldown = 2 * time.Millisecond
-	// claimGather keeps two claims apart that find several: claims, and the finishes
-	// that follow them, cost by the statement as well as by the job.
+	// claimGather keeps two claims apart that find claimSeveral or more: claims, and the
+	// completions that follow, cost by the statement as well as by the job.
 	claimGather  = 12 * time.Millisecond
 	claimSeveral = 8
-	// claimWorth is how many places make a claim worth while under a backlog.
+	// claimWorth is the number of free slots that a claim waits for under a backlog.
 	claimWorth = claimMost / 2
-	// claimPatience bounds the wait for that many.
+	// claimPatience bounds that wait; then one free slot is enough.
 	claimPatience = 10 * time.Millisecond
 )
 
-// wake says that there may be work. It reports whether there is a place for it here, so that
-// nobody else need be told.
+// wake says that there may be work. It reports whether this claimer has a free slot, so that
+// other processes need not be notified.
 func (c *claimer) wake() bool {
 	c.mu.Lock()
-	room := c.busy < c.slots && !c.closed
+	capacity := c.busy < c.slots && !c.closed
 	c.mu.Unlock()
 	select {
 	case c.woken <- struct{}{}:
 	default:
 	}
-	return room && c.some == nil && (c.ready == nil || c.ready() > 0)
+	return capacity && c.some == nil && (c.ready == nil || c.ready() > 0)
 }
 
-// release frees places.
+// release frees n slots.
 func (c *claimer) release(n int) {
 	c.mu.Lock()
 	c.busy -= n
@@ -81,7 +85,7 @@ func (c *claimer) run(ctx context.Context) {
 	poll := time.NewTicker(c.r.cfg.Poll)
 	defer poll.Stop()
 	woken := false
-	for ctx.Err() == nil { // a select among several that are ready may choose another
+	for ctx.Err() == nil { // select may have preferred another channel to ctx.Done
 		var found int
 		var more bool
 		_ = c.r.tasks.retryWhileUnavailable(ctx, c.r.logRetry("claim"), func(ctx context.Context) (err error) {
@@ -96,7 +100,7 @@ func (c *claimer) run(ctx context.Context) {
 		if !pause(ctx, cooldown) {
 			return
 		}
-		// An insert within notifyEvery of the one that woke us was not announced.
+		// A job inserted within notifyEvery of the one that woke this claimer was not announced.
 		var echo <-chan time.Time
 		if woken {
 			echo = time.After(notifyEvery)
@@ -119,7 +123,8 @@ func (c *claimer) run(ctx context.Context) {
 	}
 }
 
-// waitForCapacity waits until a claim is worth while: many places, or some and enough time.
+// waitForCapacity waits for claimWorth free slots, or after claimPatience for one. It returns
+// false when ctx ends.
 func (c *claimer) waitForCapacity(ctx context.Context) bool {
 	patience := time.NewTimer(claimPatience)
 	defer patience.Stop()
@@ -141,9 +146,8 @@ func (c *claimer) waitForCapacity(ctx context.Context) bool {
 	}
 }
 
-// claim takes what there is, as far as the executor is ready for it. It reports how
-// many it found and whether there may be more. After an error, whether it committed is
-// unknown; what it took is found by the sweep.
+// claim claims and runs jobs. It reports how many it found, and whether there may be more.
+// After an error it may have committed; the sweep finds such jobs.
 func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	if c.some == nil {
 		return c.claimKind(ctx, c.kind)
@@ -166,7 +170,8 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	return found, more, nil
 }
 
-// waiting says of which of these kinds there are jobs to take: one probe for each.
+// waiting returns those of the kinds that have due jobs, in random order: one index probe for
+// each.
 func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error) {
 	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
@@ -175,12 +180,12 @@ func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error)
 		c.r.logTrouble("look for jobs", err)
 		return nil, err
 	}
-	// No handler comes first each time.
+	// Fairness: no handler comes first each time.
 	rand.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
 	return waiting, nil
 }
 
-// claimKind is a claim of one kind.
+// claimKind claims jobs of one kind, at most claimMost and at most the free slots.
 func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more bool, err error) {
 	n := min(c.freeSlots(), claimMost)
 	if n <= 0 {
@@ -188,7 +193,7 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 	}
 	if c.ready != nil {
 		if n = min(n, c.ready()-c.slots+c.freeSlots()); n <= 0 {
-			return 0, false, nil // what waits is looked at with the next poll
+			return 0, false, nil // the executor is not ready; the next poll asks again
 		}
 	}
 	c.mu.Lock()
@@ -232,12 +237,12 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 	return len(rows), len(rows) == n, nil
 }
 
-// lightest is the weight up to which a claim brings a task's payload along: it is in
-// LaneClaim.
+// lightest is the size in bytes up to which LaneClaim returns a task's payload. LanePayloads
+// reads the others.
 const lightest = 8192
 
-// load reads the payloads of claimed tasks and runs these, some megabytes at a time, and in
-// one claim of the process at a time.
+// load reads the payloads of claimed tasks and runs the tasks, some megabytes at a time. One
+// claim of the process loads at a time.
 func (c *claimer) load(rows []db.LaneClaimRow) {
 	r := c.r
 	r.loading.add(rows)
@@ -270,7 +275,7 @@ func (c *claimer) loadSome(rows []db.LaneClaimRow) {
 	})
 	if err != nil {
 		r.logTrouble("read payloads", err)
-		c.release(len(rows)) // the sweep gives their tasks new tokens
+		c.release(len(rows)) // the sweep gives their tasks new jobs
 		return
 	}
 	payloads := make(map[uuid.UUID]db.LanePayloadsRow, len(found))
@@ -283,7 +288,7 @@ func (c *claimer) loadSome(rows []db.LaneClaimRow) {
 	}
 }
 
-// loading are the jobs that are claimed and not begun because their payloads are read.
+// loading is the set of claimed jobs whose payloads are being read: not begun, and no orphans.
 type loading struct {
 	mu   sync.Mutex
 	jobs map[int64]bool // guarded by mu
@@ -308,14 +313,14 @@ func (l *loading) drop(rows []db.LaneClaimRow) {
 	}
 }
 
-// all lists them; never nil, which would be NULL in a query.
+// all returns the job ids; never nil, which would be NULL in a query.
 func (l *loading) all() []int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.AppendSeq([]int64{}, maps.Keys(l.jobs))
 }
 
-// pause waits, and reports whether ctx is still alive.
+// pause waits for d and returns true, or returns false when ctx ends.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -8,8 +8,8 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// beatRhythm is how often leases are looked at: the shortest visibility timeout is
-// a second, and must be extended well before it is over.
+// beatRhythm is how often this process looks for leases to extend. The shortest visibility
+// timeout is a second, and must be extended well before its end.
 const beatRhythm = 250 * time.Millisecond
 
 // announce says that the process is there.
@@ -21,10 +21,9 @@ func (r *Runner) seen(ctx context.Context) error {
 	return r.tasks.seen(ctx, db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, Kinds: r.kinds()})
 }
 
-// beats extends the leases of what runs here, all of them in one statement. What is
-// not there any more is lost, and its executor's context ends. A beat that fails is
-// followed by the next one, at its own rhythm: the pauses of other queue operations are
-// longer than a lease may be.
+// beats extends the leases of the attempts that this process runs, in one statement. The
+// executor of a lost lease has its context ended. A failed beat is followed by the next one, at
+// the same rhythm: the retry policy's pauses are longer than a lease may be.
 func (r *Runner) beats(ctx context.Context) {
 	for pause(ctx, min(r.cfg.Tick, beatRhythm)) {
 		if err := r.beatAll(ctx); err != nil && ctx.Err() == nil {
@@ -60,8 +59,8 @@ func (r *Runner) beatAll(ctx context.Context) error {
 	return r.checkNotExtended(ctx, due)
 }
 
-// checkNotExtended tells the leases that were not extended apart: those that are lost end their
-// executors, and those that somebody has locked just now are tried with the next beat.
+// checkNotExtended sorts the leases that were not extended: a lost one ends its executor, and
+// one whose row another session has locked is tried again with the next beat.
 func (r *Runner) checkNotExtended(ctx context.Context, missing map[int64]*run) error {
 	var p db.LeasesOfParams
 	for job, one := range missing {
@@ -81,12 +80,13 @@ func (r *Runner) checkNotExtended(ctx context.Context, missing map[int64]*run) e
 	return nil
 }
 
-// due lists the leases whose last extension is a third of their time ago.
+// due returns the runs, by job, whose lease was last extended a third of its visibility timeout
+// ago.
 func (r *Runner) due(at time.Time) map[int64]*run {
 	due := map[int64]*run{}
 	for _, one := range r.tasks.running.all() {
 		if !one.mu.TryLock() {
-			continue // its start is being written; the lease is young
+			continue // the start is being written: the lease is new
 		}
 		if one.phase == leased && at.Sub(one.extendedAt) >= one.settings.visibility/3-beatRhythm {
 			due[one.claim.JobID] = one
@@ -102,8 +102,8 @@ func (r *run) extended(at time.Time) {
 	r.extendedAt = at
 }
 
-// loseLease ends the executor of a lease that is not ours any more, unless its end is
-// on its way.
+// loseLease ends the executor of a lease that was lost, unless the attempt's end is being
+// written.
 func (r *run) loseLease() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -113,8 +113,8 @@ func (r *run) loseLease() {
 	}
 }
 
-// reap ends the attempts whose lease has run out. Every process does it; the
-// fence lets one of them through.
+// reap ends the attempts whose lease has run out, of any process. All processes do so; the
+// fence accepts one of them.
 func (r *Runner) reap(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "reap", func(ctx context.Context) error {
 		for {
@@ -138,8 +138,7 @@ func (r *Runner) reap(ctx context.Context) {
 // reapPage is the LIMIT of LeaseExpired.
 const reapPage = 500
 
-// reapAll hands in the ends of a page at once, so that they share a commit, and
-// says how many were made.
+// reapAll ends the attempts of a page in shared commits, and returns how many were applied.
 func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made int) {
 	var ends []*transition
 	for _, row := range rows {
@@ -149,7 +148,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 			continue
 		}
 		end := expireTransition(row, s, r.tasks.cfg.Clock())
-		end.skipLocked = true // its lease is found again at the next tick
+		end.skipLocked = true // the next tick finds the lease again
 		ends = append(ends, end)
 	}
 	for i, out := range r.tasks.applyAll(ends) {
@@ -163,7 +162,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 	return made
 }
 
-// expireTransition is the move after a lease that ran out.
+// expireTransition ends an attempt whose lease has run out: a crash of its owner, or a timeout.
 func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *transition {
 	h := attemptRef{
 		task: row.TaskID, job: row.JobID, attempt: row.Attempt, kind: Type(row.Type), executor: row.Executor,
@@ -186,11 +185,13 @@ func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *t
 	return m
 }
 
-// orphanGrace keeps the sweep away from claims that are being begun this moment.
+// orphanGrace is the age of a claim before the sweep takes it for an orphan: a younger one is
+// being begun.
 const orphanGrace = 10 * time.Second
 
-// sweep finds jobs that were claimed and never begun: by a process that is gone,
-// or by this one when the answer to a claim was lost.
+// sweep gives a new job to each task whose job was claimed and never begun: by a process that
+// is gone, or by this one when the answer to its claim was lost. It also does what must be done
+// now and then: keep the queues, forget turns and answers.
 func (r *Runner) sweep(ctx context.Context) {
 	r.every(ctx, 5*r.cfg.Tick, "sweep", func(ctx context.Context) error {
 		if err := r.tasks.q.LaneKeep(ctx, Lanes); err != nil {
@@ -232,7 +233,8 @@ func (r *Runner) inFlight() []int64 {
 	return jobs
 }
 
-// age lets waiting jobs climb, so that LOW is late but never starved.
+// age raises the priority of waiting jobs by one for each AgeStep, so that LOW is late and not
+// starved. LaneAge raises at most 200 jobs of a queue and priority a second.
 func (r *Runner) age(ctx context.Context) {
 	step := r.cfg.AgeStep.Seconds()
 	p := db.LaneAgeParams{Priorities: []int16{2, 3, 4}, Waits: []float64{3 * step, 2 * step, step}}
@@ -253,7 +255,7 @@ func (r *Runner) age(ctx context.Context) {
 	})
 }
 
-// fold sums up the counters.
+// fold adds the counters' deltas up.
 func (r *Runner) fold(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "fold counters", func(ctx context.Context) error {
 		return r.tasks.q.TallyFold(ctx)

@@ -20,18 +20,18 @@ import (
 
 // Causes with which an executor's context ends.
 var (
-	// ErrStopping: the process is shutting down and its patience is over.
+	// ErrStopping: the process stops, and the grace for running attempts is over.
 	ErrStopping = errors.New("the process is stopping")
 	errTimeout  = fmt.Errorf("the attempt's timeout: %w", context.DeadlineExceeded)
 )
 
-// startGrace is how long a pure executor may run before its start is written. One
-// that is done by then has its start and its end written in one commit.
+// startGrace is how long a pure executor may run before its start is written. The start and
+// the end of a quicker attempt are combined in one commit.
 const startGrace = 3 * time.Millisecond
 
-// outageLead is how long before its deadline an attempt is given back because of an
-// outage, or a tenth of its time where that is less. At the deadline itself, the reaper
-// of any process could be first to write, and would write a timeout.
+// outageLead is how long before its deadline an attempt is released because of an outage, or a
+// tenth of its timeout where that is less. At the deadline itself the reaper of any process
+// could write first, and would write a timeout.
 const outageLead = time.Second
 
 // run is one attempt, from its claim to the moment its end is written.
@@ -49,7 +49,7 @@ type run struct {
 	ended        atomic.Bool
 	slotReleased atomic.Bool // its place
 
-	unanswered unanswered // see Asking
+	unanswered unanswered // the request that has no answer yet; see Asking
 
 	mu         sync.Mutex
 	phase      phase     // guarded by mu
@@ -66,7 +66,7 @@ const (
 	unwritten phase = iota // the task is PENDING, its job claimed
 	leased                 // the start is written, the lease is ours
 	combining              // start and end are handed in as one: no start may follow
-	lost                   // the fence refused us
+	lost                   // a write was rejected: the lease is another's
 )
 
 func (r *run) id() uuid.UUID  { return r.claim.TaskID }
@@ -75,7 +75,7 @@ func (r *run) pure() bool {
 	return r.exec.Pure && r.settings.config.Executor != "" && !r.allocates()
 }
 
-// asks says whether a neighbour may be asked while the attempt's time runs.
+// asks says whether the executor may call a peer service while the attempt's time runs.
 func (r *run) asks() bool { return !r.exec.Assigns && !r.exec.Pure }
 
 func (r *run) ref() attemptRef {
@@ -85,7 +85,8 @@ func (r *run) ref() attemptRef {
 	}
 }
 
-// do runs the attempt. It returns when the executor has, and its end is handed in.
+// do runs the attempt: allocates resources, writes the start, calls the executor, and hands in
+// the end. It returns when the executor has returned.
 func (r *run) do() {
 	ctx, cancel := context.WithCancelCause(r.r.ctx)
 	r.cancel = cancel
@@ -97,7 +98,8 @@ func (r *run) do() {
 		r.end(ctx, Result{}, err)
 		return
 	}
-	if !r.exec.Assigns { // which is no attempt, and falls back in time of its own
+	// An assignment is no attempt, and has no timeout: its executor bounds itself.
+	if !r.exec.Assigns {
 		defer time.AfterFunc(r.settings.timeout, r.onTimeout).Stop()
 	}
 	if r.asks() {
@@ -121,10 +123,10 @@ func (r *run) do() {
 	r.end(ctx, result, err)
 }
 
-// end hands in what came of it, unless somebody has ended it already.
+// end hands in the executor's result, unless the timeout or an outage has ended the attempt.
 func (r *run) end(ctx context.Context, result Result, err error) {
 	if !r.ended.CompareAndSwap(false, true) {
-		return // the timeout was written already; the fence would refuse us
+		return // another end is written already; the fence would reject this one
 	}
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, errTimeout) {
 		r.onInterrupt(cause)
@@ -148,16 +150,16 @@ func (r *run) execute(ctx context.Context, allocation *Allocation) (result Resul
 	return result, err
 }
 
-// foreign calls code that is not ours, and returns a panic as a *Failure. After
-// runtime.Goexit this goroutine runs deferred functions and nothing else, so the
-// attempt's end is handed in by one of them, and its place becomes free.
+// foreign calls an executor's code and returns a panic as a *Failure. After runtime.Goexit
+// this goroutine runs deferred functions only, so one of them hands in the attempt's end and
+// frees its slot.
 func (r *run) foreign(ctx context.Context, call func() error) (err error) {
 	returned := false
 	defer func() {
 		if returned || err != nil {
 			return
 		}
-		if r.startedAt.IsZero() { // resources were asked for
+		if r.startedAt.IsZero() { // the call was for resources, before the start
 			r.startedAt = r.r.tasks.cfg.Clock()
 		}
 		r.end(ctx, Result{}, goexit())
@@ -186,8 +188,8 @@ func (r *run) job() Job {
 	return job
 }
 
-// start writes that the attempt began and takes the lease. It reports whether the
-// attempt is still ours; asked again, it waits for the first answer.
+// start writes the attempt's start and takes the lease. It reports whether this process has
+// the attempt; a second call waits for the first and returns its result.
 func (r *run) start() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -209,7 +211,8 @@ func (r *run) start() bool {
 	return true
 }
 
-// finish hands in what the executor returned.
+// finish hands in what the executor returned: an assignment, a wait for another system's
+// response, an output, or a failure.
 func (r *run) finish(result Result, err error) {
 	if err == nil && result.Assign != nil {
 		var to Assignment
@@ -242,12 +245,12 @@ func (r *run) checkOutput(output json.RawMessage) error {
 	if r.settings.def == nil {
 		return nil
 	}
-	// The executor has done its work: a stop of the process is no reason to lose that,
-	// and what the check may cost is bounded.
+	// The executor has done its work, which a stop of the process must not lose. The check
+	// costs a bounded time.
 	return badOutput(context.WithoutCancel(r.r.ctx), r.settings.def.output, "output", output)
 }
 
-// fail hands in a failure, or gives the attempt back if a neighbour is away.
+// fail hands in a failure, or releases the attempt if a peer service was unreachable.
 func (r *run) fail(err error) {
 	defer r.release()
 	var away *Outage
@@ -266,27 +269,28 @@ func (r *run) fail(err error) {
 	r.apply(failTransition(r.ref(), f, r.r.tasks.cfg.Clock()))
 }
 
-// apply makes a last move of this attempt and waits until it is written.
+// apply writes the attempt's last transition and waits for it.
 func (r *run) apply(m *transition) {
 	out := r.r.tasks.apply(r.r.ctx, m)
 	switch {
 	case !out.made:
 		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.rejection(out))
 		r.endOrphan(out)
-	case !m.notCounted: // given back, it has not been
+	case !m.notCounted: // a released attempt has no span: the next one reuses its number
 		r.endSpan(cmp.Or(string(m.outcome), string(m.to)), m.failureCode, m.at)
 	}
 }
 
-// endOrphan ends our token once the fence has said that the task goes on without it.
-// After an error nobody has said so: the sweep gives the task a new token.
+// endOrphan ends the attempt's job after its task has gone on without it. After an error that
+// is unknown, and the sweep gives the task a new job.
 func (r *run) endOrphan(out transitionResult) {
 	if out.err == nil {
 		r.r.endOrphanedJob(r.claim.JobID)
 	}
 }
 
-// returnToQueue returns the task to its lane; no attempt is spent.
+// returnToQueue releases the attempt: the task waits in its queue again, and the attempt does
+// not count.
 func (r *run) returnToQueue(why error, delay time.Duration) {
 	r.r.tasks.cfg.Logger.WarnContext(r.logged(), "a task goes back to its lane", "task", r.id(), "why", why, "again_in", delay)
 	if !r.start() {
@@ -295,8 +299,8 @@ func (r *run) returnToQueue(why error, delay time.Duration) {
 	r.apply(releaseTransition(r.ref(), r.r.tasks.cfg.Clock(), delay))
 }
 
-// onInterrupt ends an attempt whose context ended before it did: cancelled tasks
-// and lost leases are somebody else's by now, a stopping process gives back.
+// onInterrupt ends an attempt whose context ended first. A cancelled task and a lost lease
+// need no write; a stopping process releases the attempt.
 func (r *run) onInterrupt(cause error) {
 	defer r.release()
 	switch {
@@ -307,8 +311,8 @@ func (r *run) onInterrupt(cause error) {
 	}
 }
 
-// onOutageDeadline gives the attempt back shortly before its deadline, where an outage has used up
-// its time: it has none left for an answer, and is not spent.
+// onOutageDeadline releases the attempt shortly before its deadline where a request to a peer
+// service has had no answer: the outage has used up the attempt's time, not the task.
 func (r *run) onOutageDeadline() {
 	why := r.unanswered.Load()
 	if why == nil {
@@ -322,7 +326,7 @@ func (r *run) onOutageDeadline() {
 	r.fail(away)
 }
 
-// onTimeout writes the timeout without waiting for the executor to obey its context.
+// onTimeout writes the timeout, and does not wait until the executor returns.
 func (r *run) onTimeout() {
 	if !r.ended.CompareAndSwap(false, true) {
 		return
@@ -331,8 +335,8 @@ func (r *run) onTimeout() {
 	r.fail(&Failure{Code: CodeTimeout, Message: fmt.Sprintf("the attempt took longer than its timeout of %v", r.settings.timeout)})
 }
 
-// await leaves the task RUNNING until the other system answers, or until the
-// deadline. The other system has the work, so a database that is away is sat out.
+// await leaves the task RUNNING until the other system answers, or until the deadline. The
+// other system has accepted the work, so await retries while the database is away.
 func (r *run) await(a Await) {
 	defer r.release()
 	t := r.r.tasks
@@ -348,12 +352,12 @@ func (r *run) await(a Await) {
 		})
 	})
 	if err != nil {
-		// The lease runs out, and the attempt is made again under the next key.
+		// The lease runs out, and the next attempt asks under its own idempotency key.
 		t.cfg.Logger.ErrorContext(r.logged(), "the wait for a response was not written", "task", r.id(), "error", err)
 	}
 }
 
-// assign makes it somebody's turn.
+// assign gives the task to a person, a group or candidates.
 func (r *run) assign(a Assignment) {
 	defer r.release()
 	task := db.Task{TaskID: r.id(), DefinitionID: *r.claim.DefinitionID, DueAt: r.claim.DueAt}
@@ -362,7 +366,7 @@ func (r *run) assign(a Assignment) {
 	r.apply(m)
 }
 
-// failUnassigned ends a manual task for which nobody could be found.
+// failUnassigned fails a manual task that could be assigned to nobody.
 func (r *run) failUnassigned(f *Failure) {
 	m := failTransition(r.ref(), f, r.r.tasks.cfg.Clock())
 	m.expect, m.begins = atAttempt(r.claim.JobID, r.attempt()-1, Pending), true
@@ -384,11 +388,11 @@ func timeOf(t *time.Time) time.Time {
 	return t.UTC()
 }
 
-// release is called when the attempt's end is written, or is no longer ours to
-// write: its place is free.
+// release frees the attempt's slot, once. Call it when the end is written, or is another's to
+// write.
 func (r *run) release() {
 	if !r.slotReleased.CompareAndSwap(false, true) {
-		return // the timeout and the executor's return can both come to this
+		return // both the timeout and the executor's return come here
 	}
 	r.r.tasks.running.leave(r)
 	r.claimer.release(1)
