@@ -19,35 +19,34 @@ import (
 // LeaseRequest is a remote worker's dequeue.
 type LeaseRequest struct {
 	Tenant string
-	Worker string // names the worker in leases, attempts and events
-	// ID makes the request idempotent: asked again it is answered with the leases
-	// that it has. Empty for none.
+	Worker string // the worker's name in leases, attempts and events
+	// ID makes the request idempotent: repeated, it is answered with the leases that it was
+	// given. Empty: the request cannot be repeated.
 	ID string
-	// Wait is how long to wait for work when there is none.
+	// Wait is how long the request waits while there is no work; 0: not at all.
 	Wait time.Duration
-	// Most leases in one answer, over all selections.
+	// Most bounds the leases of one answer, over all selections.
 	Most   int
 	Select []Selection
 
-	shared bool         // the ID is the caller's, who may ask again
-	turn   *dequeueTurn // under which it takes; nil: it has found nothing yet, or nobody else has its ID
+	shared bool         // the caller chose the ID, and may repeat the request
+	turn   *dequeueTurn // the request's right to claim; nil until it has found work
 }
 
-// Selection is a part of the queues that a worker works.
+// Selection is a part of the queues that a worker takes tasks from.
 type Selection struct {
-	// Lane is LaneAutomated or LaneIntegration, with the retries of its tasks, which
-	// come first; or LaneRetry, the retries of both; or LaneDeadLetter, which comes
-	// before all.
+	// Lane is LaneAutomated or LaneIntegration, with the retries of its tasks, which come
+	// first; or LaneRetry, the retries of both; or LaneDeadLetter, which comes before all.
 	Lane string
-	// Definitions that the worker knows; empty: all.
+	// Definitions whose tasks the worker can run; empty: all.
 	Definitions []string
-	// Most of this selection; 0: as many as the request.
+	// Most bounds the leases of this selection; 0: only the request's Most does.
 	Most int
-	// Visibility of these leases; 0: each task's own.
+	// Visibility is the visibility timeout of these leases; 0: each task's own.
 	Visibility time.Duration
 }
 
-// Lease is an attempt, or a dead letter, in the hands of a remote worker.
+// Lease is an attempt, or a dead letter, that a remote worker has.
 type Lease struct {
 	Token      string
 	Status     Status          // RUNNING; a dead letter's is how its task ended
@@ -73,8 +72,8 @@ type Lease struct {
 	Security      *SecurityContext // nil for none
 }
 
-// leasePoll is how often a parked dequeue looks without being woken: for retries
-// that become due, and for what another process's notification did not tell.
+// leasePoll is how often a parked dequeue looks for work without being woken: it finds retries
+// that become due, and jobs whose notification was lost.
 const leasePoll = time.Second
 
 // Leases gives tasks and dead letters to remote workers.
@@ -341,7 +340,8 @@ type Beaten struct {
 	Err       error
 }
 
-// Heartbeat extends leases, all in one statement. The error is of the whole call.
+// Heartbeat extends leases in one statement. The results come in the order of beats; the error
+// is the whole call's.
 func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
 	out := make([]Beaten, len(beats))
 	ids := make([]leaseID, len(beats))
@@ -382,8 +382,8 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]
 	return out, nil
 }
 
-// beatAll extends leases, and says until when. Where somebody has locked one of them, the
-// others are extended one by one; the locked one is not among the answers, as lost ones.
+// beatAll extends leases and returns until when. Where another session has locked one of them,
+// it extends them one by one; locked and lost leases are not among the results.
 func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
 	until = make(map[int64]time.Time, len(p.JobIds))
 	if len(p.JobIds) == 0 {
@@ -404,7 +404,7 @@ func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[
 	return until, nil
 }
 
-// beatEach extends leases one by one, and passes over those that somebody has locked.
+// beatEach extends leases one by one, and skips those that another session has locked.
 func (l *Leases) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
 	for i := range p.JobIds {
 		one := db.WorkerBeatParams{
@@ -473,7 +473,7 @@ func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend t
 	return Beaten{Err: leaseLostError(task)}, nil
 }
 
-// leaseLostError says to what a lease was lost.
+// leaseLostError is the error of a call whose lease was lost: a *TaskEnded, or ErrLeaseLost.
 func leaseLostError(task db.Task) error {
 	if s := Status(task.Status); s.Terminal() {
 		return &TaskEnded{Status: s}

@@ -13,18 +13,18 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Operators cancel, retry and delete jobs in River UI, and DBAs in psql. The job
-// is a token; what they mean is the task:
+// Operators cancel, retry and delete jobs in River UI, and DBAs in psql. A job is a task's
+// token, so the task changes:
 //
 //	cancelled, deleted    the task is CANCELLED
-//	discarded             the attempt failed; a task that waits gets a new token
-//	retried               nothing: the token is nobody's, and its claim ends it
+//	discarded             the attempt has failed; a task that waits gets a new job
+//	retried               nothing: the job is an orphan, and its claim ends it
 //
-// A dead letter whose job is cancelled or deleted is laid aside, in the name of who did
-// it; one whose job is discarded gets a new token: it may have been somebody's rescuer.
+// A dead letter whose job is cancelled or deleted is discarded, in the name of whoever did so.
+// A dead letter whose job is discarded gets a new job: River's rescuer may have done that.
 //
-// Triggers write down what was done (job_signal), and every process acts on it at
-// each tick; the fence lets one of them through.
+// Triggers record what was done in table job_signal. Every process acts on the signals at each
+// tick, and the fence accepts one of them.
 
 // CodeDiscarded is the failure of an attempt whose job was discarded.
 const CodeDiscarded = "JOB_DISCARDED"
@@ -46,13 +46,13 @@ func (r *Runner) signals(ctx context.Context) {
 	})
 }
 
-// applySignals acts on a page of signals and forgets them. One whose move found no task at
-// its job is obeyed too: the task has gone on. One whose task is locked stays, and holds
-// up no other.
+// applySignals acts on a page of signals and deletes them. A signal whose task has gone on to
+// another job is deleted too. A signal whose task is locked stays for the next tick, and delays
+// no other.
 func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) error {
 	done := make(map[int64]bool, len(rows))
 	var moves []*transition
-	var asked []int64 // the signal of each move
+	var asked []int64 // the signal of each transition
 	var lost jobless
 	for _, row := range rows {
 		done[row.ID] = true
@@ -101,7 +101,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 		if out.made {
 			r.tasks.cfg.Logger.Info("a job was ended in the queue, and so its task", "task", m.task, "by", m.actor, "now", m.to)
 			r.tasks.running.cancel(attemptID{m.task, m.expect.job}, ErrCancelled)
-		} else if out.err != nil { // its signal stays, and is tried again
+		} else if out.err != nil { // the signal stays for the next tick
 			trouble = out.err
 			delete(done, asked[i])
 		}
@@ -129,7 +129,7 @@ func (r *Runner) discardDeadLetter(ctx context.Context, row db.SignalListRow, id
 	return nil
 }
 
-// jobless are tasks, and dead letters, that wait without a job.
+// jobless collects the tasks and dead letters that wait without a job.
 type jobless struct{ db.LaneRequeueParams }
 
 func (a *jobless) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
@@ -165,13 +165,12 @@ func (r *Runner) requeue(ctx context.Context, lost jobless) error {
 	return nil
 }
 
-// reconcilePage is how many tasks one look goes over: 2000 a second, so that a
-// million waiting tasks are gone over in eight minutes.
+// reconcilePage is the page of reconcile: 2,000 tasks a second, a million in eight minutes.
 const reconcilePage = 10_000
 
-// reconcile walks over all tasks, a page at a time, and gives those a job that wait
-// without one; and ends tokens that are nobody's. What triggers tell is known at
-// once: this is for what they cannot see, such as a TRUNCATE.
+// reconcile walks over all tasks, a page at each tick, and gives a job to each task that waits
+// without one. It also ends the jobs of no task. Signals tell of nearly all such cases at once;
+// this finds what no trigger sees, such as a TRUNCATE.
 func (r *Runner) reconcile(ctx context.Context) {
 	after := uuid.Nil
 	r.every(ctx, 5*r.cfg.Tick, "reconcile tasks and jobs", func(ctx context.Context) error {

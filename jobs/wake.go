@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// The channels on which processes tell each other. What is lost is found by
-// polling; they only make it soon, and nothing that they say is believed: see hear.go.
+// The channels of NOTIFY between the processes. A lost notification is found by polling, and a
+// forged one changes nothing: see hear.go.
 const (
 	channelLane       = "tes_lane"
 	channelCancel     = "tes_cancel"
@@ -18,7 +18,7 @@ const (
 	channelShutdown   = "tes_shutdown"
 )
 
-// wakeKinds are the places work can be waiting: a lane and a kind.
+// wakeKinds lists where jobs can wait: a queue and a kind.
 var wakeKinds = [...]struct{ lane, kind string }{
 	{LaneAutomated, KindAutomated},
 	{LaneIntegration, KindIntegration},
@@ -31,10 +31,10 @@ var wakeKinds = [...]struct{ lane, kind string }{
 	{LaneAutomated, KindWorker},
 	{LaneIntegration, KindWorker},
 	{LaneRetry, KindWorker},
-	{LaneDeadLetter, KindDeadLetter}, // and whatever else only leases take
+	{LaneDeadLetter, KindDeadLetter}, // and every other kind that only remote workers claim
 }
 
-// leasesFrom is the first of wakeKinds that only leases take.
+// leasesFrom is the first of wakeKinds that only remote workers claim.
 const leasesFrom = 8
 
 func wakeIndex(lane, kind string) int {
@@ -49,13 +49,12 @@ func wakeIndex(lane, kind string) int {
 	return len(wakeKinds) - 1
 }
 
-// notifyEvery spaces the NOTIFYs of one lane: each takes a lock of the whole
-// cluster at its commit. Listeners look again after about as long, so the second
-// of two inserts within it is not left to the poll.
+// notifyEvery spaces the NOTIFYs for one queue: each takes a lock of the whole cluster at its
+// commit. A listener that was woken looks again after the same time, so that the second of two
+// inserts within it does not wait for the poll.
 const notifyEvery = 10 * time.Millisecond
 
-// wakes tells lanes that work has come: those of this process directly, those of
-// others by NOTIFY.
+// wakes knows the claimers and the parked dequeues of this process.
 type wakes struct {
 	mu     sync.Mutex
 	local  [len(wakeKinds)]*claimer  // guarded by mu
@@ -63,8 +62,8 @@ type wakes struct {
 	parked chan struct{}             // closed when there may be something to lease; guarded by mu
 }
 
-// leasable is closed when there may be something to lease. Ask for it before you
-// look, or what comes between is missed.
+// leasable returns a channel that is closed when a remote worker may find work. Call it before
+// looking for work, or a job that comes in between is missed.
 func (w *wakes) leasable() <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -102,7 +101,7 @@ func (n *notifier) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
 			n.wakes.unpark()
 			what = KindWorker
 		}
-		// Who has room here will claim it; no need to tell the others.
+		// A claimer of this process has a free slot: the others need not be notified.
 		if c := n.wakes.local[i]; c != nil && c.wake() {
 			continue
 		}
@@ -120,7 +119,7 @@ func (n *notifier) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
 	}
 }
 
-// queueNotified is a NOTIFY from another process.
+// queueNotified handles a NOTIFY of another process: a queue has work.
 func (n *notifier) queueNotified(lane string) {
 	n.wakes.mu.Lock()
 	defer n.wakes.mu.Unlock()
@@ -135,20 +134,21 @@ func (n *notifier) queueNotified(lane string) {
 	}
 }
 
-// notify tells one thing to the other processes.
+// notify notifies the other processes.
 func (n *notifier) notify(ctx context.Context, channel, what string) {
 	if _, err := n.t.pool.Exec(ctx, "SELECT pg_notify($1, $2)", channel, what); err != nil {
 		n.t.cfg.Logger.Debug("not notified", "channel", channel, "error", err)
 	}
 }
 
-// attemptID is an attempt that was ended under its executor.
+// attemptID identifies an attempt by its task and its job.
 type attemptID struct {
 	task uuid.UUID
-	job  int64 // by which it is told from the attempt that may have followed already
+	job  int64 // differs for the attempt that may have followed
 }
 
-// cancelEverywhere ends what runs here, and tells the other processes.
+// cancelEverywhere ends the contexts of cancelled attempts, in this process directly and in the
+// others by NOTIFY.
 func (n *notifier) cancelEverywhere(ctx context.Context, all []attemptID) {
 	var elsewhere []string
 	for _, c := range all {
