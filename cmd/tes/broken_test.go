@@ -125,7 +125,7 @@ func powerCut(t *testing.T, exe, how string) (o outage, why string) {
 	serving(t, p)
 	if o.lost > 0 {
 		eventually(t, patience, func() error {
-			if !strings.Contains(p.stderr.String(), "the stream lost acknowledged events; telling them again") {
+			if !strings.Contains(p.stderr.String(), "the stream lost acknowledged events; publishing them again") {
 				return fmt.Errorf("the loss of %d events is not noticed", o.lost)
 			}
 			return nil

@@ -71,7 +71,7 @@ func TestServeStartsWithoutTheBus(t *testing.T) {
 	require.Equal(t, exitOK, p.stop(t))
 	said := p.stderr.String()
 	require.Equal(t, 1, strings.Count(said, "waiting for the NATS server"), said)
-	require.Equal(t, 1, strings.Count(said, "nothing is lost, the outbox keeps it"), said)
+	require.Equal(t, 1, strings.Count(said, "publishing failed, events wait in the outbox"), said)
 	require.NotContains(t, said, canary)
 }
 

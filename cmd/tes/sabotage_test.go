@@ -45,41 +45,41 @@ const brokenTag = "tesbroken"
 // for any of it.
 var edits = []edit{
 	{"outbox", `
-		last, err := t.bus.Publish(ctx, messages(batch))
+		last, err := s.bus.Publish(ctx, busMessages(messages))
 		if err == nil {
 `, `
-		sabotage.At("before publish", len(batch))
-		last, err := t.bus.Publish(ctx, messages(batch))
+		sabotage.At("before publish", len(messages))
+		last, err := s.bus.Publish(ctx, busMessages(messages))
 		if err == nil {
-			sabotage.At("after the acknowledgement", len(batch))
+			sabotage.At("after the acknowledgement", len(messages))
 `},
 	{"outbox", `
-	rows, err := t.q.OutboxAdvance(ctx,`, `
-	if done.n > 0 {
-		sabotage.At("before the mark", done.n)
+	ranges, err := s.q.OutboxAdvance(ctx,`, `
+	if acked.messages > 0 {
+		sabotage.At("before the mark", acked.messages)
 	}
-	rows, err := t.q.OutboxAdvance(ctx,`},
+	ranges, err := s.q.OutboxAdvance(ctx,`},
 	{"outbox", `
-			rounds = t.rounds
+			batches = s.batches
 `, `
-			rounds = t.rounds
+			batches = s.batches
 			if sabotage.Is("mark before publish") {
-				told := next.told(next.batch, 0)
-				if _, err = t.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{Term: t.term, Told: told.flushes, LastSeqs: told.seqs, UnderWay: underWay}); err != nil {
+				marked := next.ackFor(next.messages, 0)
+				if _, err = s.q.OutboxAdvance(ctx, db.OutboxAdvanceParams{Term: s.term, Told: marked.ranges, LastSeqs: marked.seqs, UnderWay: inFlight}); err != nil {
 					return err
 				}
 			}
 `},
 	{"outbox", `
-		out[i] = batch[i].Message
+		out[i] = messages[i].Message
 `, `
-		out[i] = batch[i].Message
+		out[i] = messages[i].Message
 		out[i].ID, out[i].Header, out[i].Body = sabotage.Named(out[i].ID, out[i].Header, out[i].Body)
 `},
 	{"outbox", `
-		if seq, found := t.stored[m.ID]; found {
+		if seq, found := s.unmarkedSeqs[m.ID]; found {
 `, `
-		if seq, found := t.stored[m.ID]; found && !sabotage.Is("new event id on republish") {
+		if seq, found := s.unmarkedSeqs[m.ID]; found && !sabotage.Is("new event id on republish") {
 `},
 	{"outbox/natsbus", `!cfg.NoSync,`, `!cfg.NoSync && !sabotage.Is("bus without sync"),`},
 	{"db", `q.db.Query(ctx, taskComplete,`, `q.db.Query(ctx, sabotage.Fenced(taskComplete),`},

@@ -180,7 +180,7 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
 		Ready: s.ready(reads), Draining: s.draining.Load, Bus: bus.Health,
-		Relay:  func() string { return s.relay.Standing().State },
+		Relay:  func() string { return s.relay.Status().State },
 		Limits: cfg.limits,
 	})
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,31 +13,32 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// beatsInSilence is how many heartbeats may be missing before a leader counts as silent.
-const beatsInSilence = 5
+// heartbeatsPerTimeout is how many heartbeats a leader sends in Config.HeartbeatTimeout.
+const heartbeatsPerTimeout = 5
 
-// errSuperseded ends the turn of a leader whose row names another term.
+// errSuperseded ends the session of a leader whose row names another term.
 var errSuperseded = errors.New("another process has taken the lead")
 
-// Standing is what a relay knows of the lead.
-type Standing struct {
-	// State is "leading", "standing by" (another process leads), "silent" (nobody's
-	// heartbeat is seen and the lead cannot be taken), or "failing" (this process led
-	// last and could not publish).
+// Status says which process leads, as this process saw it last.
+type Status struct {
+	// State is "leading", "standing by" (another process leads), "silent" (no process sends
+	// heartbeats and the lead cannot be taken), or "failing" (this process led last and could
+	// not publish).
 	State string
-	// Holder is the process that leads, as far as known.
+	// Holder is the process that leads; empty if unknown.
 	Holder string
-	// Silent is how old the leader's heartbeat was when it was last looked at.
+	// Silent is the age of the leader's heartbeat when this process saw it last.
 	Silent time.Duration
 }
 
-// Standing says who publishes, as of the last look: at most Stand or a fifth of Silence
-// ago while the database answers.
-func (r *Relay) Standing() Standing {
-	var s Standing
-	if last := r.standing.Load(); last != nil {
+// Status returns the last known leader. While the database answers, the information is no
+// older than Config.ElectInterval or a fifth of Config.HeartbeatTimeout.
+func (r *Relay) Status() Status {
+	var s Status
+	if last := r.status.Load(); last != nil {
 		s = *last
 	}
+
 	switch {
 	case r.failing.Load():
 		s.State = "failing"
@@ -47,11 +47,12 @@ func (r *Relay) Standing() Standing {
 	case s.State == "":
 		s.State = "standing by"
 	}
+
 	return s
 }
 
-// holderName names a process that was given no name.
-func holderName() string {
+// defaultHolder returns the host's name and the process id.
+func defaultHolder() string {
 	host, err := os.Hostname()
 	if err != nil || host == "" {
 		host = "unknown"
@@ -59,49 +60,57 @@ func holderName() string {
 	return fmt.Sprintf("%s/%d", host, os.Getpid())
 }
 
-// lead publishes for as long as this process holds the lead. It returns nil if
-// another process has it.
+// lead takes the lead and publishes for as long as this process holds it. It returns nil if
+// another process leads.
 func (r *Relay) lead(ctx context.Context) error {
-	conn, err := r.acquire(ctx)
+	pooled, err := r.acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	taken, err := r.take(ctx, db.New(conn))
+
+	taken, err := r.take(ctx, db.New(pooled))
 	if err != nil || taken == nil {
-		conn.Release()
+		pooled.Release()
 		return err
 	}
-	// The session is the leader's: others look whether it lives, and may end it.
-	held := conn.Hijack()
-	defer closeSession(ctx, held)
-	q := db.New(held)
-	defer r.yield(ctx, q, taken.Term)
 
-	pulse, err := r.acquire(ctx)
+	// relay_leader names this database session: other processes look whether the session
+	// lives, and may end it. So it cannot go back to the pool.
+	conn := pooled.Hijack()
+	defer closeConn(ctx, conn)
+
+	q := db.New(conn)
+	defer r.resign(ctx, q, taken.Term)
+
+	// Heartbeats have a session of their own, which no long statement delays.
+	pooled, err = r.acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect for the heartbeat: %w", err)
 	}
-	beats := pulse.Hijack()
-	defer closeSession(ctx, beats)
 
-	t := r.newTurn(ctx, held, taken.Term)
-	defer t.hush()
-	return t.run(ctx, taken, beats)
+	heartbeats := pooled.Hijack()
+	defer closeConn(ctx, heartbeats)
+
+	s := r.newSession(ctx, conn, taken.Term)
+	defer s.cancelPublish()
+
+	return s.run(ctx, taken, heartbeats)
 }
 
-// acquire waits no longer than for a statement: a connection that was idle in the pool is
-// asked whether it is there, and may have gone silent.
+// acquire returns a connection of the pool. The pool pings a connection that was idle, and a
+// host that vanished does not answer; hence the timeout.
 func (r *Relay) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	ctx, enough := context.WithTimeout(ctx, lookTime)
-	defer enough()
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	return r.pool.Acquire(ctx) //nolint:wrapcheck // the caller says for what
 }
 
-// take asks for the lead; nil if another process has it.
+// take asks for the lead; nil if another process leads.
 func (r *Relay) take(ctx context.Context, q *db.Queries) (*db.RelayTakeRow, error) {
-	ctx, enough := bounded(ctx)
-	defer enough()
-	taken, err := q.RelayTake(ctx, db.RelayTakeParams{Holder: r.cfg.Holder, SilenceSeconds: r.cfg.Silence.Seconds()})
+	ctx, cancel := statementContext(ctx)
+	defer cancel()
+
+	taken, err := q.RelayTake(ctx, db.RelayTakeParams{Holder: r.cfg.Holder, SilenceSeconds: r.cfg.HeartbeatTimeout.Seconds()})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, r.standBy(ctx, q)
 	}
@@ -111,8 +120,8 @@ func (r *Relay) take(ctx context.Context, q *db.Queries) (*db.RelayTakeRow, erro
 	return &taken, nil
 }
 
-// standBy notes who leads. A leader that has been silent for twice as long as it may, and
-// whose row cannot be taken, is told of once: somebody has the row locked.
+// standBy records which process leads. It logs once when the leader has been silent for twice
+// the timeout: then another session has the leader's row locked.
 func (r *Relay) standBy(ctx context.Context, q *db.Queries) error {
 	leader, err := q.RelayLeader(ctx)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -121,147 +130,130 @@ func (r *Relay) standBy(ctx context.Context, q *db.Queries) error {
 	if err != nil {
 		return fmt.Errorf("read the leader: %w", err)
 	}
-	now := Standing{State: "standing by", Holder: leader.Holder, Silent: seconds(leader.SilentSeconds)}
-	if now.Silent > 2*r.cfg.Silence {
+
+	now := Status{State: "standing by", Holder: leader.Holder, Silent: seconds(leader.SilentSeconds)}
+	if now.Silent > 2*r.cfg.HeartbeatTimeout {
 		now.State = "silent"
 	}
-	if before := r.standing.Swap(&now); now.State == "silent" && (before == nil || before.State != now.State) {
+	// Without a lock on the row, this process or another one would have taken the lead by now.
+	if before := r.status.Swap(&now); now.State == "silent" && (before == nil || before.State != now.State) {
 		r.cfg.Logger.Error("relay: the leader is silent and its row cannot be taken: does a session hold a lock on the table relay_leader?",
 			"leader", now.Holder, "silent", now.Silent)
 	}
+
 	return nil
 }
 
-// settle ends the session of the leader before, if that one was silent, and looks after
-// the key of older programs. older says that such a program publishes at this moment.
-func (t *turn) settle(ctx context.Context, taken *db.RelayTakeRow) (older bool, err error) {
-	ctx, enough := bounded(ctx)
-	defer enough()
-	if taken.Ousted != "" {
-		t.cfg.Logger.Warn("relay: the leader was gone or silent and is replaced", "leader", taken.Ousted, "silent", seconds(taken.SilentSeconds), "term", taken.Term)
-		t.oust(ctx, t.q, taken)
-	}
-	if err := t.q.RelayName(ctx); err != nil {
-		return false, fmt.Errorf("name the leader's session: %w", err)
-	}
-	key, err := t.q.RelayKey(ctx)
-	if err != nil {
-		return false, fmt.Errorf("take the older programs' key: %w", err)
-	}
-	t.keyed, t.keyAsked = key.Held, time.Now()
-	if key.OlderLeads {
-		t.standing.Store(&Standing{State: "standing by", Holder: "an older program"})
-	}
-	return key.OlderLeads, nil
-}
-
-// oust ends what is left of a silent leader's session. Its writes are fenced by the term
-// and the stream refuses what it publishes, so that a failure is only told of.
-func (r *Relay) oust(ctx context.Context, q *db.Queries, taken *db.RelayTakeRow) {
-	if taken.OustedPid == nil || taken.OustedStart == nil {
-		return
-	}
-	gone, err := q.RelayOust(ctx, db.RelayOustParams{Pid: *taken.OustedPid, StartedAt: *taken.OustedStart})
-	if err != nil || !gone {
-		r.cfg.Logger.Warn("relay: the silent leader's session could not be ended", "leader", taken.Ousted, "pid", *taken.OustedPid, "error", err)
-	}
-}
-
-// yield gives the lead back; the end of the session says it too, a little later.
-func (r *Relay) yield(ctx context.Context, q *db.Queries, term int64) {
-	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+// resign gives the lead back. Its error does not matter: the end of the database session frees
+// the lead too, a little later.
+func (r *Relay) resign(ctx context.Context, q *db.Queries, term int64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	_ = q.RelayYield(bye, term)
+	_ = q.RelayYield(ctx, term)
 }
 
-func closeSession(ctx context.Context, conn *pgx.Conn) {
-	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	_ = conn.Close(bye)
+	_ = conn.Close(ctx)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-func (r *Relay) newTurn(ctx context.Context, conn *pgx.Conn, term int64) *turn {
-	t := &turn{
-		Relay: r, conn: conn, q: db.New(conn), term: term,
-		rounds: make(chan round), acks: make(chan ack, 1), over: make(chan struct{}),
-		lost: make(chan struct{}), doubts: make(chan chan struct{}), confirmed: time.Now(),
+// takeOver ends the database session of a predecessor that was silent, and takes the advisory
+// lock of the programs from before relay_leader. It returns true if such a program publishes
+// at this moment.
+func (s *session) takeOver(ctx context.Context, taken *db.RelayTakeRow) (olderLeads bool, err error) {
+	ctx, cancel := statementContext(ctx)
+	defer cancel()
+
+	if taken.Ousted != "" {
+		s.cfg.Logger.Warn("relay: replaced a leader that was gone or silent", "leader", taken.Ousted, "silent", seconds(taken.SilentSeconds), "term", taken.Term)
+		s.terminate(ctx, taken)
 	}
-	t.voice, t.hush = context.WithCancel(context.WithoutCancel(ctx))
-	return t
+
+	// The name shows operators which session publishes. It also keeps other processes from taking
+	// this session, which holds the old lock, for an older program's.
+	if err := s.q.RelayName(ctx); err != nil {
+		return false, fmt.Errorf("name the leader's session: %w", err)
+	}
+
+	key, err := s.q.RelayKey(ctx)
+	if err != nil {
+		return false, fmt.Errorf("take the older programs' lock: %w", err)
+	}
+
+	s.hasOldLock, s.oldLockAsked = key.Held, time.Now()
+	if key.OlderLeads {
+		s.status.Store(&Status{State: "standing by", Holder: "an older program"})
+	}
+
+	return key.OlderLeads, nil
 }
 
-// run leads until ctx ends, the lead is lost, or something fails.
-func (t *turn) run(ctx context.Context, taken *db.RelayTakeRow, beats *pgx.Conn) error {
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastWords, t.hush) })()
-	var parts sync.WaitGroup
-	parts.Go(func() { t.pulse(db.New(beats)) })
-	err := t.publishAll(ctx, taken, &parts)
-	close(t.over)
-	close(t.rounds)
-	parts.Wait()
-	t.leads.Store(false)
-	if errors.Is(err, errSuperseded) {
-		t.cfg.Logger.Warn("relay: another process has taken the lead", "term", t.term)
-		return nil
+// terminate ends the predecessor's database session. A failure is logged only: the term fences
+// the predecessor's writes, and the stream refuses its batches.
+func (s *session) terminate(ctx context.Context, taken *db.RelayTakeRow) {
+	if taken.OustedPid == nil || taken.OustedStart == nil {
+		return
 	}
-	return err
+
+	gone, err := s.q.RelayOust(ctx, db.RelayOustParams{Pid: *taken.OustedPid, StartedAt: *taken.OustedStart})
+	if err != nil || !gone {
+		s.cfg.Logger.Warn("relay: the silent leader's session could not be ended", "leader", taken.Ousted, "pid", *taken.OustedPid, "error", err)
+	}
 }
 
-func (t *turn) publishAll(ctx context.Context, taken *db.RelayTakeRow, parts *sync.WaitGroup) error {
-	older, err := t.settle(ctx, taken)
-	if err != nil || older {
-		return err
-	}
-	t.standing.Store(&Standing{Holder: t.cfg.Holder})
-	t.leads.Store(true)
-	t.check.Store(true)
-	parts.Go(t.publish)
-	return t.read(ctx)
-}
-
-// pulse beats on a session of its own, which no long statement holds up, until the turn is
-// over. A heartbeat that comes too late is no matter as long as nobody has taken the lead.
-func (t *turn) pulse(q *db.Queries) {
-	tick := time.NewTicker(t.cfg.Silence / beatsInSilence)
+// sendHeartbeats updates the leader's row until the reader is done. A late heartbeat does no
+// harm as long as no other process has taken the lead.
+func (s *session) sendHeartbeats(q *db.Queries) {
+	tick := time.NewTicker(s.cfg.HeartbeatTimeout / heartbeatsPerTimeout)
 	defer tick.Stop()
+
 	locked := false
 	for {
-		var doubter chan struct{}
+		var request chan struct{}
 		select {
-		case <-t.over:
+		case <-s.readerDone:
 			return
 		case <-tick.C:
-		case doubter = <-t.doubts:
+		case request = <-s.confirmRequests:
 		}
-		at := time.Now()
-		beaten, err := t.beat(q)
+
+		// Not the time of the answer: a slow statement must not extend the trust in the lead.
+		sentAt := time.Now()
+		written, err := s.heartbeat(q)
 		if err != nil {
-			t.lose(err)
+			s.loseLead(err)
 			return
 		}
-		if !beaten && !locked {
-			t.cfg.Logger.Warn("relay: a session holds a lock on the table relay_leader: publishing goes on, no other process could take over")
+
+		// Log a lock once, not with each heartbeat.
+		if !written && !locked {
+			s.cfg.Logger.Warn("relay: a session holds a lock on the table relay_leader: publishing goes on, but no other process could take over")
 		}
-		locked = !beaten
-		t.mu.Lock()
-		t.confirmed = at
-		t.mu.Unlock()
-		if doubter != nil {
-			close(doubter)
+
+		locked = !written
+
+		s.mu.Lock()
+		s.confirmedAt = sentAt
+		s.mu.Unlock()
+		if request != nil {
+			close(request)
 		}
 	}
 }
 
-// beat is false where the row is locked: the lead stands, and cannot be told of.
-func (t *turn) beat(q *db.Queries) (bool, error) {
-	ctx, enough := context.WithTimeout(context.Background(), lookTime)
-	defer enough()
-	row, err := q.RelayBeat(ctx, t.term)
+// heartbeat updates the leader's row. It returns false if another session has the row locked:
+// this process leads on, for nobody else can take the lead.
+func (s *session) heartbeat(q *db.Queries) (written bool, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
+	defer cancel()
+
+	row, err := q.RelayBeat(ctx, s.term)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return false, errSuperseded // the row is gone
+		return false, errSuperseded // the leader's row was deleted
 	case err != nil:
 		return false, fmt.Errorf("heartbeat: %w", err)
 	case !row.Leads:
@@ -270,39 +262,41 @@ func (t *turn) beat(q *db.Queries) (bool, error) {
 	return row.Beaten, nil
 }
 
-// lose ends the turn from the heartbeat's side; what is being published is given up.
-func (t *turn) lose(err error) {
-	t.whyLost = err
-	close(t.lost)
-	t.hush()
+// loseLead ends the session from the heartbeat's goroutine, and cancels the batch in flight.
+func (s *session) loseLead(err error) {
+	s.lostErr = err
+	close(s.lost)
+	s.cancelPublish()
 }
 
-// sure says that this process leads still. Whoever was stopped for longer than a leader
-// may be silent asks first: the clock on the wall counts too, for the other one stands
-// still while a virtual machine is paused.
-func (t *turn) sure(ctx context.Context) error {
-	t.mu.Lock()
-	last := t.confirmed
-	t.mu.Unlock()
+// confirmLead returns nil if this process still leads. It waits for a heartbeat if the last one
+// is older than HeartbeatTimeout: then the process was stopped meanwhile. Both clocks count,
+// because the monotonic clock stands still while a virtual machine is paused.
+func (s *session) confirmLead(ctx context.Context) error {
+	s.mu.Lock()
+	last := s.confirmedAt
+	s.mu.Unlock()
 	now := time.Now()
-	if max(now.Sub(last), now.Round(0).Sub(last.Round(0))) < t.cfg.Silence {
+	if max(now.Sub(last), now.Round(0).Sub(last.Round(0))) < s.cfg.HeartbeatTimeout {
 		return nil
 	}
-	answer := make(chan struct{})
+
+	confirmed := make(chan struct{})
 	select {
-	case t.doubts <- answer:
-	case <-t.lost:
-		return t.whyLost
-	case <-t.over:
+	case s.confirmRequests <- confirmed:
+	case <-s.lost:
+		return s.lostErr
+	case <-s.readerDone:
 		return errSuperseded
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+
 	select {
-	case <-answer:
+	case <-confirmed:
 		return nil
-	case <-t.lost:
-		return t.whyLost
+	case <-s.lost:
+		return s.lostErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -56,7 +56,7 @@ func TestProgramFromBeforeTheLeaderRowIsWaitedFor(t *testing.T) {
 	outboxtest.WaitFor(t, "three asks for the lead", func() bool { return ask[int](b, "SELECT term FROM relay_leader") >= 3 })
 	require.Empty(t, b.Bus.DeliveredIDs())
 	require.False(t, r.Leads())
-	require.Equal(t, "an older program", r.Standing().Holder)
+	require.Equal(t, "an older program", r.Status().Holder)
 
 	require.NoError(t, old.Close(b.Ctx))
 	b.AwaitPublished()
@@ -82,11 +82,11 @@ func TestLeaderStandsBackForAnOlderProgram(t *testing.T) {
 	outboxtest.WaitFor(t, "the older program to wait", func() bool {
 		return ask[int](b, "SELECT count(*) FROM pg_locks k JOIN pg_database d ON d.oid = k.database WHERE k.locktype = 'advisory' AND NOT k.granted AND d.datname = current_database()") == 1
 	})
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Silence = 500 * time.Millisecond })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.HeartbeatTimeout = 500 * time.Millisecond })
 	outboxtest.WaitFor(t, "the lead", r.Leads)
 	require.NoError(t, stranger.Close(b.Ctx))
 	require.NoError(t, outboxtest.Receive(t, waiting))
-	outboxtest.WaitFor(t, "the leader to stand back", func() bool { return !r.Leads() && r.Standing().Holder == "an older program" })
+	outboxtest.WaitFor(t, "the leader to stand back", func() bool { return !r.Leads() && r.Status().Holder == "an older program" })
 }
 
 // A hand in psql that has the row locked keeps the leader from beating, and everybody
@@ -94,7 +94,7 @@ func TestLeaderStandsBackForAnOlderProgram(t *testing.T) {
 func TestLockOnTheLeaderRowStopsNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	quick := func(cfg *relay.Config) { cfg.Silence = 500 * time.Millisecond }
+	quick := func(cfg *relay.Config) { cfg.HeartbeatTimeout = 500 * time.Millisecond }
 	first := b.Relay(b.Bus, quick)
 	outboxtest.WaitFor(t, "the lead", first.Leads)
 	task := b.Task()
@@ -214,7 +214,7 @@ func TestFrozenLeaderIsReplaced(t *testing.T) {
 	bus := coldBus{b.Bus, &sync.Once{}, cold, make(chan struct{})}
 	quick := func(holder string) func(*relay.Config) {
 		return func(cfg *relay.Config) {
-			cfg.Flushes, cfg.Silence, cfg.Holder = 1, 500*time.Millisecond, holder
+			cfg.RangesPerBatch, cfg.HeartbeatTimeout, cfg.Holder = 1, 500*time.Millisecond, holder
 		}
 	}
 	frozen := b.RelayOn(pool, bus, quick("frozen"))
@@ -328,7 +328,7 @@ func TestOneLeadsAndAnotherTakesOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	first := b.Relay(b.Bus, func(cfg *relay.Config) {
-		cfg.Retry, cfg.Stand = retry.Policy{Backoff: time.Hour, MaxBackoff: time.Hour}, time.Hour
+		cfg.Retry, cfg.ElectInterval = retry.Policy{Backoff: time.Hour, MaxBackoff: time.Hour}, time.Hour
 	})
 	outboxtest.WaitFor(t, "the first to lead", first.Leads)
 	second := b.Relay(b.Bus)
@@ -355,6 +355,6 @@ func TestStoppedRelayHandsOverAtOnce(t *testing.T) {
 	outboxtest.WaitFor(t, "the first to lead", first.Leads)
 	first.Stop()
 	require.False(t, first.Leads())
-	second := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Stand = time.Hour })
+	second := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.ElectInterval = time.Hour })
 	outboxtest.WaitFor(t, "the second to lead", second.Leads)
 }

@@ -29,7 +29,7 @@ func TestRefusedBatchIsTriedAgainInOrder(t *testing.T) {
 	for range 10 {
 		b.Flush(task)
 	}
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 2 })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 2 })
 	b.AwaitPublished()
 	require.Equal(t, outboxtest.EventIDs(task, 10), b.Bus.DeliveredIDs())
 	require.EqualValues(t, 4, r.Failures())
@@ -50,7 +50,7 @@ func TestBusThatTakesEveryOtherRound(t *testing.T) {
 	for range 40 {
 		b.Flush(task)
 	}
-	b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 1 })
+	b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 1 })
 	b.AwaitPublished()
 	require.Equal(t, outboxtest.EventIDs(task, 40), b.Bus.DeliveredIDs())
 }
@@ -99,7 +99,7 @@ func TestEventPublishingOpensTheBreakerAtHalf(t *testing.T) {
 	}
 	task := b.Task()
 	b.Relay(b.Bus, func(cfg *relay.Config) {
-		cfg.Flushes = 1
+		cfg.RangesPerBatch = 1
 		cfg.OnBreaker = func(s retry.Status) {
 			if s.State == retry.Open {
 				opened <- struct{}{}

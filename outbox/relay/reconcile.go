@@ -14,112 +14,131 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// keepHours is how long it is remembered what was published where.
-const keepHours = 24
+const (
+	// maxUnmarked bounds how many messages at the stream's end are read for their ids. A broken
+	// session leaves two batches unmarked at most, right behind the last publication.
+	maxUnmarked = 1 << 16
+	// minRequeuePage is how small the pages of requeue become when the database cancels
+	// statements.
+	minRequeuePage = 100
+	// checkedOneByOne is how many of the newest batches are looked up in the stream one by one.
+	// Older ones are looked up in steps that double.
+	checkedOneByOne = 256
+)
 
-// verifyTail asks whether the stream still ends with what it acknowledged. A bus
-// may lose its tail (a power cut before fsync) or its whole stream; whatever lies
-// behind the surviving end goes back into the outbox. Consumers know the ids.
+// checkStreamEnd compares the stream with the publications, and moves publications that the
+// stream has lost back into the outbox. It returns the stream's last sequence.
 //
-// Nothing is published before all of it is back, or an event could overtake an older one
-// of its task. Whoever is cut short leaves the newest of what was lost where the next look
-// finds it, and the stream that was noted as it was.
-func (t *turn) verifyTail(ctx context.Context) (end uint64, err error) {
-	end, created, survived, err := t.compare(ctx)
+// Nothing is published before all of them are back, or an event could overtake an older one of
+// its task. A run that is cut short leaves the newest lost publications, and the time of the
+// stream's creation, as they were: the next session finds the loss again.
+func (s *session) checkStreamEnd(ctx context.Context) (end uint64, err error) {
+	end, created, intact, err := s.compare(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if survived >= 0 {
-		if err := t.requeue(ctx, survived, end); err != nil {
+
+	if intact >= 0 {
+		if err := s.requeue(ctx, intact, end); err != nil {
 			return 0, err
 		}
 	}
-	ctx, enough := bounded(ctx)
-	defer enough()
-	if err := t.q.OutboxStreamPut(ctx, db.OutboxStreamPutParams{StreamCreatedAt: created, Term: t.term}); err != nil {
-		return 0, fmt.Errorf("note the stream: %w", err)
+
+	ctx, cancel := statementContext(ctx)
+	defer cancel()
+
+	if err := s.q.OutboxStreamPut(ctx, db.OutboxStreamPutParams{StreamCreatedAt: created, Term: s.term}); err != nil {
+		return 0, fmt.Errorf("record the stream: %w", err)
 	}
 	return end, nil
 }
 
-// mostUnnoted bounds how many messages of the stream's end are read for their ids. What a
-// broken round leaves unnoted are two rounds at most, right behind what was noted last.
-const mostUnnoted = 1 << 16
+// compare returns the stream's last sequence, the time of its creation, and the result of
+// lastIntact.
+func (s *session) compare(ctx context.Context) (end uint64, created time.Time, intact int64, err error) {
+	ctx, cancel := statementContext(ctx)
+	defer cancel()
 
-// readUnnoted reads what the stream has behind the last publication that was noted: it was
-// published by a round whose acknowledgement never came, and is not to be told again. The
-// stream itself recognises a repetition for two minutes only.
-func (t *turn) readUnnoted(ctx context.Context, end uint64) (err error) {
-	t.stored = nil
-	if end <= t.highest {
+	if end, created, err = s.bus.Tail(ctx); err != nil {
+		return 0, created, 0, &busError{fmt.Errorf("read the stream's tail: %w", err)}
+	}
+
+	intact, err = s.lastIntact(ctx, created)
+	return end, created, intact, err
+}
+
+// readUnmarked reads the message ids that the stream has behind the last publication, up to its
+// end: a batch was published whose acknowledgement was never marked. These events must not be
+// published again; the stream itself recognises a repetition for two minutes only.
+func (s *session) readUnmarked(ctx context.Context, end uint64) (err error) {
+	s.unmarkedSeqs = nil
+	if end <= s.highestSeq {
 		return nil
 	}
-	if t.stored, err = t.bus.IDs(ctx, t.highest+1, min(end, t.highest+mostUnnoted)); err != nil {
+
+	if s.unmarkedSeqs, err = s.bus.IDs(ctx, s.highestSeq+1, min(end, s.highestSeq+maxUnmarked)); err != nil {
 		return &busError{fmt.Errorf("read the stream's end: %w", err)}
 	}
 	return nil
 }
 
-func (t *turn) compare(ctx context.Context) (end uint64, created time.Time, survived int64, err error) {
-	ctx, enough := bounded(ctx)
-	defer enough()
-	if end, created, err = t.bus.Tail(ctx); err != nil {
-		return 0, created, 0, &busError{fmt.Errorf("read the stream's tail: %w", err)}
-	}
-	survived, err = t.surviving(ctx, t.q, created)
-	return end, created, survived, err
-}
-
-// smallestPage is as far as the pages of a requeue shrink when the database ends statements.
-const smallestPage = 100
-
-// requeue puts what was published after a sequence back into the outbox, page by page,
-// each in a statement of its own and in order.
-func (t *turn) requeue(ctx context.Context, survived int64, end uint64) error {
-	n, page := int64(0), t.cfg.Page
-	for after := survived; ; {
-		if err := t.interrupted(ctx); err != nil {
+// requeue moves the publications after a sequence back into the outbox, oldest first, with one
+// statement for each page.
+func (s *session) requeue(ctx context.Context, intact int64, end uint64) error {
+	n, page := int64(0), s.cfg.RequeuePage
+	for after := intact; ; {
+		// A requeue of many pages takes minutes; a stop or another leader must not wait for it.
+		if err := s.interrupted(ctx); err != nil {
 			return err
 		}
-		moved, err := t.requeuePage(ctx, after, page)
-		if tooLong(err) && page > smallestPage {
-			page = max(page/4, smallestPage)
+
+		moved, err := s.requeuePage(ctx, after, page)
+		// The page takes longer than the timeouts of the database allow.
+		if isStatementCanceled(err) && page > minRequeuePage {
+			page = max(page/4, minRequeuePage)
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("requeue what the stream lost: %w", err)
+			return fmt.Errorf("requeue lost events: %w", err)
 		}
+
 		if moved.Flushes == 0 {
 			break
 		}
+
 		if n == 0 {
-			t.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "after", survived, "stream_ends_at", end)
+			s.cfg.Logger.Error("relay: the stream lost acknowledged events; publishing them again", "after", intact, "stream_ends_at", end)
 		}
+
 		n, after = n+moved.Flushes, moved.LastSeq
 	}
+
 	if n > 0 {
-		t.cfg.Logger.Info("relay: what the stream lost is back in the outbox", "flushes", n)
+		s.cfg.Logger.Info("relay: the lost events are back in the outbox", "flushes", n)
 	}
+
 	return nil
 }
 
-func (t *turn) requeuePage(ctx context.Context, after int64, page int32) (db.OutboxRequeueRow, error) {
-	ctx, enough := bounded(ctx)
-	defer enough()
-	return t.q.OutboxRequeue(ctx, db.OutboxRequeueParams{AfterSeq: after, Term: t.term, Page: page})
+func (s *session) requeuePage(ctx context.Context, after int64, page int32) (db.OutboxRequeueRow, error) {
+	ctx, cancel := statementContext(ctx)
+	defer cancel()
+	return s.q.OutboxRequeue(ctx, db.OutboxRequeueParams{AfterSeq: after, Term: s.term, Page: page})
 }
 
-// tooLong says that the database ended a statement for its time, or for a lock's.
-func tooLong(err error) bool {
+// isStatementCanceled reports that the database ended a statement after statement_timeout or
+// lock_timeout.
+func isStatementCanceled(err error) bool {
 	var refused *pgconn.PgError
 	return errors.As(err, &refused) && (refused.Code == "57014" || refused.Code == "55P03")
 }
 
-// interrupted says why a long work should be left to whoever leads next.
-func (t *turn) interrupted(ctx context.Context) error {
+// interrupted returns an error if the lead is lost or the relay is asked to stop: the next
+// leader finishes the requeue.
+func (s *session) interrupted(ctx context.Context) error {
 	select {
-	case <-t.lost:
-		return t.whyLost
+	case <-s.lost:
+		return s.lostErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	default:
@@ -127,115 +146,130 @@ func (t *turn) interrupted(ctx context.Context) error {
 	}
 }
 
-// rememberedRounds is how far back the stream is compared with what was logged round by
-// round; further back it is looked at in steps that double.
-const rememberedRounds = 256
-
-// surviving returns the last sequence that is known to be there, or -1 if all is.
-// It looks back from the newest round until one is found where it was.
-func (r *Relay) surviving(ctx context.Context, q *db.Queries, created time.Time) (int64, error) {
-	known, err := q.OutboxStream(ctx)
+// lastIntact returns the sequence of the newest batch that the stream still has, 0 if the
+// stream has none, or -1 if nothing is lost.
+func (s *session) lastIntact(ctx context.Context, created time.Time) (int64, error) {
+	known, err := s.q.OutboxStream(ctx)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return -1, nil // nothing was ever published
 	case err != nil:
-		return 0, fmt.Errorf("read the noted stream: %w", err)
+		return 0, fmt.Errorf("read the recorded stream: %w", err)
 	case !known.Equal(created.Truncate(time.Microsecond)):
-		return 0, nil // another stream: it has none of it
+		return 0, nil // the stream was recreated
 	}
-	rounds, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: math.MaxInt64, Rounds: rememberedRounds})
+
+	published, err := s.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: math.MaxInt64, Rounds: checkedOneByOne})
 	if err != nil {
 		return 0, fmt.Errorf("read the last publications: %w", err)
 	}
-	for i, round := range rounds {
-		holds, err := r.holds(ctx, q, round)
+
+	// Newest first: if the newest one is there, nothing before it is lost.
+	for i, p := range published {
+		stored, err := s.stillStored(ctx, p)
 		switch {
 		case err != nil:
 			return 0, err
-		case holds && i == 0:
+		case stored && i == 0:
 			return -1, nil
-		case holds:
-			return round.LastSeq, nil
+		case stored:
+			return p.LastSeq, nil
 		}
 	}
-	if len(rounds) == 0 {
+
+	if len(published) == 0 {
 		return -1, nil
 	}
-	return r.survivingFar(ctx, q, rounds)
+
+	return s.lastIntactBefore(ctx, published)
 }
 
-// survivingFar goes back from rounds that are all lost, each step twice as far, until a
-// round is where it was. What lies behind that one is told again: at most about twice of
-// what was lost.
-func (r *Relay) survivingFar(ctx context.Context, q *db.Queries, lost []db.OutboxRoundsRow) (int64, error) {
+// lastIntactBefore goes on from batches that are all lost, newest first, in steps that double.
+// Some intact batches may be behind the one that it finds: at most about as many events as are
+// lost are published again without need.
+func (s *session) lastIntactBefore(ctx context.Context, lost []db.OutboxRoundsRow) (int64, error) {
 	newest := lost[0].LastSeq
 	for end := lost[len(lost)-1].LastSeq; end > 1; end -= newest - end + 1 {
-		round, err := q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: end, Rounds: 1})
+		published, err := s.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: 1, EndSeq: end, Rounds: 1})
 		if err != nil {
 			return 0, fmt.Errorf("read the last publications: %w", err)
 		}
-		if len(round) == 0 {
+
+		if len(published) == 0 {
 			break
 		}
-		holds, err := r.holds(ctx, q, round[0])
+
+		stored, err := s.stillStored(ctx, published[0])
 		if err != nil {
 			return 0, err
 		}
-		if holds {
-			return round[0].LastSeq, nil
+
+		if stored {
+			return published[0].LastSeq, nil
 		}
 	}
+
 	return 0, nil
 }
 
-// holds says whether the stream still has the end of a round where it put it.
-func (r *Relay) holds(ctx context.Context, q *db.Queries, round db.OutboxRoundsRow) (bool, error) {
-	want, _, err := r.read(ctx, q, []db.OutboxAdvanceRow{{ID: round.ID, Lo: round.Lo, Hi: round.Hi}})
+// stillStored reports whether the stream has the last message of a batch at the batch's
+// sequence.
+func (s *session) stillStored(ctx context.Context, published db.OutboxRoundsRow) (bool, error) {
+	want, _, err := s.readMessages(ctx, s.q, []db.OutboxAdvanceRow{{ID: published.ID, Lo: published.Lo, Hi: published.Hi}})
 	if err != nil {
 		return false, err
 	}
-	parked, err := q.OutboxParkedIDs(ctx, db.OutboxParkedIDsParams{Lo: round.Lo, Hi: round.Hi})
+
+	quarantined, err := s.q.OutboxParkedIDs(ctx, db.OutboxParkedIDsParams{Lo: published.Lo, Hi: published.Hi})
 	if err != nil {
-		return false, fmt.Errorf("read the parked events: %w", err)
+		return false, fmt.Errorf("read the quarantined events: %w", err)
 	}
-	want = slices.DeleteFunc(want, func(m told) bool { return slices.Contains(parked, m.row.ID) })
+
+	want = slices.DeleteFunc(want, func(m message) bool { return slices.Contains(quarantined, m.row.ID) })
 	if len(want) == 0 {
-		return true, nil // it left nothing that could be looked for
+		return true, nil // every event of the range was quarantined: there is no message to look for
 	}
-	id, err := r.bus.Stored(ctx, uint64(round.LastSeq))
+
+	id, err := s.bus.Stored(ctx, uint64(published.LastSeq))
 	if err != nil {
-		return false, &busError{fmt.Errorf("read the stream at %d: %w", round.LastSeq, err)}
+		return false, &busError{fmt.Errorf("read the stream at %d: %w", published.LastSeq, err)}
 	}
 	return id == want[len(want)-1].ID, nil
 }
 
-// verifyOverlap looks at the rounds whose places a new one has been given: the
-// stream hands a sequence out twice only if it has lost what stood there, or if
-// the new round was partly told before. Call it before the new round is logged.
-func (t *turn) verifyOverlap(ctx context.Context, first uint64) error {
+// checkReusedSequences looks up the batches from a sequence on in the stream, because a new
+// batch was given these sequences: the stream has lost the old ones, or it had a part of the
+// new batch before. Call it before the new batch is marked, which hides the old ones.
+func (s *session) checkReusedSequences(ctx context.Context, first uint64) error {
 	end := int64(math.MaxInt64)
 	for {
-		// All of them: what is not found now is passed by what comes next.
-		rounds, err := t.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), EndSeq: end, Rounds: rememberedRounds})
+		// All of them, page by page: later checks begin behind the new batch.
+		published, err := s.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), EndSeq: end, Rounds: checkedOneByOne})
 		if err != nil {
 			return fmt.Errorf("read the last publications: %w", err)
 		}
-		for _, round := range rounds {
-			holds, err := t.holds(ctx, t.q, round)
+
+		for _, p := range published {
+			stored, err := s.stillStored(ctx, p)
 			if err != nil {
 				return err
 			}
-			if holds {
+
+			if stored {
 				continue
 			}
-			t.cfg.Logger.Error("relay: the stream lost acknowledged events; telling them again", "was_at", round.LastSeq)
-			if _, err := t.q.OutboxRequeueRound(ctx, db.OutboxRequeueRoundParams{LastSeq: round.LastSeq, Term: t.term}); err != nil {
-				return fmt.Errorf("requeue what the stream lost: %w", err)
+
+			s.cfg.Logger.Error("relay: the stream lost acknowledged events; publishing them again", "was_at", p.LastSeq)
+			if _, err := s.q.OutboxRequeueRound(ctx, db.OutboxRequeueRoundParams{LastSeq: p.LastSeq, Term: s.term}); err != nil {
+				return fmt.Errorf("requeue lost events: %w", err)
 			}
 		}
-		if len(rounds) < rememberedRounds {
+
+		// A short page is the last one.
+		if len(published) < checkedOneByOne {
 			return nil
 		}
-		end = rounds[len(rounds)-1].LastSeq
+
+		end = published[len(published)-1].LastSeq
 	}
 }

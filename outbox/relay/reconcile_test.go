@@ -73,7 +73,7 @@ func TestLossUnderLoadIsToldAgain(t *testing.T) {
 		<-proceed
 		return nil
 	}
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 1 })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 1 })
 	for range before {
 		outboxtest.Receive(t, entered)
 		proceed <- struct{}{}
@@ -102,7 +102,7 @@ func TestLossBetweenTwoAcknowledgements(t *testing.T) {
 		}
 		return nil
 	}
-	b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 1 })
+	b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 1 })
 	b.toldWhole(task, rounds)
 }
 
@@ -122,7 +122,7 @@ func TestFlushThatToldNothingSpeaksForNoOther(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			task, told := b.Task(), 0
-			r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Poll = time.Hour })
+			r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.PollInterval = time.Hour })
 			outboxtest.WaitFor(t, "the lead", r.Leads)
 			b.AwaitPublished()
 			for _, kind := range flushes {
@@ -180,7 +180,7 @@ func TestLongTailLostWithoutAReconnect(t *testing.T) {
 	for range rounds {
 		b.Flush(task)
 	}
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 1 })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 1 })
 	b.AwaitPublished()
 	r.Recheck()
 	b.publishedRounds(r, task, 1) // and the check is behind it
@@ -317,7 +317,7 @@ func TestOutboxRequeueByPages(t *testing.T) {
 		return nil
 	}
 
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Page, cfg.Flushes = 2000, 500 })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RequeuePage, cfg.RangesPerBatch = 2000, 500 })
 	outboxtest.WaitFor(t, "some pages to be back", func() bool { return ask[int](b, "SELECT count(*) FROM outbox") > lost/10 })
 	b.kill()
 	outboxtest.WaitFor(t, "all to be told", func() bool { return len(b.Bus.StoredIDs()) == 3 })
@@ -334,7 +334,7 @@ func TestLossBeyondTheRememberedRounds(t *testing.T) {
 	for range rounds {
 		b.Flush(task)
 	}
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 1 })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 1 })
 	b.AwaitPublished()
 	b.Bus.Truncate(survive)
 	r.Recheck()

@@ -15,102 +15,104 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// Publisher is the bus, as the relay needs it.
+// Publisher is the bus.
 type Publisher interface {
-	// Publish stores the batch in order and returns the stream sequence of its
-	// last message. Without an error every message is on disk. An error with a
-	// method MessageID names a message that can never be taken.
+	// Publish stores the batch in order and returns the stream sequence of its last message.
+	// A nil error means that every message is on disk. An error with a method MessageID names
+	// a message that the bus can never take.
 	Publish(ctx context.Context, batch []outbox.Message) (last uint64, err error)
-	// Stored is the id of the message at a sequence, empty if there is none.
+	// Stored returns the id of the message at a sequence; empty if there is none.
 	Stored(ctx context.Context, seq uint64) (id string, err error)
-	// IDs are the ids of the messages from one sequence to another, both included, with
-	// the sequence of each. A place without a message has none.
+	// IDs returns the sequence of each message id between two sequences, both included.
 	IDs(ctx context.Context, from, to uint64) (map[string]uint64, error)
-	// Tail is the stream's last sequence and when the stream was made.
+	// Tail returns the stream's last sequence and the time of its creation.
 	Tail(ctx context.Context) (last uint64, created time.Time, err error)
 }
 
-// Config says how a relay works. The zero value is right for production.
+// Config tunes a Relay. The zero value is right for production.
 type Config struct {
-	// Flushes is how many outbox rows, of one to a thousand events each, go into
-	// one round; default 16.
-	Flushes int32
-	// Poll is how often the leader looks without being woken, and how long it lets
-	// events collect under load; it bounds how late another process's events are.
-	// Default 25 ms.
-	Poll time.Duration
-	// Stand is how often a process without the lead asks for it; default 1 s.
-	Stand time.Duration
-	// Page is how many rows of outbox_published go back into the outbox in one statement
-	// when the stream has lost them; default 10,000.
-	Page int32
-	// Silence is how long a leader's heartbeat may be missing before another process
-	// takes the lead; the leader beats five times in it. Default 5 s.
-	Silence time.Duration
-	// Holder is the name of this process in the table relay_leader; default the host's
-	// name and the process number.
+	// RangesPerBatch is how many outbox rows, of one to a thousand events each, make a batch;
+	// default 16.
+	RangesPerBatch int32
+	// PollInterval is how often the leader reads the outbox without being woken, and how long
+	// a loaded leader lets events collect. It bounds the delay of events that another process
+	// has committed. Default 25 ms.
+	PollInterval time.Duration
+	// ElectInterval is how often a process that stands by asks for the lead; default 1 s.
+	ElectInterval time.Duration
+	// RequeuePage is how many rows of outbox_published go back into the outbox with one
+	// statement when the stream has lost them; default 10,000.
+	RequeuePage int32
+	// HeartbeatTimeout is how old a leader's last heartbeat must be before another process
+	// takes the lead. A leader sends five heartbeats in it. Default 5 s.
+	HeartbeatTimeout time.Duration
+	// Holder is the name of this process in the table relay_leader; default the host's name
+	// and the process id.
 	Holder string
-	// Retry is how the bus is asked again while it is away; what it leaves open is as
-	// in retry.EventPublishing.
+	// Retry is the policy of retries and of the breaker while the bus is away; its zero fields
+	// are those of retry.EventPublishing.
 	Retry retry.Policy
-	// OnBreaker is told each change of the breaker. Default nobody. It must not block.
+	// OnBreaker is called with each change of the breaker and must not block; default nil.
 	OnBreaker func(retry.Status)
-	// Tracer makes a span of each round; default nil, and none is made.
+	// Tracer makes a span for each batch; default nil: no spans.
 	Tracer trace.Tracer
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
 
-// Relay publishes what the outbox holds. Run one in every process: one leads,
+// Relay publishes the events of the outbox. Run one in every process: one leads and publishes,
 // the others stand by.
 type Relay struct {
 	pool *pgxpool.Pool
 	bus  Publisher
 	cfg  Config
 
-	breaker   *retry.Breaker
-	wake      chan struct{}
-	back      chan struct{}
-	check     atomic.Bool // the bus was reconnected: look at its tail before the next round
+	breaker *retry.Breaker
+	wake    chan struct{} // has room for one; the outbox has new events
+	busBack chan struct{} // has room for one; the bus was reconnected
+
+	recheck   atomic.Bool // the bus was reconnected: reconcile before the next batch
 	leads     atomic.Bool
-	failing   atomic.Bool // the last turn of this process failed, and nothing was published since
-	outage    once.Errors // since then
-	standing  atomic.Pointer[Standing]
+	failing   atomic.Bool // the last session of this process failed, and no batch was published since
+	outage    once.Errors // the errors since failing
+	status    atomic.Pointer[Status]
 	published atomic.Int64
 	failures  atomic.Int64
 }
 
-// New makes a relay that reads with pool and publishes to bus.
+// New returns a relay that reads the outbox with pool and publishes to bus.
 func New(pool *pgxpool.Pool, bus Publisher, cfg Config) *Relay {
-	if cfg.Flushes == 0 {
-		cfg.Flushes = 16
+	if cfg.RangesPerBatch == 0 {
+		cfg.RangesPerBatch = 16
 	}
-	if cfg.Poll == 0 {
-		cfg.Poll = 25 * time.Millisecond
+	if cfg.PollInterval == 0 {
+		cfg.PollInterval = 25 * time.Millisecond
 	}
-	if cfg.Stand == 0 {
-		cfg.Stand = time.Second
+	if cfg.ElectInterval == 0 {
+		cfg.ElectInterval = time.Second
 	}
-	if cfg.Page == 0 {
-		cfg.Page = 10_000
+	if cfg.RequeuePage == 0 {
+		cfg.RequeuePage = 10_000
 	}
-	if cfg.Silence == 0 {
-		cfg.Silence = 5 * time.Second
+	if cfg.HeartbeatTimeout == 0 {
+		cfg.HeartbeatTimeout = 5 * time.Second
 	}
 	if cfg.Holder == "" {
-		cfg.Holder = holderName()
+		cfg.Holder = defaultHolder()
 	}
-	cfg.Retry = cfg.Retry.Or(retry.EventPublishing)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+
+	cfg.Retry = cfg.Retry.Or(retry.EventPublishing)
+
 	return &Relay{
-		pool: pool, bus: bus, cfg: cfg, wake: make(chan struct{}, 1), back: make(chan struct{}, 1),
+		pool: pool, bus: bus, cfg: cfg, wake: make(chan struct{}, 1), busBack: make(chan struct{}, 1),
 		breaker: retry.NewBreaker("bus", cfg.Retry, cfg.OnBreaker),
 	}
 }
 
-// Wake says that something was committed to the outbox.
+// Wake makes the leader of this process read the outbox at once. Call it after a commit.
 func (r *Relay) Wake() {
 	select {
 	case r.wake <- struct{}{}:
@@ -118,86 +120,95 @@ func (r *Relay) Wake() {
 	}
 }
 
-// Recheck says that the bus was away: before it goes on the relay looks whether
-// the stream still holds what was acknowledged.
+// Recheck makes the leader compare the stream with the publications before it publishes
+// anything else. Call it when the bus was reconnected.
 func (r *Relay) Recheck() {
-	r.check.Store(true)
+	r.recheck.Store(true)
 	r.Wake()
 	select {
-	case r.back <- struct{}{}:
+	case r.busBack <- struct{}{}:
 	default:
 	}
 }
 
-// Leads says whether this process publishes.
+// Leads reports whether this process publishes.
 func (r *Relay) Leads() bool { return r.leads.Load() }
 
-// Published counts the events this process has published.
+// Published counts the events that this process has published.
 func (r *Relay) Published() int64 { return r.published.Load() }
 
-// Failures counts the rounds that did not succeed.
+// Failures counts the leader sessions of this process that ended with an error.
 func (r *Relay) Failures() int64 { return r.failures.Load() }
 
-// Breaker is the bus's. While it is open nothing is published here, and what there is
-// to tell waits in the outbox.
+// Breaker returns the breaker of the bus. While it is open this process publishes nothing, and
+// events wait in the outbox.
 func (r *Relay) Breaker() *retry.Breaker { return r.breaker }
 
-// Run relays until ctx ends, then publishes what is committed already, for a
-// short while, and returns.
+// Run relays until ctx ends, publishes the committed events for at most drainTimeout more, and
+// returns.
 func (r *Relay) Run(ctx context.Context) {
-	failed := 0 // times in a row
+	failed := 0 // sessions in a row that ended with an error
 	for {
 		before := r.published.Load()
 		err := r.lead(ctx)
+		// The session published something, so its failure is the first of a new outage.
 		if r.published.Load() > before {
-			failed = 0 // it had gone well meanwhile
+			failed = 0
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		pause := r.cfg.Stand
+
+		pause := r.cfg.ElectInterval
 		if err != nil {
 			failed++
-			pause = r.fail(err, failed)
+			pause = r.recordFailure(err, failed)
 		}
+
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.back: // the bus is: no need to wait
+		case <-r.busBack:
+			// An open breaker would refuse the next batch until its pause is over.
 			r.breaker.Probe()
 		case <-time.After(pause):
 		}
 	}
 }
 
-// fail counts a lead that ended badly and says how long to wait before the next. An
-// open breaker is waited for, whatever it was that failed last.
-func (r *Relay) fail(err error, failed int) time.Duration {
+// recordFailure counts and logs a session that ended with an error, the failed-th in a row. It
+// returns the pause before the next session.
+func (r *Relay) recordFailure(err error, failed int) time.Duration {
 	r.failures.Add(1)
 	r.failing.Store(true)
+
 	pause := r.cfg.Retry.Pause(failed)
 	var bus *busError
 	switch {
 	case !errors.As(err, &bus):
-		pause = min(pause, r.cfg.Stand) // the database is tried as often as by everybody
+		pause = min(pause, r.cfg.ElectInterval) // a database that is away is tried as often as by a standby
 	case failed > r.cfg.Retry.Retries:
 		r.breaker.Trip()
 	}
+
+	// An open breaker refuses the next session's batch, whatever failed last.
 	pause = max(pause, r.breaker.Rest())
-	level := slog.LevelDebug // the same again
-	if r.outage.Note(err) {
+
+	level := slog.LevelDebug
+	if r.outage.Note(err) { // the first of its kind in this outage
 		level = slog.LevelWarn
 	}
-	r.cfg.Logger.Log(context.Background(), level, "relay: nothing is lost, the outbox keeps it", "error", err, "again_in", pause, "breaker", r.breaker.Status().State)
+
+	r.cfg.Logger.Log(context.Background(), level, "relay: publishing failed, events wait in the outbox", "error", err, "again_in", pause, "breaker", r.breaker.Status().State)
 	return pause
 }
 
-// well notes that something was published, or that there is nothing to publish.
-func (r *Relay) well() {
+// recordSuccess ends the outage: a batch was published, or the outbox was read and is empty.
+func (r *Relay) recordSuccess() {
 	if !r.failing.Swap(false) {
 		return
 	}
 	if n, lasted := r.outage.Over(); n > 0 {
-		r.cfg.Logger.Warn("relay: publishing goes on", "failures", n, "after", lasted.Round(time.Millisecond))
+		r.cfg.Logger.Warn("relay: publishing works again", "failures", n, "after", lasted.Round(time.Millisecond))
 	}
 }

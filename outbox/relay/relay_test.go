@@ -42,7 +42,7 @@ func TestRelayTellsEveryFlushInOrder(t *testing.T) {
 func TestRelayIsWokenAndDoesNotWaitForItsPoll(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Poll = time.Hour })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.PollInterval = time.Hour })
 	outboxtest.WaitFor(t, "the relay to lead", r.Leads)
 	task := b.Task()
 	for range 3 {
@@ -234,7 +234,7 @@ func TestRelayThatIsAskedToStopTellsWhatIsCommitted(t *testing.T) {
 	}
 	task := b.Task()
 	b.Flush(task)
-	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.Flushes = 1 })
+	r := b.Relay(b.Bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 1 })
 	outboxtest.Receive(t, entered)
 	for range 5 {
 		b.Flush(task)
@@ -254,7 +254,7 @@ func TestOrderOfATaskOverProcessesAndARealBus(t *testing.T) {
 	bus, err := natsbus.Open(b.Ctx, natsbus.Config{StoreDir: t.TempDir(), NoSync: true, Logger: slog.New(slog.NewTextHandler(b.Log, nil))})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, bus.Close(context.WithoutCancel(b.Ctx))) })
-	r := b.Relay(bus, func(cfg *relay.Config) { cfg.Flushes = 7 })
+	r := b.Relay(bus, func(cfg *relay.Config) { cfg.RangesPerBatch = 7 })
 
 	const tasks, flushes, width = 20, 60, 5
 	all := make([]uuid.UUID, tasks)

@@ -11,100 +11,118 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// The stream may know more than the database: an asynchronous standby was promoted, or a
-// backup restored. Behind the last publication that was noted stand then events that nobody
-// here knows. A leader that was killed leaves such events as well, of two rounds at most, but
-// theirs wait in the outbox still.
+// The stream may have events that the database lost: an asynchronous standby was promoted, or a
+// backup was restored. They are behind the last publication that the database knows of. A leader
+// that was killed leaves events there too, of two batches at most, but their ranges are still in
+// the outbox.
 //
-// What is unknown is written down, and told loudly. A task that has survived will be moved
-// again, and its next event has the id of a lost one: an id is a task and a number. It is
-// parked and not published, for a consumer that remembers ids would drop it, and another would
-// have one id with two contents.
+// The lost events are recorded in event_unknown and logged. A task that survived may produce
+// another event with the id of a lost one, because an id is made of the task and a number. That
+// event is quarantined: a consumer that remembers ids would drop it, and any other consumer
+// would see one id with two contents.
 
-// uuidVersion is that of our event ids; what somebody else publishes has others.
-const uuidVersion = 8
+const (
+	// eventIDVersion is the UUID version of our event ids. Other publishers' ids have others.
+	eventIDVersion = 8
+	// eventKeysPage is how many outbox ranges are compared with the stream in one statement.
+	eventKeysPage = 100
+)
 
-// errUnknownID is why an event is parked.
+// errUnknownID is the reason for the quarantine of an event whose id is taken.
 var errUnknownID = errors.New("the bus has another event of this id, from before the database went back in time")
 
-// pageOfKeys is how many flushes are looked at in one statement.
-const pageOfKeys = 100
-
-// noteUnknown keeps in stored what waits to be noted, and writes down what is unknown.
-func (t *turn) noteUnknown(ctx context.Context) error {
-	lost, err := t.unknownOf(ctx)
+// recordUnknown records the events that the stream has and the database does not, and removes
+// them from unmarkedSeqs. It loads the ids of all recorded ones.
+func (s *session) recordUnknown(ctx context.Context) error {
+	lost, err := s.lostEvents(ctx)
 	if err != nil {
 		return err
 	}
+
 	if len(lost) > 0 {
-		var p db.EventUnknownAddParams
+		p := db.EventUnknownAddParams{Term: s.term}
 		for id, seq := range lost {
-			delete(t.stored, id.String())
+			delete(s.unmarkedSeqs, id.String())
 			p.EventIds, p.StreamSeqs = append(p.EventIds, id), append(p.StreamSeqs, int64(seq))
 		}
-		p.Term = t.term
-		fresh, err := t.q.EventUnknownAdd(ctx, p)
+
+		added, err := s.q.EventUnknownAdd(ctx, p)
 		if err != nil {
-			return fmt.Errorf("write down the unknown events: %w", err)
+			return fmt.Errorf("record the unknown events: %w", err)
 		}
-		if fresh > 0 {
-			t.cfg.Logger.Error("relay: the database went back in time: the stream has events that it does not know; tasks that were acknowledged may be lost",
-				"events", fresh, "after", t.highest)
+
+		if added > 0 {
+			s.cfg.Logger.Error("relay: the database went back in time: the stream has events that the database does not know; acknowledged tasks may be lost",
+				"events", added, "after", s.highestSeq)
 		}
 	}
-	all, err := t.q.EventUnknownList(ctx)
+
+	recorded, err := s.q.EventUnknownList(ctx)
 	if err != nil {
 		return fmt.Errorf("read the unknown events: %w", err)
 	}
-	t.unknown = make(map[string]bool, len(all))
-	for _, id := range all {
-		t.unknown[id.String()] = true
+
+	s.unknownIDs = make(map[string]bool, len(recorded))
+	for _, id := range recorded {
+		s.unknownIDs[id.String()] = true
 	}
+
 	return nil
 }
 
-// unknownOf are the events of stored that do not wait in the outbox. Where nothing is noted
-// of the last day, nothing can be said.
-func (t *turn) unknownOf(ctx context.Context) (map[uuid.UUID]uint64, error) {
+// lostEvents returns the events of unmarkedSeqs that no outbox range has. Without a publication
+// of the last day there is no sequence to begin at, and the result is empty.
+func (s *session) lostEvents(ctx context.Context) (map[uuid.UUID]uint64, error) {
 	lost := map[uuid.UUID]uint64{}
-	if t.highest == 0 {
+	if s.highestSeq == 0 {
 		return lost, nil
 	}
-	for text, seq := range t.stored {
-		if id, err := uuid.Parse(text); err == nil && id.Version() == uuidVersion {
+
+	// Messages of other publishers have ids of another form.
+	for text, seq := range s.unmarkedSeqs {
+		if id, err := uuid.Parse(text); err == nil && id.Version() == eventIDVersion {
 			lost[id] = seq
 		}
 	}
+
+	// An event whose range still waits is not lost: a leader died before it marked the batch.
 	for after := int64(0); len(lost) > 0; {
-		waits, err := t.q.OutboxEventKeys(ctx, db.OutboxEventKeysParams{After: after, Page: pageOfKeys})
+		waiting, err := s.q.OutboxEventKeys(ctx, db.OutboxEventKeysParams{After: after, Page: eventKeysPage})
 		if err != nil {
-			return nil, fmt.Errorf("read what waits: %w", err)
+			return nil, fmt.Errorf("read the waiting events: %w", err)
 		}
-		if len(waits) == 0 {
+
+		if len(waiting) == 0 {
 			break
 		}
-		for _, row := range waits {
+
+		for _, row := range waiting {
 			delete(lost, outbox.EventID(row.TaskID, row.Seq))
 			after = row.ID
 		}
 	}
+
 	return lost, nil
 }
 
-// withoutUnknown parks what has the id of an event that was lost here.
-func (t *turn) withoutUnknown(ctx context.Context, batch []told) ([]told, error) {
-	if len(t.unknown) == 0 {
-		return batch, nil
+// quarantineUnknown quarantines the messages whose id is that of a lost event, and returns the
+// others.
+func (s *session) quarantineUnknown(ctx context.Context, messages []message) ([]message, error) {
+	if len(s.unknownIDs) == 0 {
+		return messages, nil
 	}
-	kept := make([]told, 0, len(batch))
-	for _, m := range batch {
-		if !t.unknown[m.ID] {
+
+	kept := make([]message, 0, len(messages))
+	for _, m := range messages {
+		if !s.unknownIDs[m.ID] {
 			kept = append(kept, m)
 			continue
 		}
-		if err := t.park(ctx, t.q, m.row, errUnknownID); err != nil {
+
+		if err := s.quarantine(ctx, s.q, m.row, errUnknownID); err != nil {
 			return nil, err
 		}
 	}
+
 	return kept, nil
 }

@@ -50,5 +50,5 @@ func TestDatabaseThatWentBackIsNoticed(t *testing.T) {
 	b.AwaitPublished()
 	require.Equal(t, outbox.EventID(cut, 4).String(), b.Bus.StoredIDs()[8], "which nobody has heard of")
 	require.Equal(t, before, b.Bus.Deliveries()[:6])
-	require.Equal(t, 1, strings.Count(b.Log.String(), "the stream has events that it does not know"), "it is told once")
+	require.Equal(t, 1, strings.Count(b.Log.String(), "the stream has events that the database does not know"), "it is told once")
 }

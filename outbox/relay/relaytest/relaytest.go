@@ -33,7 +33,7 @@ func Run(b *outboxtest.Bundle, bus relay.Publisher, change ...func(*relay.Config
 func RunOn(b *outboxtest.Bundle, pool *pgxpool.Pool, bus relay.Publisher, change ...func(*relay.Config)) *Running {
 	b.T.Helper()
 	cfg := relay.Config{
-		Poll: 5 * time.Millisecond, Stand: 20 * time.Millisecond,
+		PollInterval: 5 * time.Millisecond, ElectInterval: 20 * time.Millisecond,
 		Retry:  retry.Policy{Backoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, OpenFor: 20 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(b.Log, nil)),
 	}
