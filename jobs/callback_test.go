@@ -100,14 +100,14 @@ func TestCallbacksBesideMoves(t *testing.T) {
 	post := &postman{taken: map[string][]string{}}
 	first := setup(t)
 	second := join(t, first.pool, "p2")
-	var couriers []*callback.Dispatcher
+	var dispatchers []*callback.Dispatcher
 	for _, b := range []*testBundle{first, second} {
-		c := callback.New(b.pool, post, callback.Config{Poll: time.Millisecond, Logger: b.cfg.Logger})
+		c := callback.New(b.pool, post, callback.Config{PollInterval: time.Millisecond, Logger: b.cfg.Logger})
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		go func() { defer close(ended); c.Run(ctx) }()
 		t.Cleanup(func() { cancel(); <-ended })
-		couriers = append(couriers, c)
+		dispatchers = append(dispatchers, c)
 		b.cfg.CalledBack = c.Wake
 		b.work(noop(func(_ context.Context, job Job) (Result, error) {
 			if job.Attempt < 3 {
@@ -134,7 +134,7 @@ func TestCallbacksBesideMoves(t *testing.T) {
 		require.Equal(t, want, post.taken[fmt.Sprintf("https://h%d.example.org/%d", i%3, i)])
 		post.mu.Unlock()
 	}
-	require.EqualValues(t, 6*len(tasks), couriers[0].Taken()+couriers[1].Taken())
+	require.EqualValues(t, 6*len(tasks), dispatchers[0].Delivered()+dispatchers[1].Delivered())
 	require.False(t, first.log.says("deadlock") || second.log.says("deadlock"))
 }
 

@@ -46,7 +46,7 @@ func BenchmarkCallbacks(b *testing.B) {
 	go func() { defer close(ended); c.Run(ctx) }()
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
-	for c.Taken() < int64(b.N) {
+	for c.Delivered() < int64(b.N) {
 		<-look.C
 	}
 	b.ReportMetric(float64(b.N)/time.Since(begun).Seconds(), "updates/s")

@@ -35,8 +35,8 @@ func TestOrchestratorAway(t *testing.T) {
 	}
 	o.answers(away(503))
 	caller := b.caller(o.secret, loopback...)
-	_, stop := b.courier(caller)
-	b.courier(caller)
+	_, stop := b.dispatch(caller)
+	b.dispatch(caller)
 
 	var tasks []uuid.UUID
 	for n := range 30 {
@@ -55,7 +55,7 @@ func TestOrchestratorAway(t *testing.T) {
 	for range 5 {
 		outboxtest.Receive(t, tries)
 	}
-	b.courier(caller)
+	b.dispatch(caller)
 	for _, task := range tasks {
 		b.moves(task, 0, "completed")
 	}
@@ -111,11 +111,11 @@ func TestKilledBetweenCallAndMark(t *testing.T) {
 	dead := &stuck{b.caller(o.secret, loopback...), make(chan string, 10), make(chan struct{})}
 	awake := sync.OnceFunc(func() { close(dead.let) })
 	t.Cleanup(awake)
-	_, bury := b.courier(dead, quick, func(cfg *callback.Config) { cfg.Places = 1 })
+	_, bury := b.dispatch(dead, quick, func(cfg *callback.Config) { cfg.Slots = 1 })
 	first := outboxtest.Receive(t, dead.called)
 	require.Equal(t, outbox.EventID(task, 2).String(), first)
 
-	b.courier(b.caller(o.secret, loopback...))
+	b.dispatch(b.caller(o.secret, loopback...))
 	b.allTold()
 	third := outbox.EventID(task, 3).String()
 	require.Equal(t, []string{first, first, third}, o.taken(task))
@@ -190,7 +190,7 @@ func TestCallbackOrderUnderAnything(t *testing.T) {
 		}
 		var stops []func()
 		for range rapid.IntRange(1, 3).Draw(r, "processes") {
-			_, stop := b.courier(caller)
+			_, stop := b.dispatch(caller)
 			stops = append(stops, stop)
 		}
 		for range rapid.IntRange(1, 12).Draw(r, "moves") {
@@ -221,7 +221,7 @@ func TestSettledWhenTheDatabaseAnswers(t *testing.T) {
 	task := b.called("https://example.org/")
 	b.moves(task, 0, "started")
 	called, let := make(chan struct{}, 10), make(chan struct{})
-	b.courier(scripted(func(context.Context, string, string) error {
+	b.dispatch(scripted(func(context.Context, string, string) error {
 		called <- struct{}{}
 		<-let
 		return nil
@@ -237,7 +237,7 @@ func TestSettledWhenTheDatabaseAnswers(t *testing.T) {
 		return ask[int](b, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 1
 	})
 	b.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
-	outboxtest.WaitFor(t, "the failure to be noticed", func() bool { return b.Log.Says("the database keeps them") })
+	outboxtest.WaitFor(t, "the failure to be noticed", func() bool { return b.Log.Says("the database keeps the updates") })
 	require.NoError(t, holder.Rollback(b.Ctx))
 	b.allTold()
 	require.Empty(t, called, "it was called once")
@@ -256,7 +256,7 @@ func TestOneLockedCallbackHoldsUpNoOther(t *testing.T) {
 	held := b.called("https://example.org/held")
 	b.moves(held, 0, "started")
 	called, let := make(chan string, 99), make(chan struct{})
-	near.courier(scripted(func(_ context.Context, address, _ string) error {
+	near.dispatch(scripted(func(_ context.Context, address, _ string) error {
 		called <- address
 		if address == "https://example.org/held" {
 			<-let

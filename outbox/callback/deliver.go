@@ -15,26 +15,26 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// StatusUpdate is the body of a callback.
+// StatusUpdate is the body of a callback, as JSON.
 type StatusUpdate struct {
 	TaskID        string          `json:"taskId"`
 	WorkflowID    string          `json:"workflowId"`
-	StepID        string          `json:"stepId"` // empty where the task has none
-	Status        string          `json:"status"` // after the move, not at the time of the call
+	StepID        string          `json:"stepId"` // empty if the task has none
+	Status        string          `json:"status"` // after the transition, not at the time of the post
 	Output        json.RawMessage `json:"output,omitempty"`
 	Error         json.RawMessage `json:"error,omitempty"`
 	CorrelationID string          `json:"correlationId"`
 }
 
-// update is one status update on its way.
+// update is one status update, ready to be posted.
 type update struct {
-	seq  int32
-	at   time.Time
-	id   string
+	seq  int32     // of the event
+	at   time.Time // of the transition
+	id   string    // of the event; the same at every repetition
 	body []byte
 }
 
-func updateOf(row db.CallbackClaimRow) (update, error) {
+func newUpdate(row db.CallbackClaimRow) (update, error) {
 	body, err := json.Marshal(StatusUpdate{
 		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, StepID: deref(row.StepID), Status: string(row.Now),
 		Output: row.Output, Error: row.Error, CorrelationID: row.CorrelationID,
@@ -45,77 +45,90 @@ func updateOf(row db.CallbackClaimRow) (update, error) {
 	return update{seq: row.Seq, at: row.At, id: outbox.EventID(row.TaskID, row.Seq).String(), body: body}, nil
 }
 
-// deliver makes the calls of one trip, until one is in vain.
-func (c *Dispatcher) deliver(ctx context.Context, t trip) trip {
-	for _, u := range t.updates {
-		// The others wait as they are: their host is not there, or there is no time left.
-		if time.Now().After(t.until) || ctx.Err() != nil || !t.host.breaker.Allow() {
-			return t
+// deliver posts the updates of a delivery in order, until a post fails, and returns the delivery
+// with the result.
+func (d *Dispatcher) deliver(ctx context.Context, one delivery) delivery {
+	for _, u := range one.updates {
+		// The other updates stay due: the breaker is open, or the claim is about to run out.
+		if time.Now().After(one.deadline) || ctx.Err() != nil || !one.host.breaker.Allow() {
+			return one
 		}
-		err := c.call(ctx, t.address, u)
+
+		err := d.post(ctx, one.address, u)
 		if err == nil {
-			t.host.breaker.Done(nil)
-			c.taken.Add(1)
-			t.told, t.tries = u.seq, 0
+			one.host.breaker.Done(nil)
+			d.delivered.Add(1)
+			one.told, one.tries = u.seq, 0
 			continue
 		}
+
+		// Run is stopping and has cancelled the post, which is no failure of the host.
 		if ctx.Err() != nil {
-			return t // we hung up, which says nothing of the host
+			return one
 		}
-		return c.failed(t, u, err)
+		return d.recordFailure(one, u, err)
 	}
-	return t
+
+	return one
 }
 
-func (c *Dispatcher) call(ctx context.Context, address string, u update) error {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+func (d *Dispatcher) post(ctx context.Context, address string, u update) error {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
-	return c.caller.Call(ctx, address, u.id, u.body)
+	return d.caller.Call(ctx, address, u.id, u.body)
 }
 
-// failed says how a trip goes on after a call in vain.
-func (c *Dispatcher) failed(t trip, u update, err error) trip {
-	longest, final := c.cfg.BackoffMax, false
+// recordFailure returns the delivery after a failed post: abandoned, or with the pause before
+// the next try.
+func (d *Dispatcher) recordFailure(one delivery, u update, err error) delivery {
+	maxPause, final := d.cfg.BackoffMax, false
 	var refused *outbox.Refused
 	if errors.As(err, &refused) {
-		t.host.breaker.Done(nil) // it is there
-		longest, final = c.cfg.RefusedMax, refused.Final
+		one.host.breaker.Done(nil) // the host works
+		maxPause, final = d.cfg.RefusedMax, refused.Final
 	} else {
-		t.host.breaker.Done(err)
-		t.away = true
-		if cause := (*retry.Postponed)(nil); !errors.As(err, &cause) && errors.Unwrap(err) != nil {
-			// The row says it without addresses.
-			c.cfg.Logger.Info("a callback got no answer", "task", t.task, "host", t.host.name, "error", errors.Unwrap(err))
+		one.host.breaker.Done(err)
+		one.noAnswer = true
+
+		// The wrapped error names addresses inside the network. It goes to the log only; the
+		// row has the outer error's text.
+		if postponed := (*retry.Postponed)(nil); !errors.As(err, &postponed) && errors.Unwrap(err) != nil {
+			d.cfg.Logger.Info("callback got no answer", "task", one.task, "host", one.host.name, "error", errors.Unwrap(err))
 		}
 	}
-	t.tries++
-	t.problem = shorten(err.Error())
-	if final || time.Since(u.at) > c.cfg.GiveUp {
-		t.told, t.givenUp = u.seq, true
-		return t
+
+	one.tries++
+	one.problem = shorten(err.Error())
+	if final || time.Since(u.at) > d.cfg.AbandonAfter {
+		one.told, one.abandoned = u.seq, true
+		return one
 	}
-	t.wait = backoff(c.cfg.Backoff, longest, t.tries)
-	if asked := (*retry.Postponed)(nil); errors.As(err, &asked) {
-		t.wait = max(t.wait, min(asked.After, longest))
+
+	one.wait = backoff(d.cfg.Backoff, maxPause, one.tries)
+	// The host's Retry-After counts, up to the policy's longest pause.
+	if postponed := (*retry.Postponed)(nil); errors.As(err, &postponed) {
+		one.wait = max(one.wait, min(postponed.After, maxPause))
 	}
-	return t
+	return one
 }
 
-// backoff doubles with each try, and is spread by a quarter to either side, so that
-// those who failed together do not come back together.
+// backoff returns a pause that doubles with each try and varies by a quarter to either side, so
+// that tasks that failed together are not posted together again.
 func backoff(first, longest time.Duration, tries int32) time.Duration {
 	pause := longest
-	if tries < 32 && first<<(tries-1) < longest {
+	if tries < 32 && first<<(tries-1) < longest { // a larger shift would overflow
 		pause = first << (tries - 1)
 	}
-	return time.Duration(float64(pause) * (0.75 + rand.Float64()/2)) //nolint:gosec // it guards nothing
+	return time.Duration(float64(pause) * (0.75 + rand.Float64()/2)) //nolint:gosec // jitter needs no secret
 }
 
-// maxProblem bounds what is kept of a reason, in bytes.
+// maxProblem bounds the stored reason of a failure, in bytes.
 const maxProblem = 200
 
-// shorten makes a reason fit for a text column.
+// shorten removes secrets from a reason and makes it fit for a text column.
 func shorten(reason string) string {
+	// Secrets first, and in more than is kept: a cut could leave half of a secret, which no
+	// pattern finds.
 	reason = redact.Text(reason[:min(len(reason), 8*maxProblem)])
 	reason = strings.ReplaceAll(strings.ToValidUTF8(reason, "�"), "\x00", "�")
 	if len(reason) <= maxProblem {

@@ -27,7 +27,7 @@ func TestCallbackTellsTheMoment(t *testing.T) {
 	b.moves(task, 0, "created", "started", "failed")
 	b.Force(`UPDATE task SET status = 'COMPLETED', ended_at = now(), attempt = 2, error = NULL, output = '{"total": 50.73}' WHERE task_id = $1`, task)
 	b.moves(task, 0, "redriven", "started", "completed")
-	b.courier(b.caller(o.secret, loopback...))
+	b.dispatch(b.caller(o.secret, loopback...))
 	b.allTold()
 	var bodies []string
 	for _, p := range o.seen() {
@@ -50,13 +50,13 @@ func TestGivenUpAtOnce(t *testing.T) {
 	o := newOrchestrator(t)
 	inside := b.called(o.URL + "/?key=s3cret")
 	b.moves(inside, 0, "created", "started")
-	_, stop := b.courier(b.caller(o.secret)) // no private network is allowed
+	_, stop := b.dispatch(b.caller(o.secret)) // no private network is allowed
 	b.allTold()
 	stop()
 	require.Empty(t, o.seen())
 	require.Equal(t, "GIVEN_UP 2 1 the address is not one that may be called",
 		ask[string](b, "SELECT format('%s %s %s %s', state, seq, tries, problem) FROM report.callback WHERE task_id = $1", inside))
-	require.Contains(t, b.Log.String(), "callback given up")
+	require.Contains(t, b.Log.String(), "callback abandoned")
 	require.NotContains(t, b.Log.String(), "s3cret")
 
 	var gone string
@@ -69,7 +69,7 @@ func TestGivenUpAtOnce(t *testing.T) {
 	task := b.called(o.URL)
 	gone = outbox.EventID(task, 3).String()
 	b.moves(task, 0, "created", "started", "retry", "started", "completed")
-	b.courier(b.caller(o.secret, loopback...))
+	b.dispatch(b.caller(o.secret, loopback...))
 	b.allTold()
 	require.Equal(t, []string{outbox.EventID(task, 2).String(), outbox.EventID(task, 4).String(), outbox.EventID(task, 5).String()}, o.taken(task))
 	require.Equal(t, "GIVEN_UP 3 1 the answer is 410 Gone",
@@ -83,7 +83,7 @@ func TestRefusedIsTriedAgain(t *testing.T) {
 	task := b.called("https://example.org/")
 	b.moves(task, 0, "started")
 	tries := 0
-	b.courier(scripted(func(context.Context, string, string) error {
+	b.dispatch(scripted(func(context.Context, string, string) error {
 		if tries++; tries <= 30 {
 			return &outbox.Refused{Reason: "the answer is 404 Not Found"}
 		}
@@ -104,7 +104,7 @@ func TestRetryAfterIsKept(t *testing.T) {
 	} {
 		task := b.called(address)
 		b.moves(task, 0, "started")
-		_, stop := b.courier(scripted(func(_ context.Context, to, _ string) error {
+		_, stop := b.dispatch(scripted(func(_ context.Context, to, _ string) error {
 			require.Equal(t, address, to)
 			return retry.Postpone(errors.New("the answer is 429 Too Many Requests"), asked)
 		}), func(cfg *callback.Config) { cfg.BackoffMax = time.Minute })
@@ -128,7 +128,7 @@ func TestGivenUpForItsAge(t *testing.T) {
 	b.moves(old, 73*time.Hour, "created", "started")
 	b.moves(old, time.Hour, "completed")
 	refuse := true
-	_, stop := b.courier(scripted(func(context.Context, string, string) error {
+	_, stop := b.dispatch(scripted(func(context.Context, string, string) error {
 		if refuse {
 			refuse = false
 			return &outbox.Refused{Reason: "the answer is 403 Forbidden"}
@@ -146,7 +146,7 @@ func TestGivenUpForItsAge(t *testing.T) {
 	young = b.called("https://away.example.org/")
 	b.moves(young, 80*time.Hour, "created", "started")
 	b.moves(young, time.Hour, "retry")
-	_, stop = b.courier(scripted(func(context.Context, string, string) error { return errors.New("no answer: connection refused") }))
+	_, stop = b.dispatch(scripted(func(context.Context, string, string) error { return errors.New("no answer: connection refused") }))
 	outboxtest.WaitFor(t, "all the old ones to be given up", func() bool {
 		return ask[int](b, "SELECT count(*) FROM callback_given_up") == 1+2*40+1 && ask[int](b, "SELECT count(*) FROM callback") == 1
 	})
@@ -154,7 +154,7 @@ func TestGivenUpForItsAge(t *testing.T) {
 	require.Equal(t, 2, ask[int](b, "SELECT told FROM callback WHERE task_id = $1", young))
 	require.Contains(t, b.Log.String(), "callback")
 	var taken []string
-	b.courier(scripted(func(_ context.Context, _, id string) error { taken = append(taken, id); return nil }))
+	b.dispatch(scripted(func(_ context.Context, _, id string) error { taken = append(taken, id); return nil }))
 	b.allTold()
 	require.Equal(t, []string{outbox.EventID(young, 3).String()}, taken)
 }

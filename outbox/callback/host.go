@@ -6,51 +6,60 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// host is what this process knows of one host that is called back. The breaker is the
-// interface document's for service calls: it opens when 30 % of the calls fail.
+const (
+	// sweepEvery is how often unused hosts are removed from memory.
+	sweepEvery = time.Minute
+	// unusedFor is how long a host must have no delivery to be removed.
+	unusedFor = 10 * time.Minute
+)
+
+// host is what this process knows of one callback host.
 type host struct {
-	name    string
-	breaker *retry.Breaker
-	out     int       // trips to it; owned by the courier's loop
-	seen    time.Time // last time it was used; owned by the courier's loop
+	name     string
+	breaker  *retry.Breaker
+	inFlight int       // deliveries to the host; owned by the loop
+	usedAt   time.Time // when a delivery was claimed last; owned by the loop
 }
 
-func (r *courier) host(name string) *host {
-	h := r.hosts[name]
+// host returns the host with a name. The breaker of a new one follows the interface document's
+// policy for service calls: it opens when 30 % of the calls fail.
+func (l *loop) host(name string) *host {
+	h := l.hosts[name]
 	if h == nil {
 		policy := retry.ServiceCalls
-		policy.OpenFor = r.cfg.OpenFor
+		policy.OpenFor = l.cfg.OpenFor
 		h = &host{name: name, breaker: retry.NewBreaker(name, policy, func(now retry.Status) {
-			r.cfg.Logger.Info("a callback host's breaker", "host", now.Name, "now", now.State)
+			l.cfg.Logger.Info("callback host's breaker changed", "host", now.Name, "now", now.State)
 		})}
-		r.hosts[name] = h
+		l.hosts[name] = h
 	}
-	h.seen = time.Now()
+
+	h.usedAt = time.Now()
 	return h
 }
 
-// room is how many more trips may go there.
-func (h *host) room(most int) int {
+// freeSlots returns how many more deliveries may go to the host, of slots in total. A host whose
+// breaker is not closed gets one delivery at a time, when the breaker lets it through.
+func (h *host) freeSlots(slots int) int {
 	switch {
 	case h.breaker.Status().State == retry.Closed:
-		return most - h.out
-	case h.out > 0 || h.breaker.Rest() > 0:
+		return slots - h.inFlight
+	case h.inFlight > 0 || h.breaker.Rest() > 0:
 		return 0
 	}
-	return 1 // it is tried
+	return 1
 }
 
-// forget drops the hosts that nobody was called at for long: callers may name ever
-// new ones.
-func (r *courier) forget() {
-	const long = 10 * time.Minute
-	if time.Since(r.swept) < time.Minute {
+// removeUnusedHosts bounds the memory: callers may name ever new hosts.
+func (l *loop) removeUnusedHosts() {
+	if time.Since(l.sweptAt) < sweepEvery {
 		return
 	}
-	r.swept = time.Now()
-	for name, h := range r.hosts {
-		if h.out == 0 && time.Since(h.seen) > long {
-			delete(r.hosts, name)
+
+	l.sweptAt = time.Now()
+	for name, h := range l.hosts {
+		if h.inFlight == 0 && time.Since(h.usedAt) > unusedFor {
+			delete(l.hosts, name)
 		}
 	}
 }

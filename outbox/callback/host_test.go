@@ -25,7 +25,7 @@ func TestSlowHostDoesNotHoldUpAnother(t *testing.T) {
 	for range 50 {
 		b.moves(b.called(slow.URL), 0, "started")
 	}
-	c, stop := b.courier(b.caller(brisk.secret, loopback...), func(cfg *callback.Config) { cfg.Places, cfg.PerHost, cfg.Timeout = 8, 4, time.Minute })
+	c, stop := b.dispatch(b.caller(brisk.secret, loopback...), func(cfg *callback.Config) { cfg.Slots, cfg.SlotsPerHost, cfg.Timeout = 8, 4, time.Minute })
 	outboxtest.WaitFor(t, "the slow host's places to be taken", func() bool { return ask[int](b, "SELECT count(*) FROM callback WHERE claim > 0") == 4 })
 	var tasks []uuid.UUID
 	for range 50 {
@@ -38,14 +38,14 @@ func TestSlowHostDoesNotHoldUpAnother(t *testing.T) {
 	for _, task := range tasks {
 		require.Len(t, brisk.taken(task), 2)
 	}
-	require.EqualValues(t, 100, c.Taken())
+	require.EqualValues(t, 100, c.Delivered())
 	require.Equal(t, 4, ask[int](b, "SELECT count(*) FROM callback WHERE claim > 0"))
 
 	// Who is asked to stop hangs up, and what it had is free at once, without a mark.
 	slow.CloseClientConnections()
 	slow.answers(func(*http.Request, string, string) int { return 200 })
 	stop()
-	b.courier(b.caller(slow.secret, loopback...))
+	b.dispatch(b.caller(slow.secret, loopback...))
 	b.allTold()
 }
 
@@ -60,7 +60,7 @@ func TestHostThatIsAwayIsLeftAlone(t *testing.T) {
 	var mu sync.Mutex
 	calls, back := 0, false
 	tried := make(chan struct{}, 10_000)
-	_, stop := b.courier(scripted(func(context.Context, string, string) error {
+	_, stop := b.dispatch(scripted(func(context.Context, string, string) error {
 		mu.Lock()
 		defer mu.Unlock()
 		calls++
@@ -81,6 +81,6 @@ func TestHostThatIsAwayIsLeftAlone(t *testing.T) {
 	mu.Lock()
 	back = true
 	mu.Unlock()
-	b.courier(scripted(func(context.Context, string, string) error { return nil }))
+	b.dispatch(scripted(func(context.Context, string, string) error { return nil }))
 	b.allTold()
 }

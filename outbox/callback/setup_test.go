@@ -118,11 +118,11 @@ func (b *testBundle) caller(secret string, allow ...netip.Prefix) *webhook.Calle
 	return caller
 }
 
-// courier makes callbacks until the test ends, in a quick rhythm; stop waits.
-func (b *testBundle) courier(caller callback.Caller, change ...func(*callback.Config)) (c *callback.Dispatcher, stop func()) {
+// dispatch runs a dispatcher until the test ends, with intervals of milliseconds; stop waits for its end.
+func (b *testBundle) dispatch(caller callback.Caller, change ...func(*callback.Config)) (c *callback.Dispatcher, stop func()) {
 	b.T.Helper()
 	cfg := callback.Config{
-		Poll: 5 * time.Millisecond, Backoff: time.Millisecond, BackoffMax: 10 * time.Millisecond, RefusedMax: 20 * time.Millisecond,
+		PollInterval: 5 * time.Millisecond, Backoff: time.Millisecond, BackoffMax: 10 * time.Millisecond, RefusedMax: 20 * time.Millisecond,
 		OpenFor: 10 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(b.Log, nil)),
 	}
 	for _, fn := range change {
