@@ -6,24 +6,26 @@ import (
 	"unicode/utf8"
 )
 
-// EncodeAttribute writes the value of a CloudEvents attribute as its bindings demand of a
-// header: a space, a double quote, a percent sign, and whatever is no printable ASCII
-// character is percent-encoded, byte by byte of its UTF-8.
+// EncodeAttribute encodes the value of a CloudEvents attribute for a header, as the bindings of
+// CloudEvents say: spaces, double quotes, percent signs and all characters that are not printable
+// ASCII are percent-encoded, byte by byte of their UTF-8.
 func EncodeAttribute(value string) string {
 	plain := func(b byte) bool { return b > ' ' && b < 0x7f && b != '"' && b != '%' }
-	odd := 0
+	encoded := 0
 	for i := range len(value) {
 		if !plain(value[i]) {
-			odd++
+			encoded++
 		}
 	}
-	if odd == 0 {
+
+	// Nearly every value: no copy.
+	if encoded == 0 {
 		return value
 	}
 
 	const digits = "0123456789ABCDEF"
 	var text strings.Builder
-	text.Grow(len(value) + 2*odd)
+	text.Grow(len(value) + 2*encoded)
 	for i := range len(value) {
 		if b := value[i]; plain(b) {
 			text.WriteByte(b)
@@ -34,13 +36,14 @@ func EncodeAttribute(value string) string {
 	return text.String()
 }
 
-// DecodeAttribute reads what EncodeAttribute has written, or another writer: a value may
-// stand in double quotes, with backslashes before what would end it. What is no encoding of
-// UTF-8 is taken as it stands, for older writers encode nothing.
+// DecodeAttribute decodes the value of a CloudEvents attribute. A value in double quotes, with
+// backslashes before quotes, is decoded as well. A value that is not an encoding of UTF-8 is
+// returned unchanged, because older publishers do not encode.
 func DecodeAttribute(text string) string {
 	if n := len(text); n >= 2 && text[0] == '"' && text[n-1] == '"' {
 		text = unquote(text[1 : n-1])
 	}
+
 	value, err := url.PathUnescape(text)
 	if err != nil || !utf8.ValidString(value) {
 		return text

@@ -11,115 +11,147 @@ import (
 
 var priorityNames = [...]string{1: "CRITICAL", 2: "HIGH", 3: "MEDIUM", 4: "LOW"}
 
-// NewMessage makes the message of one event row. ok is false for a move that is
-// kept for the audit trail alone (a release, a redrive).
+// NewMessage returns the message of an event row: the interface document's envelope with its
+// CloudEvents headers. ok is false for a transition that is kept for the audit trail only (a
+// release, a redrive). The same row always gives the same bytes.
 func NewMessage(row db.OutboxEventsRow) (m Message, ok bool, err error) {
-	var subject, kind string
-	var data any
-	task := row.TaskID.String()
-	started, ended := at(row.StartedAt), at(row.EndedAt)
-	switch row.Type {
-	case db.TaskEventTypeCreated:
-		subject, kind = SubjectCreated, "task.instance.created"
-		data = TaskCreated{
-			TaskID: task, WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), TaskDefinitionID: row.DefinitionID,
-			Status: "PENDING", Priority: priorityNames[row.Priority], CreatedAt: row.At.UTC(),
-		}
-	case db.TaskEventTypeStarted:
-		subject, kind = SubjectStarted, "task.instance.started"
-		// Not the attempt's row: it goes when the attempt is given back.
-		note := StartedNote{ExecutorID: row.Actor}
-		err = read(row.Payload, &note)
-		data = TaskStarted{
-			TaskID: task, WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), ExecutorID: note.ExecutorID, StartTime: row.At.UTC(),
-		}
-	case db.TaskEventTypeCompleted:
-		subject, kind = SubjectCompleted, "task.instance.completed"
-		var note CompletedNote
-		err = read(row.Payload, &note)
-		if note.OutputSummary == nil {
-			note.OutputSummary = json.RawMessage("{}")
-		}
-		data = TaskCompleted{
-			TaskID: task, WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), ExecutorID: text(row.ExecutorID),
-			StartTime: started, EndTime: ended, ExecutionTime: ended.Sub(started).Milliseconds(), OutputSummary: note.OutputSummary,
-		}
-	case db.TaskEventTypeFailed:
-		subject, kind = SubjectFailed, "task.instance.failed"
-		var problem Problem
-		if row.Error != nil {
-			err = json.Unmarshal(row.Error, &problem)
-		}
-		data = TaskFailed{
-			TaskID: task, WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), ExecutorID: text(row.ExecutorID),
-			StartTime: started, EndTime: ended, ErrorCode: problem.Code, ErrorMessage: problem.Message,
-			StackTrace: problem.StackTrace, Retryable: problem.Retryable,
-		}
-	case db.TaskEventTypeCanceled:
-		subject, kind = SubjectCanceled, "task.instance.canceled"
-		var note CanceledNote
-		err = read(row.Payload, &note)
-		data = TaskCanceled{
-			TaskID: task, WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), CanceledBy: row.Actor,
-			Reason: note.Reason, PreviousStatus: string(*row.Was), CanceledAt: row.At.UTC(),
-		}
-	case db.TaskEventTypeRetry:
-		subject, kind = SubjectRetry, "task.instance.retry"
-		var note RetryNote
-		err = read(row.Payload, &note)
-		var problem Problem
-		if err == nil && row.Error != nil {
-			err = json.Unmarshal(row.Error, &problem)
-		}
-		data = TaskRetry{
-			TaskID: task, WorkflowID: row.WorkflowID, TaskType: string(row.TaskType),
-			RetryCount: note.RetryCount, MaxRetries: note.MaxRetries, RetryDelay: note.RetryDelay, NextRetryTime: note.NextRetryTime.UTC(),
-			LastErrorCode: problem.Code, LastErrorMessage: problem.Message,
-		}
-	case db.TaskEventTypeAssigned:
-		subject, kind = SubjectAssigned, SubjectAssigned
-		var note AssignedNote
-		err = read(row.Payload, &note)
-		data = TaskAssigned{
-			TaskID: task, WorkflowID: row.WorkflowID, AssigneeID: note.AssigneeID, AssigneeName: note.AssigneeName,
-			TaskName: note.TaskName, TaskDescription: note.TaskDescription, Priority: priorityNames[row.Priority],
-			DueDate: note.DueDate.UTC(), GroupID: note.GroupID,
-		}
-	default:
+	kind, ok := kinds[row.Type]
+	if !ok {
 		return Message{}, false, nil
 	}
+
+	data, err := kind.data(row)
 	if err != nil {
 		return Message{}, false, fmt.Errorf("read the payload of event %d: %w", row.ID, err)
 	}
+
 	id := EventID(row.TaskID, row.Seq).String()
 	body, err := json.Marshal(Envelope[any]{
-		Type: kind, ID: id, Timestamp: row.At.UTC(), Data: data,
+		Type: kind.name, ID: id, Timestamp: row.At.UTC(), Data: data,
 		Metadata: Metadata{CorrelationID: row.CorrelationID, Source: Source},
 	})
 	if err != nil {
 		return Message{}, false, fmt.Errorf("write the envelope of event %d: %w", row.ID, err)
 	}
-	// What may be of any text is encoded: the other attributes are of letters, digits and
-	// signs that need none.
-	header := map[string]string{
+	return Message{ID: id, Subject: kind.subject, Header: header(row, id, kind.name), Body: body}, true, nil
+}
+
+// header returns the CloudEvents attributes of an event. Attributes that a caller chooses are
+// encoded. The others consist of characters that need no encoding.
+func header(row db.OutboxEventsRow, id, kind string) map[string]string {
+	h := map[string]string{
 		"ce-specversion":     "1.0",
 		"ce-id":              id,
 		"ce-type":            kind,
 		"ce-source":          Source,
 		"ce-time":            row.At.UTC().Format(time.RFC3339Nano),
 		"ce-datacontenttype": "application/json",
-		"ce-subject":         task,
+		"ce-subject":         row.TaskID.String(),
 		"ce-correlationid":   EncodeAttribute(row.CorrelationID),
 		"ce-sequence":        sequence(row.Seq),
 	}
 	if row.Traceparent != nil {
-		header["traceparent"] = *row.Traceparent
-		header["ce-traceparent"] = EncodeAttribute(*row.Traceparent)
+		h["traceparent"] = *row.Traceparent
+		h["ce-traceparent"] = EncodeAttribute(*row.Traceparent)
 	}
-	return Message{ID: id, Subject: subject, Header: header, Body: body}, true, nil
+	return h
 }
 
-// sequence is ce-sequence: compared as text, hence the zeros.
+// kinds has the subject, the envelope's type and the data of each published event type.
+var kinds = map[db.TaskEventType]struct {
+	subject, name string
+	data          func(db.OutboxEventsRow) (any, error)
+}{
+	db.TaskEventTypeCreated:   {SubjectCreated, "task.instance.created", created},
+	db.TaskEventTypeStarted:   {SubjectStarted, "task.instance.started", started},
+	db.TaskEventTypeCompleted: {SubjectCompleted, "task.instance.completed", completed},
+	db.TaskEventTypeFailed:    {SubjectFailed, "task.instance.failed", failed},
+	db.TaskEventTypeCanceled:  {SubjectCanceled, "task.instance.canceled", canceled},
+	db.TaskEventTypeRetry:     {SubjectRetry, "task.instance.retry", retried},
+	db.TaskEventTypeAssigned:  {SubjectAssigned, SubjectAssigned, assigned},
+}
+
+func created(row db.OutboxEventsRow) (any, error) {
+	return TaskCreated{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), TaskDefinitionID: row.DefinitionID,
+		Status: "PENDING", Priority: priorityNames[row.Priority], CreatedAt: row.At.UTC(),
+	}, nil
+}
+
+func started(row db.OutboxEventsRow) (any, error) {
+	// Not from the attempt's row, which a release deletes.
+	note := StartedNote{ExecutorID: row.Actor}
+	err := read(row.Payload, &note)
+	return TaskStarted{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), ExecutorID: note.ExecutorID, StartTime: row.At.UTC(),
+	}, err
+}
+
+func completed(row db.OutboxEventsRow) (any, error) {
+	var note CompletedNote
+	err := read(row.Payload, &note)
+	if note.OutputSummary == nil {
+		note.OutputSummary = json.RawMessage("{}")
+	}
+
+	start, end := orZero(row.StartedAt), orZero(row.EndedAt)
+	return TaskCompleted{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), ExecutorID: orEmpty(row.ExecutorID),
+		StartTime: start, EndTime: end, ExecutionTime: end.Sub(start).Milliseconds(), OutputSummary: note.OutputSummary,
+	}, err
+}
+
+func failed(row db.OutboxEventsRow) (any, error) {
+	problem, err := problemOf(row)
+	return TaskFailed{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), ExecutorID: orEmpty(row.ExecutorID),
+		StartTime: orZero(row.StartedAt), EndTime: orZero(row.EndedAt), ErrorCode: problem.Code, ErrorMessage: problem.Message,
+		StackTrace: problem.StackTrace, Retryable: problem.Retryable,
+	}, err
+}
+
+func canceled(row db.OutboxEventsRow) (any, error) {
+	var note CanceledNote
+	err := read(row.Payload, &note)
+	return TaskCanceled{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, TaskType: string(row.TaskType), CanceledBy: row.Actor,
+		Reason: note.Reason, PreviousStatus: string(*row.Was), CanceledAt: row.At.UTC(),
+	}, err
+}
+
+func retried(row db.OutboxEventsRow) (any, error) {
+	var note RetryNote
+	if err := read(row.Payload, &note); err != nil {
+		return nil, err
+	}
+
+	problem, err := problemOf(row)
+	return TaskRetry{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, TaskType: string(row.TaskType),
+		RetryCount: note.RetryCount, MaxRetries: note.MaxRetries, RetryDelay: note.RetryDelay, NextRetryTime: note.NextRetryTime.UTC(),
+		LastErrorCode: problem.Code, LastErrorMessage: problem.Message,
+	}, err
+}
+
+func assigned(row db.OutboxEventsRow) (any, error) {
+	var note AssignedNote
+	err := read(row.Payload, &note)
+	return TaskAssigned{
+		TaskID: row.TaskID.String(), WorkflowID: row.WorkflowID, AssigneeID: note.AssigneeID, AssigneeName: note.AssigneeName,
+		TaskName: note.TaskName, TaskDescription: note.TaskDescription, Priority: priorityNames[row.Priority],
+		DueDate: note.DueDate.UTC(), GroupID: note.GroupID,
+	}, err
+}
+
+// problemOf returns the error of the event's attempt.
+func problemOf(row db.OutboxEventsRow) (problem Problem, err error) {
+	if row.Error != nil {
+		err = json.Unmarshal(row.Error, &problem)
+	}
+	return problem, err
+}
+
+// sequence returns ce-sequence. Receivers compare it as text; hence the leading zeros.
 func sequence(seq int32) string {
 	digits := strconv.Itoa(int(seq))
 	return "0000000000"[:10-len(digits)] + digits
@@ -132,14 +164,14 @@ func read(payload *string, into any) error {
 	return json.Unmarshal([]byte(*payload), into)
 }
 
-func text(s *string) string {
+func orEmpty(s *string) string {
 	if s == nil {
 		return ""
 	}
 	return *s
 }
 
-func at(t *time.Time) time.Time {
+func orZero(t *time.Time) time.Time {
 	if t == nil {
 		return time.Time{}
 	}

@@ -1,9 +1,17 @@
-// Package outbox tells others what happened to a task: at least once, in order
-// for each task, with the same id and the same bytes at every redelivery.
+// Package outbox has the vocabulary of what tes publishes and receives: events, envelopes,
+// messages and outcomes.
 //
-// What is told was committed together with the move that it tells of (package
-// jobs); here it is read back, put into the interface document's envelope, and
-// handed to the bus by one relay at a time.
+// An event is committed together with the transition that it reports (package jobs), and is
+// published at least once, in order for each task, with the same id and the same bytes at every
+// redelivery. The packages below do the work:
+//
+//   - relay publishes committed events to the bus; one process leads.
+//   - callback posts status updates to the callbackUrl of tasks, with webhook.
+//   - inbox makes messages from the bus idempotent.
+//   - natsbus is the bus, on NATS JetStream.
+//   - egress is the HTTP client for addresses that callers choose.
+//   - retry has the policies of retries and the breakers; once logs each kind of error once;
+//     redact removes credentials.
 package outbox
 
 import (
@@ -15,11 +23,11 @@ import (
 	"github.com/google/uuid"
 )
 
-// Source is metadata.source of every event we publish.
+// Source is metadata.source of every event that tes publishes.
 const Source = "task-execution-layer"
 
-// Subjects on the bus. The envelope's type is the schema's name, which for most
-// differs from the subject: task.created carries task.instance.created.
+// Subjects of published events. The envelope's type is the name of the schema, and differs from
+// most subjects: the type of task.created is task.instance.created.
 const (
 	SubjectCreated   = "task.created"
 	SubjectStarted   = "task.started"
@@ -30,7 +38,7 @@ const (
 	SubjectAssigned  = "task.manual.assigned"
 )
 
-// Envelope is every event, spoken or heard.
+// Envelope is the JSON of every event, published or received.
 type Envelope[D any] struct {
 	Type      string    `json:"type"`
 	ID        string    `json:"id"`
@@ -39,14 +47,14 @@ type Envelope[D any] struct {
 	Metadata  Metadata  `json:"metadata"`
 }
 
-// Metadata goes with every event.
+// Metadata is a part of every event.
 type Metadata struct {
 	CorrelationID string `json:"correlationId" maxLength:"128" doc:"Links the event to its workflow."`
-	TaskID        string `json:"taskId,omitempty" doc:"The task, where data does not name it."` // heard only
-	Source        string `json:"source" maxLength:"256" doc:"Who speaks."`
+	TaskID        string `json:"taskId,omitempty" doc:"The task, if data does not name the task."` // in received events only
+	Source        string `json:"source" maxLength:"256" doc:"The service that published the event."`
 }
 
-// TaskCreated is told when a task is accepted.
+// TaskCreated is published when a task is accepted.
 type TaskCreated struct {
 	TaskID           string    `json:"taskId" format:"uuid"`
 	WorkflowID       string    `json:"workflowId"`
@@ -57,7 +65,7 @@ type TaskCreated struct {
 	CreatedAt        time.Time `json:"createdAt"`
 }
 
-// TaskStarted is told at the beginning of every attempt.
+// TaskStarted is published at the beginning of every attempt.
 type TaskStarted struct {
 	TaskID     string    `json:"taskId" format:"uuid"`
 	WorkflowID string    `json:"workflowId"`
@@ -66,8 +74,8 @@ type TaskStarted struct {
 	StartTime  time.Time `json:"startTime"`
 }
 
-// TaskCompleted is told once, at success. ExecutionTime is in milliseconds.
-// OutputSummary holds the output's short scalar members; GET has the whole.
+// TaskCompleted is published once, at success. ExecutionTime is in milliseconds. OutputSummary has
+// the short scalar members of the output; GET returns the whole output.
 type TaskCompleted struct {
 	TaskID        string          `json:"taskId" format:"uuid"`
 	WorkflowID    string          `json:"workflowId"`
@@ -79,8 +87,8 @@ type TaskCompleted struct {
 	OutputSummary json.RawMessage `json:"outputSummary" doc:"The output's short scalar members."`
 }
 
-// TaskFailed is told once, when no retry is left. A task that timed out says
-// TIMEOUT.
+// TaskFailed is published once, when no retry is left. ErrorCode is TIMEOUT for a task that timed
+// out.
 type TaskFailed struct {
 	TaskID       string    `json:"taskId" format:"uuid"`
 	WorkflowID   string    `json:"workflowId"`
@@ -88,13 +96,13 @@ type TaskFailed struct {
 	ExecutorID   string    `json:"executorId" doc:"The process, the integration, or the person."`
 	StartTime    time.Time `json:"startTime"`
 	EndTime      time.Time `json:"endTime"`
-	ErrorCode    string    `json:"errorCode" doc:"TIMEOUT where it timed out."`
+	ErrorCode    string    `json:"errorCode" doc:"TIMEOUT if the task timed out."`
 	ErrorMessage string    `json:"errorMessage"`
 	StackTrace   string    `json:"stackTrace"`
 	Retryable    bool      `json:"retryable"`
 }
 
-// TaskCanceled is told once, when a task is cancelled.
+// TaskCanceled is published once, when a task is cancelled.
 type TaskCanceled struct {
 	TaskID         string    `json:"taskId" format:"uuid"`
 	WorkflowID     string    `json:"workflowId"`
@@ -105,8 +113,7 @@ type TaskCanceled struct {
 	CanceledAt     time.Time `json:"canceledAt"`
 }
 
-// TaskRetry is told when an attempt failed and another is due. RetryDelay is in
-// milliseconds.
+// TaskRetry is published when an attempt failed and another is due. RetryDelay is in milliseconds.
 type TaskRetry struct {
 	TaskID           string    `json:"taskId" format:"uuid"`
 	WorkflowID       string    `json:"workflowId"`
@@ -119,45 +126,44 @@ type TaskRetry struct {
 	LastErrorMessage string    `json:"lastErrorMessage"`
 }
 
-// TaskAssigned is told when a manual task gets, or changes, its person or group.
+// TaskAssigned is published when a manual task is assigned to a person or a group.
 type TaskAssigned struct {
 	TaskID          string    `json:"taskId" format:"uuid"`
 	WorkflowID      string    `json:"workflowId"`
-	AssigneeID      string    `json:"assigneeId" doc:"Empty where a group has it."`
+	AssigneeID      string    `json:"assigneeId" doc:"Empty if the task is assigned to a group."`
 	AssigneeName    string    `json:"assigneeName"`
 	TaskName        string    `json:"taskName"`
 	TaskDescription string    `json:"taskDescription"`
 	Priority        string    `json:"priority" enum:"LOW,MEDIUM,HIGH,CRITICAL"`
 	DueDate         time.Time `json:"dueDate"`
-	GroupID         string    `json:"groupId,omitempty"` // where a group, not a person, is to do it
+	GroupID         string    `json:"groupId,omitempty"` // if the task is assigned to a group
 }
 
-// What an event row carries beside the columns; the rest of its envelope is read
-// from task and task_attempt.
+// Notes are the payload column of an event row. The rest of the envelope is read from the tables
+// task and task_attempt.
 type (
-	// StartedNote goes with started where the actor is not who does the work: a
-	// person's start is told by somebody else.
+	// StartedNote is the payload of started if the executor is not the actor: the service of the
+	// user interface reports that a person has started.
 	StartedNote struct {
 		ExecutorID string `json:"executorId,omitempty"`
 	}
-	// CompletedNote goes with completed. The comment is a person's, and stays in the
-	// audit trail.
+	// CompletedNote is the payload of completed. Comment is a person's, and is not published.
 	CompletedNote struct {
 		OutputSummary json.RawMessage `json:"outputSummary,omitempty"`
 		Comment       string          `json:"comment,omitempty"`
 	}
-	// CanceledNote goes with canceled.
+	// CanceledNote is the payload of canceled.
 	CanceledNote struct {
 		Reason string `json:"reason,omitempty"`
 	}
-	// RetryNote goes with retry.
+	// RetryNote is the payload of retry. RetryDelay is in milliseconds.
 	RetryNote struct {
 		RetryCount    int       `json:"retryCount"`
 		MaxRetries    int       `json:"maxRetries"`
 		RetryDelay    int64     `json:"retryDelay"`
 		NextRetryTime time.Time `json:"nextRetryTime"`
 	}
-	// AssignedNote goes with assigned.
+	// AssignedNote is the payload of assigned.
 	AssignedNote struct {
 		AssigneeID      string    `json:"assigneeId,omitempty"`
 		AssigneeName    string    `json:"assigneeName,omitempty"`
@@ -167,16 +173,16 @@ type (
 		DueDate         time.Time `json:"dueDate"`
 		Reason          string    `json:"reason,omitempty"`
 	}
-	// RedrivenNote goes with redriven, and with the release that undoes it. Neither
-	// is told; both stay in the audit trail. Input is what the task had before, where
-	// the redrive changed it.
+	// RedrivenNote is the payload of redriven, and of the release that undoes a redrive. Both are
+	// for the audit trail only. Input is the task's input before the redrive, if the redrive
+	// changed the input.
 	RedrivenNote struct {
 		OperationID string          `json:"operationId"`
 		Reason      string          `json:"reason,omitempty"`
 		Undone      bool            `json:"undone,omitempty"`
 		Input       json.RawMessage `json:"input,omitempty"`
 	}
-	// Problem is the document's error, as task and task_attempt keep it.
+	// Problem is the interface document's error, as stored in task and task_attempt.
 	Problem struct {
 		Code       string          `json:"code"`
 		Message    string          `json:"message"`
@@ -187,8 +193,8 @@ type (
 	}
 )
 
-// EventID is the id of a task's seq-th event. It is derived, not stored, so that
-// no redelivery can ever carry another. report.event_id says the same in SQL.
+// EventID returns the id of a task's seq-th event, a UUID of version 8. The id is derived and not
+// stored, so that every redelivery has the same id. report.event_id is the same function in SQL.
 func EventID(task uuid.UUID, seq int32) uuid.UUID {
 	var key [20]byte
 	copy(key[:], task[:])
@@ -200,7 +206,7 @@ func EventID(task uuid.UUID, seq int32) uuid.UUID {
 	return id
 }
 
-// Subjects that we hear.
+// Subjects of received messages.
 const (
 	SubjectTaskRequested       = "workflow.task_requested"
 	SubjectIntegrationResponse = "integration.response_received"
@@ -208,30 +214,30 @@ const (
 	SubjectMaintenance         = "system.maintenance_mode"
 )
 
-// ShutdownRequested is data of system.shutdown_requested. Target is a service or
-// one process of it; empty means every process of ours.
+// ShutdownRequested is the data of system.shutdown_requested. Target is a service, one process of
+// the service, or a host; empty means every process.
 type ShutdownRequested struct {
 	Target       string   `json:"target,omitempty" maxLength:"256" doc:"A service, a process of it or its host; empty or absent: every process."`
-	GraceSeconds *float64 `json:"graceSeconds,omitempty" minimum:"0" maximum:"86400" doc:"How long running work may go on; default the service's own patience."` // default the service's own patience
+	GraceSeconds *float64 `json:"graceSeconds,omitempty" minimum:"0" maximum:"86400" doc:"How long running work may go on; default the service's own setting."` // default the process's own setting
 	Reason       string   `json:"reason,omitempty" maxLength:"1024"`
 }
 
-// MaintenanceMode is data of system.maintenance_mode. Lanes are queue names; none
+// MaintenanceMode is the data of system.maintenance_mode. Lanes are names of queues; an empty list
 // means all five.
 type MaintenanceMode struct {
-	Enabled bool       `json:"enabled" doc:"true: give nothing out; false: go on."`
-	Lanes   []string   `json:"lanes,omitempty" maxItems:"64" enum:"task-execution-automated,task-execution-integration,task-execution-manual,task-execution-retry,task-execution-deadletter" doc:"None named: all five."`
+	Enabled bool       `json:"enabled" doc:"true: stop starting tasks; false: start tasks again."`
+	Lanes   []string   `json:"lanes,omitempty" maxItems:"64" enum:"task-execution-automated,task-execution-integration,task-execution-manual,task-execution-retry,task-execution-deadletter" doc:"Empty or absent: all five."`
 	Reason  string     `json:"reason,omitempty" maxLength:"1024"`
-	Until   *time.Time `json:"until,omitempty" doc:"When it ends by itself; absent: when somebody says so."`
+	Until   *time.Time `json:"until,omitempty" doc:"When maintenance ends by itself; absent: with the next message that says so."`
 }
 
-// IntegrationResponse is data of integration.response_received.
+// IntegrationResponse is the data of integration.response_received.
 type IntegrationResponse struct {
-	TaskID        string          `json:"taskId" maxLength:"128" doc:"May be in metadata instead."`
-	InvocationID  string          `json:"invocationId,omitempty" maxLength:"256" doc:"As the 202 named it."`
+	TaskID        string          `json:"taskId" maxLength:"128" doc:"The task; may be in metadata instead."`
+	InvocationID  string          `json:"invocationId,omitempty" maxLength:"256" doc:"The invocation that the 202 answer named."`
 	IntegrationID string          `json:"integrationId" maxLength:"256"`
 	Status        string          `json:"status" enum:"SUCCESS,FAILED"` // SUCCESS or FAILED
-	Data          json.RawMessage `json:"data,omitempty" doc:"The task's output, of SUCCESS."`
-	Error         *Problem        `json:"error,omitempty" doc:"Why, of FAILED."`
+	Data          json.RawMessage `json:"data,omitempty" doc:"The task's output, if status is SUCCESS."`
+	Error         *Problem        `json:"error,omitempty" doc:"The reason, if status is FAILED."`
 	Retryable     *bool           `json:"retryable,omitempty" doc:"Whether another attempt may help; default by the error's code."`
 }

@@ -15,7 +15,7 @@ import (
 type line struct {
 	name    string
 	breaker *retry.Breaker
-	calls   *retry.Line[*answer]
+	calls   *retry.Retrier[*answer]
 	answers *atomic.Int64 // that the neighbour has given, to whomever
 }
 

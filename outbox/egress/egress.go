@@ -1,9 +1,9 @@
-// Package egress is the way to addresses that are somebody else's word: the URLs of
-// http tasks, and of callbacks.
+// Package egress has the HTTP client for addresses that callers choose: the URLs of http tasks
+// and of callbacks. It protects the inside of the network (SSRF).
 //
-// Each connection is judged by the address it is about to be made to, after name
-// resolution: a name that changes its address between check and use gains nothing.
-// There is no proxy and no redirect.
+// A guard checks the address of each connection after name resolution, directly before the
+// connection is made, so that a name cannot change its address between check and use. There is
+// no proxy and no redirect.
 package egress
 
 import (
@@ -17,23 +17,24 @@ import (
 	"time"
 )
 
-// Config says where a client may go. The zero value is for production.
+// Config says which addresses a client may call. The zero value is for production.
 type Config struct {
-	// Allow are networks that may be called, on any port; default none but the public
-	// internet, on 80 and 443. What is a cloud provider's alone stays refused, unless a
-	// network here is as narrow, such as 169.254.169.254/32.
-	Allow    []netip.Prefix
-	Resolver *net.Resolver // default the system's
-	// Wrap sees each request and its answer; default nobody does.
+	// Allow lists networks that may be called besides the public internet (ports 80 and 443), on
+	// any port; default none. Addresses of cloud providers stay refused, unless a network here is
+	// as narrow as theirs, such as 169.254.169.254/32.
+	Allow []netip.Prefix
+	// Resolver; default the system's.
+	Resolver *net.Resolver
+	// Wrap sees each request and its answer; default nil.
 	Wrap func(http.RoundTripper) http.RoundTripper
 }
 
-// NewClient returns a client with connections of its own. It has no time limit: give
-// each request a context that has.
+// NewClient returns a client with connections of its own. The client has no time limit: give each
+// request a context with one.
 func NewClient(cfg Config) *http.Client {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, Control: guardDial(cfg.Allow), Resolver: cfg.Resolver}
 	below := &http.Transport{
-		Proxy:                  nil, // a proxy would make the connection that the guard never sees
+		Proxy:                  nil, // a proxy would connect to an address that the guard does not see
 		DialContext:            dialer.DialContext,
 		ForceAttemptHTTP2:      true,
 		TLSHandshakeTimeout:    10 * time.Second,
@@ -41,34 +42,37 @@ func NewClient(cfg Config) *http.Client {
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
+
 	client := &http.Client{
 		Transport:     below,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+
 	if cfg.Wrap != nil {
 		client.Transport = wrapped{cfg.Wrap(below), below}
 	}
+
 	return client
 }
 
-// wrapped keeps the way to the connections, which the client asks its transport for.
+// wrapped is a wrapped transport with the method to close its connections, which http.Client calls.
 type wrapped struct {
 	http.RoundTripper
 	below *http.Transport
 }
 
-// CloseIdleConnections is for http.Client.
+// CloseIdleConnections closes the idle connections of the transport below.
 func (w wrapped) CloseIdleConnections() { w.below.CloseIdleConnections() }
 
-// ErrBlocked is in the error of a request whose address may not be called.
+// ErrBlocked is wrapped by the error of a request to an address that may not be called.
 var ErrBlocked = errors.New("blocked")
 
-// Unknown is what is said of a name that cannot be resolved, and of one whose addresses
-// may not be called: to tell them apart would be to say which names exist inside.
+// Unknown is the reason for a name that cannot be resolved, and for a name whose addresses may not
+// be called. Two reasons would tell a caller which names exist inside the network.
 const Unknown = "the host cannot be called: its name is not known, or its address is not one that may be called"
 
-// Reason says why there was no answer, in words that name no address: neither the
-// host's, nor the name server's. The error itself is for the log.
+// Reason returns a text for the error of a request that names no address of a host or a name
+// server. The error itself is for the log only.
 func Reason(err error) string {
 	var name *net.DNSError
 	var network net.Error
@@ -89,5 +93,6 @@ func Reason(err error) string {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return "the connection ended before the answer did"
 	}
+
 	return "the answer is not one of HTTP"
 }

@@ -10,9 +10,9 @@ import (
 	"code.dny.dev/ssrf"
 )
 
-// providers are addresses at which a cloud provider, and nobody else, answers the
-// machines of its customers: with their credentials, their configuration, or as their
-// gateway to what is private. Some lie in blocks that are public on paper.
+// providers are addresses at which a cloud provider answers the machines of its customers: with
+// credentials, with configuration, or as a gateway to private services. Some are in blocks that
+// are formally public.
 var providers = prefixes(
 	"169.254.169.0/24",                   // AWS, GCP, Azure, OCI, DigitalOcean, IBM, Hetzner: metadata
 	"169.254.170.0/24",                   // AWS: credentials of ECS tasks and EKS pods
@@ -28,9 +28,9 @@ var providers = prefixes(
 	"fd00:42::42/128",        // Scaleway: metadata
 )
 
-// metadata are the IPv4 addresses of metadata services. An IPv6 address that ends in one
-// of them is that address behind some translator's prefix: by chance one in a hundred
-// million does.
+// metadata are the IPv4 addresses of metadata services. An IPv6 address that ends in such an
+// address is taken for the same address behind a translator's prefix. By chance, one IPv6 address
+// in a hundred million ends so.
 var metadata = prefixes(
 	"169.254.169.254/32", "169.254.170.2/32", "169.254.170.23/32", "169.254.0.23/32", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32",
 )
@@ -43,14 +43,14 @@ func prefixes(texts ...string) []netip.Prefix {
 	return all
 }
 
-// guard judges addresses.
+// guard decides which addresses may be called.
 type guard struct {
 	allow  []netip.Prefix
 	public *ssrf.Guardian
 }
 
-// guardDial refuses every address that is not public, but for the allowed networks, and
-// says so before a packet leaves.
+// guardDial returns a dialer's control function, which refuses an address before a packet leaves.
+// Public addresses and allowed networks may be called.
 func guardDial(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
 	g := guard{allow: allow, public: ssrf.New()}
 	return func(network, address string, c syscall.RawConn) error {
@@ -66,6 +66,7 @@ func (g guard) judge(network, address string, c syscall.RawConn) error {
 	if err != nil || !strings.HasPrefix(network, "tcp") {
 		return g.public.Safe(network, address, c) //nolint:wrapcheck // the caller wraps it
 	}
+
 	ip := to.Addr().Unmap()
 	if g.closed(providers, ip, ip) {
 		return fmt.Errorf("%s is a cloud provider's", ip)
@@ -79,13 +80,14 @@ func (g guard) judge(network, address string, c syscall.RawConn) error {
 	if contains(g.allow, ip) {
 		return g.translated(ip, to.Port())
 	}
+
 	return g.public.Safe(network, address, c) //nolint:wrapcheck // the caller wraps it
 }
 
-// closed says whether an address, which ip is or holds, is one of these, and no setting
-// opens it: a network that is allowed opens those in it only if it is as narrow as they
-// are, so that 100.64.0.0/10 leaves 100.100.100.200 closed. One address, ip itself, may
-// always be named.
+// closed reports whether an address is in one of the blocks and no allowed network opens it. An
+// allowed network opens a block only if it is as narrow as the block: 100.64.0.0/10 leaves
+// 100.100.100.200 closed. ip is the address that is dialled, which is the address or contains it;
+// a network of ip alone always opens it.
 func (g guard) closed(these []netip.Prefix, address, ip netip.Addr) bool {
 	for _, p := range these {
 		if p.Contains(address) {
@@ -97,9 +99,8 @@ func (g guard) closed(these []netip.Prefix, address, ip netip.Addr) bool {
 	return false
 }
 
-// translated judges an allowed IPv6 address by the IPv4 address that a translator would
-// make of it: whoever allows 64:ff9b::/96 means the internet behind it, and not what is
-// private there.
+// translated checks an allowed IPv6 address by the IPv4 address that a translator makes of it: to
+// allow 64:ff9b::/96 is to allow the public internet behind the translator, not private addresses.
 func (g guard) translated(ip netip.Addr, port uint16) error {
 	inner, ok := translation(ip)
 	if !ok || contains(g.allow, inner) {
@@ -112,8 +113,8 @@ func contains(all []netip.Prefix, ip netip.Addr) bool {
 	return slices.ContainsFunc(all, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// translators are the prefixes whose last four bytes are an IPv4 address, by their
-// definition: RFC 6052, 8215, 4291 (compatible), 7915.
+// translators are the prefixes of addresses that end in an IPv4 address by definition: RFC 6052,
+// 8215, 4291 (compatible), 7915.
 var translators = prefixes("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")
 
 var (
@@ -121,7 +122,7 @@ var (
 	teredo    = netip.MustParsePrefix("2001::/32") // RFC 4380: bytes 4 to 7 the server; the last four, inverted, the client
 )
 
-// translation is the IPv4 address in an address of a well-known translator.
+// translation returns the IPv4 address in an address of a well-known translator's prefix.
 func translation(ip netip.Addr) (netip.Addr, bool) {
 	b := ip.As16()
 	switch {
@@ -137,8 +138,8 @@ func translation(ip netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// last is the IPv4 address in the last four bytes, where ISATAP and any translator with
-// a prefix of its own have it.
+// last returns the last four bytes as an IPv4 address, as in addresses of ISATAP and of translators
+// with a network-specific prefix.
 func last(ip netip.Addr) netip.Addr {
 	b := ip.As16()
 	return netip.AddrFrom4([4]byte(b[12:16]))

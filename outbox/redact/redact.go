@@ -1,9 +1,9 @@
-// Package redact takes credentials out of what is kept, told and logged: out of texts,
-// by what credentials look like and by the names that they are given under, and out of
-// JSON, by the names of members. Every failure goes through it, whoever it came from: a
-// worker, a person, another system, an executor, a neighbour.
+// Package redact removes credentials from failures before they are stored, published and
+// logged: from texts, by the form of credentials and by the names before them, and from JSON, by
+// the names of members. Every failure is redacted, whether a worker, a person, an executor or a
+// peer service reported the failure.
 //
-// Done twice it changes nothing more.
+// Redaction is idempotent.
 package redact
 
 import (
@@ -13,13 +13,12 @@ import (
 	"strings"
 )
 
-// redacted stands where a secret stood.
+// redacted replaces a secret.
 const redacted = "[redacted]"
 
-// The names under which credentials travel, without case and punctuation: those that
-// are one as a whole, and those that are one with anything before them, such as
-// DB_PASSWORD. A bare "token" is not among them: to get one may be what a task is for,
-// and pages have them too.
+// The names of credentials, in lower case and without punctuation: whole names, and endings of
+// names such as DB_PASSWORD. The bare name "token" is not listed, because a task's purpose may be
+// to get a token, and pages of a list have tokens too.
 var (
 	secrets = map[string]bool{
 		"authorization": true, "proxyauthorization": true, "xauthorization": true, "cookie": true, "setcookie": true,
@@ -34,7 +33,7 @@ var (
 	punctuation = strings.NewReplacer("-", "", "_", "", ".", "", "@", "", " ", "")
 )
 
-// SecretName says whether credentials travel under a name.
+// SecretName reports whether a name is that of a credential.
 func SecretName(name string) bool {
 	plain := punctuation.Replace(strings.ToLower(name))
 	for _, ending := range secretEndings {
@@ -45,31 +44,34 @@ func SecretName(name string) bool {
 	return secrets[plain]
 }
 
-// JSON replaces the values of members that are credentials by their names, at any depth,
-// and what looks like a credential in any text. A document without any is returned as it
-// came, to the byte; one that is no JSON too.
+// JSON replaces the values of members with the name of a credential, at any depth, and
+// credentials in all texts. A document without credentials is returned unchanged, to the byte;
+// so is a document that is not JSON.
 func JSON(data json.RawMessage) json.RawMessage {
 	if len(data) == 0 {
 		return data
 	}
+
 	var v any
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.UseNumber()
 	if decoder.Decode(&v) != nil {
 		return data
 	}
+
 	clean, found := redact(v)
 	if !found {
 		return data
 	}
+
 	text, err := json.Marshal(clean)
 	if err != nil {
-		return nil // rather nothing than a secret
+		return nil // better no document than a secret
 	}
 	return text
 }
 
-// redact reports whether it found something.
+// redact returns a JSON value without credentials, and whether there were any.
 func redact(v any) (clean any, found bool) {
 	switch v := v.(type) {
 	case string:
@@ -90,24 +92,26 @@ func redact(v any) (clean any, found bool) {
 		}
 		return clean, found
 	}
+
 	return v, found
 }
 
 func redactMember(of map[string]any, name string, value any) (clean any, found bool) {
-	_, flag := value.(bool) // says that there is one, as in needsPassword
-	_, said := value.(string)
+	_, flag := value.(bool) // such as needsPassword: no secret
+	_, isText := value.(string)
 	switch {
 	case value == nil || flag:
 		return value, false
 	case SecretName(name) || name == "value" && namesSecret(of):
 		return redacted, true
-	case said && strings.EqualFold(name, "token"):
+	case isText && strings.EqualFold(name, "token"):
 		return value, false
 	}
 	return redact(value)
 }
 
-// namesSecret: a list of headers or settings may be one of {name, value}.
+// namesSecret reports whether an object is a pair {name, value} of a secret, as in a list of
+// headers or settings.
 func namesSecret(pair map[string]any) bool {
 	for _, member := range []string{"name", "key", "header"} {
 		if name, ok := pair[member].(string); ok && SecretName(name) {
@@ -117,12 +121,13 @@ func namesSecret(pair map[string]any) bool {
 	return false
 }
 
-// Text takes out of a text what looks like a credential in it. It takes time in
-// proportion to the text: bound it first.
+// Text replaces the credentials in a text. The time is proportional to the length, so bound the
+// length first.
 func Text(text string) string {
 	if !strings.ContainsAny(strings.TrimRight(text, "="), ":=<. ") {
-		return text // a word: long ones are files, and not looked through
+		return text // one word, without a name before a value; a long one is a file in base64
 	}
+
 	text = withoutScheme(withoutAssigned(withoutElements(text)))
 	for _, leak := range leaks {
 		text = leak.look.ReplaceAllString(text, leak.to)
@@ -131,19 +136,19 @@ func Text(text string) string {
 }
 
 var (
-	// element is one of XML, with a text; the text may be cut off.
+	// element is an XML element with a text; the text may be cut off.
 	element = regexp.MustCompile(`<(?:[\w.-]+:)?([\w.-]+)(?:\s[^<>]*)?>(?:<!\[CDATA\[)?([^<]+)(?:<|$)`)
-	// named is a name that is given a value: as in a query, a header, JSON or an
+	// named is a name with the sign of an assignment, as in a query, a header, JSON or an
 	// environment.
 	named = regexp.MustCompile(`([A-Za-z][A-Za-z0-9_.@-]*)\\*["']?\s*(?:=>|=|:)\s*`)
-	// begins is what a value can begin with: a quote, or a scheme of HTTP.
+	// begins is the beginning of a value: a quote, or a scheme of HTTP.
 	begins = regexp.MustCompile(`(?i)^(?:\\*["'])?(?:(?:bearer|basic|digest|negotiate|token|apikey)\s+)?`)
-	// plain is a value without quotes; whole the rest of a line, which cookies take.
+	// plain is a value without quotes; whole is the rest of a line, which is the value of a cookie.
 	plain = regexp.MustCompile(`^[^\s"',;&<]+`)
 	whole = regexp.MustCompile(`^[^\r\n"]+`)
 )
 
-// withoutAssigned replaces the values of names that are those of credentials.
+// withoutAssigned replaces the values that follow the name of a credential.
 func withoutAssigned(text string) string {
 	var out strings.Builder
 	rest := text
@@ -153,12 +158,14 @@ func withoutAssigned(text string) string {
 			out.WriteString(rest)
 			return out.String()
 		}
+
 		out.WriteString(rest[:at[1]])
 		name := rest[at[2]:at[3]]
 		rest = rest[at[1]:]
 		if !SecretName(name) {
 			continue
 		}
+
 		start := begins.FindString(rest)
 		if n := valueLength(name, start, rest[len(start):]); n > 0 {
 			out.WriteString(start + redacted)
@@ -167,7 +174,7 @@ func withoutAssigned(text string) string {
 	}
 }
 
-// withoutElements does the same for XML.
+// withoutElements replaces the texts of XML elements with the name of a credential.
 func withoutElements(text string) string {
 	var out strings.Builder
 	rest := text
@@ -177,16 +184,18 @@ func withoutElements(text string) string {
 			out.WriteString(rest)
 			return out.String()
 		}
+
 		if SecretName(rest[at[2]:at[3]]) {
 			out.WriteString(rest[:at[4]] + redacted)
 		} else {
 			out.WriteString(rest[:at[5]])
 		}
+
 		rest = rest[at[5]:]
 	}
 }
 
-// valueLength is how much of a text is the value whose beginning stands before it.
+// valueLength returns how many bytes of a text are the value that begins with start.
 func valueLength(name, start, text string) int {
 	quote := start[:strings.IndexFunc(start+"x", func(r rune) bool { return !strings.ContainsRune(`\"'`, r) })]
 	switch {
@@ -201,7 +210,7 @@ func valueLength(name, start, text string) int {
 	return len(plain.FindString(text))
 }
 
-// scheme is a credential of HTTP in a sentence; words that follow are none.
+// scheme is a credential of HTTP in a sentence. A plain word after the scheme is no credential.
 var scheme = regexp.MustCompile(`(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}`)
 
 func withoutScheme(text string) string {
@@ -214,14 +223,14 @@ func withoutScheme(text string) string {
 	})
 }
 
-// leaks are what other credentials look like in a text.
+// leaks are the forms of other credentials: JSON web tokens, user and password in a URL, keys.
 var leaks = []struct {
 	look *regexp.Regexp
 	to   string
 }{
 	{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`), redacted},
 	{regexp.MustCompile(`://[^/?#\s"'<>]+@`), "://" + redacted + "@"},
-	// The same, cut off; a host with its port is none.
+	// User and password in a URL that was cut off. A host with a port does not match.
 	{regexp.MustCompile(`://[^/?#\s"'<>@:\[]+:[^/?#\s"'<>@]*[^/?#\s"'<>@0-9][^/?#\s"'<>@]*$`), "://" + redacted},
 	{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`), redacted},
 }

@@ -8,57 +8,57 @@ import (
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 )
 
-// State is what a breaker lets through.
+// State says which calls a breaker lets through.
 type State string
 
-// The states, by failsafe's names.
+// The states of a breaker, by failsafe's names.
 const (
-	Closed   State = "closed"    // everything
-	HalfOpen State = "half-open" // one try, which decides
-	Open     State = "open"      // nothing
+	Closed   State = "closed"    // every call
+	HalfOpen State = "half-open" // one call, whose result decides
+	Open     State = "open"      // no call
 )
 
-// Status is a breaker at one moment.
+// Status is the state of a breaker at one moment.
 type Status struct {
 	Name  string
 	State State
 	Since time.Time
 }
 
-// ErrOpen is a try that an open breaker did not let through.
+// ErrOpen is the error of a call that an open breaker did not let through.
 var ErrOpen = circuitbreaker.ErrOpen
 
-// errAbandoned marks a try that ended because its caller did not want it any more.
+// errAbandoned marks a call that was cancelled by its caller.
 var errAbandoned = errors.New("the caller gave up")
 
-// excused is a failure that is not the partner's.
+// excused is a failure that does not count against the partner.
 type excused struct{ error }
 
 func (e excused) Unwrap() error { return e.error }
 
-// Excuse marks a failure that is not held against the partner, who was there: it is that of
-// somebody behind it.
+// Excuse marks a failure that does not count against the partner: the partner answered, and
+// another service behind the partner failed.
 func Excuse(err error) error { return excused{err} }
 
-// Breaker keeps us from a partner that fails too often.
+// Breaker stops calls to a partner that fails too often. It is safe for concurrent use.
 type Breaker struct {
 	name    string
 	openFor time.Duration
 	breaker circuitbreaker.CircuitBreaker[any]
 
 	mu    sync.Mutex
-	since time.Time // guarded by mu
+	since time.Time // of the current state; guarded by mu
 }
 
-// NewBreaker makes a closed one. changed is told each change, may be nil, and must
-// not block.
+// NewBreaker returns a closed breaker. changed is called with each change, must not block, and
+// may be nil.
 func NewBreaker(name string, p Policy, changed func(Status)) *Breaker {
 	b := &Breaker{name: name, openFor: p.OpenFor, since: time.Now()}
 	b.breaker = circuitbreaker.NewBuilder[any]().
 		WithFailureRateThreshold(p.FailureRate, p.MinExecutions, p.Window).
 		WithDelay(p.OpenFor).
 		WithSuccessThreshold(1).
-		HandleIf(b.counts).
+		HandleIf(b.isFailure).
 		OnStateChanged(func(e circuitbreaker.StateChangedEvent) {
 			now := Status{name, State(e.NewState.String()), time.Now()}
 			b.mu.Lock()
@@ -72,44 +72,47 @@ func NewBreaker(name string, p Policy, changed func(Status)) *Breaker {
 	return b
 }
 
-// counts says whether a try was a failure. One that its caller gave up says nothing
-// of the partner: many tasks cancelled together must not open the breaker. But as the
-// trial of a half-open one it must not close it either.
-func (b *Breaker) counts(_ any, err error) bool {
+// isFailure reports whether the result of a call counts as a failure. A call that its caller
+// has cancelled does not, because many tasks that are cancelled together must not open the
+// breaker. The one call of a half-open breaker does, because it must not close the breaker
+// either.
+func (b *Breaker) isFailure(_ any, err error) bool {
 	if errors.Is(err, errAbandoned) {
 		return b.breaker.IsHalfOpen()
 	}
+
 	var other excused
 	return err != nil && !errors.As(err, &other)
 }
 
-// Status is what the breaker would let through now.
+// Status returns the current state. An open breaker whose time is over counts as half-open.
 func (b *Breaker) Status() Status {
 	b.mu.Lock()
 	s := Status{b.name, State(b.breaker.State().String()), b.since}
 	b.mu.Unlock()
+
+	// failsafe changes the state with the next call, and that call may wait for this answer.
 	if s.State == Open && b.breaker.RemainingDelay() == 0 {
-		// It half-opens when the next try comes, which may wait for being told so.
 		s.State, s.Since = HalfOpen, s.Since.Add(b.openFor)
 	}
 	return s
 }
 
-// Allow asks leave for one try. Who got it must say how it ended: Done.
+// Allow asks for leave for one call. A caller that gets it must report the result with Done.
 func (b *Breaker) Allow() bool { return b.breaker.TryAcquirePermit() }
 
-// Done says how a try ended.
+// Done reports the result of a call.
 func (b *Breaker) Done(err error) { b.breaker.RecordError(err) }
 
-// Trip opens the breaker whatever the rate: the retries are used up.
+// Trip opens the breaker whatever the failure rate: the retries are used up.
 func (b *Breaker) Trip() { b.breaker.Open() }
 
-// Probe lets the next try through an open breaker: the partner says that it is back.
+// Probe lets the next call through an open breaker: the partner says that it is back.
 func (b *Breaker) Probe() {
 	if b.breaker.IsOpen() {
 		b.breaker.HalfOpen()
 	}
 }
 
-// Rest is how long the breaker stays open; 0 where it is not.
+// Rest returns how long the breaker stays open; 0 if it is not open.
 func (b *Breaker) Rest() time.Duration { return b.breaker.RemainingDelay() }

@@ -18,14 +18,14 @@ func TestLineEndsWithItsCaller(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		line := retry.New[int](retry.ServiceCalls, retry.Options{})
-		_, err := line.Do(ctx, func(context.Context) (int, error) { return 0, errAway })
+		retrier := retry.New[int](retry.ServiceCalls, retry.Options{})
+		_, err := retrier.Do(ctx, func(context.Context) (int, error) { return 0, errAway })
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.ErrorIs(t, err, errAway) // and what went before is told
 		require.Equal(t, time.Second, time.Since(began))
 
 		calls := 0
-		_, err = line.Do(ctx, func(context.Context) (int, error) { calls++; return 0, nil })
+		_, err = retrier.Do(ctx, func(context.Context) (int, error) { calls++; return 0, nil })
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Zero(t, calls)
 	})
@@ -35,14 +35,14 @@ func TestLineRepeatsWhatIsWorthIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		line := retry.New[int](retry.QueueOperations, retry.Options{Worth: func(err error) bool { return errors.Is(err, errAway) }})
+		retrier := retry.New[int](retry.QueueOperations, retry.Options{Worth: func(err error) bool { return errors.Is(err, errAway) }})
 		answers := []error{errAway, errAway, broken}
 		calls := 0
-		_, err := line.Do(t.Context(), func(context.Context) (int, error) { calls++; return 0, answers[calls-1] })
+		_, err := retrier.Do(t.Context(), func(context.Context) (int, error) { calls++; return 0, answers[calls-1] })
 		require.ErrorIs(t, err, broken)
 		require.Equal(t, 3, calls)
 
-		got, err := line.Do(t.Context(), func(context.Context) (int, error) { return 7, nil })
+		got, err := retrier.Do(t.Context(), func(context.Context) (int, error) { return 7, nil })
 		require.NoError(t, err)
 		require.Equal(t, 7, got)
 	})
@@ -50,7 +50,7 @@ func TestLineRepeatsWhatIsWorthIt(t *testing.T) {
 
 // breakerBundle counts what gets through a breaker that has just opened.
 type breakerBundle struct {
-	line    *retry.Line[int]
+	retrier *retry.Retrier[int]
 	breaker *retry.Breaker
 	states  []retry.State
 	calls   int
@@ -58,7 +58,7 @@ type breakerBundle struct {
 }
 
 func (b *breakerBundle) ask(ctx context.Context) error {
-	_, err := b.line.Do(ctx, func(context.Context) (int, error) {
+	_, err := b.retrier.Do(ctx, func(context.Context) (int, error) {
 		b.calls++
 		return 0, b.answer()
 	})
@@ -73,7 +73,7 @@ func openBreaker(t *testing.T, p retry.Policy, failFast bool) *breakerBundle {
 		require.Equal(t, "integration", s.Name)
 		b.states = append(b.states, s.State)
 	})
-	b.line = retry.New[int](p, retry.Options{Breaker: b.breaker, FailFast: failFast})
+	b.retrier = retry.New[int](p, retry.Options{Breaker: b.breaker, FailFast: failFast})
 	require.Equal(t, retry.Status{Name: "integration", State: retry.Closed, Since: time.Now()}, b.breaker.Status())
 	for len(b.states) == 0 {
 		require.Error(t, b.ask(t.Context()))
@@ -152,10 +152,10 @@ func TestBreakerHalfOpens(t *testing.T) {
 func TestBreakerIgnoresCancelledCalls(t *testing.T) {
 	t.Parallel()
 	b := retry.NewBreaker("integration", retry.ServiceCalls, nil)
-	line := retry.New[int](retry.ServiceCalls, retry.Options{Breaker: b})
+	retrier := retry.New[int](retry.ServiceCalls, retry.Options{Breaker: b})
 	for range 50 {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := line.Do(ctx, func(context.Context) (int, error) { cancel(); return 0, ctx.Err() })
+		_, err := retrier.Do(ctx, func(context.Context) (int, error) { cancel(); return 0, ctx.Err() })
 		require.ErrorIs(t, err, context.Canceled)
 	}
 	require.Equal(t, retry.Closed, b.Status().State)

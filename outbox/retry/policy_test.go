@@ -89,11 +89,11 @@ func pauses(t *testing.T, p retry.Policy) []time.Duration {
 	var all []time.Duration
 	var told []time.Duration
 	last := time.Now()
-	line := retry.New[int](p, retry.Options{Paused: func(_ context.Context, err error, pause time.Duration) {
+	retrier := retry.New[int](p, retry.Options{Paused: func(_ context.Context, err error, pause time.Duration) {
 		require.ErrorIs(t, err, errAway)
 		told = append(told, pause)
 	}})
-	_, err := line.Do(t.Context(), func(context.Context) (int, error) {
+	_, err := retrier.Do(t.Context(), func(context.Context) (int, error) {
 		all = append(all, time.Since(last))
 		last = time.Now()
 		return 0, errAway
