@@ -14,73 +14,71 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/once"
 )
 
-// answerWait bounds one exchange with the server. It is long because a full
-// batch is synced to disk before it is answered; a lost connection ends the
-// wait at once.
-const answerWait = 15 * time.Second
+// answerTimeout bounds one request to the server. It is long because the server syncs a full batch
+// to disk before the answer. A lost connection ends the wait at once.
+const answerTimeout = 15 * time.Second
 
-// Bus is a connection to JetStream and, where it is embedded, the server
-// itself. It is safe for concurrent use.
+// Bus is a connection to JetStream, with the server itself if it is embedded. It is safe for
+// concurrent use.
 type Bus struct {
 	cfg     Config
 	url     string
 	srv     *embedded // nil with an external server
 	nc      *nats.Conn
-	js      jetstream.JetStream // nil until the first connection; see joined
+	js      jetstream.JetStream // nil until the first connection; see checkConnected
 	batches atomic.Bool         // the events stream takes atomic batches
 
-	// ctx ends with Close and is what every goroutine of the bus lives under.
+	// ctx ends with Close. Every goroutine of the bus ends with it.
 	ctx  context.Context
 	stop context.CancelCauseFunc
 
-	// pause is how long a failed delivery waits for its next; tests shorten it.
+	// pause returns the time until a failed message is delivered again; tests shorten it.
 	pause func(delivery int) time.Duration
 
-	setup   sync.Mutex    // one at a time makes streams
-	calling sync.Mutex    // one at a time calls the hooks
-	doubt   chan struct{} // holds one: the streams are to be made sure of
-	ready   chan struct{} // closed when they were made sure of for the first time
-	begin   func()        // closes it
+	ensureMu  sync.Mutex    // serialises ensureStreams
+	hooksMu   sync.Mutex    // serialises calls of hooks
+	recheck   chan struct{} // has room for one; asks maintain to ensure the streams soon
+	ready     chan struct{} // closed when the streams were ensured for the first time
+	markReady func()        // closes ready
 
-	// What is told once and counted: no connection, no streams, too few replicas.
-	dialling, making, growing once.Errors
+	// Errors of an outage, each kind logged once: no connection, no streams, too few replicas.
+	dialErrors, setupErrors, replicaErrors once.Errors
 
-	mu     sync.Mutex
-	closed bool
-	hooks  []func()
-	buried func(ctx context.Context, id, subject, reason string) error // told of dead letters; may be nil
-	fence  fence                                                       // of the next publication
-	moves  int                                                         // how often in a row it has refused
-	events jetstream.Stream                                            // as it was last made sure of; nil: not yet, or it cannot be used
-	heard  []string                                                    // subjects that somebody here consumes
-	state  state
-	// link ends when the connection does; a new one stands after a reconnect.
-	link   context.Context
-	unlink context.CancelCauseFunc
-	work   sync.WaitGroup // whatever Close waits for; Add under mu and only while not closed
+	// The rest is guarded by mu.
+	mu            sync.Mutex
+	closed        bool
+	hooks         []func()                                                    // called when the streams are there again
+	onDeadLetter  func(ctx context.Context, id, subject, reason string) error // may be nil
+	fence         fence                                                       // of the next publication
+	fenceRefusals int                                                         // publications in a row that the fence has refused
+	events        jetstream.Stream                                            // when it was ensured last; nil: not yet, or it cannot be used
+	consumed      []string                                                    // subjects that Consume was called for
+	state         state
+	connCtx       context.Context // ends with the connection; a reconnect makes a new one
+	cancelConn    context.CancelCauseFunc
+	work          sync.WaitGroup // calls and goroutines that Close waits for; Add only while not closed
 }
 
-// Open joins the server at cfg.URL, or starts one, and returns when the streams
-// are there. It waits for an external server until ctx ends, ten seconds at
-// most.
+// Open connects to the server at cfg.URL, or starts one, and returns when the streams exist. Open
+// waits for an external server until ctx ends, for ten seconds at most.
 func Open(ctx context.Context, cfg Config) (*Bus, error) {
 	return open(ctx, cfg, func(b *Bus) error {
 		if err := b.connect(ctx); err != nil {
 			return err
 		}
+
 		_, err := b.ensureStreams(ctx)
 		return err
 	})
 }
 
-// Start is Open for who can do without an external server for a while: it returns at once,
-// and the server is joined when it can be, whether it is away, has no JetStream to offer, or
-// refuses us. The first error of each kind is logged, and Health has the last. Until the
-// streams are there every call fails, and Consume waits; OnReconnect tells when they are.
+// Start is Open without waiting for an external server: Start returns at once and connects in the
+// background, whether the server is away, has no JetStream, or refuses the credentials. Each kind
+// of error is logged once, and Health returns the last error. Until the streams exist, every call
+// fails and Consume waits. OnReconnect's functions are called when the streams exist.
 //
-// What no server can mend is an error still: a URL or a credentials file that cannot be
-// read, readers' names that cannot be. The embedded server, which is never away, is started
-// as by Open.
+// Start returns an error for a configuration that no server could accept: a URL or a credentials
+// file that cannot be read, invalid names of readers. The embedded server is started as by Open.
 func Start(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.URL == "" {
 		return Open(ctx, cfg)
@@ -88,18 +86,20 @@ func Start(ctx context.Context, cfg Config) (*Bus, error) {
 	return open(ctx, cfg, func(b *Bus) error { return b.checkCredentials() })
 }
 
-// open makes a bus ready with begin, and looks after it from then on.
+// open makes a bus, calls begin, and starts the goroutine that maintains the streams.
 func open(ctx context.Context, cfg Config, begin func(*Bus) error) (*Bus, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("open the bus: %w", err)
 	}
-	b := &Bus{cfg: cfg, url: cfg.URL, pause: redeliverAfter, doubt: make(chan struct{}, 1), ready: make(chan struct{})}
-	b.begin = sync.OnceFunc(func() { close(b.ready) })
+
+	b := &Bus{cfg: cfg, url: cfg.URL, pause: redeliveryPause, recheck: make(chan struct{}, 1), ready: make(chan struct{})}
+	b.markReady = sync.OnceFunc(func() { close(b.ready) })
 	b.ctx, b.stop = context.WithCancelCause(context.Background())
-	b.newLink()
-	b.dropLink() // there is no connection yet
-	// Dialling looks at the bus's own context, which outlives this call.
+	b.beginConn()
+	b.endConn() // there is no connection yet
+
+	// Dialling ends with the context of the bus, which outlives this call; so ctx ends that one.
 	detach := context.AfterFunc(ctx, func() { b.stop(context.Cause(ctx)) })
 
 	err := b.embed()
@@ -110,63 +110,67 @@ func open(ctx context.Context, cfg Config, begin func(*Bus) error) (*Bus, error)
 		err = fmt.Errorf("open the bus: %w", context.Cause(ctx))
 	}
 	if err != nil {
-		b.shut()
+		b.teardown()
 		return nil, err
 	}
-	b.background(b.keep)
+
+	b.background(b.maintain)
 	return b, nil
 }
 
-// embed starts the embedded server, where there is to be one.
+// embed starts the embedded server, unless the configuration names an external one.
 func (b *Bus) embed() error {
 	if b.cfg.URL != "" {
 		return nil
 	}
+
 	srv, err := embed(b.cfg)
 	if err != nil {
 		return err
 	}
+
 	b.srv, b.url = srv, srv.clientURL(b.cfg)
 	return nil
 }
 
-// Await waits for the streams to have been made sure of once, until ctx ends, or for as
-// long as given: usually the server is there, and whoever begins a moment later has no
-// failure to tell of.
-func (b *Bus) Await(ctx context.Context, most time.Duration) {
-	enough := time.NewTimer(most)
-	defer enough.Stop()
+// Await waits until the streams were ensured for the first time, until ctx ends, or for a
+// duration. A process that waits a moment after Start usually begins without a logged failure.
+func (b *Bus) Await(ctx context.Context, atMost time.Duration) {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+
 	select {
 	case <-b.ready:
 	case <-ctx.Done():
-	case <-enough.C:
+	case <-timer.C:
 	}
 }
 
-// ClientURL is where another process can join this bus, or "" if none can. It
-// holds the secret: do not log it.
+// ClientURL returns the URL by which another process can connect to this bus; empty if none can.
+// The URL contains the secret: do not log it.
 func (b *Bus) ClientURL() string { return b.url }
 
-// OnReconnect adds fn to what is called when the streams are there again: after a lost
-// connection came back, after a stream that had vanished was made again, and after the first
-// connection of Start. Each is the moment to compare what was published with what is stored.
-// It is not called for the connection that Open made. Calls come one after the other, on a
-// goroutine that Close waits for.
+// OnReconnect adds a function that is called when the streams exist again: after a reconnect, after
+// a deleted stream was created again, and after the first connection of Start. At that moment a
+// caller should compare the published messages with the stored ones. fn is not called for the
+// connection that Open made. Calls are made one after the other, on a goroutine that Close waits
+// for.
 func (b *Bus) OnReconnect(fn func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.hooks = append(b.hooks, fn)
 }
 
-// Close ends consuming, waits for the handlers at work until ctx ends, and
-// then stops the connection and the embedded server whether or not they are
-// done. Closing twice is fine.
+// Close ends consuming and waits for running handlers until ctx ends. Then Close ends the
+// connection and stops the embedded server, whether the handlers have returned or not. A second
+// call does nothing.
 func (b *Bus) Close(ctx context.Context) error {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
 		return nil
 	}
+
 	b.closed = true
 	b.mu.Unlock()
 	b.stop(ErrClosed)
@@ -176,52 +180,58 @@ func (b *Bus) Close(ctx context.Context) error {
 		b.work.Wait()
 		close(done)
 	}()
+
 	var err error
 	select {
 	case <-done:
 	case <-ctx.Done():
 		err = fmt.Errorf("close the bus: handlers were still at work: %w", context.Cause(ctx))
 	}
-	b.shut()
+
+	b.teardown()
 	return err
 }
 
-// shut takes down what open has put up, last first.
-func (b *Bus) shut() {
+// teardown ends the connection and stops the embedded server.
+func (b *Bus) teardown() {
 	b.stop(ErrClosed)
 	b.mu.Lock()
 	nc := b.nc
 	b.mu.Unlock()
 	if nc != nil {
-		// Acknowledgements are written behind; without this the last are lost
-		// and their messages come again.
+		// The client buffers acknowledgements. Without a flush the last ones are lost and their
+		// messages are delivered again.
 		if nc.IsConnected() {
 			_ = nc.FlushTimeout(2 * time.Second)
 		}
+
 		nc.Close()
 	}
+
 	if b.srv != nil {
 		b.srv.stop()
 	}
 }
 
-// enter counts the caller among what Close waits for, and leaves it to call
-// the function that it gets.
+// enter makes Close wait until the returned function is called.
 func (b *Bus) enter() (leave func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	if b.closed {
 		return nil, ErrClosed
 	}
+
 	b.work.Add(1)
 	return b.work.Done, nil
 }
 
-// joined is an error until there has been a first connection. Whoever uses js or nc asks
-// first; from then on both stay.
-func (b *Bus) joined() error {
+// checkConnected returns an error until the first connection was made. Call it before using js or
+// nc, which are nil until then and are not changed afterwards.
+func (b *Bus) checkConnected() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	switch {
 	case b.ctx.Err() != nil:
 		return ErrClosed
@@ -231,18 +241,20 @@ func (b *Bus) joined() error {
 	return nil
 }
 
-// exchange is the context of one question to the server: it ends with ctx,
-// with the connection, with the bus, and after answerWait.
-func (b *Bus) exchange(ctx context.Context) (context.Context, context.CancelFunc) {
+// requestContext returns the context of one request to the server. It ends with ctx, with the
+// connection, with the bus, and after answerTimeout.
+func (b *Bus) requestContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	b.mu.Lock()
-	link := b.link
+	connCtx := b.connCtx
 	b.mu.Unlock()
 	ctx, end := context.WithCancelCause(ctx)
-	if link.Err() != nil {
-		end(context.Cause(link)) // now, and not when AfterFunc's goroutine gets to it
+	if connCtx.Err() != nil {
+		// At once: the goroutine of AfterFunc may run after the request was sent.
+		end(context.Cause(connCtx))
 	}
-	detach := context.AfterFunc(link, func() { end(context.Cause(link)) })
-	ctx, release := context.WithTimeoutCause(ctx, answerWait, errNoAnswer)
+
+	detach := context.AfterFunc(connCtx, func() { end(context.Cause(connCtx)) })
+	ctx, release := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
 	return ctx, func() {
 		detach()
 		release()
@@ -250,14 +262,16 @@ func (b *Bus) exchange(ctx context.Context) (context.Context, context.CancelFunc
 	}
 }
 
-// why replaces "context canceled" by whose doing it was.
-func why(ctx context.Context, err error) error {
+// cause replaces "context canceled" by the reason for the cancellation.
+func cause(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
+
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+
 	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return fmt.Errorf("%w: %w", ErrDisconnected, err)
 	}

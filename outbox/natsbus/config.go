@@ -9,96 +9,93 @@ import (
 	"time"
 )
 
-// Config says which server to use and what the streams on it are called. The
-// zero value runs a server inside this process that nobody else can reach.
+// Config says which server to use and how the streams are named. The zero value runs a server
+// inside this process that no other process can reach.
 type Config struct {
-	// URL of an external server, such as nats://user:password@host:4222; several
-	// are separated by commas. Default: "", which embeds a server.
+	// URL of an external server, such as nats://user:password@host:4222; several are separated by
+	// commas. Default: empty, which embeds a server.
 	URL string
 	// Credentials is the path of a .creds file for an external server.
-	// Default: "", none.
+	// Default: empty, none.
 	Credentials string
 
-	// RootCAs answers whose certificates an external server may present, nil for the system's
-	// authorities; Certificate answers ours. Both are asked at each connection. With either,
-	// a server without TLS is refused. Default: none, and the URL and the server decide.
+	// RootCAs returns the authorities whose certificates an external server may present, nil for
+	// the system's. Certificate returns the client certificate. Both are called for each
+	// connection. With either, a server without TLS is refused. Default: nil; the URL and the
+	// server decide.
 	RootCAs     func() (*x509.CertPool, error)
 	Certificate func() (tls.Certificate, error)
 
 	// StoreDir is where the embedded server keeps its streams. One process at a
 	// time may use it. Default: tes-data/nats under the working directory.
 	StoreDir string
-	// MaxStore is how many bytes the embedded server may keep on disk; beyond
-	// that it refuses to store and the outbox waits. Default: 16 GiB.
+	// MaxStore is how many bytes the embedded server may keep on disk. A full server refuses
+	// messages, and events wait in the outbox. Default: 16 GiB.
 	MaxStore int64
-	// Listen is the host:port on which the embedded server takes other
-	// processes; an empty host is 127.0.0.1, port 0 is any free one.
-	// Default: "", this process only.
+	// Listen is the host:port on which the embedded server accepts other processes; an empty host
+	// is 127.0.0.1, port 0 is any free port. Default: empty, this process only.
 	Listen string
-	// Token is what a client of the embedded listener must present. A listener
-	// is never open to the unauthenticated. Default: a random one for each Open,
-	// to be had from ClientURL.
+	// Token is the secret that a client of the embedded listener must present. A listener never
+	// accepts clients without it. Default: a random token for each Open; ClientURL returns it.
 	Token string
-	// NoSync lets the embedded server acknowledge before the write has reached
-	// the disk. A power cut then loses what was acknowledged; it is for tests.
-	// Default: false, every acknowledged write is on disk.
+	// NoSync makes the embedded server acknowledge messages before they are on disk. A power cut
+	// then loses acknowledged messages; for tests. Default: false.
 	NoSync bool
 
 	// Stream keeps the events, subjects task.>. Default: TES_EVENTS.
 	Stream string
-	// Inbound keeps what others tell us. It is not made where another team's
-	// stream has its subjects already. Default: TES_INBOUND.
+	// Inbound keeps messages from other services. The stream is not created if another team's
+	// stream captures its subjects. Default: TES_INBOUND.
 	Inbound string
-	// DeadLetters keeps what could not be acted on. Default: TES_DEADLETTER.
+	// DeadLetters keeps messages that could not be processed. Default: TES_DEADLETTER.
 	DeadLetters string
-	// MaxAge is how long a stream that is made here keeps a message; one that is there
-	// keeps its own limits. Default: 7 days.
+	// MaxAge is how long a stream that is created here keeps a message. An existing stream keeps
+	// its limits. Default: 7 days.
 	MaxAge time.Duration
-	// Duplicates is how long the events stream recognises a message id that it has
-	// seen. The server keeps 125 bytes in memory for each event of this time. The
-	// other streams have 15 minutes. Default: 2 minutes.
+	// Duplicates is how long the events stream recognises a repeated message id. The server keeps
+	// 125 bytes in memory for each event of this time. The other streams have 15 minutes.
+	// Default: 2 minutes.
 	Duplicates time.Duration
-	// Replicas is how many servers of an external cluster keep each stream, 1 to 5.
-	// Streams that are there are adjusted. While the cluster has too few servers for it,
-	// a stream has what it has, or is made with 1, and it is tried again. Default: 0, a new
-	// stream has 1 and one that is there keeps its own.
+	// Replicas is how many servers of an external cluster keep each stream, 1 to 5. Existing
+	// streams are adjusted. While the cluster has too few servers, an existing stream keeps its
+	// replicas, a new one is created with 1, and the adjustment is tried again. Default: 0; a new
+	// stream has 1 and an existing one keeps its replicas.
 	Replicas int
-	// Readers are names of durable pull consumers that are made on the events stream for
-	// others, who so need no right to make any. One that is there stays as it is.
-	// Default: none.
+	// Readers are names of durable pull consumers that are created on the events stream for other
+	// services, so that these need no right to create consumers. An existing consumer is not
+	// changed. Default: none.
 	Readers []string
-	// MaxDeliveries is how often an inbound message is tried before it goes to
-	// the dead letters. With the growing pauses in between, 20 is about eight
-	// minutes. Default: 20.
+	// MaxDeliveries is how often an inbound message is delivered before it becomes a dead letter.
+	// With the growing pauses between deliveries, 20 take about eight minutes. Default: 20.
 	MaxDeliveries int
 
-	// Logger takes warnings and errors, ours and the server's.
+	// Logger gets the warnings and errors of the bus and of the embedded server.
 	// Default: slog.Default().
 	Logger *slog.Logger
 
-	rhythm rhythm // the zero value is for production; tests shorten it
+	intervals intervals // the zero value is for production; tests shorten it
 }
 
-// rhythm is how often the bus looks after itself.
-type rhythm struct {
-	// look is how often the events stream is looked at while nothing is published; the
-	// other streams are at every fifth look. Default: 2 s.
-	look time.Duration
-	// grow is how often replicas are asked for that the cluster had no servers for.
-	// Default: 30 s.
-	grow time.Duration
-	// redial is the pause between two tries to connect to a server that has been away for
-	// long, or says no. Default: 2 s.
+// intervals is how often the bus checks its connection and its streams.
+type intervals struct {
+	// probe is how often the events stream is probed while nothing is published. The other
+	// streams are probed at every fifth probe. Default: 2 s.
+	probe time.Duration
+	// replicas is how often missing replicas are asked for again. Default: 30 s.
+	replicas time.Duration
+	// redial is the pause between two tries to connect to a server that has been away for long,
+	// or that refuses the credentials. Default: 2 s.
 	redial time.Duration
 }
 
-// check refuses what no server can mend.
+// check refuses a configuration that no server could accept.
 func (c Config) check() error {
 	if err := checkReaders(c.Readers); err != nil {
 		return err
 	}
-	if c.Replicas < 0 || c.Replicas > mostReplicas {
-		return fmt.Errorf("a stream has 1 to %d replicas, not %d", mostReplicas, c.Replicas)
+
+	if c.Replicas < 0 || c.Replicas > maxReplicas {
+		return fmt.Errorf("a stream has 1 to %d replicas, not %d", maxReplicas, c.Replicas)
 	}
 	return CheckURL(c.URL)
 }
@@ -125,7 +122,8 @@ func (c Config) withDefaults() Config {
 	if c.Duplicates <= 0 {
 		c.Duplicates = 2 * time.Minute
 	}
-	// JetStream refuses a window longer than the messages live.
+
+	// JetStream refuses a window that is longer than the age limit.
 	c.Duplicates = min(c.Duplicates, c.MaxAge)
 	if c.MaxDeliveries <= 0 {
 		c.MaxDeliveries = 20
@@ -133,14 +131,15 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	if c.rhythm.look <= 0 {
-		c.rhythm.look = 2 * time.Second
+	if c.intervals.probe <= 0 {
+		c.intervals.probe = 2 * time.Second
 	}
-	if c.rhythm.grow <= 0 {
-		c.rhythm.grow = 30 * time.Second
+	if c.intervals.replicas <= 0 {
+		c.intervals.replicas = 30 * time.Second
 	}
-	if c.rhythm.redial <= 0 {
-		c.rhythm.redial = 2 * time.Second
+	if c.intervals.redial <= 0 {
+		c.intervals.redial = 2 * time.Second
 	}
+
 	return c
 }

@@ -20,18 +20,18 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/once"
 )
 
-// dialWait is how long Open goes on trying a server that does not answer.
-const dialWait = 10 * time.Second
+// dialTimeout is how long Open tries to connect to a server that does not answer.
+const dialTimeout = 10 * time.Second
 
-// redialSoon is the pause between two tries to connect at first. Later it is rhythm.redial:
-// after soonTries, which are a dozen seconds in which a restarted server is back; and where
-// a server says no, for it notes each try in its log.
+// redialSoon is the pause between the first soonTries tries to connect: within a dozen seconds a
+// restarted server is back. After them, and for a server that refuses the credentials and logs
+// every try, the pause is intervals.redial.
 const (
 	redialSoon = 250 * time.Millisecond
 	soonTries  = 48
 )
 
-// target names the server for people.
+// target names the server in messages.
 func (b *Bus) target() string {
 	if b.srv != nil {
 		return "the embedded NATS server"
@@ -39,85 +39,94 @@ func (b *Bus) target() string {
 	return withoutSecrets(b.cfg.URL)
 }
 
-// connect waits for the first connection, or says why there cannot be one.
+// connect waits for the first connection, or returns why there cannot be one.
 func (b *Bus) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, dialWait)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	again := time.NewTicker(redialSoon)
-	defer again.Stop()
+
+	ticker := time.NewTicker(redialSoon)
+	defer ticker.Stop()
+
 	for first := true; ; first = false {
 		err := b.dial()
 		if err == nil {
 			return nil
 		}
-		if !mayHeal(err) {
+		if !isTemporary(err) {
 			return fmt.Errorf("connect to %s: %w", b.target(), hint(err))
 		}
+
 		if first {
 			b.cfg.Logger.Warn("waiting for the NATS server", "url", b.target(), "error", err)
 		}
+
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("connect to %s: no NATS server answered: is it running, and is the URL right? %w", b.target(), err)
-		case <-again.C:
+		case <-ticker.C:
 		}
 	}
 }
 
-// connectLater is connect for Start: it tries until the bus is closed, which is false.
-func (b *Bus) connectLater() bool {
+// connectWithRetry tries to connect until it succeeds; false if the bus was closed before.
+func (b *Bus) connectWithRetry() bool {
 	for tries := 1; b.ctx.Err() == nil; tries++ {
 		err := b.dial()
 		if err == nil {
-			b.over(&b.dialling, "connected to NATS", "server", b.nc.ConnectedAddr())
+			b.logRecovered(&b.dialErrors, "connected to NATS", "server", b.nc.ConnectedAddr())
 			return true
 		}
+
 		if b.ctx.Err() != nil {
 			return false
 		}
-		b.missed(hint(err))
-		if !wait(b.ctx, b.redialAfter(tries, err)) {
+
+		b.recordDialError(hint(err))
+		if !wait(b.ctx, b.redialPause(tries, err)) {
 			return false
 		}
 	}
+
 	return false
 }
 
-func (b *Bus) redialAfter(tries int, err error) time.Duration {
+func (b *Bus) redialPause(tries int, err error) time.Duration {
 	pause := redialSoon
-	if tries > soonTries || err != nil && !mayHeal(err) {
-		pause = b.cfg.rhythm.redial
+	if tries > soonTries || err != nil && !isTemporary(err) {
+		pause = b.cfg.intervals.redial
 	}
-	return pause + rand.N(pause/4) // or all processes come back at once
+	return pause + rand.N(pause/4) // or all processes would reconnect at once
 }
 
-// missed notes why there is no connection, and tells it once. A refusal is an error that
-// somebody has to mend; a server that does not answer may be back without anybody's doing.
-func (b *Bus) missed(err error) {
+// recordDialError records why there is no connection, and logs each kind of reason once: as an
+// error if an operator must act, as a warning if the server just does not answer.
+func (b *Bus) recordDialError(err error) {
 	if b.ctx.Err() != nil {
-		return // we are closing
+		return // Close was called
 	}
+
 	b.mu.Lock()
-	b.state.away = err
+	b.state.dialErr = err
 	b.mu.Unlock()
-	if !b.dialling.Note(err) {
+	if !b.dialErrors.Note(err) {
 		return
 	}
-	if mayHeal(err) {
+	if isTemporary(err) {
 		b.cfg.Logger.Warn("waiting for the NATS server: events are kept in the database", "url", b.target(), "error", err)
 		return
 	}
+
 	b.cfg.Logger.Error("the NATS server says no; it is asked again: events are kept in the database", "url", b.target(), "error", err)
 }
 
-// over says once that a trouble has ended that was told of.
-func (b *Bus) over(of *once.Errors, what string, attrs ...any) {
-	if n, lasted := of.Over(); n > 0 {
-		b.cfg.Logger.Warn(what, append(attrs, "failures", n, "after", lasted.Round(time.Millisecond))...)
+// logRecovered logs the end of an outage, if there was one.
+func (b *Bus) logRecovered(outage *once.Errors, message string, attrs ...any) {
+	if n, lasted := outage.Over(); n > 0 {
+		b.cfg.Logger.Warn(message, append(attrs, "failures", n, "after", lasted.Round(time.Millisecond))...)
 	}
 }
 
-// dial tries each server once, and sets nc, js and the link.
+// dial tries each server once, and sets nc, js and connCtx.
 func (b *Bus) dial() error {
 	opts := b.options()
 	if b.srv != nil {
@@ -126,26 +135,31 @@ func (b *Bus) dial() error {
 			opts = append(opts, nats.Token(b.srv.token))
 		}
 	}
+
 	nc, err := nats.Connect(b.cfg.URL, opts...)
 	if err != nil {
 		return err //nolint:wrapcheck // the caller says what was tried
 	}
+
 	js, err := jetstream.New(nc)
 	if err != nil {
 		nc.Close()
 		return fmt.Errorf("use JetStream: %w", err)
 	}
+
 	b.mu.Lock()
 	b.nc, b.js = nc, js
 	b.mu.Unlock()
-	if b.ctx.Err() != nil { // shut may have looked already
+	if b.ctx.Err() != nil { // teardown may have found no connection
 		nc.Close()
-		return context.Cause(b.ctx) //nolint:wrapcheck // ErrClosed, or why Open's caller gave up
+		return context.Cause(b.ctx) //nolint:wrapcheck // ErrClosed, or the cause of Open's context
 	}
-	b.newLink()
-	if !nc.IsConnected() { // the news of it came before there was a link to end
-		b.dropLink()
+
+	b.beginConn()
+	if !nc.IsConnected() { // DisconnectErrHandler was called before connCtx was made
+		b.endConn()
 	}
+
 	return nil
 }
 
@@ -155,63 +169,68 @@ func (b *Bus) options() []nats.Option {
 		nats.Timeout(2 * time.Second),
 		nats.SetCustomDialer(dialer{b.ctx}),
 		nats.MaxReconnects(-1),
-		nats.CustomReconnectDelay(func(tries int) time.Duration { return b.betweenTries(tries) }),
-		// The outbox is the buffer: fail at once and keep order, rather than
-		// send later what the relay has sent again meanwhile.
+		nats.CustomReconnectDelay(func(tries int) time.Duration { return b.reconnectDelay(tries) }),
+		// The outbox is the buffer. A client with one of its own would send messages late that
+		// the relay has published again meanwhile, and break the order.
 		nats.ReconnectBufSize(-1),
-		// By default two refusals in a row end the connection for good, which
-		// would turn a credential's rotation into an outage.
+		// By default two refusals in a row end the connection for ever: the rotation of a
+		// credential would become an outage.
 		nats.IgnoreAuthErrorAbort(),
-		// A network that swallows packets is noticed after half a minute, not four.
+		// A network that drops packets is noticed after half a minute, not after four.
 		nats.PingInterval(10 * time.Second),
 		nats.MaxPingsOutstanding(3),
 		nats.NoCallbacksAfterClientClose(),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			b.dropLink()
+			b.endConn()
 			b.cfg.Logger.Warn("lost the connection to NATS", "error", err)
 		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.missed(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.recordDialError(err) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			b.dialling.Over()
-			b.newLink()
-			b.cfg.Logger.Warn("connected to NATS again", "server", nc.ConnectedAddr()) // not the URL: it may hold the token
-			b.wonder()
+			b.dialErrors.Over()
+			b.beginConn()
+			b.cfg.Logger.Warn("connected to NATS again", "server", nc.ConnectedAddr()) // not the URL, which may contain the token
+			b.requestRecheck()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if refuses(err) {
-				b.missed(hint(err)) // which comes with each try
+			if isAuthError(err) {
+				b.recordDialError(hint(err)) // one for each try: each kind is logged once
 				return
 			}
+
 			b.cfg.Logger.Warn("nats", "error", err)
 		}),
 	}
+
 	if b.cfg.Credentials != "" {
 		opts = append(opts, nats.UserCredentials(b.cfg.Credentials))
 	}
-	return append(opts, b.secure()...)
+
+	return append(opts, b.tlsOptions()...)
 }
 
-// errUnservable is a server that lacks what we need.
-var errUnservable = errors.New("the NATS server")
+// errServerUnusable is a server without JetStream, or of an old version.
+var errServerUnusable = errors.New("the NATS server")
 
-// checkServer refuses what we could not work with.
+// checkServer refuses a server that tes cannot work with.
 func (b *Bus) checkServer(ctx context.Context) error {
 	if v := b.nc.ConnectedServerVersion(); !atLeast(v, 2, 10) {
-		return fmt.Errorf("%w is version %s: 2.10 or newer is needed", errUnservable, v)
+		return fmt.Errorf("%w is version %s: 2.10 or newer is needed", errServerUnusable, v)
 	}
-	ctx, done := b.exchange(ctx)
+
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	_, err := b.js.AccountInfo(ctx)
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
-		return fmt.Errorf("%w does not offer JetStream to this account: start it with -js, or enable JetStream for the account: %w", errUnservable, err)
+		return fmt.Errorf("%w does not offer JetStream to this account: start it with -js, or enable JetStream for the account: %w", errServerUnusable, err)
 	}
 	if err != nil {
-		return fmt.Errorf("ask the NATS server for JetStream: %w", why(ctx, err))
+		return fmt.Errorf("ask the NATS server for JetStream: %w", cause(ctx, err))
 	}
 	return nil
 }
 
-// callHooks calls those that stand at this moment.
+// callHooks calls the functions of OnReconnect in the background.
 func (b *Bus) callHooks() {
 	b.mu.Lock()
 	hooks := b.hooks[:len(b.hooks):len(b.hooks)]
@@ -219,81 +238,91 @@ func (b *Bus) callHooks() {
 	if len(hooks) == 0 {
 		return
 	}
+
 	b.background(func() {
-		b.calling.Lock()
-		defer b.calling.Unlock()
+		b.hooksMu.Lock()
+		defer b.hooksMu.Unlock()
+
 		for _, fn := range hooks {
 			fn()
 		}
 	})
 }
 
-// background keeps slow work off the NATS client's callback goroutine, where it
-// would hold up the news of the next disconnect.
+// background runs work in a goroutine that Close waits for. Slow work on the NATS client's callback
+// goroutine would delay the callback of the next disconnect.
 func (b *Bus) background(work func()) {
 	leave, err := b.enter()
 	if err != nil {
 		return
 	}
+
 	go func() {
 		defer leave()
+
 		work()
 	}()
 }
 
-func (b *Bus) newLink() {
-	link, unlink := context.WithCancelCause(b.ctx)
+// beginConn makes the context of a new connection.
+func (b *Bus) beginConn() {
+	connCtx, cancel := context.WithCancelCause(b.ctx)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.unlink != nil {
-		b.unlink(ErrDisconnected)
+
+	if b.cancelConn != nil {
+		b.cancelConn(ErrDisconnected)
 	}
-	b.link, b.unlink = link, unlink
+
+	b.connCtx, b.cancelConn = connCtx, cancel
 }
 
-func (b *Bus) dropLink() {
+// endConn ends the connection's context, and with it every request in flight.
+func (b *Bus) endConn() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.unlink(ErrDisconnected)
-	b.state.sure = false
+	b.cancelConn(ErrDisconnected)
+	b.state.ensured = false
 }
 
-// dialer gives up when the bus does, and so when Open's context does.
+// dialer dials until the context of the bus ends, which ends with Open's.
 type dialer struct{ ctx context.Context }
 
-// Dial is what the NATS client calls.
+// Dial is called by the NATS client.
 func (d dialer) Dial(network, address string) (net.Conn, error) {
 	return (&net.Dialer{Timeout: 2 * time.Second}).DialContext(d.ctx, network, address)
 }
 
-// mayHeal tells a server that is not there yet from one that says no.
-func mayHeal(err error) bool {
-	if errors.Is(err, context.Canceled) || untrusted(err) {
+// isTemporary reports that a server does not answer, as opposed to one that refuses.
+func isTemporary(err error) bool {
+	if errors.Is(err, context.Canceled) || isCertificateError(err) {
 		return false
 	}
+
 	var ne net.Error
 	return errors.As(err, &ne) || errors.Is(err, nats.ErrNoServers) ||
 		errors.Is(err, nats.ErrTimeout) || errors.Is(err, io.EOF)
 }
 
-// refuses says that the server does not take us for who we are.
-func refuses(err error) bool {
+// isAuthError reports that the server refused the credentials.
+func isAuthError(err error) bool {
 	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) ||
 		errors.Is(err, nats.ErrAccountAuthExpired)
 }
 
 func hint(err error) error {
-	if refuses(err) {
+	if isAuthError(err) {
 		return fmt.Errorf("the server refused our credentials (put user and password, or the token, into the URL, or name a credentials file): %w", err)
 	}
 	return err
 }
 
-// checkCredentials refuses a file that cannot be read. What stands in it the server judges.
+// checkCredentials refuses a credentials file that cannot be read. The server checks the contents.
 func (b *Bus) checkCredentials() error {
 	if b.cfg.Credentials == "" {
 		return nil
 	}
+
 	text, err := os.ReadFile(b.cfg.Credentials)
 	if err == nil && len(bytes.TrimSpace(text)) == 0 {
 		err = errors.New("the file is empty")
@@ -304,14 +333,15 @@ func (b *Bus) checkCredentials() error {
 	return nil
 }
 
-// CheckURL says what is wrong with a list of servers. The NATS client's own words would
-// show the secret in it.
+// CheckURL returns an error for a list of servers that cannot be read. The error of the NATS client
+// would quote the secret in the URL.
 func CheckURL(urls string) error {
 	for part := range strings.SplitSeq(urls, ",") {
 		part = strings.TrimSpace(part)
 		if part != "" && !strings.Contains(part, "://") {
 			part = "nats://" + part
 		}
+
 		_, err := url.Parse(part)
 		var bad *url.Error
 		if errors.As(err, &bad) {
@@ -321,8 +351,8 @@ func CheckURL(urls string) error {
 	return nil
 }
 
-// withoutSecrets takes the secrets out of a list of URLs; a token stands where a user
-// would, so the user goes too.
+// withoutSecrets removes users and passwords from a list of URLs. A token is in the place of the
+// user.
 func withoutSecrets(urls string) string {
 	parts := strings.Split(urls, ",")
 	for i, p := range parts {
@@ -331,6 +361,7 @@ func withoutSecrets(urls string) string {
 			parts[i] = p[strings.LastIndexByte(p, '@')+1:]
 			continue
 		}
+
 		u.User = nil
 		parts[i] = u.String()
 	}
@@ -342,6 +373,7 @@ func atLeast(version string, major, minor int) bool {
 	if len(parts) < 2 {
 		return false
 	}
+
 	a, errA := strconv.Atoi(parts[0])
 	i, errI := strconv.Atoi(parts[1])
 	if errA != nil || errI != nil {

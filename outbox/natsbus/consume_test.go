@@ -318,7 +318,7 @@ func TestRedeliverAfter(t *testing.T) {
 	t.Parallel()
 	var got []time.Duration
 	for _, n := range []int{1, 2, 5, 6, 20, 1 << 40} {
-		got = append(got, redeliverAfter(n)/time.Second)
+		got = append(got, redeliveryPause(n)/time.Second)
 	}
 	require.Equal(t, []time.Duration{1, 2, 16, 30, 30, 30}, got)
 }
@@ -360,13 +360,13 @@ func TestConsumeTellsOfDeadLetters(t *testing.T) {
 func TestConsumeTakesABacklogAtOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for range places + 10 {
+	for range slots + 10 {
 		require.NoError(t, b.Send(b.ctx, requested, nil, nil))
 	}
 	var at atomic.Int32
 	full, release := make(chan struct{}), make(chan struct{})
 	b.consume(t, requested, func(context.Context, outbox.Delivery) error {
-		if at.Add(1) == places {
+		if at.Add(1) == slots {
 			close(full)
 		}
 		<-release
@@ -375,8 +375,8 @@ func TestConsumeTakesABacklogAtOnce(t *testing.T) {
 	receive(t, full)
 	c, err := b.js.Consumer(b.ctx, b.cfg.Inbound, "test")
 	require.NoError(t, err)
-	require.Equal(t, places, c.CachedInfo().NumAckPending, "what has no place is not asked for")
+	require.Equal(t, slots, c.CachedInfo().NumAckPending, "what has no place is not asked for")
 	close(release)
 	b.settled(t, "test")
-	require.EqualValues(t, places+10, at.Load())
+	require.EqualValues(t, slots+10, at.Load())
 }

@@ -15,32 +15,33 @@ import (
 )
 
 const (
-	// ReasonHeader says on a dead letter why it is one.
+	// ReasonHeader is the header of a dead letter with the reason.
 	ReasonHeader = "Tes-Reason"
-	// maxReason bounds it in bytes.
+	// maxReason bounds the reason, in bytes.
 	maxReason = 1024
 )
 
-// OnDeadLetter has fn told of each dead letter, once it is stored: under an id of
-// its own, the subject that it was heard on and the reason. After an error it is
-// told again. Call it before Consume.
+// OnDeadLetter sets a function that is called with each dead letter after it is stored: with the
+// letter's id, the subject of the original message and the reason. After an error fn is called
+// again. Call OnDeadLetter before Consume.
 func (b *Bus) OnDeadLetter(fn func(ctx context.Context, id, subject, reason string) error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.buried = fn
+	b.onDeadLetter = fn
 }
 
-// bury stores the message on its dead-letter subject, tells of it, and only then
-// ends its deliveries. If one of these cannot be done the message comes again, and
-// with it the attempt to bury it.
-func (c *consumer) bury(ctx context.Context, msg jetstream.Msg, meta *jetstream.MsgMetadata, reason string) {
-	ctx, done := c.bus.goodbye(ctx)
+// sendToDeadLetters stores the message on its dead-letter subject, calls the function of
+// OnDeadLetter, and only then ends the deliveries of the message. If a step fails, the message is
+// delivered again, and all steps are repeated.
+func (c *consumer) sendToDeadLetters(ctx context.Context, msg jetstream.Msg, meta *jetstream.MsgMetadata, reason string) {
+	ctx, done := c.bus.cleanupContext(ctx)
 	defer done()
+
 	reason = oneLine(reason)
 	id := "dead-" + meta.Stream + "-" + strconv.FormatUint(meta.Sequence.Stream, 10)
-	err := c.bus.deadLetter(ctx, id, msg, reason)
+	err := c.bus.storeDeadLetter(ctx, id, msg, reason)
 	if err == nil {
-		err = c.bus.tellBuried(ctx, id, msg.Subject(), reason)
+		err = c.bus.notifyDeadLetter(ctx, id, msg.Subject(), reason)
 	}
 	if err == nil {
 		err = msg.TermWithReason(reason)
@@ -48,46 +49,50 @@ func (c *consumer) bury(ctx context.Context, msg jetstream.Msg, meta *jetstream.
 	if err == nil {
 		return
 	}
+
 	c.bus.cfg.Logger.Error("a dead letter could not be stored or counted and will be tried again",
-		"subject", msg.Subject(), "stream_seq", meta.Sequence.Stream, "error", why(ctx, err))
+		"subject", msg.Subject(), "stream_seq", meta.Sequence.Stream, "error", cause(ctx, err))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		_, _ = c.bus.ensureStreams(ctx)
 	}
+
 	_ = msg.NakWithDelay(c.bus.pause(int(meta.NumDelivered)))
 }
 
-func (b *Bus) tellBuried(ctx context.Context, id, subject, reason string) error {
+func (b *Bus) notifyDeadLetter(ctx context.Context, id, subject, reason string) error {
 	b.mu.Lock()
-	tell := b.buried
+	notify := b.onDeadLetter
 	b.mu.Unlock()
-	if tell == nil {
+	if notify == nil {
 		return nil
 	}
-	return tell(ctx, id, subject, reason)
+	return notify(ctx, id, subject, reason)
 }
 
-func (b *Bus) deadLetter(ctx context.Context, id string, msg jetstream.Msg, reason string) error {
+func (b *Bus) storeDeadLetter(ctx context.Context, id string, msg jetstream.Msg, reason string) error {
 	letter := &nats.Msg{Subject: deadLetterPrefix + msg.Subject(), Header: nats.Header{}, Data: msg.Data()}
 	for k, v := range msg.Headers() {
-		// The sender's orders to the server were for the other stream.
+		// Nats-* headers are instructions to the server, for the original stream.
 		if !strings.HasPrefix(k, "Nats-") {
 			letter.Header[k] = v
 		}
 	}
+
 	letter.Header.Set(ReasonHeader, reason)
-	// The same letter however often it is tried, and whether or not its sender
-	// gave the message an id.
+	// One id for all tries, whether or not the original message has an id.
 	letter.Header.Set(jetstream.MsgIDHeader, id)
 	_, err := b.js.PublishMsg(ctx, letter)
 	if !errors.Is(err, nats.ErrMaxPayload) {
 		return err
 	}
-	// The reason made it too large. Better cut than never buried.
+
+	// The reason made the message too large. A letter that is cut off is better than none.
 	keep := nats.Header{
 		ReasonHeader:          {reason},
 		jetstream.MsgIDHeader: letter.Header[jetstream.MsgIDHeader],
 		"Tes-Cut-From":        {strconv.Itoa(len(letter.Data))},
 	}
+
 	letter.Header = keep
 	room := max(int(b.nc.MaxPayload())-headerSize(keep), 0)
 	letter.Data = letter.Data[:min(room, len(letter.Data))]
@@ -95,8 +100,8 @@ func (b *Bus) deadLetter(ctx context.Context, id string, msg jetstream.Msg, reas
 	return err
 }
 
-// oneLine makes s fit for a header and a terminal: without credentials, printable, no
-// line breaks, not longer than maxReason.
+// oneLine makes s fit for a header and a terminal: no credentials, printable characters only, no line
+// breaks, not longer than maxReason.
 func oneLine(s string) string {
 	s = redact.Text(s[:min(len(s), 8*maxReason)])
 	s = strings.Map(func(r rune) rune {
@@ -109,9 +114,11 @@ func oneLine(s string) string {
 	if len(s) <= maxReason {
 		return s
 	}
+
 	end := maxReason - len("…")
 	for !utf8.RuneStart(s[end]) {
 		end--
 	}
+
 	return s[:end] + "…"
 }

@@ -20,24 +20,24 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// maxPayload leaves room for a task body of 1 MiB and the envelope around it.
-// NATS's own default is 1 MiB for both.
+// maxPayload is enough for a task body of 1 MiB and its envelope. NATS's default is 1 MiB for both.
 const maxPayload = 2 << 20
 
-// embedded is a server inside this process, and the lock on its directory.
+// embedded is a server inside this process, with the lock on its directory.
 type embedded struct {
 	*server.Server
-	lock  *os.File // referenced until stop: a collected file is closed, and the lock goes with it
+	lock  *os.File // kept until stop, because the garbage collector would close the file and release the lock
 	token string
 }
 
-// embed starts a server. The directory is locked first, because a second
-// server on it would start without a word and see no messages.
+// embed starts a server. It locks the directory first, because a second server on the same directory
+// would start without an error and see no messages.
 func embed(cfg Config) (*embedded, error) {
 	lock, err := lockDir(cfg.StoreDir)
 	if err != nil {
 		return nil, err
 	}
+
 	e := &embedded{lock: lock}
 	if err := e.start(cfg); err != nil {
 		e.stop()
@@ -50,69 +50,80 @@ func (e *embedded) start(cfg Config) error {
 	opts := &server.Options{
 		Host:                   "127.0.0.1",
 		DontListen:             cfg.Listen == "",
-		NoSigs:                 true, // signals are the program's
+		NoSigs:                 true, // the program handles signals
 		JetStream:              true,
 		DisableJetStreamBanner: true,
 		StoreDir:               cfg.StoreDir,
-		JetStreamMaxMemory:     64 << 20, // our streams are files; without a figure it takes most of the machine
+		JetStreamMaxMemory:     64 << 20, // our streams are files; the default is most of the machine
 		JetStreamMaxStore:      cfg.MaxStore,
 		SyncAlways:             !cfg.NoSync,
 		JetStreamLimits:        server.JSLimitOpts{MaxBatchSize: embeddedBatchMessages},
 		MaxPayload:             maxPayload,
 	}
+
 	if cfg.Listen != "" {
 		host, port, err := listenAddress(cfg.Listen)
 		if err != nil {
 			return err
 		}
+
 		e.token = cfg.Token
 		if e.token == "" {
 			e.token = rand.Text()
 		}
+
 		opts.Host, opts.Port, opts.Authorization = host, port, e.token
 	}
+
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return fmt.Errorf("configure the embedded NATS server: %w", err)
 	}
+
 	e.Server = srv
 	log := &serverLog{to: cfg.Logger}
 	srv.SetLoggerV2(log, false, false, false)
-	// The server reports a failed start to its logger only, and would let us wait.
+	// The server reports a failed start to its logger only, and ReadyForConnections would wait.
 	srv.Start()
 	if err := log.started(); err != nil {
 		return fmt.Errorf("start the embedded NATS server in %s: %w", cfg.StoreDir, err)
 	}
+
 	if !srv.ReadyForConnections(10 * time.Second) {
 		return fmt.Errorf("the embedded NATS server in %s was not ready after 10 s: is the disk slow or the store very large?", cfg.StoreDir)
 	}
+
 	return nil
 }
 
-// clientURL is empty for a server without a listener: there the server's own
-// answer has port 0.
+// clientURL returns the URL for other processes; empty without a listener, for which the server
+// returns port 0.
 func (e *embedded) clientURL(cfg Config) string {
 	if cfg.Listen == "" {
 		return ""
 	}
+
 	u, err := url.Parse(e.ClientURL())
 	if err != nil {
 		return ""
 	}
+
 	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsUnspecified() {
 		u.Host = net.JoinHostPort("127.0.0.1", u.Port())
 	}
+
 	u.User = url.User(e.token)
 	return u.String()
 }
 
-// stop ends the server and only then lets go of the directory.
+// stop stops the server and then unlocks the directory.
 func (e *embedded) stop() {
 	if e.Server != nil {
 		e.Shutdown()
 		e.WaitForShutdown()
 	}
-	_ = syscall.Flock(int(e.lock.Fd()), syscall.LOCK_UN) // a child being forked has the descriptor too
+
+	_ = syscall.Flock(int(e.lock.Fd()), syscall.LOCK_UN) // closing is not enough while a forked child has the descriptor
 	_ = e.lock.Close()
 }
 
@@ -120,10 +131,12 @@ func lockDir(dir string) (*os.File, error) {
 	if err := makeDir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the store directory of the embedded NATS server: %w", err)
 	}
+
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the store directory of the embedded NATS server: %w", err)
 	}
+
 	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		owner, _ := io.ReadAll(io.LimitReader(lock, 20))
@@ -135,15 +148,16 @@ func lockDir(dir string) (*os.File, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
-	// The pid is for the message above; the lock itself is what counts.
+
+	// The pid is for the error above only.
 	_ = lock.Truncate(0)
 	_, _ = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return lock, nil
 }
 
-// makeDir makes a directory, and what it is in with the mode 755 whatever the umask is: the
-// parent may be the data directory of tes dev, whose PostgreSQL runs under another account
-// than root and must be able to search it.
+// makeDir creates a directory with a mode, and its missing parents with the mode 755, whatever the
+// umask is. A parent may be the data directory of tes dev, whose PostgreSQL runs under another
+// account than root and must be able to search the directory.
 func makeDir(dir string, mode os.FileMode) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -152,37 +166,43 @@ func makeDir(dir string, mode os.FileMode) error {
 	case err == nil:
 		return fmt.Errorf("%s is not a directory", dir)
 	}
+
 	if parent := filepath.Dir(dir); parent != dir {
 		if err := makeDir(parent, 0o755); err != nil {
 			return err
 		}
 	}
+
 	if err := os.Mkdir(dir, mode); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return nil // somebody was faster
+			return nil // another process created the directory meanwhile
 		}
 		return err //nolint:wrapcheck // it names the directory
 	}
 	return os.Chmod(dir, mode) //nolint:wrapcheck // it names the directory
 }
 
-// listenAddress also tries the address, because the server would report a
-// taken port as text.
+// listenAddress splits a listen address and tries to listen, because the server reports a port that
+// is in use as text only.
 func listenAddress(listen string) (host string, port int, err error) {
 	host, service, err := net.SplitHostPort(listen)
 	if err != nil {
 		return "", 0, fmt.Errorf("listen address %q of the embedded NATS server is not host:port: %w", listen, err)
 	}
+
 	if host == "" {
 		host = "127.0.0.1"
 	}
+
 	port, err = strconv.Atoi(service)
 	if err != nil || port < 0 || port > 65535 {
 		return "", 0, fmt.Errorf("listen address %q of the embedded NATS server has no port between 0 and 65535", listen)
 	}
+
 	if port == 0 {
 		return host, server.RANDOM_PORT, nil
 	}
+
 	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort(host, service))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -190,11 +210,12 @@ func listenAddress(listen string) (host string, port int, err error) {
 	case err != nil:
 		return "", 0, fmt.Errorf("the embedded NATS server cannot listen on %s: choose another address: %w", listen, err)
 	}
+
 	return host, port, l.Close()
 }
 
-// serverLog passes the server's warnings and errors on. What is fatal to a
-// start becomes Open's error and is not logged as well.
+// serverLog logs the server's warnings and errors. A fatal error of the start is returned by Open and
+// not logged.
 type serverLog struct {
 	to    *slog.Logger
 	mu    sync.Mutex
@@ -212,10 +233,12 @@ func (l *serverLog) started() error {
 func (l *serverLog) Fatalf(format string, v ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.up {
 		l.to.Error("nats server: "+fmt.Sprintf(format, v...), "fatal", true)
 		return
 	}
+
 	if l.fatal == nil {
 		l.fatal = fmt.Errorf(format, v...)
 	}

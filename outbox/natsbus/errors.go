@@ -5,31 +5,27 @@ import (
 	"fmt"
 )
 
-// ErrClosed is what every operation returns once Close has been called.
+// ErrClosed is the error of every call after Close.
 var ErrClosed = errors.New("the bus is closed")
 
-// ErrDisconnected says that there is no connection to the server, or that it
-// was lost before the answer came: whether the message is stored is not known.
-// Publish the same batch again; what is stored already is recognised.
+// ErrDisconnected means that there is no connection to the server, or that the connection was lost
+// before the answer: it is unknown whether the message is stored. Publish the same batch again;
+// stored messages are recognised.
 var ErrDisconnected = errors.New("no connection to the NATS server")
 
-// ErrMoved says that somebody else has published to the events stream since its end was
-// read: nothing of the message, or batch, is stored. Read the tail and compare before
-// publishing again.
+// ErrMoved means that another process has published to the events stream since its end was read. No
+// message of the batch is stored. Read the tail and compare before publishing again.
 var ErrMoved = errors.New("the stream does not end where it did: somebody else publishes to it")
 
-// errNoAnswer ends a wait that nobody else ended.
+// errNoAnswer is the cause of a request that ended after answerTimeout.
 var errNoAnswer = errors.New("no answer from the NATS server in time")
 
-// TooLarge is a message that the bus can never take. Park it and publish the
-// rest. It speaks through MessageID so that a relay need not know this package:
-//
-//	var parked interface{ MessageID() string }
-//	if errors.As(err, &parked) { … }
+// TooLarge is the error of a message that is too large for the bus. The relay finds the message by
+// the method MessageID, so that it does not import this package.
 type TooLarge struct {
 	ID    string
-	Size  int   // bytes of header and body, 0 where only the server knows
-	Limit int64 // the server's max_payload, 0 where a stream's own limit refused it
+	Size  int   // bytes of header and body; 0 if only the server knows
+	Limit int64 // the server's max_payload; 0 if a limit of the stream refused the message
 }
 
 // Error names the message and the limit.
@@ -40,11 +36,10 @@ func (e *TooLarge) Error() string {
 	return fmt.Sprintf("message %s has %d bytes and the NATS server takes %d (max_payload)", e.ID, e.Size, e.Limit)
 }
 
-// MessageID names the message to park.
+// MessageID returns the id of the message that cannot be stored.
 func (e *TooLarge) MessageID() string { return e.ID }
 
-// BadSubject is a message whose subject no events stream can capture. Like
-// TooLarge it never heals.
+// BadSubject is the error of a message on a subject that the events stream cannot capture.
 type BadSubject struct {
 	ID      string
 	Subject string
@@ -55,5 +50,5 @@ func (e *BadSubject) Error() string {
 	return fmt.Sprintf("message %s has subject %q, which is not a plain subject under task.", e.ID, e.Subject)
 }
 
-// MessageID names the message to park.
+// MessageID returns the id of the message that cannot be stored.
 func (e *BadSubject) MessageID() string { return e.ID }

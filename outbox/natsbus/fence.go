@@ -9,21 +9,21 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// fence is where the stream must end for a message to be stored: the server refuses what
-// somebody else's message came before. A relay that was frozen with a round in its hands,
-// and replaced meanwhile, stores nothing of it when it wakes.
+// fence is the sequence at which the stream must end for a message to be stored. The server refuses
+// the message if another publisher's message was stored meanwhile. So a relay that was frozen with a
+// batch in flight, and replaced meanwhile, stores no message of the batch when it wakes up.
 //
-// Tail arms it, and each acknowledgement moves it on. An error disarms it until the next
-// Tail, for then the end is not known.
+// Tail arms the fence, and each acknowledgement advances it. An error disarms the fence until the
+// next Tail, because the end of the stream is unknown after an error.
 type fence struct {
 	armed bool
 	after uint64
 }
 
-// fenceBytes is what the fence adds to a message's header, generously.
+// fenceBytes is an upper bound of what the fence adds to a message's header.
 const fenceBytes = 64
 
-// mark puts the fence into a message's header, or takes it out.
+// mark sets the fence in a message's header, or removes it.
 func (f fence) mark(msg *nats.Msg) {
 	if f.armed {
 		msg.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(f.after, 10))
@@ -32,40 +32,43 @@ func (f fence) mark(msg *nats.Msg) {
 	}
 }
 
-// mostMoves is how often in a row the fence may refuse before one publication goes without:
-// somebody who publishes to our subjects all the time must not stop us.
-const mostMoves = 3
+// maxFenceRefusals is how many publications in a row the fence may refuse before one is made without
+// a fence: another publisher on our subjects must not stop the relay for ever.
+const maxFenceRefusals = 3
 
-// arm sets the fence to the stream's end, if the stream is ours alone.
+// arm sets the fence to the stream's end, if the stream has no other subjects and sources.
 func (b *Bus) arm(info *jetstream.StreamInfo) {
 	alone := slices.Equal(info.Config.Subjects, []string{eventSubjects}) && len(info.Config.Sources) == 0
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.fence = fence{alone && b.moves < mostMoves, info.State.LastSeq}
+	b.fence = fence{alone && b.fenceRefusals < maxFenceRefusals, info.State.LastSeq}
 }
 
-// takeFence is for one publication at a time: a second beside it goes without.
+// takeFence returns the fence for one publication. A concurrent one gets no fence.
 func (b *Bus) takeFence() fence {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	f := b.fence
 	b.fence.armed = false
 	return f
 }
 
+// leaveFence stores the fence for the next publication, after one that took it.
 func (b *Bus) leaveFence(f fence, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	switch {
 	case errors.Is(err, ErrMoved):
-		b.moves++
+		b.fenceRefusals++
 	case err == nil:
-		b.fence, b.moves = f, 0
+		b.fence, b.fenceRefusals = f, 0
 	}
 }
 
-// moved is JetStream's word that the last sequence is another than was expected. A stream
-// with replicas has a code of its own for it.
-func moved(err error) bool {
-	return said(err, jetstream.JSErrCodeStreamWrongLastSequence) || said(err, jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+// isWrongLastSequence reports that JetStream refused a message because of the fence. A stream with
+// replicas has an error code of its own.
+func isWrongLastSequence(err error) bool {
+	return hasCode(err, jetstream.JSErrCodeStreamWrongLastSequence) || hasCode(err, jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }

@@ -64,12 +64,12 @@ func TestFenceMovesOn(t *testing.T) {
 func TestFenceDoesNotStopUs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	for try := range mostMoves + 1 {
+	for try := range maxFenceRefusals + 1 {
 		_, _, err := b.Tail(b.ctx)
 		require.NoError(t, err)
 		require.NoError(t, b.Send(b.ctx, "task.created", nil, nil))
 		_, err = b.Publish(b.ctx, messages(1, 10))
-		if try < mostMoves {
+		if try < maxFenceRefusals {
 			require.ErrorIs(t, err, ErrMoved)
 			continue
 		}

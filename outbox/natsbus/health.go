@@ -10,120 +10,128 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// How a bus is, by Health.
+// The states of Health.
 const (
-	OK      = "ok"      // the last publication was acknowledged, or the stream would take one
+	OK      = "ok"      // the last publication was acknowledged, or the events stream can be published to
 	Away    = "away"    // there is no connection
-	Failing = "failing" // there is one, and events are not taken
+	Failing = "failing" // there is a connection, and events cannot be published
 )
 
-// state is what is known of the bus; guarded by Bus.mu.
+// state is the last known state of the bus; guarded by Bus.mu.
 type state struct {
-	away        error // why there was no connection when it was last tried
-	publication attempt
-	look        error // what was found while nothing was published
-	sure        bool  // the streams were made sure of since the last connection
-	making      error // why the events stream could not be
-	beside      error // why another stream, or a consumer, could not be
-	fewer       error // which streams have fewer replicas than they should
-	grownAt     time.Time
+	dialErr         error // of the last try to connect
+	lastPublish     publication
+	probeErr        error     // of the last probe of the events stream
+	ensured         bool      // the streams were ensured since the last reconnect
+	eventsErr       error     // of ensuring the events stream
+	otherErr        error     // of ensuring the other streams and consumers
+	replicasErr     error     // names the streams with fewer replicas than configured
+	replicasAskedAt time.Time // when missing replicas were asked for last
 }
 
-// attempt is the last publication of this process.
-type attempt struct {
+// publication is the last publication of this process.
+type publication struct {
 	at    time.Time
 	err   error
 	since time.Time // of the first failure in a row
 	n     int       // failures in a row
 }
 
-// ownWord is how long a failed publication speaks for the bus. Whoever publishes tries
-// again within a minute at most; after that somebody else publishes, and the look counts.
-const ownWord = 90 * time.Second
+// publishErrorFor is how long Health returns the error of a failed publication. A process that
+// publishes tries again within a minute. After that another process publishes, and the probe counts.
+const publishErrorFor = 90 * time.Second
 
-// Health says how the bus is: OK, Away or Failing, and why, in a sentence that names no
-// address and no credential: anybody may read it. With OK the reason is empty, or says
-// what is wrong beside: with the streams of what we hear, or with a stream's replicas.
+// Health returns OK, Away or Failing, and the reason, which names no address and no credential and
+// may be shown to anybody. With OK the reason is empty, or an error of another stream than the
+// events stream or of a stream's replicas.
 func (b *Bus) Health() (state, reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	s := &b.state
-	last := s.publication
+	last := s.lastPublish
 	switch {
 	case b.ctx.Err() != nil:
 		return Away, "the bus is closed"
-	case b.link.Err() != nil:
-		if s.away != nil {
-			return Away, public(s.away)
+	case b.connCtx.Err() != nil:
+		if s.dialErr != nil {
+			return Away, publicReason(s.dialErr)
 		}
-		return Away, public(ErrDisconnected)
-	case last.err != nil && time.Since(last.at) < ownWord:
-		return Failing, fmt.Sprintf("%s (%d times since %s)", public(last.err), last.n, last.since.UTC().Format(time.RFC3339))
-	case s.making != nil:
-		return Failing, public(s.making)
-	case !s.sure && b.events == nil:
+		return Away, publicReason(ErrDisconnected)
+	case last.err != nil && time.Since(last.at) < publishErrorFor:
+		return Failing, fmt.Sprintf("%s (%d times since %s)", publicReason(last.err), last.n, last.since.UTC().Format(time.RFC3339))
+	case s.eventsErr != nil:
+		return Failing, publicReason(s.eventsErr)
+	case !s.ensured && b.events == nil:
 		return Failing, "the streams are not there yet"
-	case s.look != nil:
-		return Failing, public(s.look)
-	case s.beside != nil:
-		return OK, public(s.beside)
-	case s.fewer != nil:
-		return OK, public(s.fewer)
+	case s.probeErr != nil:
+		return Failing, publicReason(s.probeErr)
+	case s.otherErr != nil:
+		return OK, publicReason(s.otherErr)
+	case s.replicasErr != nil:
+		return OK, publicReason(s.replicasErr)
 	}
+
 	return OK, ""
 }
 
-// Connected says whether the server can be spoken to at this moment.
+// Connected reports whether there is a connection at this moment.
 func (b *Bus) Connected() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.link.Err() == nil
+	return b.connCtx.Err() == nil
 }
 
-// published notes what became of a publication. Some failures say nothing of the stream:
-// a message that none ever takes, a caller that gave up, a lost connection, which is known
-// by itself, and another publisher's being faster.
-func (b *Bus) published(err error) {
+// recordPublish records the result of a publication. Some errors say nothing of the stream: a message
+// that no stream can take, a cancelled call, a lost connection, which Health knows already, and
+// another process that has published meanwhile.
+func (b *Bus) recordPublish(err error) {
 	var large *TooLarge
 	var bad *BadSubject
 	if errors.As(err, &large) || errors.As(err, &bad) {
 		return
 	}
+
 	for _, other := range []error{context.Canceled, ErrClosed, ErrDisconnected, ErrMoved} {
 		if errors.Is(err, other) {
 			return
 		}
 	}
+
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	last := &b.state.publication
+
+	last := &b.state.lastPublish
 	last.at, last.err = time.Now(), err
 	if err == nil {
-		last.n, b.state.look = 0, nil
+		last.n, b.state.probeErr = 0, nil
 		return
 	}
+
 	if last.n++; last.n == 1 {
 		last.since = last.at
 	}
 }
 
-func (b *Bus) looked(err error) {
+// recordProbe records the result of a probe of the events stream.
+func (b *Bus) recordProbe(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.state.look = err
-	if unwell(err) {
-		b.state.sure = false // whoever waits for the bus is told when it is well again
+
+	b.state.probeErr = err
+	if needsEnsure(err) {
+		b.state.ensured = false // so that the functions of OnReconnect are called when it is over
 	}
 }
 
-// public is an error for everybody's eyes.
-func public(err error) string {
+// publicReason returns a text for an error that names no address and no credential.
+func publicReason(err error) string {
 	var no *jetstream.APIError
 	var js jetstream.JetStreamError
 	switch {
-	case refuses(err):
+	case isAuthError(err):
 		return "the NATS server refuses our credentials"
-	case untrusted(err):
+	case isCertificateError(err):
 		return "the NATS server and this process do not take each other's certificates; the log says why"
 	case errors.Is(err, ErrDisconnected):
 		return "there is no connection to the NATS server"
@@ -135,10 +143,11 @@ func public(err error) string {
 		return "the stream does not answer: it is gone, or has no leader"
 	case errors.Is(err, errNoAnswer), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return errNoAnswer.Error()
-	case errors.Is(err, errNoLeader), errors.Is(err, errFull), errors.Is(err, errUnfit), errors.Is(err, errTooFewServers), errors.Is(err, errUnservable):
+	case errors.Is(err, errNoLeader), errors.Is(err, errFull), errors.Is(err, errStreamUnusable), errors.Is(err, errTooFewServers), errors.Is(err, errServerUnusable):
 		return oneLine(err.Error())
 	case errors.Is(err, ErrMoved):
 		return ErrMoved.Error()
 	}
+
 	return "there is no connection to the NATS server that works; the log says why"
 }

@@ -296,7 +296,7 @@ func TestReconnect(t *testing.T) {
 	})
 	_, err := b.Publish(b.ctx, messages(1, 3))
 	require.NoError(t, err)
-	link := b.link
+	link := b.connCtx
 	srv.Shutdown()
 	srv.WaitForShutdown()
 	<-link.Done()

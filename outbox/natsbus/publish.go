@@ -15,98 +15,109 @@ import (
 )
 
 const (
-	// A server's limit for an atomic batch, unless it is configured.
+	// The default limit of a server for the messages of an atomic batch.
 	maxBatchMessages = 1000
-	// The embedded server's: opening and closing a batch costs it a dozen syncs and
-	// renames, which a larger one shares.
+	// The limit of the embedded server. It is larger because a batch costs a dozen syncs and
+	// renames, whatever its size.
 	embeddedBatchMessages = 4000
-	// A batch is a directory, files and renames to the server: for a few messages,
-	// one synced write each is several times sooner.
+	// For the server a batch is a directory, files and renames. A few messages are stored several
+	// times faster with one synced write each.
 	minBatchMessages = 8
-	// A batch waits in the server's memory until its commit, and the queue in
-	// front of a stream takes 128 MiB before it drops.
+	// The server keeps a batch in memory until its commit, and drops messages when the queue in
+	// front of a stream exceeds 128 MiB.
 	maxBatchBytes = 8 << 20
-	// The headers by which a message belongs to a batch, generously.
+	// An upper bound of the headers by which a message belongs to a batch.
 	batchHeaderBytes = 128
 )
 
 // errHeaderTooLarge is JetStream's code for a header over 64 KiB.
 const errHeaderTooLarge jetstream.ErrorCode = 10097
 
-// Publish stores the batch in the order given and returns the stream sequence
-// of its last message. With nil every message is stored. With an error a
-// prefix of the batch may be stored (last is the end of what is known of it, or
-// 0): publish the same messages again, in the same order. A message that was
-// stored within the duplicate window is recognised by its ID and stored once.
+// Publish stores the batch in order and returns the stream sequence of its last message. A nil error
+// means that every message is stored. After an error a prefix of the batch may be stored, and last
+// is the end of its known part, or 0: publish the same messages again, in the same order. A
+// message that was stored within the duplicate window is recognised by its id and not stored again.
 //
-// A *TooLarge or *BadSubject never heals: park the message that it names.
+// After a *TooLarge or *BadSubject, publish the batch without the message that the error names: the
+// bus can never store that message.
 func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64, err error) {
 	if _, err := b.stream(); err != nil {
 		return 0, err
 	}
-	defer func() { b.published(err) }()
+
+	defer func() { b.recordPublish(err) }()
+
 	chunks, err := b.split(batch)
 	if err != nil {
 		return 0, err
 	}
+
 	f := b.takeFence()
 	defer func() { b.leaveFence(f, err) }()
+
 	var next *staged
 	for i, chunk := range chunks {
 		now := next
 		if now != nil && now.fence != f {
-			now = nil // it was staged for another place: the server forgets it
+			now = nil // staged with another expected sequence: the server will drop it
 		}
 		if now == nil {
 			now = b.stage(chunk, f)
 		}
+
 		next = nil
 		ahead := fence{f.armed, f.after + uint64(len(chunk))}
 		committed := make(chan struct{})
 		var seq uint64
 		go func() {
 			defer close(committed)
+
 			seq, err = b.commit(ctx, now, &f)
 		}()
-		// While the server writes this chunk, the next travels. It is committed only
-		// once this one is stored, or order would hang on luck.
+
+		// The next chunk is sent while the server writes this one. The next one is committed
+		// when this one is stored, which keeps the order.
 		if i+1 < len(chunks) {
 			next = b.stage(chunks[i+1], ahead)
 		}
+
 		<-committed
 		if seq > 0 {
 			last = seq
 		}
 		if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
-			err = b.remake(ctx, err)
+			err = b.recreateStream(ctx, err)
 		}
 		if err != nil {
 			return last, fmt.Errorf("publish %d messages from %s on: %w", len(chunk), chunk[0].Header.Get(jetstream.MsgIDHeader), err)
 		}
 	}
+
 	return last, nil
 }
 
-// remake brings back a stream that was deleted under us. The batch fails all
-// the same: what the stream has lost must be sent before anything newer.
-func (b *Bus) remake(ctx context.Context, cause error) error {
+// recreateStream creates a deleted stream again. The batch fails all the same, because the lost
+// messages must be published before newer ones.
+func (b *Bus) recreateStream(ctx context.Context, cause error) error {
 	another, err := b.ensureStreams(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; %w", cause, err)
 	}
+
 	if !another {
 		return cause
 	}
 	return fmt.Errorf("stream %s was gone and has been made anew, empty: %w", b.cfg.Stream, cause)
 }
 
-// split checks every message before the first is sent, and cuts the batch into
-// what fits one atomic batch.
+// split checks every message before any is sent, and cuts the batch into chunks that fit an atomic
+// batch.
 func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
 	limit, most := b.nc.MaxPayload(), maxBatchMessages
 	if b.srv != nil {
 		most = embeddedBatchMessages
 	}
+
 	var chunks [][]*nats.Msg
 	var chunk []*nats.Msg
 	var bytes int
@@ -114,20 +125,24 @@ func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
 		if len(chunk) > 0 {
 			chunks = append(chunks, chunk)
 		}
+
 		chunk, bytes = nil, 0
 	}
+
 	for i, m := range batch {
 		if m.ID == "" {
 			return nil, fmt.Errorf("publish: message %d of %d has no id", i+1, len(batch))
 		}
-		if !plainSubject(m.Subject) {
+		if !isPlainSubject(m.Subject) {
 			return nil, &BadSubject{ID: m.ID, Subject: m.Subject}
 		}
+
 		msg, size := b.message(m)
 		if int64(size) > limit {
 			return nil, &TooLarge{ID: m.ID, Size: size, Limit: limit}
 		}
-		// One that fits only without the batch's headers travels alone.
+
+		// A message that fits only without the headers of a batch is a chunk of its own.
 		alone := int64(size+batchHeaderBytes) > limit
 		if alone || len(chunk) == most || bytes+size > maxBatchBytes {
 			cut()
@@ -135,51 +150,56 @@ func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
 		if chunk == nil {
 			chunk = make([]*nats.Msg, 0, min(len(batch)-i, most))
 		}
+
 		chunk = append(chunk, msg)
 		bytes += size
 		if alone {
 			cut()
 		}
 	}
+
 	cut()
 	return chunks, nil
 }
 
-// staged is a chunk whose messages are on their way, all but the last: that one
-// commits them, or the server forgets them after ten seconds.
+// staged is a chunk that was sent without its last message, which commits the chunk. Without a
+// commit the server drops the messages after ten seconds.
 type staged struct {
 	chunk []*nats.Msg
 	fence fence
-	batch jetstreamext.BatchPublisher // nil: it is to go without a batch
-	err   error                       // why not all were sent
+	batch jetstreamext.BatchPublisher // nil: the messages are published one by one
+	err   error                       // of sending
 }
 
-// stage sends what can be sent before its turn.
+// stage sends a chunk, without the message that commits it.
 func (b *Bus) stage(chunk []*nats.Msg, f fence) *staged {
 	s := &staged{chunk: chunk, fence: f}
 	for i, msg := range chunk {
-		fence{f.armed && i == 0, f.after}.mark(msg) // of a batch only the first may say it
+		fence{f.armed && i == 0, f.after}.mark(msg) // only the first message of a batch may have the fence
 	}
+
 	if len(chunk) < minBatchMessages || !b.batches.Load() {
 		return s
 	}
-	// No acknowledgement of the first message: the commit's is the only one that
-	// says anything, and waiting for two halves the rate.
+
+	// Without an acknowledgement of the first message: only that of the commit means anything, and
+	// waiting for two would halve the rate.
 	if s.batch, s.err = jetstreamext.NewBatchPublisher(b.js, jetstreamext.BatchFlowControl{}); s.err != nil {
 		return s
 	}
+
 	for _, msg := range chunk[:len(chunk)-1] {
 		if s.err = s.batch.AddMsg(msg); s.err != nil {
 			break
 		}
 	}
+
 	return s
 }
 
-// commit stores a staged chunk. The server refuses a batch whole if one message
-// of it is stored already, which is what a lost acknowledgement or a killed relay
-// leaves behind: then the messages that are stored are stepped over one by one,
-// and the rest is tried as a batch once more.
+// commit stores a staged chunk. The server refuses the whole batch if one of its messages is stored
+// already, after a lost acknowledgement or a killed relay. Then the messages are published one by
+// one up to the first new one, and the rest is tried as a batch once more.
 func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err error) {
 	for tries := 0; s.batch != nil && tries < 2; tries++ {
 		seq, err := b.commitBatch(ctx, s)
@@ -187,15 +207,16 @@ func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err
 			f.after = seq
 			return seq, nil
 		}
-		if moved(err) {
+		if isWrongLastSequence(err) {
 			return last, fmt.Errorf("%w: %w", ErrMoved, err)
 		}
-		if !refused(err) {
+		if !isRefusal(err) {
 			return last, err
 		}
 		if lacksBatches(err) {
 			b.batches.Store(false)
 		}
+
 		n, seq, err := b.publishSingles(ctx, s.chunk, true, f)
 		if seq > 0 {
 			last = seq
@@ -203,31 +224,35 @@ func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err
 		if err != nil {
 			return last, err
 		}
+
 		s = b.stage(s.chunk[n:], *f)
 	}
+
 	_, seq, err := b.publishSingles(ctx, s.chunk, false, f)
 	if seq > 0 {
 		last = seq
 	}
+
 	return last, err
 }
 
 func (b *Bus) commitBatch(ctx context.Context, s *staged) (uint64, error) {
-	ctx, done := b.exchange(ctx)
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	if s.err != nil {
-		return 0, why(ctx, s.err)
+		return 0, cause(ctx, s.err)
 	}
+
 	ack, err := s.batch.CommitMsg(ctx, s.chunk[len(s.chunk)-1])
 	if err != nil {
-		return 0, why(ctx, err)
+		return 0, cause(ctx, err)
 	}
 	return ack.Sequence, nil
 }
 
-// publishSingles sends one after the other, each when the one before it is
-// stored. With pastDuplicates it stops after the first message that was new.
-// It returns how many are stored.
+// publishSingles publishes messages one by one, each when the one before it is stored. With
+// pastDuplicates it stops after the first new message. n is how many messages are stored.
 func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplicates bool, f *fence) (n int, last uint64, err error) {
 	for _, msg := range chunk {
 		msg.Header.Del(jetstreamext.BatchIDHeader)
@@ -237,68 +262,76 @@ func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplica
 		if err != nil {
 			return n, last, err
 		}
+
 		n, last = n+1, seq
 		if pastDuplicates && fresh {
 			break
 		}
 	}
+
 	return n, last, nil
 }
 
 func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg, f *fence) (seq uint64, fresh bool, err error) {
-	ctx, done := b.exchange(ctx)
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	id := msg.Header.Get(jetstream.MsgIDHeader)
 	if room := b.nc.MaxPayload() - int64(msg.Size()); room < fenceBytes {
-		fence{}.mark(msg) // one that fits only just goes without
+		fence{}.mark(msg) // no room for the fence
 	} else {
 		f.mark(msg)
 	}
+
 	ack, err := b.js.PublishMsg(ctx, msg)
 	var no *jetstream.APIError
 	switch {
-	case errors.Is(err, nats.ErrMaxPayload), // the server we are connected to now takes less
+	case errors.Is(err, nats.ErrMaxPayload), // after a reconnect to a server with a lower limit
 		errors.As(err, &no) && (no.ErrorCode == jetstream.JSErrCodeStreamMessageExceedsMaximum || no.ErrorCode == errHeaderTooLarge):
 		return 0, false, &TooLarge{ID: eventID(id)}
-	case moved(err):
+	case isWrongLastSequence(err):
 		return 0, false, fmt.Errorf("%w: %w", ErrMoved, err)
 	case err != nil:
-		return 0, false, fmt.Errorf("message %s: %w", eventID(id), why(ctx, err))
+		return 0, false, fmt.Errorf("message %s: %w", eventID(id), cause(ctx, err))
 	case !ack.Duplicate:
 		f.after = ack.Sequence
 		return ack.Sequence, true, nil
 	}
-	// The window remembers ids of messages that a purge has taken away. Such a
-	// message is stored again under an id that the window does not know.
+
+	// The duplicate window knows ids of messages that a purge has removed. Such a message is stored
+	// again, under an id that the window does not know.
 	at, err := b.Stored(ctx, ack.Sequence)
 	if err != nil {
 		return 0, false, err
 	}
+
 	if at == eventID(id) {
 		return ack.Sequence, false, nil
 	}
-	msg.Header.Set(jetstream.MsgIDHeader, eventID(id)+againMark+strconv.FormatUint(ack.Sequence, 10))
+
+	msg.Header.Set(jetstream.MsgIDHeader, eventID(id)+republishMark+strconv.FormatUint(ack.Sequence, 10))
 	return b.publishOne(ctx, msg, f)
 }
 
-// againMark parts an event's id from the lost sequence in the Nats-Msg-Id of an
-// event that had to be stored again. Ids are UUIDs and do not hold it.
-const againMark = "~"
+// republishMark separates an event's id from the lost sequence in the Nats-Msg-Id of an event that
+// had to be stored again. Event ids are UUIDs and do not contain it.
+const republishMark = "~"
 
 func eventID(msgID string) string {
-	id, _, _ := strings.Cut(msgID, againMark)
+	id, _, _ := strings.Cut(msgID, republishMark)
 	return id
 }
 
-// message is m as NATS sends it, and its size by max_payload's reckoning.
+// message returns m for the NATS client, and the size that counts for max_payload.
 func (b *Bus) message(m outbox.Message) (*nats.Msg, int) {
 	header := make(nats.Header, len(m.Header)+5)
 	for k, v := range m.Header {
-		// Nats-* headers are orders to the server and are ours to give.
+		// Nats-* headers are instructions to the server. Only this package sets them.
 		if !strings.HasPrefix(k, "Nats-") {
 			header[k] = []string{v}
 		}
 	}
+
 	header[jetstream.MsgIDHeader] = []string{m.ID}
 	header[jetstream.ExpectedStreamHeader] = []string{b.cfg.Stream}
 	return &nats.Msg{Subject: m.Subject, Header: header, Data: m.Body}, headerSize(header) + len(m.Body)
@@ -314,12 +347,13 @@ func headerSize(header nats.Header) int {
 	return size
 }
 
-// plainSubject keeps out what would never be captured, and so would look like
-// an outage for ever.
-func plainSubject(subject string) bool {
+// isPlainSubject reports whether the events stream captures a subject. Publishing on any other would
+// fail for ever, like an outage.
+func isPlainSubject(subject string) bool {
 	if !strings.HasPrefix(subject, "task.") || strings.ContainsFunc(subject, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' }) {
 		return false
 	}
+
 	for token := range strings.SplitSeq(subject, ".") {
 		if token == "" {
 			return false
@@ -328,9 +362,9 @@ func plainSubject(subject string) bool {
 	return true
 }
 
-// refused says that the server answered, and stored nothing of the batch; or
-// that it did not understand that it was one.
-func refused(err error) bool {
+// isRefusal reports that the server answered and stored no message of the batch, or that the server
+// does not know atomic batches.
+func isRefusal(err error) bool {
 	var no *jetstream.APIError
 	return errors.As(err, &no) || errors.Is(err, jetstreamext.ErrInvalidBatchAck)
 }

@@ -18,7 +18,7 @@ import (
 
 // quick is a rhythm for tests that wait for the bus to look after itself.
 func quick(cfg *Config) {
-	cfg.rhythm = rhythm{look: 20 * time.Millisecond, grow: 20 * time.Millisecond, redial: 20 * time.Millisecond}
+	cfg.intervals = intervals{probe: 20 * time.Millisecond, replicas: 20 * time.Millisecond, redial: 20 * time.Millisecond}
 }
 
 // startBus is setup for a bus that does not wait for its server.
@@ -99,7 +99,7 @@ func TestStartWithoutServer(t *testing.T) {
 }
 
 // tries are how often the server was asked in vain.
-func tries(b *Bus) int { return b.dialling.Count() }
+func tries(b *Bus) int { return b.dialErrors.Count() }
 
 // A server that refuses us is an outage too: the reason is told loudly, once, and when the
 // credentials are good nobody has to restart anything.

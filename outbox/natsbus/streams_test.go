@@ -40,8 +40,8 @@ func TestDeletedStreamsAreMadeAsAtFirst(t *testing.T) {
 		for who, change := range map[string]func(*Config){"by use": func(*Config) {}, "by looking": quick} {
 			t.Run(name+" "+who, func(t *testing.T) {
 				t.Parallel()
-				host := setup(t, listening, func(cfg *Config) { cfg.rhythm.look = time.Hour })
-				b := setup(t, func(cfg *Config) { cfg.URL = host.ClientURL(); cfg.rhythm.look = time.Hour }, change)
+				host := setup(t, listening, func(cfg *Config) { cfg.intervals.probe = time.Hour })
+				b := setup(t, func(cfg *Config) { cfg.URL = host.ClientURL(); cfg.intervals.probe = time.Hour }, change)
 				first := b.streamConfig(t, name)
 				if who == "by use" {
 					b.consume(t, requested, func(context.Context, outbox.Delivery) error { return &outbox.Poison{Reason: "bad"} })
@@ -78,7 +78,7 @@ func (b *testBundle) consumeAs(t *testing.T, durable, subject string, h outbox.H
 // heard. That stream is repaired, its messages stay, and its consumers go on.
 func TestStreamOfExactSubjectsIsRepaired(t *testing.T) {
 	t.Parallel()
-	host := setup(t, listening, func(cfg *Config) { cfg.Inbound, cfg.rhythm.look = "UNUSED", time.Hour })
+	host := setup(t, listening, func(cfg *Config) { cfg.Inbound, cfg.intervals.probe = "UNUSED", time.Hour })
 	require.NoError(t, host.js.DeleteStream(host.ctx, "UNUSED"))
 	_, err := host.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "TES_INBOUND", Subjects: []string{
 		"workflow.task_requested", "system.shutdown_requested", "integration.response_received", "system.maintenance_mode",
@@ -102,7 +102,7 @@ func TestStreamOfExactSubjectsIsRepaired(t *testing.T) {
 // not have; when its stream goes, the family is ours, and the next process starts.
 func TestFamilySharedWithANeighbour(t *testing.T) {
 	t.Parallel()
-	host := setup(t, listening, func(cfg *Config) { cfg.Inbound, cfg.rhythm.look = "UNUSED", time.Hour })
+	host := setup(t, listening, func(cfg *Config) { cfg.Inbound, cfg.intervals.probe = "UNUSED", time.Hour })
 	require.NoError(t, host.js.DeleteStream(host.ctx, "UNUSED"))
 	_, err := host.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "THEIRS", Subjects: []string{"integration.status.*"}})
 	require.NoError(t, err)
@@ -180,8 +180,8 @@ func TestMoreReplicasThanServers(t *testing.T) {
 	_, err := b.Publish(b.ctx, messages(1, 12))
 	require.NoError(t, err)
 	b.health(t, OK, "the NATS cluster has too few servers with JetStream for the replicas: stream TES_EVENTS has 1 of the 3 that were asked for")
-	before := b.growing.Count()
-	require.Eventually(t, func() bool { return b.growing.Count() > before+2 }, patience, time.Millisecond, "it is not tried again")
+	before := b.replicaErrors.Count()
+	require.Eventually(t, func() bool { return b.replicaErrors.Count() > before+2 }, patience, time.Millisecond, "it is not tried again")
 	require.Equal(t, 1, strings.Count(b.log.String(), "a stream has fewer replicas than it should"), b.log)
 }
 

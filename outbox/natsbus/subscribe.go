@@ -10,47 +10,52 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// From says where Subscribe starts: New, All, or the stream sequence to start at.
+// From is where Subscribe starts: New, All, or a stream sequence.
 type From uint64
 
 const (
-	// New starts with what is stored after Subscribe returns.
+	// New starts with the first message that is stored after Subscribe has returned.
 	New From = 0
-	// All starts with the oldest that is kept.
+	// All starts with the oldest stored message.
 	All From = 1
 )
 
-// Subscribe shows fn every message on subject, with its stream sequence, in
-// order, without taking it from anybody. It returns once it stands; fn is
-// called by one goroutine until ctx ends or the bus is closed. An interruption
-// is bridged: fn sees no gap and no message twice. The subject must belong to
-// one stream; "" is every event.
+// Subscribe calls fn with every message on subject and its stream sequence, in order. Other
+// consumers get the messages as well. Subscribe returns when the subscription exists; one goroutine
+// calls fn until ctx ends or the bus is closed. After a reconnect fn sees no gap and no message
+// twice. One stream must capture the subject; an empty subject is every event.
 func (b *Bus) Subscribe(ctx context.Context, subject string, from From, fn func(d outbox.Delivery, seq uint64)) error {
 	leave, err := b.enter()
 	if err != nil {
 		return err
 	}
+
 	if subject == "" {
 		subject = eventSubjects
 	}
+
 	show := func(msg jetstream.Msg) {
 		if meta, err := msg.Metadata(); err == nil {
 			fn(delivery(msg, meta), meta.Sequence.Stream)
 		}
 	}
+
 	feed, err := b.follow(ctx, subject, from, show)
 	if err != nil {
 		leave()
 		return fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
+
 	stopWithCaller := context.AfterFunc(ctx, feed.Stop)
 	stopWithBus := context.AfterFunc(b.ctx, feed.Stop)
 	go func() {
 		defer leave()
+
 		<-feed.Closed()
 		stopWithCaller()
 		stopWithBus()
 	}()
+
 	return nil
 }
 
@@ -59,43 +64,49 @@ func (b *Bus) follow(ctx context.Context, subject string, from From, show jetstr
 	if err != nil {
 		return nil, err
 	}
-	ctx, done := b.exchange(ctx)
+
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	if from == New {
-		// Not the policy "new": it would skip what is stored while the first
-		// connection is lost.
+		// The policy "new" would skip messages that are stored while the first connection is
+		// lost.
 		stream, err := b.js.Stream(ctx, name)
 		if err != nil {
-			return nil, fmt.Errorf("read the tail of stream %s: %w", name, why(ctx, err))
+			return nil, fmt.Errorf("read the tail of stream %s: %w", name, cause(ctx, err))
 		}
+
 		from = From(stream.CachedInfo().State.LastSeq + 1)
 	}
+
 	pull, err := b.js.OrderedConsumer(ctx, name, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{subject},
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:    uint64(from),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("make a consumer on stream %s: %w", name, why(ctx, err))
+		return nil, fmt.Errorf("make a consumer on stream %s: %w", name, cause(ctx, err))
 	}
 	return pull.Consume(show)
 }
 
-// Send stores one message on a subject that is not an event of ours, and
-// returns when it is stored. Stand-ins use it to speak as a neighbour. A
-// Nats-Msg-Id in header makes a repetition harmless.
+// Send publishes one message on a subject that is not an event's, and returns when it is stored.
+// Fakes of peer services use Send. A Nats-Msg-Id in header makes a repetition harmless.
 func (b *Bus) Send(ctx context.Context, subject string, header map[string]string, body []byte) error {
-	if err := b.joined(); err != nil {
+	if err := b.checkConnected(); err != nil {
 		return err
 	}
+
 	msg := &nats.Msg{Subject: subject, Header: make(nats.Header, len(header)), Data: body}
 	for k, v := range header {
 		msg.Header[k] = []string{v}
 	}
-	ctx, done := b.exchange(ctx)
+
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	if _, err := b.js.PublishMsg(ctx, msg); err != nil {
-		return fmt.Errorf("send to %s: %w", subject, why(ctx, err))
+		return fmt.Errorf("send to %s: %w", subject, cause(ctx, err))
 	}
 	return nil
 }

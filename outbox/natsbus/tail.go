@@ -10,83 +10,95 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Tail is the sequence of the last event stored, and when the stream was made:
-// another time means another stream, whose sequences start again.
+// Tail returns the sequence of the last stored event and the time at which the stream was created.
+// Another time means another stream, whose sequences start at 1 again.
 func (b *Bus) Tail(ctx context.Context) (last uint64, created time.Time, err error) {
-	if err := b.joined(); err != nil {
+	if err := b.checkConnected(); err != nil {
 		return 0, time.Time{}, err
 	}
-	ctx, done := b.exchange(ctx)
+
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	stream, err := b.js.Stream(ctx, b.cfg.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		b.wonder()
+		b.requestRecheck()
 	}
 	if err != nil {
-		return 0, time.Time{}, fmt.Errorf("read the tail of stream %s: %w", b.cfg.Stream, why(ctx, err))
+		return 0, time.Time{}, fmt.Errorf("read the tail of stream %s: %w", b.cfg.Stream, cause(ctx, err))
 	}
+
 	info := stream.CachedInfo()
 	b.arm(info)
 	return info.State.LastSeq, info.Created, nil
 }
 
-// Stored is the id of the event at sequence seq, or "" if there is none, be it
-// that it never was, was lost, or is too old.
+// Stored returns the id of the event at a sequence; empty if the stream has no event there (any
+// more).
 func (b *Bus) Stored(ctx context.Context, seq uint64) (id string, err error) {
 	if seq == 0 {
-		return "", nil // to the server 0 means "unset" and is an error
+		return "", nil // the server takes 0 for a missing parameter
 	}
+
 	events, err := b.stream()
 	if err != nil {
 		return "", err
 	}
-	ctx, done := b.exchange(ctx)
+
+	ctx, done := b.requestContext(ctx)
 	defer done()
+
 	msg, err := events.GetMsg(ctx, seq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return "", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("read event %d of stream %s: %w", seq, b.cfg.Stream, why(ctx, err))
+		return "", fmt.Errorf("read event %d of stream %s: %w", seq, b.cfg.Stream, cause(ctx, err))
 	}
 	return eventID(msg.Header.Get(jetstream.MsgIDHeader)), nil
 }
 
-// idReaders is how many messages are asked for at a time when ids are read.
+// idReaders is how many messages IDs requests at a time.
 const idReaders = 16
 
-// IDs are the ids of the events from one sequence to another, both included, with the
-// sequence of each. A place whose event is gone, or never was, has none.
+// IDs returns the sequence of each event id between two sequences, both included. Sequences without
+// an event are left out.
 func (b *Bus) IDs(ctx context.Context, from, to uint64) (map[string]uint64, error) {
+	// The first error ends all readers.
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	ids, places := map[string]uint64{}, make(chan uint64)
+
+	ids, slots := map[string]uint64{}, make(chan uint64)
 	var mu sync.Mutex
 	var readers sync.WaitGroup
 	for range min(idReaders, to-min(from, to)+1) {
 		readers.Go(func() {
-			for seq := range places {
+			for seq := range slots {
 				id, err := b.Stored(ctx, seq)
 				if err != nil {
 					stop(err)
 					return
 				}
+
 				if id == "" {
 					continue
 				}
+
 				mu.Lock()
 				ids[id] = seq
 				mu.Unlock()
 			}
 		})
 	}
+
 	for seq := from; seq <= to && ctx.Err() == nil; seq++ {
 		select {
-		case places <- seq:
+		case slots <- seq:
 		case <-ctx.Done():
 		}
 	}
-	close(places)
+
+	close(slots)
 	readers.Wait()
 	return ids, context.Cause(ctx)
 }

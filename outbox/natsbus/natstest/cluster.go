@@ -1,5 +1,5 @@
-// Package natstest runs a NATS cluster for tests: several servers with JetStream inside
-// this process, which find each other on loopback.
+// Package natstest runs a NATS cluster for tests: several servers with JetStream inside this
+// process, connected on loopback.
 package natstest
 
 import (
@@ -22,15 +22,14 @@ import (
 // patience bounds every wait. An election takes up to ten seconds on an idle machine.
 const patience = 2 * time.Minute
 
-// Cluster is some servers that know of each other, whether they run or not.
+// Cluster is a number of servers that are configured for each other, running or not.
 type Cluster struct {
 	t       testing.TB
 	opts    []*server.Options
-	servers []*server.Server // nil: it does not run
+	servers []*server.Server // nil: not running
 }
 
-// New lays out a cluster of n servers, of which none runs yet. All are stopped when the
-// test ends.
+// New returns a cluster of n servers that do not run yet. All servers are stopped when the test ends.
 func New(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, servers: make([]*server.Server, n)}
@@ -57,8 +56,8 @@ func New(t testing.TB, n int) *Cluster {
 	return c
 }
 
-// Start runs some of the servers, by their number from 0 on; none named: all of them. It
-// does not wait for them to have chosen a leader: see WaitForLeader.
+// Start runs some of the servers, by their number from 0 on, or all servers without a number. Start
+// does not wait for the election of a leader: see WaitForLeader.
 func (c *Cluster) Start(numbers ...int) {
 	c.t.Helper()
 	if len(numbers) == 0 {
@@ -78,7 +77,7 @@ func (c *Cluster) Start(numbers ...int) {
 	}
 }
 
-// WaitForLeader returns when all that run know who leads JetStream.
+// WaitForLeader returns when all running servers know the leader of JetStream.
 func (c *Cluster) WaitForLeader() {
 	c.t.Helper()
 	require.Eventually(c.t, func() bool {
@@ -96,7 +95,7 @@ func (c *Cluster) WaitForLeader() {
 	}, patience, 20*time.Millisecond, "JetStream has no leader")
 }
 
-// Stop ends one server.
+// Stop stops one server.
 func (c *Cluster) Stop(i int) {
 	if c.servers[i] != nil {
 		c.servers[i].Shutdown()
@@ -105,8 +104,8 @@ func (c *Cluster) Stop(i int) {
 	}
 }
 
-// StreamLeader is the number of the server that leads a stream of the global account, -1
-// while none does.
+// StreamLeader returns the number of the server that leads a stream of the global account; -1 while
+// the stream has no leader.
 func (c *Cluster) StreamLeader(stream string) int {
 	for i, srv := range c.servers {
 		if srv != nil && srv.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) {
@@ -116,8 +115,8 @@ func (c *Cluster) StreamLeader(stream string) int {
 	return -1
 }
 
-// WaitForStream returns when every server of the cluster has all of a stream that all of
-// them keep: until then the end of another one would be the end of the majority.
+// WaitForStream returns when every server has all messages of a stream that all servers keep. Before
+// that, stopping another server could end the majority.
 func (c *Cluster) WaitForStream(stream string) {
 	c.t.Helper()
 	require.Eventually(c.t, func() bool {
@@ -130,7 +129,7 @@ func (c *Cluster) WaitForStream(stream string) {
 	}, patience, 20*time.Millisecond, "not every server has all of stream %s", stream)
 }
 
-// URL names all servers, whether they run or not.
+// URL returns the URLs of all servers, running or not.
 func (c *Cluster) URL() string {
 	var urls []string
 	for _, opts := range c.opts {
@@ -139,11 +138,11 @@ func (c *Cluster) URL() string {
 	return strings.Join(urls, ",")
 }
 
-// URLOf names one.
+// URLOf returns the URL of one server.
 func (c *Cluster) URLOf(i int) string { return strings.Split(c.URL(), ",")[i] }
 
-// Leaks are what a server of a cluster leaves behind that is stopped while a stream comes to
-// it: the files of that stream are not closed. It is NATS's own, and none of ours is like it.
+// Leaks returns the goroutines that a NATS server leaves behind if it is stopped while a stream is
+// replicated to it. tes has no goroutines of these names.
 func Leaks() []goleak.Option {
 	return []goleak.Option{
 		goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*fileStore).flushStreamStateLoop"),
@@ -151,11 +150,11 @@ func Leaks() []goleak.Option {
 	}
 }
 
-// given are the ports that a cluster of this process has, whether it listens there yet or not.
+// given has the ports of all clusters of this process, whether a server listens there or not.
 var given sync.Map
 
-// freePort is one that nobody listens on, below those that the system gives to clients:
-// a server that is started again must find its own free.
+// freePort returns a port that is not in use, below the range that the system gives to clients, so
+// that the port of a stopped server stays free.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
