@@ -33,6 +33,7 @@ func EncodeAttribute(value string) string {
 			text.Write([]byte{'%', digits[b>>4], digits[b&15]})
 		}
 	}
+
 	return text.String()
 }
 
@@ -57,6 +58,7 @@ func unquote(text string) string {
 		if text[i] == '\\' && i+1 < len(text) {
 			i++
 		}
+
 		plain.WriteByte(text[i])
 	}
 	return plain.String()

@@ -50,10 +50,12 @@ func header(row db.OutboxEventsRow, id, kind string) map[string]string {
 		"ce-correlationid":   EncodeAttribute(row.CorrelationID),
 		"ce-sequence":        sequence(row.Seq),
 	}
+
 	if row.Traceparent != nil {
 		h["traceparent"] = *row.Traceparent
 		h["ce-traceparent"] = EncodeAttribute(*row.Traceparent)
 	}
+
 	return h
 }
 
@@ -90,6 +92,7 @@ func started(row db.OutboxEventsRow) (any, error) {
 func completed(row db.OutboxEventsRow) (any, error) {
 	var note CompletedNote
 	err := read(row.Payload, &note)
+	// The interface document requires the member.
 	if note.OutputSummary == nil {
 		note.OutputSummary = json.RawMessage("{}")
 	}

@@ -33,7 +33,7 @@ type Config[T any] struct {
 	Size func(T) int
 }
 
-// Batcher collects items into batches and flushes them. It is safe for concurrent use.
+// Batcher collects items into batches and flushes them. Safe for concurrent use.
 type Batcher[T any] struct {
 	flush func([]T)
 	cfg   Config[T]
@@ -75,7 +75,8 @@ func (b *Batcher[T]) Add(items ...T) {
 	}
 
 	isLarge := func(item T) bool { return b.cfg.Size(item) >= largeFrom }
-	if !slices.ContainsFunc(items, isLarge) { // nearly always: no copy
+	// Nearly always, and without a copy of items.
+	if !slices.ContainsFunc(items, isLarge) {
 		b.enqueue(items)
 		return
 	}
@@ -88,21 +89,25 @@ func (b *Batcher[T]) Add(items ...T) {
 			small = append(small, item)
 		}
 	}
+
 	b.enqueue(small)
 }
 
 func (b *Batcher[T]) enqueue(items []T) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	if len(items) == 0 {
 		return
 	}
+
 	b.queue = append(b.queue, items...)
 
 	if b.active < b.cfg.Flushers && len(b.queue) >= b.cfg.Backlog {
 		b.startFlusher()
 		return
 	}
+
 	b.relieveLate()
 }
 
@@ -124,7 +129,8 @@ func (b *Batcher[T]) runFlusher() {
 	for batch := b.take(); batch != nil; batch = b.take() {
 		timer := time.AfterFunc(lateAfter, func() { b.countLate(1) })
 		b.flush(batch)
-		if !timer.Stop() { // it has fired, or is about to
+		// The timer has fired, or is about to: take the flusher back from the late ones.
+		if !timer.Stop() {
 			b.countLate(-1)
 		}
 	}
@@ -138,11 +144,12 @@ func (b *Batcher[T]) countLate(n int) {
 	b.relieveLate()
 }
 
-// take removes the next batch from the queue. It returns nil if the queue is empty; the
+// take removes the next batch from the queue. The result is nil if the queue is empty; the
 // flusher is not counted any more then and must end.
 func (b *Batcher[T]) take() []T {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	n := b.nextLen()
 	if n == 0 {
 		b.active--
@@ -151,7 +158,8 @@ func (b *Batcher[T]) take() []T {
 	}
 
 	batch := slices.Clone(b.queue[:n])
-	clear(b.queue[:n]) // the rest of the queue keeps the array, which must not keep the payloads
+	// The rest of the queue keeps the array; without clear the array would keep the payloads.
+	clear(b.queue[:n])
 	b.queue = b.queue[n:]
 	return batch
 }
@@ -172,6 +180,7 @@ func (b *Batcher[T]) nextLen() int {
 			return max(i, 1)
 		}
 	}
+
 	return n
 }
 
@@ -182,18 +191,21 @@ func (b *Batcher[T]) signalIdle() {
 	}
 }
 
-// Aside runs work in a goroutine of its own, for which Drain waits.
+// Aside runs work in a separate goroutine, for which Drain waits.
 func (b *Batcher[T]) Aside(work func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	b.aside++
 	go func() {
 		defer func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
+
 			b.aside--
 			b.signalIdle()
 		}()
+
 		work()
 	}()
 }
@@ -219,6 +231,7 @@ func (b *Batcher[T]) Drain() {
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	for b.active > 0 || b.aside > 0 {
 		b.idle.Wait()
 	}

@@ -1,13 +1,13 @@
 // Package batch is group commit: callers add items one at a time, and a Batcher writes many
-// of them with one statement.
+// of them with a single statement.
 //
 // # Overview
 //
 // A Batcher is a queue and up to Config.Reserve flushers. A flusher takes a batch from the
 // head of the queue, calls the flush function with it, and repeats this until the queue is
 // empty; then it ends. There is no timer: an idle Batcher flushes an item at once, and a busy
-// one collects the next batch while the last one is in flight. So a batch grows with the load,
-// and an item of an idle system waits for nobody.
+// Batcher collects the next batch while the last batch is in flight. So a batch grows with the
+// load, and an item of an idle system does not wait.
 //
 //	     Add                take up to MaxItems and MaxBytes
 //	───────────▶ queue ───────────────────────────────────────▶ flush(batch)
@@ -16,8 +16,8 @@
 //	                                                                 ▼
 //	                                                        work, outside the flushers
 //
-// The flush function owns its batch. It must answer every item, whatever happens: a Batcher
-// knows neither results nor errors.
+// The flush function owns the batch and must answer every item in every case: a Batcher knows
+// neither results nor errors.
 //
 // # Promises
 //
@@ -27,21 +27,21 @@
 //     is finished.
 //
 // A Batcher does not promise an order, not even for the items of one task. Two flushers may
-// overtake each other, large items have a queue of their own, and an item that is put aside is
-// overtaken by all that come later. A caller whose second write builds on its first waits for
-// the answer to the first. Between callers, the fence in the statement decides.
+// overtake each other, large items have a queue of their own, and an item put aside is overtaken
+// by later items. A caller with a second write that builds on the first waits for the answer to
+// the first. Between callers, the fence in the statement decides.
 //
-// A Batcher keeps items in memory only. What the process had not written when it died is lost.
+// A Batcher keeps items in memory only. A process that dies loses the items not written yet.
 //
 // # Flushers, Backlog and Reserve
 //
 // At most Config.Flushers run while each of them returns within 100 ms. The first starts with
-// the first item. Every further one starts when Config.Backlog items wait, because two half
-// empty statements cost the database more than one full one.
+// the first item. Every further flusher starts when Config.Backlog items wait, because two
+// half empty statements cost the database more than a full statement.
 //
 // A flush that is away for longer than 100 ms is late: as a rule, it waits for a row that
-// another session has locked. When all running flushers are late, another one starts for what
-// waits, up to Config.Reserve flushers in total. So one lock delays one batch and not the
+// another session has locked. When all running flushers are late, another flusher starts
+// for the waiting items, up to Config.Reserve flushers in total. So one lock delays one batch and not the
 // batches behind it, and a database that hangs does not use up the connection pool.
 //
 // # Large items

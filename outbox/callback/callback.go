@@ -20,18 +20,18 @@ type Pool interface {
 // Caller posts to callback addresses.
 type Caller interface {
 	// Call posts one message. A nil error means that the host acknowledged the message. An
-	// *outbox.Refused is an answer of the host; any other error means that there was no answer,
-	// or one that says that the host is not working.
+	// *outbox.Refused is an answer of the host; any other error means no answer, or the
+	// answer of a host that is not working.
 	Call(ctx context.Context, address, id string, body []byte) error
 }
 
 // Config tunes a Dispatcher. The zero value is right for production.
 type Config struct {
-	// Slots is how many tasks are in flight at a time, and SlotsPerHost how many of them to one
-	// host, so that a slow host leaves slots for the others; default 64 and 16.
+	// Slots is how many tasks are in flight at a time, and SlotsPerHost the limit for a single
+	// host, so that a slow host leaves slots for other hosts; default 64 and 16.
 	Slots, SlotsPerHost int
-	// Timeout bounds one post; default 10 s. A process that has not settled a claim after three
-	// of them is taken for dead, and another process posts again.
+	// Timeout bounds a post; default 10 s. A process without a settled claim after three
+	// timeouts is taken for dead, and another process posts again.
 	Timeout time.Duration
 	// PollInterval is how often due rows are looked for without a Wake; default 1 s.
 	PollInterval time.Duration
@@ -47,7 +47,7 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Dispatcher posts the status updates of all tasks. Run one in every process.
+// Dispatcher posts the status updates of all tasks. Run a Dispatcher in every process.
 type Dispatcher struct {
 	pool   Pool
 	caller Caller
@@ -89,7 +89,7 @@ func New(pool Pool, caller Caller, cfg Config) *Dispatcher {
 	return &Dispatcher{pool: pool, caller: caller, cfg: cfg, wake: make(chan struct{}, 1)}
 }
 
-// Wake makes the dispatcher look for due rows at once. Call it after a commit with updates.
+// Wake makes the dispatcher look for due rows at once. Call Wake after a commit with updates.
 func (d *Dispatcher) Wake() {
 	select {
 	case d.wake <- struct{}{}:

@@ -23,8 +23,8 @@ const (
 	drainTimeout = 5 * time.Second
 )
 
-// loop is the state of one call of Run. Its goroutine owns every field and is the only one that
-// reads and writes rows.
+// loop is the state of a call of Run. The goroutine of Run owns every field, and no other
+// goroutine reads or writes rows.
 type loop struct {
 	*Dispatcher
 	q        *db.Queries
@@ -38,7 +38,7 @@ type loop struct {
 	sweptAt  time.Time        // when unused hosts were removed last
 }
 
-// delivery is the next updates of one claimed task, and the result of posting them.
+// delivery is the next updates of a claimed task, and the result of the posts.
 type delivery struct {
 	task     uuid.UUID
 	host     *host
@@ -158,8 +158,8 @@ func (l *loop) pass(ctx, posts context.Context, stopping bool) error {
 }
 
 // settle writes the results of the collected deliveries. If another session has one of the rows
-// locked, each delivery is settled by a statement of its own, so that only the locked one waits
-// for the next pass.
+// locked, each delivery is settled by a separate statement, so that only the locked row delays a
+// delivery.
 func (l *loop) settle(ctx context.Context) error {
 	if err := l.settleLocked(ctx); err != nil {
 		return err
@@ -169,7 +169,7 @@ func (l *loop) settle(ctx context.Context) error {
 		return nil
 	}
 
-	// One statement for all: nearly always no row is locked.
+	// A single statement: nearly always no row is locked.
 	err := l.write(ctx, l.q, l.unsaved)
 	switch {
 	case isLockTimeout(err):
@@ -184,7 +184,7 @@ func (l *loop) settle(ctx context.Context) error {
 	return l.afterSettled(ctx, settled)
 }
 
-// settleLocked settles the locked deliveries one by one, with a short wait for each row.
+// settleLocked settles the locked deliveries individually, with a short wait for each row.
 func (l *loop) settleLocked(ctx context.Context) error {
 	waiting := l.locked
 	l.locked = nil
@@ -265,8 +265,8 @@ func (l *loop) afterSettled(ctx context.Context, settled []delivery) error {
 	return nil
 }
 
-// abandonOld abandons all updates of a host that is away which are older than AbandonAfter.
-// Without it each of them would have to be posted once more, and an open breaker lets few posts
+// abandonOld abandons the updates of an absent host that are older than AbandonAfter.
+// Otherwise each update would have to be posted once more, and an open breaker lets few posts
 // through.
 func (l *loop) abandonOld(ctx context.Context, host, problem string) error {
 	n, err := l.q.CallbackExpire(ctx, db.CallbackExpireParams{
@@ -289,7 +289,7 @@ func (l *loop) claim(ctx context.Context) ([]delivery, error) {
 		Updates: updatesPerDelivery, PerHost: int32(l.cfg.SlotsPerHost), Places: int32(l.cfg.Slots - l.inFlight), LeaseSeconds: lease.Seconds(),
 	}
 
-	// The statement knows the hosts with fewer free slots than SlotsPerHost; all others are idle.
+	// The statement knows the hosts with fewer free slots than SlotsPerHost; the other hosts are idle.
 	for name, h := range l.hosts {
 		if free := h.freeSlots(l.cfg.SlotsPerHost); free < l.cfg.SlotsPerHost {
 			p.Hosts, p.Rooms = append(p.Hosts, name), append(p.Rooms, int32(free))

@@ -20,9 +20,9 @@
 //	   └────────────────────┴─────────────────────────────────┤
 //	                                                          └──▶ final, or too old: abandoned
 //
-// One goroutine, the loop of Run, owns all state and writes all rows. Each delivery is a
+// A single goroutine, the loop of Run, owns all state and writes all rows. Each delivery is a
 // goroutine of its own and returns to the loop. A task has one delivery at a time, because the
-// claim is fenced: settling under an older claim changes nothing.
+// claim is fenced: settling under an older claim has no effect.
 //
 // # Hosts
 //
@@ -35,7 +35,7 @@
 //   - The process dies between the post and the settling: the claim runs out, and another
 //     process posts the same update again, under the same id and with the same body.
 //   - A process wakes up after the claim has run out: its settling names an older claim and
-//     changes nothing.
+//     has no effect.
 //   - The host is away, or answers 5xx, 408 or 429: the update is posted again after a pause
 //     that doubles up to Config.BackoffMax, or after the time that the host asked for.
 //   - The host answers another error: the pause doubles up to Config.RefusedMax, and the breaker

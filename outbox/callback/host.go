@@ -13,7 +13,7 @@ const (
 	unusedFor = 10 * time.Minute
 )
 
-// host is what this process knows of one callback host.
+// host is the state of a callback host, as known to this process.
 type host struct {
 	name     string
 	breaker  *retry.Breaker
@@ -21,8 +21,8 @@ type host struct {
 	usedAt   time.Time // when a delivery was claimed last; owned by the loop
 }
 
-// host returns the host with a name. The breaker of a new one follows the interface document's
-// policy for service calls: it opens when 30 % of the calls fail.
+// host returns the host with a name. The breaker of a new host follows the interface document's
+// policy for service calls, and opens when 30 % of the calls fail.
 func (l *loop) host(name string) *host {
 	h := l.hosts[name]
 	if h == nil {
@@ -34,6 +34,7 @@ func (l *loop) host(name string) *host {
 		l.hosts[name] = h
 	}
 
+	// A host in use is never removed.
 	h.usedAt = time.Now()
 	return h
 }

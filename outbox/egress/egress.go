@@ -48,6 +48,7 @@ func NewClient(cfg Config) *http.Client {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 
+	// http.Client closes idle connections by a method of the transport, which a wrapper may lack.
 	if cfg.Wrap != nil {
 		client.Transport = wrapped{cfg.Wrap(below), below}
 	}
@@ -80,6 +81,7 @@ func Reason(err error) string {
 	var alert tls.AlertError
 	var record tls.RecordHeaderError
 	switch {
+	// The same text for both, see Unknown.
 	case errors.Is(err, ErrBlocked), errors.As(err, &name):
 		return Unknown
 	case errors.As(err, &certificate), errors.As(err, &alert), errors.As(err, &record):

@@ -67,16 +67,21 @@ func (g guard) judge(network, address string, c syscall.RawConn) error {
 		return g.public.Safe(network, address, c) //nolint:wrapcheck // the caller wraps it
 	}
 
+	// An IPv4 address in IPv6 notation is the same destination.
 	ip := to.Addr().Unmap()
+	// Before the allowed networks: a network such as 169.254.0.0/16 is not meant to open a metadata
+	// service.
 	if g.closed(providers, ip, ip) {
 		return fmt.Errorf("%s is a cloud provider's", ip)
 	}
+	// A translator would forward the packet to the inner address.
 	if inner, ok := translation(ip); ok && g.closed(providers, inner, ip) {
 		return fmt.Errorf("%s holds %s, which is a cloud provider's", ip, inner)
 	}
 	if inner := last(ip); ip.Is6() && g.closed(metadata, inner, ip) {
 		return fmt.Errorf("%s ends in %s, which is a cloud provider's", ip, inner)
 	}
+	// Allowed networks may be called on every port.
 	if contains(g.allow, ip) {
 		return g.translated(ip, to.Port())
 	}

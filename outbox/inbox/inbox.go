@@ -13,15 +13,15 @@ import (
 // dead is the outcome of a dead letter.
 const dead = "dead"
 
-// changedNothing lists the outcomes of acts that changed no task. Table inbound counts them
-// as ignored.
+// changedNothing lists the outcomes of acts that changed no task. Table inbound counts these
+// outcomes as ignored.
 var changedNothing = []string{outbox.Late, outbox.Unknown, outbox.Elsewhere}
 
-// statementTimeout bounds one statement. It is no caller's: a caller that leaves does not end
-// the statement, which others share.
+// statementTimeout bounds a statement. Not the context of a caller: the statement is
+// shared, and a caller may leave early.
 const statementTimeout = 20 * time.Second
 
-// Inbox records the outcome of each event from the bus. It is safe for concurrent use.
+// Inbox records the outcome of each event from the bus. Safe for concurrent use.
 type Inbox struct {
 	q       *db.Queries
 	lookups *batch.Batcher[*lookup]
@@ -51,9 +51,8 @@ func New(pool db.DBTX) *Inbox {
 }
 
 // Once calls act unless the event was recorded before, and records the outcome that act
-// returns. act must be harmless when it is repeated: a process that dies between act and
-// record leaves no trace of the act. An error of act is returned as it is, and nothing is
-// recorded.
+// returns. act must be harmless when repeated: a process that dies between act and record
+// leaves no trace of the act. An error of act is returned unchanged, without a record.
 func (i *Inbox) Once(ctx context.Context, subject, event string, act func(context.Context) (outbox.Outcome, error)) error {
 	l := &lookup{event: event, done: make(chan error, 1)}
 	i.lookups.Add(l)
@@ -61,6 +60,7 @@ func (i *Inbox) Once(ctx context.Context, subject, event string, act func(contex
 		return fmt.Errorf("look up event %s: %w", event, err)
 	}
 
+	// A repetition is recorded too, because the metrics count repetitions.
 	outcome := outbox.Outcome{Word: outbox.Repeated}
 	if !l.seen {
 		var err error
@@ -68,6 +68,7 @@ func (i *Inbox) Once(ctx context.Context, subject, event string, act func(contex
 			return err
 		}
 	}
+
 	return i.record(ctx, &record{subject: subject, event: event, outcome: outcome})
 }
 
@@ -99,31 +100,37 @@ func await(ctx context.Context, done <-chan error) error {
 func (i *Inbox) flushLookups(lookups []*lookup) {
 	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
+
 	events := make([]string, len(lookups))
 	for k, l := range lookups {
 		events[k] = l.event
 	}
+
+	// Every caller of the batch waits for this answer, so no single caller may cancel the query.
 	known, err := i.q.InboxSeen(ctx, events)
 
 	seen := make(map[string]bool, len(known))
 	for _, event := range known {
 		seen[event] = true
 	}
+
 	for _, l := range lookups {
 		l.seen = seen[l.event]
 		l.done <- err
 	}
 }
 
-// flushRecords writes a batch of records, and their counts, with one statement.
+// flushRecords writes a batch of records, and their counts, with a single statement.
 func (i *Inbox) flushRecords(records []*record) {
 	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
+
 	p := db.InboxPutParams{ChangedNothing: changedNothing}
 	for _, r := range records {
 		p.EventIds, p.Subjects = append(p.EventIds, r.event), append(p.Subjects, r.subject)
 		p.Outcomes, p.Details = append(p.Outcomes, r.outcome.Word), append(p.Details, r.outcome.Detail)
 	}
+
 	err := i.q.InboxPut(ctx, p)
 
 	for _, r := range records {

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/once"
 )
 
-// answerTimeout bounds one request to the server. It is long because the server syncs a full batch
+// answerTimeout bounds a request to the server. It is long because the server syncs a full batch
 // to disk before the answer. A lost connection ends the wait at once.
 const answerTimeout = 15 * time.Second
 
@@ -106,6 +106,7 @@ func open(ctx context.Context, cfg Config, begin func(*Bus) error) (*Bus, error)
 	if err == nil {
 		err = begin(b)
 	}
+	// ctx ended after begin had succeeded: the bus is stopped already.
 	if !detach() && err == nil {
 		err = fmt.Errorf("open the bus: %w", context.Cause(ctx))
 	}
@@ -146,14 +147,14 @@ func (b *Bus) Await(ctx context.Context, atMost time.Duration) {
 	}
 }
 
-// ClientURL returns the URL by which another process can connect to this bus; empty if none can.
+// ClientURL returns the URL for other processes; empty if the server accepts only this process.
 // The URL contains the secret: do not log it.
 func (b *Bus) ClientURL() string { return b.url }
 
 // OnReconnect adds a function that is called when the streams exist again: after a reconnect, after
 // a deleted stream was created again, and after the first connection of Start. At that moment a
 // caller should compare the published messages with the stored ones. fn is not called for the
-// connection that Open made. Calls are made one after the other, on a goroutine that Close waits
+// connection that Open made. Calls are made in sequence, on a goroutine that Close waits
 // for.
 func (b *Bus) OnReconnect(fn func()) {
 	b.mu.Lock()
@@ -222,6 +223,7 @@ func (b *Bus) enter() (leave func(), err error) {
 		return nil, ErrClosed
 	}
 
+	// Under mu, so that Close cannot begin to wait between the check and Add.
 	b.work.Add(1)
 	return b.work.Done, nil
 }
@@ -272,6 +274,7 @@ func cause(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 
+	// The client reports a lost connection in two more ways.
 	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return fmt.Errorf("%w: %w", ErrDisconnected, err)
 	}

@@ -52,10 +52,12 @@ func (b *Bus) connect(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		// A refusal does not end while Open waits: an operator must act.
 		if !isTemporary(err) {
 			return fmt.Errorf("connect to %s: %w", b.target(), hint(err))
 		}
 
+		// Log the wait once, not with each try.
 		if first {
 			b.cfg.Logger.Warn("waiting for the NATS server", "url", b.target(), "error", err)
 		}
@@ -108,6 +110,7 @@ func (b *Bus) recordDialError(err error) {
 	b.mu.Lock()
 	b.state.dialErr = err
 	b.mu.Unlock()
+	// Each kind of error is logged once in an outage.
 	if !b.dialErrors.Note(err) {
 		return
 	}
@@ -131,6 +134,7 @@ func (b *Bus) dial() error {
 	opts := b.options()
 	if b.srv != nil {
 		opts = append(opts, nats.InProcessServer(b.srv.Server))
+		// The token is needed inside the process too.
 		if b.srv.token != "" {
 			opts = append(opts, nats.Token(b.srv.token))
 		}
@@ -240,6 +244,7 @@ func (b *Bus) callHooks() {
 	}
 
 	b.background(func() {
+		// A function of OnReconnect never runs twice at the same time.
 		b.hooksMu.Lock()
 		defer b.hooksMu.Unlock()
 
@@ -270,6 +275,7 @@ func (b *Bus) beginConn() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
+	// Requests on the old connection end now, and not after their timeouts.
 	if b.cancelConn != nil {
 		b.cancelConn(ErrDisconnected)
 	}
@@ -357,6 +363,7 @@ func withoutSecrets(urls string) string {
 	parts := strings.Split(urls, ",")
 	for i, p := range parts {
 		u, err := url.Parse(strings.TrimSpace(p))
+		// Unreadable: remove the text before the last @, where the secret may be.
 		if err != nil || u.Host == "" {
 			parts[i] = p[strings.LastIndexByte(p, '@')+1:]
 			continue

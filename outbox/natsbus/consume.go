@@ -51,6 +51,7 @@ func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Han
 	defer end()
 	defer context.AfterFunc(b.ctx, end)()
 
+	// A failure to create the durable does not end Consume: run tries again every second.
 	c := &consumer{bus: b, durable: durable, subject: subject, handle: h}
 	c.ensure(ctx)
 	c.run(ctx)
@@ -163,6 +164,7 @@ func (c *consumer) fetchMore(msg jetstream.Msg, most int, act func(jetstream.Msg
 		return
 	}
 
+	// Never more than the server has: a request for more would wait.
 	batch, err := c.pull.FetchNoWait(min(most, int(min(meta.NumPending, slots))))
 	if err != nil {
 		return // the next request returns the error
@@ -187,6 +189,7 @@ func (c *consumer) next(ctx context.Context) (jetstream.Msg, error) {
 	}
 
 	msg, err := c.pull.Next(jetstream.FetchContext(ctx))
+	// The request expired without a message: the subject is quiet.
 	if errors.Is(err, nats.ErrTimeout) || errors.Is(err, jetstream.ErrNoMessages) {
 		return nil, nil
 	}
@@ -258,6 +261,7 @@ func (c *consumer) runHandler(ctx context.Context, msg jetstream.Msg, meta *jets
 	defer beat.Wait()
 	defer close(done)
 	defer func() {
+		// A message that makes the handler panic must not end the process.
 		if p := recover(); p != nil {
 			c.bus.cfg.Logger.Error("message handler panicked", "subject", msg.Subject(), "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("handler panicked: %v", p)

@@ -39,6 +39,7 @@ func (c *consumer) sendToDeadLetters(ctx context.Context, msg jetstream.Msg, met
 
 	reason = oneLine(reason)
 	id := "dead-" + meta.Stream + "-" + strconv.FormatUint(meta.Sequence.Stream, 10)
+	// In this order: after a crash between two steps all steps are repeated, under the same id.
 	err := c.bus.storeDeadLetter(ctx, id, msg, reason)
 	if err == nil {
 		err = c.bus.notifyDeadLetter(ctx, id, msg.Subject(), reason)
@@ -52,6 +53,7 @@ func (c *consumer) sendToDeadLetters(ctx context.Context, msg jetstream.Msg, met
 
 	c.bus.cfg.Logger.Error("a dead letter could not be stored or counted and will be tried again",
 		"subject", msg.Subject(), "stream_seq", meta.Sequence.Stream, "error", cause(ctx, err))
+	// The stream of dead letters is missing: create the stream for the next try.
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		_, _ = c.bus.ensureStreams(ctx)
 	}
@@ -103,6 +105,7 @@ func (b *Bus) storeDeadLetter(ctx context.Context, id string, msg jetstream.Msg,
 // oneLine makes s fit for a header and a terminal: no credentials, printable characters only, no line
 // breaks, not longer than maxReason.
 func oneLine(s string) string {
+	// Secrets first: a cut could leave half of a secret, which no pattern finds.
 	s = redact.Text(s[:min(len(s), 8*maxReason)])
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -116,6 +119,7 @@ func oneLine(s string) string {
 	}
 
 	end := maxReason - len("…")
+	// Cut between two characters.
 	for !utf8.RuneStart(s[end]) {
 		end--
 	}

@@ -34,7 +34,7 @@
 //	              └──────────────┴────── connection lost, stream missing,
 //	                                     probe failed
 //
-// One goroutine (maintain) ensures the streams: after each reconnect, when a call finds that a
+// A single goroutine (maintain) ensures the streams: after each reconnect, when a call finds that a
 // stream is missing, and when a probe of the idle stream fails. Open waits for the first time; Start
 // does not.
 //

@@ -61,6 +61,7 @@ func (e *embedded) start(cfg Config) error {
 		MaxPayload:             maxPayload,
 	}
 
+	// A listener needs a token, because every process of the host could connect.
 	if cfg.Listen != "" {
 		host, port, err := listenAddress(cfg.Listen)
 		if err != nil {
@@ -108,6 +109,7 @@ func (e *embedded) clientURL(cfg Config) string {
 		return ""
 	}
 
+	// A listener on all addresses: loopback leads there.
 	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsUnspecified() {
 		u.Host = net.JoinHostPort("127.0.0.1", u.Port())
 	}
@@ -138,6 +140,7 @@ func lockDir(dir string) (*os.File, error) {
 	}
 
 	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	// The file has the pid of the process with the lock.
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		owner, _ := io.ReadAll(io.LimitReader(lock, 20))
 		_ = lock.Close()

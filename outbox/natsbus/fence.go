@@ -44,12 +44,13 @@ func (b *Bus) arm(info *jetstream.StreamInfo) {
 	b.fence = fence{alone && b.fenceRefusals < maxFenceRefusals, info.State.LastSeq}
 }
 
-// takeFence returns the fence for one publication. A concurrent one gets no fence.
+// takeFence returns the fence for a publication. A concurrent one gets no fence.
 func (b *Bus) takeFence() fence {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
 	f := b.fence
+	// Until leaveFence: the result of this publication decides where the stream ends.
 	b.fence.armed = false
 	return f
 }

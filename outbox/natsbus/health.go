@@ -49,6 +49,7 @@ func (b *Bus) Health() (state, reason string) {
 	defer b.mu.Unlock()
 
 	s := &b.state
+	// From the most serious error to the least: the first case is the answer.
 	last := s.lastPublish
 	switch {
 	case b.ctx.Err() != nil:
@@ -108,6 +109,7 @@ func (b *Bus) recordPublish(err error) {
 		return
 	}
 
+	// Health says since when publications fail, not since when the last failed.
 	if last.n++; last.n == 1 {
 		last.since = last.at
 	}

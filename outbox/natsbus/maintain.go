@@ -57,6 +57,7 @@ const maxUnanswered = 2
 // switchServer connects to another server of a cluster. The current one may be cut off from the
 // others, or may not know yet which server leads a stream.
 func (b *Bus) switchServer() {
+	// There is no other server to connect to.
 	if b.srv != nil || len(b.nc.Servers()) < 2 {
 		return
 	}
@@ -75,14 +76,14 @@ func (b *Bus) requestRecheck() {
 	}
 }
 
-// probeTimeout bounds one probe, and ensureTimeout the call of ensureStreams after it. Both are short
+// probeTimeout bounds a probe, and ensureTimeout the call of ensureStreams after it. Both are short
 // because they are repeated.
 const (
 	probeTimeout  = 5 * time.Second
 	ensureTimeout = 8 * time.Second
 )
 
-// isHealthy probes the streams, the events stream alone unless all is set. It returns false if the
+// isHealthy probes the streams, the events stream alone unless all is set. The result is false if the
 // streams must be ensured. The events stream is not probed if a publication was acknowledged a
 // moment ago, which proves more.
 func (b *Bus) isHealthy(all bool) bool {
@@ -123,6 +124,7 @@ func (b *Bus) isHealthy(all bool) bool {
 // stream by themselves, but the stream of dead letters is not used until there is one.
 func (b *Bus) otherStreamsExist(ctx context.Context) bool {
 	for _, subject := range append([]string{deadLetterSubjects}, inboundSubjects...) {
+		// An error says nothing about the stream.
 		owners, err := b.capturing(ctx, subject)
 		if err == nil && len(owners) == 0 {
 			return false
@@ -154,6 +156,8 @@ var errFull = errors.New("the stream is full")
 const minEventBytes = 512
 
 func checkFull(info *jetstream.StreamInfo) error {
+	// Only a stream that refuses new messages can be full. A stream that drops old messages never
+	// is.
 	limits, has := info.Config, info.State
 	switch {
 	case limits.Discard != jetstream.DiscardNew:

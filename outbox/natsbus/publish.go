@@ -52,6 +52,7 @@ func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64,
 		return 0, err
 	}
 
+	// The fence refuses the batch if another process has published since Tail was called.
 	f := b.takeFence()
 	defer func() { b.leaveFence(f, err) }()
 
@@ -142,7 +143,7 @@ func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
 			return nil, &TooLarge{ID: m.ID, Size: size, Limit: limit}
 		}
 
-		// A message that fits only without the headers of a batch is a chunk of its own.
+		// A message that fits only without the headers of a batch is a separate chunk.
 		alone := int64(size+batchHeaderBytes) > limit
 		if alone || len(chunk) == most || bytes+size > maxBatchBytes {
 			cut()
@@ -213,6 +214,8 @@ func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err
 		if !isRefusal(err) {
 			return last, err
 		}
+		// The server is older than it said, or was replaced: no batches until the streams are
+		// ensured.
 		if lacksBatches(err) {
 			b.batches.Store(false)
 		}
@@ -244,6 +247,7 @@ func (b *Bus) commitBatch(ctx context.Context, s *staged) (uint64, error) {
 		return 0, cause(ctx, s.err)
 	}
 
+	// The last message commits the chunk.
 	ack, err := s.batch.CommitMsg(ctx, s.chunk[len(s.chunk)-1])
 	if err != nil {
 		return 0, cause(ctx, err)
@@ -251,7 +255,7 @@ func (b *Bus) commitBatch(ctx context.Context, s *staged) (uint64, error) {
 	return ack.Sequence, nil
 }
 
-// publishSingles publishes messages one by one, each when the one before it is stored. With
+// publishSingles publishes messages individually, each when the one before it is stored. With
 // pastDuplicates it stops after the first new message. n is how many messages are stored.
 func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplicates bool, f *fence) (n int, last uint64, err error) {
 	for _, msg := range chunk {

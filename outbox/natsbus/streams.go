@@ -62,6 +62,7 @@ func (b *Bus) ensureStreams(ctx context.Context) (recreated bool, err error) {
 		return do(ctx)
 	}
 
+	// Without JetStream no stream can be created.
 	if err := part(b.checkServer); err != nil {
 		b.recordEnsured(err, nil, nil)
 		return false, err
@@ -114,6 +115,8 @@ func (b *Bus) ensureEvents(ctx context.Context, fewer *[]error) (recreated bool,
 	events, err := b.ensureStream(ctx, b.cfg.Stream, "Task events, in order per task", []string{eventSubjects}, fewer)
 	b.mu.Lock()
 	if err != nil {
+		// Publishing to an unusable stream could lose events. After other errors the last known
+		// stream stays in use.
 		if errors.Is(err, errStreamUnusable) {
 			b.events = nil
 		}
@@ -212,6 +215,7 @@ func (b *Bus) ensureInbound(ctx context.Context, fewer *[]error) error {
 		}
 	}
 
+	// Other teams' streams capture every subject.
 	if len(ours) == 0 {
 		return nil
 	}
@@ -272,6 +276,7 @@ func (b *Bus) ensureStream(ctx context.Context, name, description string, subjec
 func (b *Bus) create(ctx context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
 	cfg = b.withOurSettings(cfg)
 	stream, err := b.js.CreateStream(ctx, cfg)
+	// A stream with a single replica now is better than no stream: replicate adds the rest later.
 	if cfg.Replicas > 1 && tooFewServers(err) {
 		cfg.Replicas = 1
 		stream, err = b.js.CreateStream(ctx, cfg)
@@ -332,6 +337,7 @@ func (b *Bus) adjust(ctx context.Context, stream jetstream.Stream, subjects []st
 		return nil, fmt.Errorf("%w: stream %s %s, and that cannot be changed: delete it or configure another name", errStreamUnusable, have.Name, obstacle)
 	}
 
+	// From the existing settings, so that no request is sent without a difference.
 	want := b.withOurSettings(have)
 	want.Subjects = withSubjects(have.Subjects, subjects)
 	if reflect.DeepEqual(have, want) {

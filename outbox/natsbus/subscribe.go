@@ -35,6 +35,7 @@ func (b *Bus) Subscribe(ctx context.Context, subject string, from From, fn func(
 	}
 
 	show := func(msg jetstream.Msg) {
+		// Only a message that is not from JetStream has no metadata.
 		if meta, err := msg.Metadata(); err == nil {
 			fn(delivery(msg, meta), meta.Sequence.Stream)
 		}
@@ -46,6 +47,7 @@ func (b *Bus) Subscribe(ctx context.Context, subject string, from From, fn func(
 		return fmt.Errorf("subscribe to %s: %w", subject, err)
 	}
 
+	// The feed stops with the caller or with the bus, whichever ends first.
 	stopWithCaller := context.AfterFunc(ctx, feed.Stop)
 	stopWithBus := context.AfterFunc(b.ctx, feed.Stop)
 	go func() {

@@ -21,6 +21,7 @@ func (b *Bus) Tail(ctx context.Context) (last uint64, created time.Time, err err
 	defer done()
 
 	stream, err := b.js.Stream(ctx, b.cfg.Stream)
+	// maintain creates the stream again and calls the functions of OnReconnect.
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		b.requestRecheck()
 	}
@@ -29,6 +30,7 @@ func (b *Bus) Tail(ctx context.Context) (last uint64, created time.Time, err err
 	}
 
 	info := stream.CachedInfo()
+	// From now on a batch is stored only if no other process publishes before.
 	b.arm(info)
 	return info.State.LastSeq, info.Created, nil
 }

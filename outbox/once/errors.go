@@ -11,7 +11,7 @@ import (
 // maxKinds bounds how many kinds of errors of one outage are remembered and logged.
 const maxKinds = 32
 
-// Errors are the errors of one outage. The zero value is ready; it is safe for concurrent use.
+// Errors are the errors of one outage. The zero value is ready; safe for concurrent use.
 type Errors struct {
 	mu    sync.Mutex
 	seen  map[string]bool // by kind; guarded by mu
@@ -32,6 +32,7 @@ func (e *Errors) Note(err error) (first bool) {
 	e.n++
 
 	kind := kindOf(err.Error())
+	// An outage with an error for each task must not fill the log either; hence maxKinds.
 	if e.seen[kind] || len(e.seen) >= maxKinds {
 		return false
 	}
@@ -40,7 +41,7 @@ func (e *Errors) Note(err error) (first bool) {
 	return true
 }
 
-// Over ends the outage. It returns how many errors there were, and the time since the first;
+// Over ends the outage. The result is how many errors there were, and the time since the first;
 // 0 if there was none.
 func (e *Errors) Over() (n int, lasted time.Duration) {
 	e.mu.Lock()

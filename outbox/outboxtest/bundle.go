@@ -48,10 +48,13 @@ func New(t *testing.T) *Bundle {
 			t.Logf("log:\n%.4000s", b.Log)
 			return
 		}
+
+		// A relay that records unknown events here has lost count of the stream.
 		if !b.WentBack && b.Pool.Ping(b.Ctx) == nil { // a test may have closed the pool
 			require.Zero(t, Ask[int](b, "SELECT count(*) FROM event_unknown"), "the database lost no event in this test")
 		}
 	})
+
 	return b
 }
 
@@ -81,6 +84,7 @@ func (b *Bundle) FlushOf(kind string, tasks ...uuid.UUID) {
 			return err
 		}
 
+		// The sequence counts in blocks of 20,000 ids and returns the last id of a block.
 		lo := end - 19_999
 		for i, task := range tasks {
 			if _, err := tx.Exec(b.Ctx, `
@@ -91,6 +95,7 @@ func (b *Bundle) FlushOf(kind string, tasks ...uuid.UUID) {
 				return err
 			}
 		}
+
 		_, err := tx.Exec(b.Ctx, "INSERT INTO outbox (lo, hi) VALUES ($1, $2)", lo, lo+int64(len(tasks)))
 		return err
 	}))
@@ -155,6 +160,7 @@ func WaitFor(t *testing.T, what string, met func() bool) {
 	t.Helper()
 	tick := time.NewTicker(3 * time.Millisecond)
 	defer tick.Stop()
+
 	for deadline := time.Now().Add(Patience); !met(); <-tick.C {
 		if time.Now().After(deadline) {
 			require.FailNow(t, "waited in vain for "+what)
@@ -174,7 +180,7 @@ func Receive[T any](t *testing.T, from <-chan T) T {
 	}
 }
 
-// Log keeps the text of a logger. It is safe for concurrent use.
+// Log keeps the text of a logger. Safe for concurrent use.
 type Log struct {
 	mu   sync.Mutex
 	text bytes.Buffer // guarded by mu

@@ -28,8 +28,9 @@ func NewBus() *Bus {
 	return &Bus{created: time.Now(), Before: func([]outbox.Message) error { return nil }, After: func() {}}
 }
 
-// Publish stores the messages that the stream does not have yet.
+// Publish stores the messages the stream does not have yet.
 func (b *Bus) Publish(_ context.Context, batch []outbox.Message) (uint64, error) {
+	// Without the lock: Before may call other methods of the bus.
 	if err := b.Before(batch); err != nil {
 		return 0, err
 	}
@@ -42,6 +43,7 @@ func (b *Bus) Publish(_ context.Context, batch []outbox.Message) (uint64, error)
 func (b *Bus) store(batch []outbox.Message) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	last := 0
 	for _, m := range batch {
 		b.deliveries = append(b.deliveries, m)
@@ -54,10 +56,11 @@ func (b *Bus) store(batch []outbox.Message) uint64 {
 	return uint64(last)
 }
 
-// Stored returns the id of the message at a sequence; empty if there is none.
+// Stored returns the id of the message at a sequence; empty if missing.
 func (b *Bus) Stored(_ context.Context, seq uint64) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	if seq == 0 || seq > uint64(len(b.stream)) {
 		return "", nil
 	}
@@ -68,6 +71,7 @@ func (b *Bus) Stored(_ context.Context, seq uint64) (string, error) {
 func (b *Bus) IDs(_ context.Context, from, to uint64) (map[string]uint64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+
 	ids := map[string]uint64{}
 	for seq := from; seq <= min(to, uint64(len(b.stream))); seq++ {
 		ids[b.stream[seq-1].ID] = seq

@@ -54,12 +54,14 @@ func JSON(data json.RawMessage) json.RawMessage {
 
 	var v any
 	decoder := json.NewDecoder(bytes.NewReader(data))
+	// A float64 would change the digits of long numbers.
 	decoder.UseNumber()
 	if decoder.Decode(&v) != nil {
 		return data
 	}
 
 	clean, found := redact(v)
+	// The caller's bytes: encoding would change order and spacing.
 	if !found {
 		return data
 	}
@@ -129,6 +131,7 @@ func Text(text string) string {
 	}
 
 	text = withoutScheme(withoutAssigned(withoutElements(text)))
+	// Last: credentials without a name before them.
 	for _, leak := range leaks {
 		text = leak.look.ReplaceAllString(text, leak.to)
 	}
@@ -166,6 +169,7 @@ func withoutAssigned(text string) string {
 			continue
 		}
 
+		// A quote or a scheme stays; the value after it is replaced.
 		start := begins.FindString(rest)
 		if n := valueLength(name, start, rest[len(start):]); n > 0 {
 			out.WriteString(start + redacted)
@@ -199,6 +203,7 @@ func withoutElements(text string) string {
 func valueLength(name, start, text string) int {
 	quote := start[:strings.IndexFunc(start+"x", func(r rune) bool { return !strings.ContainsRune(`\"'`, r) })]
 	switch {
+	// Without the closing quote the text was cut off, and the rest is the value.
 	case quote != "":
 		if end := strings.Index(text, quote); end >= 0 {
 			return end
@@ -216,6 +221,7 @@ var scheme = regexp.MustCompile(`(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}`)
 func withoutScheme(text string) string {
 	return scheme.ReplaceAllStringFunc(text, func(found string) string {
 		word := found[strings.LastIndexAny(found, " \t\r\n")+1:]
+		// A plain word, as in "basic authentication", is no credential.
 		if word == strings.ToLower(word) && !strings.ContainsAny(word, "0123456789.~+/=-_") {
 			return found
 		}

@@ -60,7 +60,7 @@ func defaultHolder() string {
 	return fmt.Sprintf("%s/%d", host, os.Getpid())
 }
 
-// lead takes the lead and publishes for as long as this process holds it. It returns nil if
+// lead takes the lead and publishes for as long as this process holds it. The result is nil if
 // another process leads.
 func (r *Relay) lead(ctx context.Context) error {
 	pooled, err := r.acquire(ctx)
@@ -75,14 +75,14 @@ func (r *Relay) lead(ctx context.Context) error {
 	}
 
 	// relay_leader names this database session: other processes look whether the session
-	// lives, and may end it. So it cannot go back to the pool.
+	// lives, and may end the session. So the connection cannot go back to the pool.
 	conn := pooled.Hijack()
 	defer closeConn(ctx, conn)
 
 	q := db.New(conn)
 	defer r.resign(ctx, q, taken.Term)
 
-	// Heartbeats have a session of their own, which no long statement delays.
+	// Heartbeats have a separate session, which no long statement delays.
 	pooled, err = r.acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect for the heartbeat: %w", err)
@@ -120,7 +120,7 @@ func (r *Relay) take(ctx context.Context, q *db.Queries) (*db.RelayTakeRow, erro
 	return &taken, nil
 }
 
-// standBy records which process leads. It logs once when the leader has been silent for twice
+// standBy records which process leads. standBy logs once when the leader has been silent for twice
 // the timeout: then another session has the leader's row locked.
 func (r *Relay) standBy(ctx context.Context, q *db.Queries) error {
 	leader, err := q.RelayLeader(ctx)
@@ -144,7 +144,7 @@ func (r *Relay) standBy(ctx context.Context, q *db.Queries) error {
 	return nil
 }
 
-// resign gives the lead back. Its error does not matter: the end of the database session frees
+// resign gives the lead back. An error does not matter: the end of the database session frees
 // the lead too, a little later.
 func (r *Relay) resign(ctx context.Context, q *db.Queries, term int64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -161,7 +161,7 @@ func closeConn(ctx context.Context, conn *pgx.Conn) {
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // takeOver ends the database session of a predecessor that was silent, and takes the advisory
-// lock of the programs from before relay_leader. It returns true if such a program publishes
+// lock of the programs from before relay_leader. The result is true if such a program publishes
 // at this moment.
 func (s *session) takeOver(ctx context.Context, taken *db.RelayTakeRow) (olderLeads bool, err error) {
 	ctx, cancel := statementContext(ctx)
@@ -244,8 +244,8 @@ func (s *session) sendHeartbeats(q *db.Queries) {
 	}
 }
 
-// heartbeat updates the leader's row. It returns false if another session has the row locked:
-// this process leads on, for nobody else can take the lead.
+// heartbeat updates the leader's row. The result is false if another session has the row locked:
+// the process leads on, for no other process can take the lead.
 func (s *session) heartbeat(q *db.Queries) (written bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
 	defer cancel()
@@ -269,8 +269,8 @@ func (s *session) loseLead(err error) {
 	s.cancelPublish()
 }
 
-// confirmLead returns nil if this process still leads. It waits for a heartbeat if the last one
-// is older than HeartbeatTimeout: then the process was stopped meanwhile. Both clocks count,
+// confirmLead returns nil if the process still leads. confirmLead waits for a heartbeat if the
+// last heartbeat is older than HeartbeatTimeout: then the process was stopped meanwhile. Both clocks count,
 // because the monotonic clock stands still while a virtual machine is paused.
 func (s *session) confirmLead(ctx context.Context) error {
 	s.mu.Lock()

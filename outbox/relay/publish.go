@@ -11,13 +11,13 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// busError marks an error of the bus, as opposed to one of the database.
+// busError marks an error of the bus. Errors of the database are not marked.
 type busError struct{ error }
 
 func (e *busError) Unwrap() error { return e.error }
 
-// publishBatches publishes one batch after the other and acknowledges each. It ends after a
-// failure, because later batches must not overtake the failed one.
+// publishBatches publishes and acknowledges batch after batch. After a failure the goroutine ends,
+// because later batches must not overtake the failed batch.
 func (s *session) publishBatches() {
 	for next := range s.batches {
 		var published []message
@@ -41,8 +41,8 @@ func (s *session) publishBatches() {
 	}
 }
 
-// publishMissing publishes the messages that the stream does not have yet. It returns those of
-// the batch that the stream has then, in order, and the sequence of the last one.
+// publishMissing publishes the messages the stream does not have yet. The result is the
+// part of the batch in the stream, in order, and its last sequence.
 func (s *session) publishMissing(ctx context.Context, messages []message) (stored []message, last uint64, err error) {
 	missing := slices.DeleteFunc(slices.Clone(messages), func(m message) bool { return m.seq > 0 })
 	published, last, err := s.publish(ctx, missing)
@@ -71,8 +71,8 @@ func (s *session) publishMissing(ctx context.Context, messages []message) (store
 	return stored, last, nil
 }
 
-// publish publishes messages if the breaker allows it, and tells the breaker how the bus
-// answered. It returns the messages that were not quarantined, and the sequence of the last.
+// publish publishes messages if the breaker allows, and reports the answer of the bus to the
+// breaker. The result is the messages that were not quarantined, and the sequence of the last.
 func (s *session) publish(ctx context.Context, messages []message) ([]message, uint64, error) {
 	if len(messages) == 0 {
 		return nil, 0, nil // the batch has transitions for the audit trail only, or the stream has it
@@ -92,9 +92,9 @@ func (s *session) publish(ctx context.Context, messages []message) ([]message, u
 	return published, last, err
 }
 
-// publishAll publishes messages, and again without those that the bus can never take. It has no
-// deadline: the bus bounds each of its requests, and messages that a broken batch has left in
-// the stream are skipped one by one, which may take longer than any deadline, and would start
+// publishAll publishes messages, and again without messages the bus can never take. There is no
+// deadline: the bus bounds every request, and messages that a broken batch has left in
+// the stream are skipped individually, which may take longer than any deadline, and would start
 // over after it.
 func (s *session) publishAll(ctx context.Context, messages []message) (_ []message, last uint64, err error) {
 	ctx, span := s.startSpan(ctx, messages)
@@ -132,7 +132,7 @@ func busMessages(messages []message) []outbox.Message {
 	return out
 }
 
-// quarantineOne quarantines the message with an id and returns the others.
+// quarantineOne quarantines the message with an id and returns the rest.
 func (s *session) quarantineOne(ctx context.Context, messages []message, id string, reason error) ([]message, error) {
 	for i, m := range messages {
 		if m.ID == id {

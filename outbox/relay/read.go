@@ -14,7 +14,7 @@ import (
 // thousand.
 const largeBatch = 64
 
-// read hands batches to the publisher and marks those that it acknowledges. When ctx ends it
+// read hands batches to the publisher and marks acknowledged batches. After the end of ctx, read
 // goes on until the outbox is empty, or for drainTimeout.
 func (s *session) read(ctx context.Context) error {
 	inFlight := []int64{} // ranges that the publisher has; not nil, which SQL would take for NULL
@@ -28,7 +28,7 @@ func (s *session) read(ctx context.Context) error {
 		default:
 		}
 
-		// Events come fast and none wait: let more of them collect, or the bus syncs its disk for
+		// Events come fast and no range waits: let more events collect, or the bus syncs the disk for
 		// small batches.
 		if acked.messages >= largeBatch && !behind {
 			s.letCollect(ctx)
@@ -49,14 +49,14 @@ func (s *session) read(ctx context.Context) error {
 		if !stopAsked.IsZero() && len(inFlight) == 0 && (len(ranges) == 0 || drainOver) {
 			return nil
 		}
-		// With an empty outbox there is nothing to fail with: an outage is over.
+		// An empty outbox ends an outage: the database answers, and no event waits for the bus.
 		if len(ranges) == 0 && len(inFlight) == 0 {
 			s.recordSuccess()
 		}
 
 		var next batch
 		var batches chan batch // nil: there is no batch to hand over
-		// A reconciliation waits until no batch is in flight, so none may start before it.
+		// A reconciliation waits until no batch is in flight, so no batch may start before.
 		if len(ranges) > 0 && !s.recheck.Load() && !drainOver {
 			if next, err = s.prepare(ctx, ranges); err != nil {
 				return err
@@ -81,7 +81,7 @@ func (s *session) advance(ctx context.Context, acked ack, inFlight []int64) ([]d
 	ctx, cancel := statementContext(ctx)
 	defer cancel()
 
-	// A sequence at or below the highest one was given out before. Look what had it before
+	// A sequence at or below the highest was used before. Look for the older batch before
 	// the mark below hides the loss.
 	if acked.messages > 0 && acked.first() <= s.highestSeq {
 		if err := s.checkReusedSequences(ctx, acked.first()); err != nil {
@@ -112,7 +112,7 @@ func (s *session) letCollect(ctx context.Context) {
 }
 
 // prepare reads the messages of some ranges, quarantines the events that cannot be published,
-// and looks up the messages that the stream has already.
+// and looks up the messages the stream has already.
 func (s *session) prepare(ctx context.Context, ranges []db.OutboxAdvanceRow) (batch, error) {
 	ctx, cancel := statementContext(ctx)
 	defer cancel()
@@ -128,12 +128,12 @@ func (s *session) prepare(ctx context.Context, ranges []db.OutboxAdvanceRow) (ba
 		}
 	}
 
-	// The database went back in time once: an id may be taken by an event that it lost.
+	// The database went back in time once: a lost event may have the same id.
 	if messages, err = s.quarantineUnknown(ctx, messages); err != nil {
 		return batch{}, err
 	}
 
-	// The stream has these from a batch that was not marked. They are marked with this batch.
+	// The stream has these messages from an unmarked batch. The mark of this batch covers them too.
 	for i, m := range messages {
 		if seq, found := s.unmarkedSeqs[m.ID]; found {
 			messages[i].seq = seq
@@ -148,7 +148,7 @@ func (s *session) prepare(ctx context.Context, ranges []db.OutboxAdvanceRow) (ba
 // one in flight. If there is neither a next batch nor one in flight, it waits for Wake, for
 // PollInterval, or for ctx.
 func (s *session) await(ctx context.Context, batches chan batch, next batch, inFlight *[]int64) (ack, error) {
-	// It belongs to a batch that is in flight no more; no other acknowledgement can be older.
+	// The pending acknowledgement is the oldest: the publisher acknowledges in order.
 	if a := s.pendingAck; a != nil {
 		s.pendingAck = nil
 		return s.accept(*a, batches, next, inFlight)
@@ -157,7 +157,7 @@ func (s *session) await(ctx context.Context, batches chan batch, next batch, inF
 	var wake chan struct{}
 	var poll <-chan time.Time
 	var stop <-chan struct{}
-	// Only an idle reader waits for new events; the nil channels of a busy one are never ready.
+	// Only an idle reader waits for new events; the nil channels of a busy reader are never ready.
 	if batches == nil && len(*inFlight) == 0 {
 		wake, poll, stop = s.wake, time.After(s.cfg.PollInterval), ctx.Done()
 	}
@@ -192,9 +192,9 @@ func (s *session) accept(a ack, batches chan batch, next batch, inFlight *[]int6
 }
 
 // handOver gives the publisher the next batch. The publisher may have finished yet another one
-// meanwhile, because its last acknowledgement waited to be read. That acknowledgement is kept
-// and marked after the one before it, not together with it: if the stream has lost its end
-// between the two, one sequence would stand for both.
+// meanwhile, because its last acknowledgement waited to be read. The newer acknowledgement
+// is kept and marked after the older, not together: if the stream has lost messages between the two
+// batches, a single sequence would stand for both.
 func (s *session) handOver(batches chan batch, next batch, inFlight *[]int64) {
 	select {
 	case batches <- next:

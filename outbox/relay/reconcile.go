@@ -21,17 +21,17 @@ const (
 	// minRequeuePage is how small the pages of requeue become when the database cancels
 	// statements.
 	minRequeuePage = 100
-	// checkedOneByOne is how many of the newest batches are looked up in the stream one by one.
+	// checkedOneByOne is how many of the newest batches are looked up in the stream individually.
 	// Older ones are looked up in steps that double.
 	checkedOneByOne = 256
 )
 
 // checkStreamEnd compares the stream with the publications, and moves publications that the
-// stream has lost back into the outbox. It returns the stream's last sequence.
+// stream has lost back into the outbox. The result is the stream's last sequence.
 //
-// Nothing is published before all of them are back, or an event could overtake an older one of
-// its task. A run that is cut short leaves the newest lost publications, and the time of the
-// stream's creation, as they were: the next session finds the loss again.
+// No event is published before the last of the lost ones is back, or an event could overtake an
+// older event of the same task. An interrupted run leaves the newest lost publications, and the time
+// of the stream's creation, unchanged: the next session finds the loss again.
 func (s *session) checkStreamEnd(ctx context.Context) (end uint64, err error) {
 	end, created, intact, err := s.compare(ctx)
 	if err != nil {
@@ -87,7 +87,7 @@ func (s *session) readUnmarked(ctx context.Context, end uint64) (err error) {
 func (s *session) requeue(ctx context.Context, intact int64, end uint64) error {
 	n, page := int64(0), s.cfg.RequeuePage
 	for after := intact; ; {
-		// A requeue of many pages takes minutes; a stop or another leader must not wait for it.
+		// A requeue of many pages takes minutes; a stop or another leader must not wait.
 		if err := s.interrupted(ctx); err != nil {
 			return err
 		}
@@ -147,7 +147,7 @@ func (s *session) interrupted(ctx context.Context) error {
 }
 
 // lastIntact returns the sequence of the newest batch that the stream still has, 0 if the
-// stream has none, or -1 if nothing is lost.
+// stream has none, or -1 if no event is lost.
 func (s *session) lastIntact(ctx context.Context, created time.Time) (int64, error) {
 	known, err := s.q.OutboxStream(ctx)
 	switch {
@@ -164,7 +164,7 @@ func (s *session) lastIntact(ctx context.Context, created time.Time) (int64, err
 		return 0, fmt.Errorf("read the last publications: %w", err)
 	}
 
-	// Newest first: if the newest one is there, nothing before it is lost.
+	// Newest first: if the newest batch is there, no older batch is lost.
 	for i, p := range published {
 		stored, err := s.stillStored(ctx, p)
 		switch {
@@ -184,9 +184,9 @@ func (s *session) lastIntact(ctx context.Context, created time.Time) (int64, err
 	return s.lastIntactBefore(ctx, published)
 }
 
-// lastIntactBefore goes on from batches that are all lost, newest first, in steps that double.
-// Some intact batches may be behind the one that it finds: at most about as many events as are
-// lost are published again without need.
+// lastIntactBefore goes on from lost batches, newest first, in doubling steps. Some intact batches
+// may be behind the found batch: about as many events as are lost are published again without need,
+// at most.
 func (s *session) lastIntactBefore(ctx context.Context, lost []db.OutboxRoundsRow) (int64, error) {
 	newest := lost[0].LastSeq
 	for end := lost[len(lost)-1].LastSeq; end > 1; end -= newest - end + 1 {
@@ -238,12 +238,13 @@ func (s *session) stillStored(ctx context.Context, published db.OutboxRoundsRow)
 }
 
 // checkReusedSequences looks up the batches from a sequence on in the stream, because a new
-// batch was given these sequences: the stream has lost the old ones, or it had a part of the
-// new batch before. Call it before the new batch is marked, which hides the old ones.
+// batch was given these sequences: the stream has lost the old batches, or had a part of
+// the new batch before. Call checkReusedSequences before the new batch is marked, because the mark
+// hides the old batches.
 func (s *session) checkReusedSequences(ctx context.Context, first uint64) error {
 	end := int64(math.MaxInt64)
 	for {
-		// All of them, page by page: later checks begin behind the new batch.
+		// Page by page to the end: later checks begin behind the new batch.
 		published, err := s.q.OutboxRounds(ctx, db.OutboxRoundsParams{FirstSeq: int64(first), EndSeq: end, Rounds: checkedOneByOne})
 		if err != nil {
 			return fmt.Errorf("read the last publications: %w", err)
@@ -265,7 +266,7 @@ func (s *session) checkReusedSequences(ctx context.Context, first uint64) error 
 			}
 		}
 
-		// A short page is the last one.
+		// A short page is the last page.
 		if len(published) < checkedOneByOne {
 			return nil
 		}

@@ -21,7 +21,7 @@ type Publisher interface {
 	// A nil error means that every message is on disk. An error with a method MessageID names
 	// a message that the bus can never take.
 	Publish(ctx context.Context, batch []outbox.Message) (last uint64, err error)
-	// Stored returns the id of the message at a sequence; empty if there is none.
+	// Stored returns the id of the message at a sequence; empty if missing.
 	Stored(ctx context.Context, seq uint64) (id string, err error)
 	// IDs returns the sequence of each message id between two sequences, both included.
 	IDs(ctx context.Context, from, to uint64) (map[string]uint64, error)
@@ -35,22 +35,22 @@ type Config struct {
 	// default 16.
 	RangesPerBatch int32
 	// PollInterval is how often the leader reads the outbox without being woken, and how long
-	// a loaded leader lets events collect. It bounds the delay of events that another process
-	// has committed. Default 25 ms.
+	// a loaded leader lets events collect. The interval bounds the delay of events from other
+	// processes. Default 25 ms.
 	PollInterval time.Duration
 	// ElectInterval is how often a process that stands by asks for the lead; default 1 s.
 	ElectInterval time.Duration
-	// RequeuePage is how many rows of outbox_published go back into the outbox with one
-	// statement when the stream has lost them; default 10,000.
+	// RequeuePage is how many lost rows of outbox_published go back into the outbox with a
+	// statement; default 10,000.
 	RequeuePage int32
 	// HeartbeatTimeout is how old a leader's last heartbeat must be before another process
-	// takes the lead. A leader sends five heartbeats in it. Default 5 s.
+	// takes the lead. A leader sends five heartbeats in this time. Default 5 s.
 	HeartbeatTimeout time.Duration
 	// Holder is the name of this process in the table relay_leader; default the host's name
 	// and the process id.
 	Holder string
-	// Retry is the policy of retries and of the breaker while the bus is away; its zero fields
-	// are those of retry.EventPublishing.
+	// Retry is the policy of retries and of the breaker while the bus is away; default for each
+	// field: retry.EventPublishing.
 	Retry retry.Policy
 	// OnBreaker is called with each change of the breaker and must not block; default nil.
 	OnBreaker func(retry.Status)
@@ -60,8 +60,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Relay publishes the events of the outbox. Run one in every process: one leads and publishes,
-// the others stand by.
+// Relay publishes the events of the outbox. Run a Relay in every process: the leader publishes,
+// the rest stand by.
 type Relay struct {
 	pool *pgxpool.Pool
 	bus  Publisher
@@ -112,7 +112,7 @@ func New(pool *pgxpool.Pool, bus Publisher, cfg Config) *Relay {
 	}
 }
 
-// Wake makes the leader of this process read the outbox at once. Call it after a commit.
+// Wake makes the leader of this process read the outbox at once. Call Wake after a commit.
 func (r *Relay) Wake() {
 	select {
 	case r.wake <- struct{}{}:
@@ -121,7 +121,7 @@ func (r *Relay) Wake() {
 }
 
 // Recheck makes the leader compare the stream with the publications before it publishes
-// anything else. Call it when the bus was reconnected.
+// anything else. Call Recheck after a reconnect of the bus.
 func (r *Relay) Recheck() {
 	r.recheck.Store(true)
 	r.Wake()
@@ -131,16 +131,16 @@ func (r *Relay) Recheck() {
 	}
 }
 
-// Leads reports whether this process publishes.
+// Leads reports whether the process publishes.
 func (r *Relay) Leads() bool { return r.leads.Load() }
 
-// Published counts the events that this process has published.
+// Published counts the events this process has published.
 func (r *Relay) Published() int64 { return r.published.Load() }
 
 // Failures counts the leader sessions of this process that ended with an error.
 func (r *Relay) Failures() int64 { return r.failures.Load() }
 
-// Breaker returns the breaker of the bus. While it is open this process publishes nothing, and
+// Breaker returns the breaker of the bus. While it is open the process publishes nothing, and
 // events wait in the outbox.
 func (r *Relay) Breaker() *retry.Breaker { return r.breaker }
 
@@ -151,7 +151,7 @@ func (r *Relay) Run(ctx context.Context) {
 	for {
 		before := r.published.Load()
 		err := r.lead(ctx)
-		// The session published something, so its failure is the first of a new outage.
+		// The session has published events, so the failure is the first of a new outage.
 		if r.published.Load() > before {
 			failed = 0
 		}
@@ -191,7 +191,7 @@ func (r *Relay) recordFailure(err error, failed int) time.Duration {
 		r.breaker.Trip()
 	}
 
-	// An open breaker refuses the next session's batch, whatever failed last.
+	// An open breaker refuses the next session's batch even if the database failed last.
 	pause = max(pause, r.breaker.Rest())
 
 	level := slog.LevelDebug

@@ -15,18 +15,18 @@ const (
 	// drainTimeout bounds how long a relay that is asked to stop goes on publishing committed
 	// events. The next leader publishes the rest.
 	drainTimeout = 5 * time.Second
-	// statementTimeout bounds one statement: a database host that vanished must not keep the
+	// statementTimeout bounds a statement: a database host that vanished must not keep the
 	// lead, and this process, for as long as TCP waits.
 	statementTimeout = time.Minute
 )
 
-// statementContext returns a context for one statement. It does not end with ctx: a statement
+// statementContext returns a context for a statement. It does not end with ctx: a statement
 // that is cancelled takes the connection with it, and with the connection the lead.
 func statementContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
 }
 
-// session is one period in which this process leads. The reader owns the connection and
+// session is one period in which the process leads. The reader owns the connection and
 // prepares the next batch while the publisher has one in flight; see the package
 // documentation.
 type session struct {
@@ -70,7 +70,7 @@ func (r *Relay) newSession(ctx context.Context, conn *pgx.Conn, term int64) *ses
 	return s
 }
 
-// run leads until ctx ends, the lead is lost, or the database or the bus fails. It returns nil
+// run leads until ctx ends, the lead is lost, or the database or the bus fails. The result is nil
 // if another process has taken the lead.
 func (s *session) run(ctx context.Context, taken *db.RelayTakeRow, heartbeats *pgx.Conn) error {
 	// The batch in flight may go on after ctx ends, but not for ever: the bus may never answer.

@@ -12,27 +12,27 @@ import (
 )
 
 // The stream may have events that the database lost: an asynchronous standby was promoted, or a
-// backup was restored. They are behind the last publication that the database knows of. A leader
-// that was killed leaves events there too, of two batches at most, but their ranges are still in
+// backup was restored. Lost events are behind the last known publication. A killed
+// leader leaves events there too, of two batches at most, but their ranges are still in
 // the outbox.
 //
 // The lost events are recorded in event_unknown and logged. A task that survived may produce
-// another event with the id of a lost one, because an id is made of the task and a number. That
-// event is quarantined: a consumer that remembers ids would drop it, and any other consumer
-// would see one id with two contents.
+// another event with the id of a lost one, because an id is made of the task and a number. The
+// new event is quarantined: a consumer with a memory of ids would drop the new event, and another
+// consumer would see an id with two contents.
 
 const (
-	// eventIDVersion is the UUID version of our event ids. Other publishers' ids have others.
+	// eventIDVersion is the UUID version of our event ids. Other publishers use other versions.
 	eventIDVersion = 8
-	// eventKeysPage is how many outbox ranges are compared with the stream in one statement.
+	// eventKeysPage is how many outbox ranges are compared with the stream in a single statement.
 	eventKeysPage = 100
 )
 
 // errUnknownID is the reason for the quarantine of an event whose id is taken.
 var errUnknownID = errors.New("the bus has another event of this id, from before the database went back in time")
 
-// recordUnknown records the events that the stream has and the database does not, and removes
-// them from unmarkedSeqs. It loads the ids of all recorded ones.
+// recordUnknown records the events that the stream has and the database does not, removes the
+// events from unmarkedSeqs, and loads the ids of every recorded event.
 func (s *session) recordUnknown(ctx context.Context) error {
 	lost, err := s.lostEvents(ctx)
 	if err != nil {

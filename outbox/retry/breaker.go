@@ -40,7 +40,7 @@ func (e excused) Unwrap() error { return e.error }
 // another service behind the partner failed.
 func Excuse(err error) error { return excused{err} }
 
-// Breaker stops calls to a partner that fails too often. It is safe for concurrent use.
+// Breaker stops calls to a partner that fails too often. Safe for concurrent use.
 type Breaker struct {
 	name    string
 	openFor time.Duration

@@ -34,7 +34,7 @@ type Config struct {
 	Allow []netip.Prefix
 }
 
-// Caller posts callbacks. It is safe for concurrent use.
+// Caller posts callbacks. Safe for concurrent use.
 type Caller struct {
 	client  *http.Client
 	secrets func() Secrets
@@ -45,6 +45,7 @@ func New(cfg Config) *Caller { return newCaller(cfg, nil) }
 
 // newCaller is New with a resolver, which tests replace; nil is the system's.
 func newCaller(cfg Config, resolver *net.Resolver) *Caller {
+	// Without renewal the secrets of the start are used.
 	if cfg.Current == nil {
 		cfg.Current = func() Secrets { return cfg.Secrets }
 	}
@@ -62,6 +63,7 @@ func (c *Caller) Call(ctx context.Context, address, id string, body []byte) erro
 		return err
 	}
 
+	// The secrets of this moment: they may have been renewed since the last call.
 	if err := c.secrets().sign(request.Header, id, body); err != nil {
 		return err
 	}
@@ -127,6 +129,7 @@ func verdict(status int, after time.Duration) error {
 	switch {
 	case status >= 200 && status < 300:
 		return nil
+	// The host is overloaded or broken, and may work later.
 	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
 		return retry.Postpone(errors.New(reason), after)
 	case status >= 300 && status < 400:

@@ -21,20 +21,24 @@ func Resolver(t *testing.T, answer func() netip.Addr) *net.Resolver {
 	t.Cleanup(func() { _ = server.Close(); <-done })
 	go func() {
 		defer close(done)
+
 		buf := make([]byte, 1500)
 		for {
 			n, from, err := server.ReadFrom(buf)
 			if err != nil {
 				return
 			}
+
 			end := 12
 			for buf[end] != 0 {
 				end += int(buf[end]) + 1
 			}
+
 			end += 5 // the root label, type and class
 			if n < end {
 				continue
 			}
+
 			reply := append([]byte{}, buf[:end]...)
 			reply[2], reply[3] = 0x81, 0x80
 			binary.BigEndian.PutUint16(reply[8:], 0)
@@ -49,9 +53,11 @@ func Resolver(t *testing.T, answer func() netip.Addr) *net.Resolver {
 					reply[3] |= 3 // NXDOMAIN
 				}
 			}
+
 			_, _ = server.WriteTo(reply, from)
 		}
 	}()
+
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "udp4", server.LocalAddr().String())
 	}}

@@ -38,6 +38,7 @@ func New(t testing.TB, n int) *Cluster {
 	for range n {
 		routes = append(routes, &url.URL{Scheme: "nats", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))})
 	}
+
 	for i, own := range routes {
 		port, err := strconv.Atoi(own.Port())
 		require.NoError(t, err)
@@ -48,11 +49,13 @@ func New(t testing.TB, n int) *Cluster {
 			MaxPayload: 2 << 20, NoSigs: true, NoLog: true,
 		})
 	}
+
 	t.Cleanup(func() {
 		for i := range c.servers {
 			c.Stop(i)
 		}
 	})
+
 	return c
 }
 
@@ -65,6 +68,7 @@ func (c *Cluster) Start(numbers ...int) {
 			numbers = append(numbers, i)
 		}
 	}
+
 	for _, i := range numbers {
 		opts := c.opts[i].Clone()
 		srv, err := server.NewServer(opts)
@@ -72,6 +76,7 @@ func (c *Cluster) Start(numbers ...int) {
 		srv.Start()
 		c.servers[i] = srv
 	}
+
 	for _, i := range numbers {
 		require.True(c.t, c.servers[i].ReadyForConnections(patience), "server %d is not ready", i)
 	}
@@ -89,6 +94,7 @@ func (c *Cluster) WaitForLeader() {
 			if !srv.JetStreamIsCurrent() {
 				return false
 			}
+
 			led = led || srv.JetStreamIsLeader()
 		}
 		return led
@@ -163,11 +169,13 @@ func freePort(t testing.TB) int {
 		if err != nil {
 			continue
 		}
+
 		require.NoError(t, l.Close())
 		if _, another := given.LoadOrStore(port, true); !another {
 			return port
 		}
 	}
+
 	require.FailNow(t, "there is no free port")
 	return 0
 }

@@ -37,6 +37,7 @@ func RunOn(b *outboxtest.Bundle, pool *pgxpool.Pool, bus relay.Publisher, change
 		Retry:  retry.Policy{Backoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, OpenFor: 20 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(b.Log, nil)),
 	}
+
 	for _, fn := range change {
 		fn(&cfg)
 	}
@@ -51,6 +52,7 @@ func RunOn(b *outboxtest.Bundle, pool *pgxpool.Pool, bus relay.Publisher, change
 		cancel()
 		outboxtest.Receive(b.T, ended)
 	})
+
 	b.T.Cleanup(r.Stop)
 	return r
 }
