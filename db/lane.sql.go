@@ -18,8 +18,8 @@ SELECT pg_notify('tes_cancel', a.id)
 FROM (SELECT unnest($1::text[]) AS id) a
 `
 
-// Tells other processes that these attempts ("task job") were cancelled under their
-// executors.
+// Tells other processes that these attempts ("task job") were cancelled while their executors
+// were running.
 func (q *Queries) CancelNotify(ctx context.Context, attempts []string) error {
 	_, err := q.db.Exec(ctx, cancelNotify, attempts)
 	return err
@@ -39,8 +39,8 @@ FROM held
 WHERE j.id = held.id
 `
 
-// Stale tokens: claimed, but their task has gone on without them. LaneStale ends those
-// that somebody has locked.
+// Orphaned jobs: claimed, but their tasks have gone on without them. LaneStale ends orphaned
+// jobs that are locked.
 func (q *Queries) JobsEnd(ctx context.Context, jobIds []int64) error {
 	_, err := q.db.Exec(ctx, jobsEnd, jobIds)
 	return err
@@ -53,7 +53,7 @@ FROM (SELECT unnest($1::bigint[]) AS id) free
 WHERE j.id = free.id AND (j.state = 'running') IS TRUE
 `
 
-// Claimed for a caller that was answered elsewhere: free again.
+// Makes jobs available that were claimed for a caller with another answer.
 func (q *Queries) JobsFree(ctx context.Context, jobIds []int64) error {
 	_, err := q.db.Exec(ctx, jobsFree, jobIds)
 	return err
@@ -88,8 +88,8 @@ type LaneAgeParams struct {
 	Kind       string
 }
 
-// Under River's strict order LOW starves while anything better waits. A job
-// climbs one priority for each full step it has waited; the task keeps its own.
+// In River's strict order, LOW jobs starve while any other job waits. So a job gains one
+// priority for each full step of waiting; the priority of the task stays.
 func (q *Queries) LaneAge(ctx context.Context, arg LaneAgeParams) (int64, error) {
 	result, err := q.db.Exec(ctx, laneAge,
 		arg.Priorities,
@@ -132,7 +132,6 @@ claimed AS (
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
     t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
-    -- Five hundred long payloads would be half a gigabyte: LanePayloads brings them.
     w.weight,
     (CASE WHEN w.weight <= 8192 THEN t.input END)::jsonb AS input,
     (CASE WHEN w.weight <= 8192 THEN t.context END)::jsonb AS context,
@@ -181,12 +180,13 @@ type LaneClaimRow struct {
 	Paused        bool
 }
 
-// Takes up to so many waiting jobs of one lane and kind, as River's own fetch
-// would: by priority, then age. Start work only when this has committed: until
-// then every other statement still sees the jobs as available. A row without a
-// task (definition_id is null) is a stale token; if its task_id is the nil UUID, it names none.
-// A paused row must not be started: LanePark holds its job back. Whether there is any pause of
-// a definition or a task is asked once, so that without one the rows cost nothing.
+// Claims waiting jobs of one queue and kind, in River's order: by priority, then age. Work
+// may start only after the commit: until then all other statements see the jobs as
+// available. A row without a task (definition_id is null) is an orphaned job; its task_id
+// is the nil UUID if the job names no task. A paused row must not be started: LanePark
+// holds its job back. Whether any definition or task is paused is checked once, so that
+// without pauses the rows cost nothing.
+// Five hundred long payloads would be half a gigabyte: LanePayloads returns them.
 func (q *Queries) LaneClaim(ctx context.Context, arg LaneClaimParams) ([]LaneClaimRow, error) {
 	rows, err := q.db.Query(ctx, laneClaim,
 		arg.Lane,
@@ -244,7 +244,7 @@ FROM (SELECT unnest($1::text[]) AS name) lane
 ON CONFLICT (name) DO UPDATE SET updated_at = now()
 `
 
-// River drops queues that nobody touched for a day, and with them their pause.
+// River deletes queues that were not touched for a day, and their pauses with them.
 func (q *Queries) LaneKeep(ctx context.Context, lanes []string) error {
 	_, err := q.db.Exec(ctx, laneKeep, lanes)
 	return err
@@ -267,7 +267,7 @@ type LaneKindsParams struct {
 }
 
 // weighed once
-// Of which kinds a lane has jobs that are due, one index probe for each.
+// The kinds of due jobs in a queue, by one index probe for each kind.
 func (q *Queries) LaneKinds(ctx context.Context, arg LaneKindsParams) ([]string, error) {
 	rows, err := q.db.Query(ctx, laneKinds, arg.Kinds, arg.Lane)
 	if err != nil {
@@ -293,7 +293,7 @@ SELECT pg_notify('tes_lane', lane.name)
 FROM (SELECT unnest($1::text[]) AS name) lane
 `
 
-// Wakes the lanes of other processes.
+// Wakes the producers of other processes.
 func (q *Queries) LaneNotify(ctx context.Context, lanes []string) error {
 	_, err := q.db.Exec(ctx, laneNotify, lanes)
 	return err
@@ -350,9 +350,9 @@ type LaneOrphansRow struct {
 	Lane   string
 }
 
-// Jobs that were claimed and never started, by a process that is gone (or by us,
-// when the answer to a claim was lost): each gets a new token and is free again.
-// Rows somebody holds are being started this moment, and are skipped.
+// Makes jobs available that were claimed and never started, by a process that has died, or
+// by this process if the answer to a claim was lost. Each job gets a new token. Locked
+// rows are skipped: they are being started at this moment.
 func (q *Queries) LaneOrphans(ctx context.Context, arg LaneOrphansParams) ([]LaneOrphansRow, error) {
 	rows, err := q.db.Query(ctx, laneOrphans,
 		arg.Lanes,
@@ -425,10 +425,10 @@ type LaneParkParams struct {
 	ExecutorID string
 }
 
-// Holds claimed jobs back whose tasks are paused: River's state for that is pending. They have
-// not begun, so the tokens stay good. The pauses are read again and locked, so that who resumes
-// one waits for this and then sees these jobs; a job whose pause was resumed meanwhile is
-// available again. kind is the kind under which the jobs waited.
+// Holds claimed jobs of paused tasks back: River's state for that is pending. The jobs have
+// not begun, so their tokens stay valid. The pauses are read again and locked, so that a
+// resume waits for this transaction, and then sees the jobs; a job whose pause was resumed
+// meanwhile becomes available again. kind is the kind under which the jobs waited.
 func (q *Queries) LanePark(ctx context.Context, arg LaneParkParams) ([]bool, error) {
 	rows, err := q.db.Query(ctx, lanePark, arg.Kind, arg.JobIds, arg.ExecutorID)
 	if err != nil {
@@ -461,7 +461,7 @@ type LanePayloadsRow struct {
 	Context json.RawMessage
 }
 
-// What LaneClaim left out.
+// The payloads that LaneClaim leaves out.
 func (q *Queries) LanePayloads(ctx context.Context, taskIds []uuid.UUID) ([]LanePayloadsRow, error) {
 	rows, err := q.db.Query(ctx, lanePayloads, taskIds)
 	if err != nil {
@@ -506,8 +506,8 @@ type LaneRefileParams struct {
 	ExecutorID string
 }
 
-// Gives claimed jobs back under other kinds: who claimed them cannot run them. They have not
-// begun, so the tokens stay good, and the places in the queue.
+// Returns claimed jobs under other kinds, because the claiming process cannot run them. The
+// jobs have not begun, so their tokens and their positions in the queue stay valid.
 func (q *Queries) LaneRefile(ctx context.Context, arg LaneRefileParams) ([]string, error) {
 	rows, err := q.db.Query(ctx, laneRefile, arg.JobIds, arg.Kinds, arg.ExecutorID)
 	if err != nil {
@@ -560,9 +560,9 @@ type LaneWaitingRow struct {
 	OldestMs int64
 }
 
-// How long the oldest waiting job of each lane has waited: one index probe for each kind that
-// there is, and one for each of its priorities. Kinds are skipped along the index, for those
-// of Go handlers are not known beforehand.
+// The age of the oldest waiting job of each queue, by one index probe for each kind and each
+// of its priorities. The kinds are found by skipping along the index, because the kinds of
+// Go handlers are not known in advance.
 func (q *Queries) LaneWaiting(ctx context.Context, lanes []string) ([]LaneWaitingRow, error) {
 	rows, err := q.db.Query(ctx, laneWaiting, lanes)
 	if err != nil {

@@ -130,8 +130,8 @@ type MaintenanceSetRow struct {
 	Told string
 }
 
-// Puts lanes into maintenance, or takes them out, unless a newer word was heard.
-// One that is prolonged has begun when it began. Who waits for the lanes hears of it.
+// Puts queues into maintenance, or takes them out, unless a newer order exists. A prolonged
+// maintenance keeps its begin. Sessions that listen for the queues are notified.
 func (q *Queries) MaintenanceSet(ctx context.Context, arg MaintenanceSetParams) ([]MaintenanceSetRow, error) {
 	rows, err := q.db.Query(ctx, maintenanceSet,
 		arg.Lanes,
@@ -168,7 +168,7 @@ WHERE s.said_at > x.started_at
 ORDER BY s.said_at
 `
 
-// What was ordered since a process has started.
+// The orders since a process has started.
 func (q *Queries) ShutdownOrders(ctx context.Context, executorID string) ([]ShutdownOrder, error) {
 	rows, err := q.db.Query(ctx, shutdownOrders, executorID)
 	if err != nil {
@@ -216,7 +216,7 @@ type ShutdownPutParams struct {
 	Actor        string
 }
 
-// An order is given once: who repeats it tells nobody.
+// An order takes effect once: repetitions notify no process.
 func (q *Queries) ShutdownPut(ctx context.Context, arg ShutdownPutParams) error {
 	_, err := q.db.Exec(ctx, shutdownPut,
 		arg.EventID,

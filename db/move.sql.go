@@ -16,8 +16,8 @@ const lockBriefly = `-- name: LockBriefly :exec
 SELECT set_config('lock_timeout', '100ms', true)
 `
 
-// For the rest of a transaction: a statement that is one of many tries waits for no lock
-// longer than is usual between our own.
+// For the rest of the transaction: a statement that is one of many tries waits for locks only
+// as long as the engine's own transactions usually hold them.
 func (q *Queries) LockBriefly(ctx context.Context) error {
 	_, err := q.db.Exec(ctx, lockBriefly)
 	return err
@@ -146,16 +146,16 @@ type TaskCompleteRow struct {
 }
 
 // A batch of successful attempts: the hot path. A combined attempt starts and ends in this
-// statement: its task is still PENDING, it never had a lease, and it leaves two events
-// (event_id and event_id + 1; any other leaves event_id + 1 alone). An attempt that does not
-// come back has lost its lease. How long ago it ended and how long it ran are given in
-// microseconds; the database's clock makes times of them.
+// statement: its task is still PENDING, the attempt never had a lease, and two events are
+// written (event_id and event_id + 1; other attempts write only event_id + 1). An attempt
+// that is not returned has lost its lease. The time since the end and the duration are given
+// in microseconds; the database's clock converts them into times.
 //
-// (state = 'running') IS TRUE: an index on state could serve the plain form, and
-// the planner, told once that nothing runs, would walk it for every single id.
-// Which rows are new is known: a speculative insert costs half as much again.
-// The address of most tasks is nowhere, and then this is nothing. In order, as
-// CallbackSettle takes the same rows.
+// (state = 'running') IS TRUE: an index on state could serve the plain condition, and a
+// planner with statistics from an idle moment would walk that index for every id.
+// These rows are known to be new: a speculative insert (ON CONFLICT) would cost half as much again.
+// Most tasks have no callback address, and add no row. In the order in which CallbackSettle
+// locks the same rows.
 func (q *Queries) TaskComplete(ctx context.Context, arg TaskCompleteParams) ([]TaskCompleteRow, error) {
 	rows, err := q.db.Query(ctx, taskComplete,
 		arg.TaskIds,
@@ -237,7 +237,6 @@ WITH move AS (
 locked AS MATERIALIZED (
     SELECT
         move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.ago, move.actor, move.payload, move.output, move.error, move.begins, move.not_counted, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_delay, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
-        -- Locks are waited for: a task's times run forward all the same.
         greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
@@ -262,7 +261,6 @@ moved AS (
         status = locked.status,
         version = t.version + 1,
         attempt = t.attempt + CASE WHEN locked.begins THEN 1 WHEN locked.not_counted THEN -1 ELSE 0 END,
-        -- A redrive is a new start: the policy counts from here.
         failures = CASE WHEN locked.event = 'redriven' THEN 0 ELSE t.failures + locked.failures END,
         crashes = CASE WHEN locked.event = 'redriven' THEN 0 ELSE t.crashes + locked.crashes END,
         input = CASE WHEN locked.input <> '' THEN locked.input::jsonb ELSE t.input END,
@@ -327,7 +325,6 @@ new_job AS (
     )
     SELECT
         moved.next_job,
-        -- Due within five seconds: no need of River's leader to make it available.
         CASE WHEN moved.next_at <= now() + interval '5 seconds' THEN 'available'::river_job_state ELSE 'scheduled' END,
         0, 1, moved.at, moved.next_at, moved.priority,
         jsonb_build_object('task_id', moved.task_id, 'attempt', moved.attempt + 1, 'timeout_ms', moved.timeout_ms),
@@ -360,8 +357,6 @@ new_lease AS (
         moved.executor_id, nullif(moved.lease_request, '')
     FROM moved
     WHERE moved.lease_kind <> ''
-    -- A lease of an earlier attempt can be there still: its end did not see it when
-    -- both were committed side by side.
     ON CONFLICT (task_id) DO UPDATE
     SET job_id = excluded.job_id, attempt = excluded.attempt, kind = excluded.kind, visibility_ms = excluded.visibility_ms,
         expires_at = excluded.expires_at, deadline_at = excluded.deadline_at, owner = excluded.owner, invocation_id = NULL,
@@ -473,13 +468,18 @@ type TaskMoveRow struct {
 	At         time.Time
 }
 
-// A batch of transitions of every other kind, at most one of a task. A transition names what
-// it expects (want_…, where -1 is "any" and the statuses stand between commas) and what it
-// brings, where an empty text or a zero leaves the column as it is. Every task that exists comes back, with what it was,
-// and whether the transition was applied (ok).
-// Whose turn it is will be told so, and reminded: the first job of a chain.
-// An attempt that was given back has not been: the next one has its number, and
-// with it the key under which neighbours know it.
+// A batch of transitions of all other kinds, at most one for each task. A transition has
+// expectations (want_…, where -1 is "any" and statuses are separated by commas) and changes,
+// where an empty text or a zero leaves the column unchanged. Every existing task is returned,
+// with its earlier state, and whether the transition was applied (ok).
+// The statement may have waited for locks: the times of a task must stay in order.
+// A redrive is a new start: the retry policy counts from here.
+// Jobs due within five seconds do not wait for River's leader to make them available.
+// The first job of the chain of notices and reminders for the assignee.
+// A lease of an earlier attempt may still exist, if the end of that attempt was committed
+// concurrently with its start, and did not see the lease.
+// A released attempt is not counted: the next attempt reuses its number, and with it the
+// idempotency key that peer services know.
 func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveRow, error) {
 	rows, err := q.db.Query(ctx, taskMove,
 		arg.TaskIds,

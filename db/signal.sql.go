@@ -31,7 +31,7 @@ type JobTasksRow struct {
 	Current  bool
 }
 
-// The tasks behind these jobs. current: the task goes by the job still.
+// The tasks of these jobs. current: the job is still the task's current job.
 func (q *Queries) JobTasks(ctx context.Context, jobIds []int64) ([]JobTasksRow, error) {
 	rows, err := q.db.Query(ctx, jobTasks, jobIds)
 	if err != nil {
@@ -118,9 +118,8 @@ type LaneRequeueRow struct {
 	BrokenJob int64
 }
 
-// A new token for each task or dead letter that waits without one. A job that is there and
-// does not name its task, for somebody has changed its args, is ended and comes back as
-// broken_job.
+// A new token for each task or dead letter that waits without one. An existing job that does
+// not name its task, because its args were changed, is ended and returned as broken_job.
 func (q *Queries) LaneRequeue(ctx context.Context, arg LaneRequeueParams) ([]LaneRequeueRow, error) {
 	rows, err := q.db.Query(ctx, laneRequeue,
 		arg.TaskIds,
@@ -171,8 +170,8 @@ type LaneStaleParams struct {
 	GraceSeconds float64
 }
 
-// Tokens that run and are nobody's: their task has gone on by another, or is gone.
-// A claim that is being begun this moment is younger.
+// Running tokens without a task: the task has gone on with another token, or is deleted.
+// Younger ones belong to claims that are just beginning.
 func (q *Queries) LaneStale(ctx context.Context, arg LaneStaleParams) (int64, error) {
 	result, err := q.db.Exec(ctx, laneStale, arg.Lanes, arg.GraceSeconds)
 	if err != nil {
@@ -223,8 +222,8 @@ type SignalListRow struct {
 	Traceparent   *string
 }
 
-// What was done to jobs behind our back, each with its task if that still goes by
-// the job.
+// Changes to jobs made outside of tes, each with its task if the job is still the task's
+// current job.
 func (q *Queries) SignalList(ctx context.Context) ([]SignalListRow, error) {
 	rows, err := q.db.Query(ctx, signalList)
 	if err != nil {
@@ -291,7 +290,6 @@ LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
         SELECT FROM river_job j
         WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded') AND job_task(j.args) = page.task_id
     )
-    -- What was done on purpose is about to be acted upon.
     AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = page.job_id)
 `
 
@@ -314,9 +312,10 @@ type TaskAdriftRow struct {
 	Lane          *TaskLane
 }
 
-// Of a page of all tasks: those that wait, to be run or as dead letters, and whose job
-// is not there, has ended or names another task than this.
-// The triggers tell of nearly all at once; this finds what they could not see.
+// Of a page of all tasks: waiting tasks and dead letters whose job is missing, has ended, or
+// names another task. The triggers report nearly all such changes at once; this query finds
+// the changes that triggers cannot see.
+// Intended changes are about to be handled.
 func (q *Queries) TaskAdrift(ctx context.Context, arg TaskAdriftParams) ([]TaskAdriftRow, error) {
 	rows, err := q.db.Query(ctx, taskAdrift, arg.After, arg.Page)
 	if err != nil {

@@ -44,9 +44,8 @@ type TaskAttemptsRow struct {
 	Progress   json.RawMessage
 }
 
-// A page of a task's attempts, the running one with its lease. A lease of an
-// earlier attempt can be there still: it holds another job. Of what attempts noted down
-// there is the last.
+// A page of a task's attempts, the running one with its lease. A lease of an earlier attempt
+// may still exist: it has another job. Of the checkpoints only the last is returned.
 func (q *Queries) TaskAttempts(ctx context.Context, arg TaskAttemptsParams) ([]TaskAttemptsRow, error) {
 	rows, err := q.db.Query(ctx, taskAttempts, arg.TaskID, arg.After, arg.Page)
 	if err != nil {
@@ -109,8 +108,9 @@ type TaskEventsRow struct {
 	PayloadBytes int32
 }
 
-// A page of a task's moves; after is the last seq of the page before, 0 for the first.
-// Payloads over most bytes are left out; their size is known without reading them.
+// A page of a task's events; after is the last seq of the previous page, 0 for the first
+// page. Payloads of more than most bytes are left out; their size is known without reading
+// them.
 func (q *Queries) TaskEvents(ctx context.Context, arg TaskEventsParams) ([]TaskEventsRow, error) {
 	rows, err := q.db.Query(ctx, taskEvents,
 		arg.Most,
@@ -273,7 +273,7 @@ type TaskHeldRow struct {
 	HeldBy string
 }
 
-// A task and who has begun it: empty when nobody has.
+// A task and the executor of its current attempt; empty if no attempt has begun.
 func (q *Queries) TaskHeld(ctx context.Context, taskID uuid.UUID) (TaskHeldRow, error) {
 	row := q.db.QueryRow(ctx, taskHeld, taskID)
 	var i TaskHeldRow
@@ -330,8 +330,8 @@ ORDER BY e.seq DESC
 LIMIT 1
 `
 
-// Whose turn it was before somebody claimed it: the payload of the newest event
-// that says so.
+// The assignee before a task was claimed by another user, from the payload of the newest
+// event with an assignee.
 func (q *Queries) TaskLastAssigned(ctx context.Context, taskID uuid.UUID) (*string, error) {
 	row := q.db.QueryRow(ctx, taskLastAssigned, taskID)
 	var payload *string
@@ -408,9 +408,9 @@ type TaskListByWorkflowParams struct {
 	Page       int32
 }
 
-// A page of a workflow's tasks in the order they were made; after is the last id
-// of the page before, the nil UUID for the first. Lists say which tasks are in them;
-// TaskListed what is shown of them. No statuses or types: all.
+// A page of a workflow's tasks in the order of their creation; after is the last id of the
+// previous page, the nil UUID for the first page. The query returns ids, TaskListed the
+// columns. Without statuses or types: all.
 func (q *Queries) TaskListByWorkflow(ctx context.Context, arg TaskListByWorkflowParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, taskListByWorkflow,
 		arg.WorkflowID,
@@ -473,9 +473,9 @@ type TaskListForUserParams struct {
 	UserID     *string
 }
 
-// What is assigned to a user, and what waits for somebody like them. Materialized,
-// or the LIMIT would tempt the planner to walk all of task in its order. What waits is
-// the tenant's as whom this is read: see pgpool.ReadAs.
+// The tasks assigned to a user, and the tasks for which the user is a candidate. Materialized,
+// because the LIMIT would make the planner walk the whole of task in order. The candidates'
+// tasks are those of the reading tenant: see pgpool.ReadAs.
 func (q *Queries) TaskListForUser(ctx context.Context, arg TaskListForUserParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, taskListForUser,
 		arg.After,
@@ -574,12 +574,12 @@ type TaskListedRow struct {
 	ContextBytes  int32
 }
 
-// Tasks as lists show them: payloads over most bytes of text are left out, and measured.
-// What takes more than 32 KiB as it is stored, compressed or not, has more than 4 KiB of
-// text, for jsonb is at most six times as long: it is not read at all, and its size is
-// given as 2^31-1. The rest is measured as text, since what is stored is compressed: a
-// megabyte can be stored in 8 KiB. OFFSET 0 is a fence, or it would be measured twice.
-// A task that has left the status or the type of the list meanwhile does not come back.
+// Tasks in the format of lists: payloads of more than most bytes of text are left out, with
+// their size. A payload stored in more than 32 KiB, compressed or not, has more than 4 KiB
+// of text, because jsonb is at most six times as long: it is not read, and its size is
+// given as 2^31-1. Other payloads are measured as text, because stored ones are compressed:
+// a megabyte may be stored in 8 KiB. OFFSET 0 keeps the planner from measuring twice. A task
+// that meanwhile has another status or type than the list is not returned.
 func (q *Queries) TaskListed(ctx context.Context, arg TaskListedParams) ([]TaskListedRow, error) {
 	rows, err := q.db.Query(ctx, taskListed,
 		arg.Most,
@@ -668,9 +668,8 @@ type TaskOpenForParams struct {
 	Page       int32
 }
 
-// The most urgent of what waits for one of these principals.
-// The first of each principal, in the order of the key: what else waits is not read. A task
-// can wait for several.
+// The most urgent waiting task for one of these principals. Only the first task of each
+// principal, in the order of the key, is read. A task may wait for several principals.
 func (q *Queries) TaskOpenFor(ctx context.Context, arg TaskOpenForParams) ([]Task, error) {
 	rows, err := q.db.Query(ctx, taskOpenFor, arg.Principals, arg.TenantID, arg.Page)
 	if err != nil {
@@ -742,7 +741,7 @@ type TaskProgressParams struct {
 	Attempt int32
 }
 
-// How far the attempt that runs has come, as its worker says; null if it does not.
+// The progress of the running attempt, as reported by its worker; null without a report.
 func (q *Queries) TaskProgress(ctx context.Context, arg TaskProgressParams) (json.RawMessage, error) {
 	row := q.db.QueryRow(ctx, taskProgress, arg.TaskID, arg.Attempt)
 	var progress json.RawMessage
@@ -754,7 +753,7 @@ const taskTenant = `-- name: TaskTenant :one
 SELECT t.tenant_id FROM task t WHERE t.task_id = $1
 `
 
-// Whose a task is, for reads that need nothing else of its row.
+// The tenant of a task, for reads that need no other column.
 func (q *Queries) TaskTenant(ctx context.Context, taskID uuid.UUID) (string, error) {
 	row := q.db.QueryRow(ctx, taskTenant, taskID)
 	var tenant_id string
@@ -772,7 +771,7 @@ type TaskTokensRow struct {
 	Status TaskStatus
 }
 
-// Whether these tasks still go by the jobs that somebody knows of.
+// Whether the current jobs of these tasks are still the given ones.
 func (q *Queries) TaskTokens(ctx context.Context, taskIds []uuid.UUID) ([]TaskTokensRow, error) {
 	rows, err := q.db.Query(ctx, taskTokens, taskIds)
 	if err != nil {
@@ -801,7 +800,6 @@ SELECT
     j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
     q.paused_at,
     coalesce(qp.paused_by, '')::text AS queue_paused_by, coalesce(qp.pause_reason, '')::text AS queue_pause_reason,
-    -- The first pause of the definition or the task; of none: the empty scope.
     coalesce(held.scope, '')::text AS held_scope, coalesce(held.name, '')::text AS held_name,
     coalesce(held.paused_at, 'epoch')::timestamptz AS held_at, coalesce(held.paused_by, '')::text AS held_by,
     coalesce(held.pause_reason, '')::text AS held_reason,
@@ -810,8 +808,6 @@ SELECT
     EXISTS (
         SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => $1::float8)
     ) AS attended,
-    -- Whether a process that lives claims what the job is. The job of a dead letter, or of a
-    -- remote worker, no process claims.
     EXISTS (
         SELECT
         FROM executor x
@@ -919,10 +915,13 @@ type TaskWhyRow struct {
 	DiscardReason     string
 }
 
-// All that says why a task does not run, in one snapshot, by the predicates that
-// LaneClaim goes by. What is ahead of it is what LaneClaim would take first; it is
-// counted up to most, and only where the job waits.
-// When a worker that asks for what this task is was last heard of.
+// The reasons why a task does not run, in one snapshot, by the conditions of LaneClaim. ahead
+// is the number of jobs that LaneClaim would take first, counted up to most, and only where
+// the job waits.
+// The first pause of the definition or the task; the empty scope without a pause.
+// Whether a living process claims this kind of job. Jobs of dead letters and of remote
+// workers are not claimed by processes.
+// When a worker that asks for this work was last seen.
 func (q *Queries) TaskWhy(ctx context.Context, arg TaskWhyParams) (TaskWhyRow, error) {
 	row := q.db.QueryRow(ctx, taskWhy,
 		arg.SilenceSeconds,

@@ -25,7 +25,7 @@ type LetterReturnedParams struct {
 	TaskID string
 }
 
-// Why a dead letter was put back; empty where nobody said.
+// The reason why a dead letter was put back; empty without a reason.
 func (q *Queries) LetterReturned(ctx context.Context, arg LetterReturnedParams) (string, error) {
 	row := q.db.QueryRow(ctx, letterReturned, arg.JobID, arg.TaskID)
 	var why string
@@ -89,7 +89,6 @@ noted AS (
     SET
         attempt = excluded.attempt,
         at = now(),
-        -- The next attempt goes on from the checkpoint; how far it has come it says itself.
         progress = coalesce(excluded.progress, CASE WHEN task_checkpoint.attempt = excluded.attempt THEN task_checkpoint.progress END),
         checkpoint = coalesce(excluded.checkpoint, task_checkpoint.checkpoint)
 )
@@ -112,11 +111,12 @@ type WorkerBeatRow struct {
 	Owner     string
 }
 
-// Heartbeats: from now, never past the deadline, and whatever the worker notes
-// down. What does not come back is lost. That it is a worker's lease is known from
-// the token; were it asked here, the planner would look through all leases first.
-// In one order, whatever the caller's: two beats of the same leases would wait for each
-// other.
+// Heartbeats: extend leases from now, at most to their deadlines, and store the worker's
+// checkpoint. A lease that is not returned is lost. The token proves that the lease is a
+// worker's; a condition on that would make the planner read all leases first.
+// In one order, independent of the caller's: two heartbeats of the same leases in different
+// orders would wait for each other.
+// The next attempt continues from the checkpoint, and reports its own progress.
 func (q *Queries) WorkerBeat(ctx context.Context, arg WorkerBeatParams) ([]WorkerBeatRow, error) {
 	rows, err := q.db.Query(ctx, workerBeat,
 		arg.TaskIds,
@@ -164,8 +164,6 @@ WITH open AS MATERIALIZED (
                 AND ($3::text = '' OR t.type::text = $3::text)
                 AND (cardinality($4::text[]) = 0 OR t.definition_id = ANY ($4::text[]))
         )
-    -- In the index's whole order: beside a table with policies the planner does not see that
-    -- the first three are constants, and would sort all that waits.
     ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
     LIMIT $5::integer
     FOR UPDATE SKIP LOCKED
@@ -278,14 +276,16 @@ type WorkerClaimRow struct {
 	Config        json.RawMessage
 }
 
-// The lane claim for a remote worker: the same order and the same pause, but only
-// what is left to workers, of the worker's tenant, and of the definitions that it
-// knows (none named: of all). What others know is walked past.
+// LaneClaim for a remote worker: the same order and the same pauses, but only jobs for remote
+// workers, of the worker's tenant, and of the definitions that the worker names (none: all).
+// Other jobs are skipped.
 //
-// Of up to walk jobs, up to most are claimed. Those whose tasks are paused are not claimed but
-// held back, as LanePark does, so that they are walked past once and not by each dequeue; they
-// come back as parked.
-// An answer has a bound in bytes too, but for the first: the others wait for the next.
+// Of at most walk jobs, at most most are claimed. Jobs of paused tasks are not claimed but
+// held back, as by LanePark, so that they are skipped once and not by each dequeue; they are
+// returned as parked.
+// All columns of the index, in order: with row policies on the table the planner does not
+// see that the first three are constants, and would sort all waiting jobs.
+// The answer is limited in bytes too, except for the first job: the others wait.
 func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]WorkerClaimRow, error) {
 	rows, err := q.db.Query(ctx, workerClaim,
 		arg.Lane,
@@ -379,9 +379,9 @@ type WorkerLeasesRow struct {
 	Error         json.RawMessage
 }
 
-// The leases of one request of one worker, with all that it is told of them, in the
-// order in which they are handed out: dead letters, retries, the others. What was noted
-// down before a redrive changed the input is of another piece of work.
+// The leases of one request of one worker, with their tasks, in the order of the answer: dead
+// letters, retries, others. A checkpoint from before a redrive that changed the input
+// belongs to other work, and is left out.
 func (q *Queries) WorkerLeases(ctx context.Context, arg WorkerLeasesParams) ([]WorkerLeasesRow, error) {
 	rows, err := q.db.Query(ctx, workerLeases, arg.Owner, arg.RequestID, arg.TenantID)
 	if err != nil {
@@ -502,7 +502,7 @@ type WorkerReleasedRow struct {
 	Payload string
 }
 
-// What was said when a token was given back, and where the task stood after it.
+// The report with which a token was given back, and the state of the task afterwards.
 func (q *Queries) WorkerReleased(ctx context.Context, arg WorkerReleasedParams) (WorkerReleasedRow, error) {
 	row := q.db.QueryRow(ctx, workerReleased, arg.TaskID, arg.JobID)
 	var i WorkerReleasedRow
@@ -545,8 +545,8 @@ type WorkerSaidRow struct {
 	Payload    string
 }
 
-// How an attempt ended, whether this is what was said of it then, and where the task
-// stood after it.
+// The end of an attempt, whether this report is a repetition of the report that ended the
+// attempt, and the state of the task afterwards.
 func (q *Queries) WorkerSaid(ctx context.Context, arg WorkerSaidParams) (WorkerSaidRow, error) {
 	row := q.db.QueryRow(ctx, workerSaid,
 		arg.Output,
@@ -585,7 +585,7 @@ type WorkersBeatParams struct {
 	WorkerIds []string
 }
 
-// Notes which workers have sent heartbeats: who works does not ask.
+// Records which workers have sent heartbeats: a busy worker does not ask for work.
 func (q *Queries) WorkersBeat(ctx context.Context, arg WorkersBeatParams) error {
 	_, err := q.db.Exec(ctx, workersBeat, arg.TenantIds, arg.WorkerIds)
 	return err
@@ -639,7 +639,7 @@ type WorkersSeenParams struct {
 	Agos        []int64
 }
 
-// Notes which workers have asked for work, and for which.
+// Records which workers have asked for work, and for which work.
 func (q *Queries) WorkersSeen(ctx context.Context, arg WorkersSeenParams) error {
 	_, err := q.db.Exec(ctx, workersSeen,
 		arg.TenantIds,

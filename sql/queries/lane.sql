@@ -1,10 +1,10 @@
 -- name: LaneClaim :many
--- Takes up to so many waiting jobs of one lane and kind, as River's own fetch
--- would: by priority, then age. Start work only when this has committed: until
--- then every other statement still sees the jobs as available. A row without a
--- task (definition_id is null) is a stale token; if its task_id is the nil UUID, it names none.
--- A paused row must not be started: LanePark holds its job back. Whether there is any pause of
--- a definition or a task is asked once, so that without one the rows cost nothing.
+-- Claims waiting jobs of one queue and kind, in River's order: by priority, then age. Work
+-- may start only after the commit: until then all other statements see the jobs as
+-- available. A row without a task (definition_id is null) is an orphaned job; its task_id
+-- is the nil UUID if the job names no task. A paused row must not be started: LanePark
+-- holds its job back. Whether any definition or task is paused is checked once, so that
+-- without pauses the rows cost nothing.
 WITH free AS MATERIALIZED (
     SELECT j.id
     FROM river_job j
@@ -33,7 +33,7 @@ claimed AS (
 SELECT
     claimed.id AS job_id, claimed.task_id, t.attempt, t.failures, t.crashes, t.revision, t.priority, t.type, t.created_at, t.due_at,
     t.tenant_id, t.workflow_id, t.step_id, t.definition_id, t.own_definition, t.executor, t.correlation_id, t.traceparent,
-    -- Five hundred long payloads would be half a gigabyte: LanePayloads brings them.
+-- Five hundred long payloads would be half a gigabyte: LanePayloads returns them.
     w.weight,
     (CASE WHEN w.weight <= 8192 THEN t.input END)::jsonb AS input,
     (CASE WHEN w.weight <= 8192 THEN t.context END)::jsonb AS context,
@@ -48,7 +48,7 @@ LEFT JOIN task t ON t.task_id = claimed.task_id AND t.job_id = claimed.id AND t.
 CROSS JOIN LATERAL (SELECT (payload_weight(t.input) + payload_weight(t.context))::bigint AS weight OFFSET 0) w; -- weighed once
 
 -- name: LaneKinds :many
--- Of which kinds a lane has jobs that are due, one index probe for each.
+-- The kinds of due jobs in a queue, by one index probe for each kind.
 SELECT k.kind::text AS kind
 FROM (SELECT unnest(@kinds::text[]) AS kind) k
 WHERE EXISTS (
@@ -58,8 +58,8 @@ WHERE EXISTS (
 );
 
 -- name: LaneRefile :many
--- Gives claimed jobs back under other kinds: who claimed them cannot run them. They have not
--- begun, so the tokens stay good, and the places in the queue.
+-- Returns claimed jobs under other kinds, because the claiming process cannot run them. The
+-- jobs have not begun, so their tokens and their positions in the queue stay valid.
 WITH wrong AS (
     SELECT unnest(@job_ids::bigint[]) AS id, unnest(@kinds::text[]) AS kind
 ),
@@ -77,10 +77,10 @@ WHERE j.id = held.id
 RETURNING j.queue;
 
 -- name: LanePark :many
--- Holds claimed jobs back whose tasks are paused: River's state for that is pending. They have
--- not begun, so the tokens stay good. The pauses are read again and locked, so that who resumes
--- one waits for this and then sees these jobs; a job whose pause was resumed meanwhile is
--- available again. kind is the kind under which the jobs waited.
+-- Holds claimed jobs of paused tasks back: River's state for that is pending. The jobs have
+-- not begun, so their tokens stay valid. The pauses are read again and locked, so that a
+-- resume waits for this transaction, and then sees the jobs; a job whose pause was resumed
+-- meanwhile becomes available again. kind is the kind under which the jobs waited.
 WITH asked AS (
     SELECT unnest(@job_ids::bigint[]) AS id
 ),
@@ -120,15 +120,15 @@ WHERE j.id = held.id
 RETURNING (j.state = 'pending')::boolean AS parked;
 
 -- name: LanePayloads :many
--- What LaneClaim left out.
+-- The payloads that LaneClaim leaves out.
 SELECT t.task_id, t.input, t.context
 FROM task t
 WHERE t.task_id = ANY (@task_ids::uuid[]);
 
 -- name: LaneOrphans :many
--- Jobs that were claimed and never started, by a process that is gone (or by us,
--- when the answer to a claim was lost): each gets a new token and is free again.
--- Rows somebody holds are being started this moment, and are skipped.
+-- Makes jobs available that were claimed and never started, by a process that has died, or
+-- by this process if the answer to a claim was lost. Each job gets a new token. Locked
+-- rows are skipped: they are being started at this moment.
 WITH lost AS MATERIALIZED (
     SELECT j.id, t.task_id
     FROM river_job j
@@ -166,8 +166,8 @@ WHERE t.task_id = job_task(fresh.args)
 RETURNING t.task_id, fresh.queue AS lane;
 
 -- name: LaneAge :execrows
--- Under River's strict order LOW starves while anything better waits. A job
--- climbs one priority for each full step it has waited; the task keeps its own.
+-- In River's strict order, LOW jobs starve while any other job waits. So a job gains one
+-- priority for each full step of waiting; the priority of the task stays.
 UPDATE river_job j
 SET priority = j.priority - 1
 FROM (
@@ -189,16 +189,16 @@ FROM (
 WHERE j.id = old.id;
 
 -- name: LaneKeep :exec
--- River drops queues that nobody touched for a day, and with them their pause.
+-- River deletes queues that were not touched for a day, and their pauses with them.
 INSERT INTO river_queue (name, metadata, created_at, updated_at)
 SELECT lane.name, '{}', now(), now()
 FROM (SELECT unnest(@lanes::text[]) AS name) lane
 ON CONFLICT (name) DO UPDATE SET updated_at = now();
 
 -- name: LaneWaiting :many
--- How long the oldest waiting job of each lane has waited: one index probe for each kind that
--- there is, and one for each of its priorities. Kinds are skipped along the index, for those
--- of Go handlers are not known beforehand.
+-- The age of the oldest waiting job of each queue, by one index probe for each kind and each
+-- of its priorities. The kinds are found by skipping along the index, because the kinds of
+-- Go handlers are not known in advance.
 WITH RECURSIVE known AS (
     SELECT l.lane, (
         SELECT j.kind FROM river_job j WHERE j.state = 'available' AND j.queue = l.lane ORDER BY j.kind LIMIT 1
@@ -225,26 +225,26 @@ CROSS JOIN LATERAL (
 GROUP BY known.lane;
 
 -- name: LaneNotify :exec
--- Wakes the lanes of other processes.
+-- Wakes the producers of other processes.
 SELECT pg_notify('tes_lane', lane.name)
 FROM (SELECT unnest(@lanes::text[]) AS name) lane;
 
 -- name: CancelNotify :exec
--- Tells other processes that these attempts ("task job") were cancelled under their
--- executors.
+-- Tells other processes that these attempts ("task job") were cancelled while their executors
+-- were running.
 SELECT pg_notify('tes_cancel', a.id)
 FROM (SELECT unnest(@attempts::text[]) AS id) a;
 
 -- name: JobsFree :exec
--- Claimed for a caller that was answered elsewhere: free again.
+-- Makes jobs available that were claimed for a caller with another answer.
 UPDATE river_job j
 SET state = 'available', attempt = greatest(j.attempt - 1, 0)
 FROM (SELECT unnest(@job_ids::bigint[]) AS id) free
 WHERE j.id = free.id AND (j.state = 'running') IS TRUE;
 
 -- name: JobsEnd :exec
--- Stale tokens: claimed, but their task has gone on without them. LaneStale ends those
--- that somebody has locked.
+-- Orphaned jobs: claimed, but their tasks have gone on without them. LaneStale ends orphaned
+-- jobs that are locked.
 WITH held AS MATERIALIZED (
     SELECT j.id
     FROM (SELECT unnest(@job_ids::bigint[]) AS id) stale

@@ -1,6 +1,6 @@
 -- name: MaintenanceSet :many
--- Puts lanes into maintenance, or takes them out, unless a newer word was heard.
--- One that is prolonged has begun when it began. Who waits for the lanes hears of it.
+-- Puts queues into maintenance, or takes them out, unless a newer order exists. A prolonged
+-- maintenance keeps its begin. Sessions that listen for the queues are notified.
 WITH asked AS (
     SELECT unnest(@lanes::text[])::task_lane AS lane
 ),
@@ -44,7 +44,7 @@ WHERE m.until IS NULL OR m.until > now()
 ORDER BY m.lane;
 
 -- name: ShutdownPut :exec
--- An order is given once: who repeats it tells nobody.
+-- An order takes effect once: repetitions notify no process.
 WITH given AS (
     INSERT INTO shutdown_order (event_id, said_at, target, grace_seconds, reason, actor)
     VALUES (@event_id, @said_at, @target, sqlc.narg(grace_seconds)::float8, @reason, @actor)
@@ -55,7 +55,7 @@ SELECT pg_notify('tes_shutdown', given.event_id)
 FROM given;
 
 -- name: ShutdownOrders :many
--- What was ordered since a process has started.
+-- The orders since a process has started.
 SELECT s.event_id, s.said_at, s.target, s.grace_seconds, s.reason, s.actor
 FROM shutdown_order s
 JOIN executor x ON x.executor_id = @executor_id

@@ -1,12 +1,12 @@
 -- name: TaskComplete :many
 -- A batch of successful attempts: the hot path. A combined attempt starts and ends in this
--- statement: its task is still PENDING, it never had a lease, and it leaves two events
--- (event_id and event_id + 1; any other leaves event_id + 1 alone). An attempt that does not
--- come back has lost its lease. How long ago it ended and how long it ran are given in
--- microseconds; the database's clock makes times of them.
+-- statement: its task is still PENDING, the attempt never had a lease, and two events are
+-- written (event_id and event_id + 1; other attempts write only event_id + 1). An attempt
+-- that is not returned has lost its lease. The time since the end and the duration are given
+-- in microseconds; the database's clock converts them into times.
 --
--- (state = 'running') IS TRUE: an index on state could serve the plain form, and
--- the planner, told once that nothing runs, would walk it for every single id.
+-- (state = 'running') IS TRUE: an index on state could serve the plain condition, and a
+-- planner with statistics from an idle moment would walk that index for every id.
 WITH result AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -52,7 +52,7 @@ ended_lease AS (
     USING done
     WHERE l.task_id = done.task_id AND NOT done.combined
 ),
--- Which rows are new is known: a speculative insert costs half as much again.
+-- These rows are known to be new: a speculative insert (ON CONFLICT) would cost half as much again.
 new_attempt AS (
     INSERT INTO task_attempt (task_id, attempt, outcome, job_id, started_at, ended_at, executor_id)
     SELECT done.task_id, done.attempt, 'COMPLETED', done.job_id, done.started_at, done.ended_at, @executor_id::text
@@ -88,8 +88,8 @@ new_outbox AS (
     FROM new_event
     HAVING count(*) > 0
 ),
--- The address of most tasks is nowhere, and then this is nothing. In order, as
--- CallbackSettle takes the same rows.
+-- Most tasks have no callback address, and add no row. In the order in which CallbackSettle
+-- locks the same rows.
 new_callback AS (
     INSERT INTO callback (task_id, told, upto, since, host)
     SELECT
@@ -113,8 +113,8 @@ SELECT done.job_id, (done.callback_url IS NOT NULL)::boolean AS calls_back
 FROM done;
 
 -- name: LockBriefly :exec
--- For the rest of a transaction: a statement that is one of many tries waits for no lock
--- longer than is usual between our own.
+-- For the rest of the transaction: a statement that is one of many tries waits for locks only
+-- as long as the engine's own transactions usually hold them.
 SELECT set_config('lock_timeout', '100ms', true);
 
 -- name: TaskLock :exec
@@ -122,10 +122,10 @@ SELECT set_config('lock_timeout', '100ms', true);
 SELECT FROM task t WHERE t.task_id = ANY(@task_ids::uuid[]) ORDER BY t.task_id FOR UPDATE;
 
 -- name: TaskMove :many
--- A batch of transitions of every other kind, at most one of a task. A transition names what
--- it expects (want_…, where -1 is "any" and the statuses stand between commas) and what it
--- brings, where an empty text or a zero leaves the column as it is. Every task that exists comes back, with what it was,
--- and whether the transition was applied (ok).
+-- A batch of transitions of all other kinds, at most one for each task. A transition has
+-- expectations (want_…, where -1 is "any" and statuses are separated by commas) and changes,
+-- where an empty text or a zero leaves the column unchanged. Every existing task is returned,
+-- with its earlier state, and whether the transition was applied (ok).
 WITH move AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -165,7 +165,7 @@ WITH move AS (
 locked AS MATERIALIZED (
     SELECT
         move.*,
-        -- Locks are waited for: a task's times run forward all the same.
+-- The statement may have waited for locks: the times of a task must stay in order.
         greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
         t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
@@ -190,7 +190,7 @@ moved AS (
         status = locked.status,
         version = t.version + 1,
         attempt = t.attempt + CASE WHEN locked.begins THEN 1 WHEN locked.not_counted THEN -1 ELSE 0 END,
-        -- A redrive is a new start: the policy counts from here.
+-- A redrive is a new start: the retry policy counts from here.
         failures = CASE WHEN locked.event = 'redriven' THEN 0 ELSE t.failures + locked.failures END,
         crashes = CASE WHEN locked.event = 'redriven' THEN 0 ELSE t.crashes + locked.crashes END,
         input = CASE WHEN locked.input <> '' THEN locked.input::jsonb ELSE t.input END,
@@ -255,7 +255,7 @@ new_job AS (
     )
     SELECT
         moved.next_job,
-        -- Due within five seconds: no need of River's leader to make it available.
+-- Jobs due within five seconds do not wait for River's leader to make them available.
         CASE WHEN moved.next_at <= now() + interval '5 seconds' THEN 'available'::river_job_state ELSE 'scheduled' END,
         0, 1, moved.at, moved.next_at, moved.priority,
         jsonb_build_object('task_id', moved.task_id, 'attempt', moved.attempt + 1, 'timeout_ms', moved.timeout_ms),
@@ -265,7 +265,7 @@ new_job AS (
     FROM moved
     WHERE moved.next_job > 0
 ),
--- Whose turn it is will be told so, and reminded: the first job of a chain.
+-- The first job of the chain of notices and reminders for the assignee.
 new_deadline AS (
     INSERT INTO river_job (
         id, state, attempt, max_attempts, created_at, scheduled_at, priority, args, kind, metadata, queue, tags
@@ -289,8 +289,8 @@ new_lease AS (
         moved.executor_id, nullif(moved.lease_request, '')
     FROM moved
     WHERE moved.lease_kind <> ''
-    -- A lease of an earlier attempt can be there still: its end did not see it when
-    -- both were committed side by side.
+-- A lease of an earlier attempt may still exist, if the end of that attempt was committed
+-- concurrently with its start, and did not see the lease.
     ON CONFLICT (task_id) DO UPDATE
     SET job_id = excluded.job_id, attempt = excluded.attempt, kind = excluded.kind, visibility_ms = excluded.visibility_ms,
         expires_at = excluded.expires_at, deadline_at = excluded.deadline_at, owner = excluded.owner, invocation_id = NULL,
@@ -311,8 +311,8 @@ attempt AS (
     ON CONFLICT (task_id, attempt) DO UPDATE
     SET outcome = excluded.outcome, ended_at = excluded.ended_at, error = excluded.error
 ),
--- An attempt that was given back has not been: the next one has its number, and
--- with it the key under which neighbours know it.
+-- A released attempt is not counted: the next attempt reuses its number, and with it the
+-- idempotency key that peer services know.
 unspent_attempt AS (
     DELETE FROM task_attempt a
     USING moved

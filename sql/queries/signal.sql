@@ -1,6 +1,6 @@
 -- name: SignalList :many
--- What was done to jobs behind our back, each with its task if that still goes by
--- the job.
+-- Changes to jobs made outside of tes, each with its task if the job is still the task's
+-- current job.
 SELECT
     s.id, s.what, s.by_role, s.job_id, t.task_id, t.tenant_id, t.status, t.attempt, t.type, t.definition_id,
     t.own_definition, t.revision, t.executor, t.config, t.failures, t.crashes, t.lane, t.started_at, t.traceparent
@@ -14,9 +14,9 @@ USING (SELECT unnest(@ids::bigint[]) AS id) done
 WHERE s.id = done.id;
 
 -- name: TaskAdrift :many
--- Of a page of all tasks: those that wait, to be run or as dead letters, and whose job
--- is not there, has ended or names another task than this.
--- The triggers tell of nearly all at once; this finds what they could not see.
+-- Of a page of all tasks: waiting tasks and dead letters whose job is missing, has ended, or
+-- names another task. The triggers report nearly all such changes at once; this query finds
+-- the changes that triggers cannot see.
 WITH page AS MATERIALIZED (
     SELECT
         t.task_id, t.job_id, t.status, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.executor, t.config,
@@ -42,13 +42,12 @@ LEFT JOIN page ON page.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
         SELECT FROM river_job j
         WHERE j.id = page.job_id AND j.state NOT IN ('completed', 'cancelled', 'discarded') AND job_task(j.args) = page.task_id
     )
-    -- What was done on purpose is about to be acted upon.
+-- Intended changes are about to be handled.
     AND NOT EXISTS (SELECT FROM job_signal s WHERE s.job_id = page.job_id);
 
 -- name: LaneRequeue :many
--- A new token for each task or dead letter that waits without one. A job that is there and
--- does not name its task, for somebody has changed its args, is ended and comes back as
--- broken_job.
+-- A new token for each task or dead letter that waits without one. An existing job that does
+-- not name its task, because its args were changed, is ended and returned as broken_job.
 WITH lost AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -94,8 +93,8 @@ WHERE t.task_id = job_task(fresh.args)
 RETURNING t.task_id, fresh.queue AS lane, coalesce(broken.id, 0)::bigint AS broken_job;
 
 -- name: LaneStale :execrows
--- Tokens that run and are nobody's: their task has gone on by another, or is gone.
--- A claim that is being begun this moment is younger.
+-- Running tokens without a task: the task has gone on with another token, or is deleted.
+-- Younger ones belong to claims that are just beginning.
 WITH stale AS MATERIALIZED (
     SELECT j.id
     FROM river_job j
@@ -115,7 +114,7 @@ FROM stale
 WHERE j.id = stale.id;
 
 -- name: JobTasks :many
--- The tasks behind these jobs. current: the task goes by the job still.
+-- The tasks of these jobs. current: the job is still the task's current job.
 SELECT
     j.id AS job_id, j.kind, t.task_id, t.tenant_id, t.status, (t.job_id = j.id)::boolean AS current
 FROM river_job j

@@ -5,13 +5,13 @@ SELECT * FROM task WHERE task_id = @task_id;
 SELECT * FROM task WHERE task_id = ANY (@task_ids::uuid[]);
 
 -- name: TaskTokens :many
--- Whether these tasks still go by the jobs that somebody knows of.
+-- Whether the current jobs of these tasks are still the given ones.
 SELECT t.task_id, t.job_id, t.status FROM task t WHERE t.task_id = ANY (@task_ids::uuid[]);
 
 -- name: TaskListByWorkflow :many
--- A page of a workflow's tasks in the order they were made; after is the last id
--- of the page before, the nil UUID for the first. Lists say which tasks are in them;
--- TaskListed what is shown of them. No statuses or types: all.
+-- A page of a workflow's tasks in the order of their creation; after is the last id of the
+-- previous page, the nil UUID for the first page. The query returns ids, TaskListed the
+-- columns. Without statuses or types: all.
 SELECT t.task_id
 FROM task t
 WHERE t.workflow_id = @workflow_id
@@ -34,12 +34,12 @@ ORDER BY t.task_id
 LIMIT @page;
 
 -- name: TaskListed :many
--- Tasks as lists show them: payloads over most bytes of text are left out, and measured.
--- What takes more than 32 KiB as it is stored, compressed or not, has more than 4 KiB of
--- text, for jsonb is at most six times as long: it is not read at all, and its size is
--- given as 2^31-1. The rest is measured as text, since what is stored is compressed: a
--- megabyte can be stored in 8 KiB. OFFSET 0 is a fence, or it would be measured twice.
--- A task that has left the status or the type of the list meanwhile does not come back.
+-- Tasks in the format of lists: payloads of more than most bytes of text are left out, with
+-- their size. A payload stored in more than 32 KiB, compressed or not, has more than 4 KiB
+-- of text, because jsonb is at most six times as long: it is not read, and its size is
+-- given as 2^31-1. Other payloads are measured as text, because stored ones are compressed:
+-- a megabyte may be stored in 8 KiB. OFFSET 0 keeps the planner from measuring twice. A task
+-- that meanwhile has another status or type than the list is not returned.
 SELECT
     t.task_id, t.created_at, t.started_at, t.ended_at, t.next_retry_at, t.assigned_at, t.due_at, t.version, t.attempt, t.failures,
     t.crashes, t.status, t.type, t.lane, t.revision, t.priority, t.workflow_id, t.definition_id, t.executor, t.correlation_id,
@@ -64,18 +64,19 @@ WHERE t.task_id = ANY (@task_ids::uuid[])
 ORDER BY t.task_id;
 
 -- name: TaskTenant :one
--- Whose a task is, for reads that need nothing else of its row.
+-- The tenant of a task, for reads that need no other column.
 SELECT t.tenant_id FROM task t WHERE t.task_id = @task_id;
 
 -- name: TaskProgress :one
--- How far the attempt that runs has come, as its worker says; null if it does not.
+-- The progress of the running attempt, as reported by its worker; null without a report.
 SELECT c.progress
 FROM task_checkpoint c
 WHERE c.task_id = @task_id AND c.attempt = @attempt;
 
 -- name: TaskEvents :many
--- A page of a task's moves; after is the last seq of the page before, 0 for the first.
--- Payloads over most bytes are left out; their size is known without reading them.
+-- A page of a task's events; after is the last seq of the previous page, 0 for the first
+-- page. Payloads of more than most bytes are left out; their size is known without reading
+-- them.
 SELECT
     e.seq, e.at, e.type, e.attempt, e.was, e.now, e.actor,
     coalesce(CASE WHEN octet_length(e.payload) <= @most::integer THEN e.payload END, '')::text AS payload,
@@ -86,9 +87,8 @@ ORDER BY e.seq
 LIMIT @page;
 
 -- name: TaskAttempts :many
--- A page of a task's attempts, the running one with its lease. A lease of an
--- earlier attempt can be there still: it holds another job. Of what attempts noted down
--- there is the last.
+-- A page of a task's attempts, the running one with its lease. A lease of an earlier attempt
+-- may still exist: it has another job. Of the checkpoints only the last is returned.
 SELECT
     a.attempt, a.executor_id, a.started_at, a.ended_at, a.outcome, a.error, l.kind, l.owner, l.expires_at, l.deadline_at, c.progress
 FROM task_attempt a
@@ -99,9 +99,9 @@ ORDER BY a.attempt
 LIMIT @page;
 
 -- name: TaskWhy :one
--- All that says why a task does not run, in one snapshot, by the predicates that
--- LaneClaim goes by. What is ahead of it is what LaneClaim would take first; it is
--- counted up to most, and only where the job waits.
+-- The reasons why a task does not run, in one snapshot, by the conditions of LaneClaim. ahead
+-- is the number of jobs that LaneClaim would take first, counted up to most, and only where
+-- the job waits.
 SELECT
     t.status, t.attempt, t.job_id, t.definition_id, t.started_at, t.ended_at, t.assigned_at, t.due_at, t.assignee_id, t.group_id,
     coalesce(t.error ->> 'code', '')::text AS error_code,
@@ -109,7 +109,7 @@ SELECT
     j.state AS job_state, j.queue, j.kind, j.created_at AS queued_at, j.scheduled_at, j.attempted_at, j.attempted_by,
     q.paused_at,
     coalesce(qp.paused_by, '')::text AS queue_paused_by, coalesce(qp.pause_reason, '')::text AS queue_pause_reason,
-    -- The first pause of the definition or the task; of none: the empty scope.
+-- The first pause of the definition or the task; the empty scope without a pause.
     coalesce(held.scope, '')::text AS held_scope, coalesce(held.name, '')::text AS held_name,
     coalesce(held.paused_at, 'epoch')::timestamptz AS held_at, coalesce(held.paused_by, '')::text AS held_by,
     coalesce(held.pause_reason, '')::text AS held_reason,
@@ -118,8 +118,8 @@ SELECT
     EXISTS (
         SELECT FROM executor x WHERE x.seen_at > now() - make_interval(secs => @silence_seconds::float8)
     ) AS attended,
-    -- Whether a process that lives claims what the job is. The job of a dead letter, or of a
-    -- remote worker, no process claims.
+-- Whether a living process claims this kind of job. Jobs of dead letters and of remote
+-- workers are not claimed by processes.
     EXISTS (
         SELECT
         FROM executor x
@@ -147,7 +147,7 @@ LEFT JOIN maintenance m ON m.lane::text = j.queue AND (m.until IS NULL OR m.unti
 LEFT JOIN lease l ON l.task_id = t.task_id AND l.job_id = t.job_id AND l.attempt = t.attempt
 LEFT JOIN task_checkpoint c ON c.task_id = t.task_id AND c.attempt = t.attempt AND t.status = 'RUNNING'
 LEFT JOIN dead_letter_discard d ON d.task_id = t.task_id
--- When a worker that asks for what this task is was last heard of.
+-- When a worker that asks for this work was last seen.
 LEFT JOIN LATERAL (
     SELECT max(w.seen_at) AS seen_at
     FROM worker w
@@ -175,9 +175,9 @@ CROSS JOIN LATERAL (
 WHERE t.task_id = @task_id AND t.tenant_id = @tenant_id;
 
 -- name: TaskListForUser :many
--- What is assigned to a user, and what waits for somebody like them. Materialized,
--- or the LIMIT would tempt the planner to walk all of task in its order. What waits is
--- the tenant's as whom this is read: see pgpool.ReadAs.
+-- The tasks assigned to a user, and the tasks for which the user is a candidate. Materialized,
+-- because the LIMIT would make the planner walk the whole of task in order. The candidates'
+-- tasks are those of the reading tenant: see pgpool.ReadAs.
 WITH mine AS MATERIALIZED (
     SELECT open.task_id
     FROM task_open_ids(@principals::text[]) AS open (task_id)
@@ -202,16 +202,15 @@ ORDER BY t.task_id
 LIMIT @page;
 
 -- name: TaskHeld :one
--- A task and who has begun it: empty when nobody has.
+-- A task and the executor of its current attempt; empty if no attempt has begun.
 SELECT sqlc.embed(t), coalesce(a.executor_id, '')::text AS held_by
 FROM task t
 LEFT JOIN task_attempt a ON a.task_id = t.task_id AND a.attempt = t.attempt AND a.outcome IS NULL
 WHERE t.task_id = @task_id;
 
 -- name: TaskOpenFor :many
--- The most urgent of what waits for one of these principals.
--- The first of each principal, in the order of the key: what else waits is not read. A task
--- can wait for several.
+-- The most urgent waiting task for one of these principals. Only the first task of each
+-- principal, in the order of the key, is read. A task may wait for several principals.
 WITH best AS MATERIALIZED (
     SELECT DISTINCT o.priority, o.due_at, o.created_at, o.task_id
     FROM (SELECT DISTINCT unnest(@principals::text[]) AS name) p
@@ -232,8 +231,8 @@ WHERE t.status = 'ASSIGNED'
 ORDER BY t.priority, t.due_at, t.created_at, t.task_id;
 
 -- name: TaskLastAssigned :one
--- Whose turn it was before somebody claimed it: the payload of the newest event
--- that says so.
+-- The assignee before a task was claimed by another user, from the payload of the newest
+-- event with an assignee.
 SELECT e.payload
 FROM task_event e
 WHERE e.task_id = @task_id AND e.type = 'assigned'

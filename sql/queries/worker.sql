@@ -1,11 +1,11 @@
 -- name: WorkerClaim :many
--- The lane claim for a remote worker: the same order and the same pause, but only
--- what is left to workers, of the worker's tenant, and of the definitions that it
--- knows (none named: of all). What others know is walked past.
+-- LaneClaim for a remote worker: the same order and the same pauses, but only jobs for remote
+-- workers, of the worker's tenant, and of the definitions that the worker names (none: all).
+-- Other jobs are skipped.
 --
--- Of up to walk jobs, up to most are claimed. Those whose tasks are paused are not claimed but
--- held back, as LanePark does, so that they are walked past once and not by each dequeue; they
--- come back as parked.
+-- Of at most walk jobs, at most most are claimed. Jobs of paused tasks are not claimed but
+-- held back, as by LanePark, so that they are skipped once and not by each dequeue; they are
+-- returned as parked.
 WITH open AS MATERIALIZED (
     SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
     FROM river_job j
@@ -25,8 +25,8 @@ WITH open AS MATERIALIZED (
                 AND (@type::text = '' OR t.type::text = @type::text)
                 AND (cardinality(@definition_ids::text[]) = 0 OR t.definition_id = ANY (@definition_ids::text[]))
         )
-    -- In the index's whole order: beside a table with policies the planner does not see that
-    -- the first three are constants, and would sort all that waits.
+-- All columns of the index, in order: with row policies on the table the planner does not
+-- see that the first three are constants, and would sort all waiting jobs.
     ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
     LIMIT @walk::integer
     FOR UPDATE SKIP LOCKED
@@ -53,7 +53,7 @@ next AS (
     ORDER BY judged.priority, judged.scheduled_at, judged.id
     LIMIT @most::integer
 ),
--- An answer has a bound in bytes too, but for the first: the others wait for the next.
+-- The answer is limited in bytes too, except for the first job: the others wait.
 weighed AS (
     SELECT
         next.id,
@@ -116,9 +116,9 @@ FROM found
 JOIN task t ON t.task_id = found.task_id;
 
 -- name: WorkerLeases :many
--- The leases of one request of one worker, with all that it is told of them, in the
--- order in which they are handed out: dead letters, retries, the others. What was noted
--- down before a redrive changed the input is of another piece of work.
+-- The leases of one request of one worker, with their tasks, in the order of the answer: dead
+-- letters, retries, others. A checkpoint from before a redrive that changed the input
+-- belongs to other work, and is left out.
 SELECT
     l.job_id, l.attempt, l.visibility_ms, l.expires_at, j.created_at AS enqueued_at, c.progress, c.checkpoint,
     t.task_id, t.tenant_id, t.workflow_id, t.step_id, t.type, t.priority, t.definition_id, t.own_definition, t.revision,
@@ -138,9 +138,9 @@ WHERE l.owner = @owner AND l.request_id = @request_id::text AND t.tenant_id = @t
 ORDER BY l.kind <> 'letter', t.lane <> 'task-execution-retry', t.priority, l.job_id;
 
 -- name: WorkerBeat :many
--- Heartbeats: from now, never past the deadline, and whatever the worker notes
--- down. What does not come back is lost. That it is a worker's lease is known from
--- the token; were it asked here, the planner would look through all leases first.
+-- Heartbeats: extend leases from now, at most to their deadlines, and store the worker's
+-- checkpoint. A lease that is not returned is lost. The token proves that the lease is a
+-- worker's; a condition on that would make the planner read all leases first.
 WITH beat AS (
     SELECT
         unnest(@task_ids::uuid[]) AS task_id,
@@ -149,8 +149,8 @@ WITH beat AS (
         unnest(@progress::text[]) AS progress,
         unnest(@checkpoints::text[]) AS checkpoint
 ),
--- In one order, whatever the caller's: two beats of the same leases would wait for each
--- other.
+-- In one order, independent of the caller's: two heartbeats of the same leases in different
+-- orders would wait for each other.
 held AS MATERIALIZED (
     SELECT beat.task_id, beat.job_id, beat.extend_ms, beat.progress, beat.checkpoint
     FROM beat
@@ -178,7 +178,7 @@ noted AS (
     SET
         attempt = excluded.attempt,
         at = now(),
-        -- The next attempt goes on from the checkpoint; how far it has come it says itself.
+-- The next attempt continues from the checkpoint, and reports its own progress.
         progress = coalesce(excluded.progress, CASE WHEN task_checkpoint.attempt = excluded.attempt THEN task_checkpoint.progress END),
         checkpoint = coalesce(excluded.checkpoint, task_checkpoint.checkpoint)
 )
@@ -186,8 +186,8 @@ SELECT kept.job_id, kept.expires_at, kept.owner
 FROM kept;
 
 -- name: WorkerSaid :one
--- How an attempt ended, whether this is what was said of it then, and where the task
--- stood after it.
+-- The end of an attempt, whether this report is a repetition of the report that ended the
+-- attempt, and the state of the task afterwards.
 SELECT
     a.outcome,
     (t.output IS NOT DISTINCT FROM nullif(@output::text, '')::jsonb)::boolean AS same_output,
@@ -205,7 +205,7 @@ CROSS JOIN LATERAL (
 WHERE a.task_id = @task_id AND a.attempt = @attempt AND a.job_id = @job_id;
 
 -- name: WorkerReleased :one
--- What was said when a token was given back, and where the task stood after it.
+-- The report with which a token was given back, and the state of the task afterwards.
 SELECT e.seq, e.payload::text AS payload
 FROM task_event e
 WHERE e.task_id = @task_id AND e.type = 'released' AND (e.payload::jsonb ->> 'jobId')::bigint = @job_id::bigint
@@ -213,7 +213,7 @@ ORDER BY e.seq DESC
 LIMIT 1;
 
 -- name: LetterReturned :one
--- Why a dead letter was put back; empty where nobody said.
+-- The reason why a dead letter was put back; empty without a reason.
 SELECT coalesce(j.errors[cardinality(j.errors)] ->> 'error', '')::text AS why
 FROM river_job j
 WHERE j.id = @job_id AND j.state = 'cancelled' AND j.args ->> 'task_id' = @task_id::text
@@ -227,7 +227,7 @@ ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING key;
 
 -- name: WorkersSeen :exec
--- Notes which workers have asked for work, and for which.
+-- Records which workers have asked for work, and for which work.
 INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, since, seen_at)
 SELECT
     seen.tenant_id, seen.worker_id, seen.queue, ARRAY(SELECT DISTINCT d.id FROM jsonb_array_elements_text(seen.definitions::jsonb) AS d (id) ORDER BY d.id),
@@ -246,7 +246,7 @@ SET definition_ids = excluded.definition_ids, seen_at = excluded.seen_at
 WHERE worker.seen_at < excluded.seen_at;
 
 -- name: WorkersBeat :exec
--- Notes which workers have sent heartbeats: who works does not ask.
+-- Records which workers have sent heartbeats: a busy worker does not ask for work.
 UPDATE worker w
 SET seen_at = now()
 FROM (
