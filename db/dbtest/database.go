@@ -66,6 +66,8 @@ func (d *database) close(t testing.TB, pool *pgxpool.Pool) bool {
 
 	if len(left) > 0 {
 		t.Errorf("dbtest: the test has ended and these sessions of it have not: %s", strings.Join(left, "; "))
+
+		// Ended, so that the database can be dropped.
 		if err := d.terminate(ctx); err != nil {
 			t.Errorf("dbtest: %v", err)
 		}

@@ -53,6 +53,8 @@ func NewPair(t testing.TB, synchronous bool) *Pair {
 	}
 
 	conninfo := conninfoOf(t, p.Primary.URL())
+
+	// A standby begins as a copy of the primary.
 	p.backup(filepath.Join(p.base(), "standby"))
 	settings["primary_conninfo"] = conninfo + " application_name=" + standbyName
 	p.Standby = p.start("standby", settings)

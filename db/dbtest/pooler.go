@@ -153,6 +153,8 @@ func greeting(client net.Conn) []string {
 func (p *Pooler) take() (*pgconn.HijackedConn, error) {
 	p.slots <- struct{}{}
 	p.mu.Lock()
+
+	// The most recently used session, as PgBouncer does.
 	if n := len(p.idle); n > 0 {
 		conn := p.idle[n-1]
 		p.idle = p.idle[:n-1]
@@ -223,6 +225,7 @@ func (c *pooled) pass(kind byte, text []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
+	// The beginning of a transaction: the client gets a session.
 	if c.session == nil {
 		session, err := c.pooler.take()
 		if err != nil {

@@ -41,6 +41,7 @@ func (m *machine) find(ctx context.Context, cfg Config, acc account, data string
 			return binaries{}, err
 		}
 
+		// No fallback: the user has chosen the binaries.
 		if dataMajor != 0 && b.major != dataMajor {
 			return binaries{}, wrongMajor(data, dataMajor, []binaries{b}, nil)
 		}

@@ -66,6 +66,7 @@ func (m *machine) fetch(ctx context.Context, cfg Config, p pin) error {
 		return err
 	}
 
+	// Before unpacking: the archive is not trusted until its hash is known.
 	if err := verify(tarball, p); err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ func (m *machine) clearStalePID(p *place, logf func(string, ...any)) error {
 	if !ok || !alive(pid) {
 		return nil
 	}
+
+	// A postgres of this directory without a parent: the lock proves that no process owns it.
 	if isPostgresOf(pid, p.data) {
 		logf("stopping process %d, left behind on %s", pid, p.data)
 		return m.stopOrphan(p.data, syscall.SIGINT)

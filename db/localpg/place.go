@@ -217,6 +217,7 @@ func wrongOwner(data string, owner int, acc account) error {
 func (p *place) close() error {
 	err := os.RemoveAll(p.sockets)
 	if p.throwaway {
+		// postmaster.pid names the shared memory, so it is read before the directory is removed.
 		removeShared(p.data)
 		err = errors.Join(err, os.RemoveAll(p.base))
 		p.lock.remove()

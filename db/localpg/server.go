@@ -167,6 +167,7 @@ func (c *Cluster) launch(ctx context.Context) (*pgx.Conn, error) {
 
 	c.machine.at(stageServer)
 
+	// "postgres" exists in every cluster; database tes may not exist yet.
 	conn, err := c.server.ready(ctx, c.socketURL("postgres"), c.machine.readyTimeout)
 	if err != nil {
 		c.server.end(syscall.SIGQUIT, nil)
@@ -329,6 +330,7 @@ func (c *Cluster) syncPassword(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 
+	// If the password in the file works, nothing needs to be changed.
 	overTCP, err := connect(ctx, c.tcpURL("postgres"))
 	if err == nil {
 		return overTCP.Close(ctx)

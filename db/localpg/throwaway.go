@@ -33,6 +33,7 @@ func (m *machine) openThrowaway(cfg Config, acc account) (*place, error) {
 		return nil, fmt.Errorf("make a temporary cluster: %w", err)
 	}
 
+	// With its own lock held, this cluster is safe from the sweeps of others.
 	m.sweep(parent, cfg.Logf)
 
 	base := strings.TrimSuffix(held.path, ".lock")

@@ -80,6 +80,7 @@ func CheckExpression(list []jobs.Assign) error {
 			}
 		}
 
+		// Also after an error, to avoid follow-up errors for members that refer to this one.
 		known[assign.Name] = true
 	}
 

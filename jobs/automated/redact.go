@@ -70,6 +70,8 @@ func (s sent) output(document json.RawMessage) json.RawMessage {
 
 	var v any
 	decoder := json.NewDecoder(bytes.NewReader(document))
+
+	// Numbers of an unaffected value must stay as the server wrote them.
 	decoder.UseNumber()
 	if decoder.Decode(&v) != nil {
 		return document
@@ -96,6 +98,7 @@ func (s sent) redact(v any) (clean any, found bool) {
 		text := s.hide(v)
 		return text, text != v
 	case json.Number:
+		// A secret of digits may appear as a number; the redacted value is a string.
 		if text := s.hide(v.String()); text != v.String() {
 			return text, true
 		}

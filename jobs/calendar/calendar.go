@@ -131,6 +131,7 @@ func (c *Calendar) Add(from time.Time, work time.Duration) time.Time {
 		}
 
 		if span := closes.Sub(opens); span > 0 {
+			// The remaining work ends on this day.
 			if work <= span {
 				return opens.Add(work).In(from.Location())
 			}
@@ -187,6 +188,8 @@ func (c *Calendar) at(day time.Time, minute int) time.Time {
 	year, month, date := day.Date()
 	asked := time.Date(year, month, date, 0, minute, 0, 0, time.UTC)
 	t := time.Date(year, month, date, 0, minute, 0, 0, c.zone)
+
+	// Seconds since the epoch plus the offset are what the local clock shows.
 	_, offset := t.Zone()
 	from, until := t.ZoneBounds()
 

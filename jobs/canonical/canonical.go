@@ -49,10 +49,12 @@ func exactNumbers(b []byte) []byte {
 			for end < len(b) && strings.IndexByte("0123456789+-.eE", b[end]) >= 0 {
 				end++
 			}
+
 			if exact, ok := inexact(string(b[i:end])); ok {
 				out = append(append(out, b[copied:i]...), `"\u0000`+exact+`"`...)
 				copied = end
 			}
+
 			i = end
 
 		default:
@@ -63,6 +65,7 @@ func exactNumbers(b []byte) []byte {
 	if copied == 0 {
 		return b
 	}
+
 	return append(out, b[copied:]...)
 }
 
@@ -73,6 +76,7 @@ func afterString(b []byte, i int) int {
 			i++
 		}
 	}
+
 	return i + 1
 }
 
@@ -98,6 +102,7 @@ func decimal(number string) string {
 	if rest, negative := strings.CutPrefix(mantissa, "-"); negative {
 		sign, mantissa = "-", rest
 	}
+
 	whole, fraction, _ := strings.Cut(mantissa, ".")
 	power -= len(fraction)
 
@@ -105,6 +110,7 @@ func decimal(number string) string {
 	if digits == "" {
 		return "0"
 	}
+
 	significant := strings.TrimRight(digits, "0")
 	power += len(digits) - len(significant)
 

@@ -222,6 +222,8 @@ func sum(rules []Rule) (verdict Verdict, why string) {
 			return Broken, ""
 		case rule.Verdict == NotChecked && verdict == OK:
 			verdict, why = NotChecked, rule.Why
+
+			// Other rules of the invariant were checked.
 			if len(rules) > 1 {
 				why = "in part: " + why
 			}

@@ -66,6 +66,8 @@ func ReadLedger(from io.Reader) (*Ledger, error) {
 	}
 
 	lines := bufio.NewScanner(from)
+
+	// The default limit of a Scanner is 64 KiB.
 	lines.Buffer(nil, maxLine)
 
 	for lines.Scan() {
@@ -169,6 +171,7 @@ func (l *Ledger) check(ctx context.Context, tx pgx.Tx, o Options) (map[string]Ru
 		}
 	}
 
+	// Without a ledger the five rules are in the report, as not checked.
 	if l == nil {
 		empty, _ := ReadLedger(bytes.NewReader(nil))
 		order, repeats := empty.order, empty.repeats

@@ -109,6 +109,8 @@ func bind(sql string, grace time.Duration) (string, []any) {
 
 func (q query) check(ctx context.Context, tx pgx.Tx, o Options) (Rule, error) {
 	rule := Rule{ID: q.id, Sentence: q.sentence, Verdict: OK}
+
+	// Without processes, nothing is done in time.
 	if q.atWork && o.AtRest {
 		rule.Verdict, rule.Why = NotChecked, "no process is at work"
 		return rule, nil

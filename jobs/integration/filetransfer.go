@@ -65,6 +65,7 @@ func fileReference(text string) error {
 		return refuse("contains a user: use credentialRef for credentials")
 	}
 
+	// A signed URL is a credential for the file.
 	for name := range u.Query() {
 		if redact.SecretName(name) || signatures[strings.ToLower(name)] {
 			return refuse("contains a credential in its query: use credentialRef for credentials")

@@ -34,6 +34,7 @@ func restRequest(_ jobs.IntegrationCall, input json.RawMessage) (json.RawMessage
 		return nil, refuse("path is not a path within the connection, such as /invoices/7")
 	}
 
+	// One format for the Integration Service: texts, or lists of texts.
 	for name, value := range in.Query {
 		values, err := texts(value)
 		if err != nil {

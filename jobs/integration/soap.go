@@ -226,6 +226,8 @@ func inXML(text string) bool {
 // soapAnswer accepts {xml}, or the XML as a string.
 func soapAnswer(_ jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
 	var text string
+
+	// Not a string: an object with the member xml.
 	if json.Unmarshal(data, &text) != nil {
 		var in struct {
 			XML *string `json:"xml"`

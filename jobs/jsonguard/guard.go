@@ -7,7 +7,6 @@ import (
 	"hash/maphash"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // The limits of one JSON document. Each caller limits the size of its documents
@@ -48,6 +47,8 @@ func (e *Error) Error() string {
 // 9 KB array of 1e131071 is read back as 131 MB.
 func Check(b []byte) error {
 	g := guard{b: b, budget: freeExpansion + perByte*len(b)}
+
+	// RFC 8259 forbids a byte order mark; decoders disagree about it.
 	if len(b) >= 3 && b[0] == 0xEF && b[1] == 0xBB && b[2] == 0xBF {
 		return g.refuse("byte order mark")
 	}
@@ -56,6 +57,7 @@ func Check(b []byte) error {
 	if g.i == len(b) {
 		return g.refuse("no value")
 	}
+
 	if err := g.value(0); err != nil {
 		return err
 	}
@@ -64,6 +66,7 @@ func Check(b []byte) error {
 	if g.i < len(b) {
 		return g.refuse("more than one value")
 	}
+
 	return nil
 }
 
@@ -96,8 +99,10 @@ func within(err *Error, name string) *Error {
 	if len(name) > longest {
 		name = strings.ToValidUTF8(name[:longest], "") + "…"
 	}
+
 	name = strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
 	err.Path = "/" + name + err.Path
+
 	return err
 }
 
@@ -119,6 +124,7 @@ func (g *guard) peek() byte {
 	if g.i < len(g.b) {
 		return g.b[g.i]
 	}
+
 	return 0
 }
 
@@ -140,6 +146,7 @@ func (g *guard) value(depth int) *Error {
 	if g.i >= len(g.b) {
 		return g.refuse("unexpected end")
 	}
+
 	switch c := g.b[g.i]; {
 	case c == '"':
 		_, err := g.str()
@@ -151,6 +158,7 @@ func (g *guard) value(depth int) *Error {
 		if c == '{' {
 			return g.object(depth + 1)
 		}
+
 		return g.array(depth + 1)
 	case c == '-' || '0' <= c && c <= '9':
 		return g.number()
@@ -169,6 +177,7 @@ func (g *guard) literal(word string) *Error {
 	if len(g.b)-g.i < len(word) || string(g.b[g.i:g.i+len(word)]) != word {
 		return g.refuse("not a value")
 	}
+
 	g.i += len(word)
 	return nil
 }
@@ -199,6 +208,7 @@ func (g *guard) array(depth int) *Error {
 }
 
 func (g *guard) object(depth int) *Error {
+	// The names of all open objects share one array; the names of this object begin at base.
 	base := g.n
 	var seen map[uint64]struct{} // of an object with many members; nil until then
 	g.i++
@@ -227,6 +237,7 @@ func (g *guard) object(depth int) *Error {
 		if g.peek() != ':' {
 			return g.unexpected("expected :")
 		}
+
 		g.i++
 		g.space()
 		if err := g.value(depth); err != nil {
@@ -250,6 +261,7 @@ func (g *guard) object(depth int) *Error {
 // if the object already has the name. The escaped and the plain spelling of a name
 // are equal.
 func (g *guard) name(raw []byte, escaped bool, base int, seen map[uint64]struct{}) map[uint64]struct{} {
+	// "a" and "\u0061" are the same name.
 	if escaped {
 		var room [64]byte
 		raw = unescape(room[:0], raw)
@@ -265,6 +277,7 @@ func (g *guard) name(raw []byte, escaped bool, base int, seen map[uint64]struct{
 			}
 		}
 
+		// Few names: comparing them one by one is faster than a map, and allocates nothing.
 		if len(own) < linear && g.n < len(g.names) {
 			g.names[g.n] = h
 			g.n++
@@ -282,222 +295,6 @@ func (g *guard) name(raw []byte, escaped bool, base int, seen map[uint64]struct{
 	if seen[h] = struct{}{}; len(seen) == size {
 		g.n = -1
 	}
+
 	return seen
-}
-
-// plain marks the bytes that stand for themselves in a string.
-var plain = func() (t [256]bool) {
-	for c := 0x20; c < utf8.RuneSelf; c++ {
-		t[c] = c != '"' && c != '\\'
-	}
-	return t
-}()
-
-// str parses a string from its opening quote past its closing quote.
-func (g *guard) str() (escaped bool, err *Error) {
-	b, i := g.b, g.i+1
-	for {
-		for i < len(b) && plain[b[i]] {
-			i++
-		}
-		if g.i = i; i == len(b) {
-			return escaped, g.refuse("unexpected end")
-		}
-		switch c := b[i]; {
-		case c == '"':
-			g.i = i + 1
-			return escaped, nil
-		case c == '\\':
-			escaped = true
-			if err := g.escape(); err != nil {
-				return escaped, err
-			}
-			i = g.i
-		case c < 0x20:
-			return escaped, g.unexpected("control character in a string")
-		default:
-			r, size := utf8.DecodeRune(b[i:])
-			if r == utf8.RuneError && size == 1 {
-				return escaped, g.refuse("invalid UTF-8")
-			}
-			i += size
-		}
-	}
-}
-
-// escape parses one escape sequence from its backslash on. A surrogate pair is one
-// sequence.
-func (g *guard) escape() *Error {
-	if len(g.b)-g.i < 2 {
-		return g.refuse("unexpected end")
-	}
-	switch g.b[g.i+1] {
-	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-		g.i += 2
-		return nil
-	case 'u':
-		r := hex4(g.b[g.i:])
-		switch {
-		case r < 0:
-			return g.refuse("invalid escape")
-		case r == 0:
-			return g.refuse("NUL")
-		case r >= 0xDC00 && r <= 0xDFFF:
-			return g.refuse("lone surrogate")
-		case r >= 0xD800 && r <= 0xDBFF:
-			if low := hex4(g.b[g.i+6:]); low < 0xDC00 || low > 0xDFFF {
-				return g.refuse("lone surrogate")
-			}
-			g.i += 6
-		}
-		g.i += 6
-		return nil
-	default:
-		return g.refuse("invalid escape")
-	}
-}
-
-// hex4 parses \uXXXX at the beginning of b; -1 means that b begins otherwise.
-func hex4(b []byte) rune {
-	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
-		return -1
-	}
-	var r rune
-	for _, c := range b[2:6] {
-		switch {
-		case '0' <= c && c <= '9':
-			r = r<<4 | rune(c-'0')
-		case 'a' <= c && c <= 'f':
-			r = r<<4 | rune(c-'a'+10)
-		case 'A' <= c && c <= 'F':
-			r = r<<4 | rune(c-'A'+10)
-		default:
-			return -1
-		}
-	}
-	return r
-}
-
-// unescape appends the text that s, the inside of a valid string, stands for.
-func unescape(to, s []byte) []byte {
-	for i := 0; i < len(s); {
-		if s[i] != '\\' {
-			to = append(to, s[i])
-			i++
-			continue
-		}
-		if s[i+1] != 'u' {
-			to = append(to, simpleEscapes[s[i+1]])
-			i += 2
-			continue
-		}
-		r := hex4(s[i:])
-		i += 6
-		if r >= 0xD800 && r <= 0xDBFF {
-			r = 0x10000 + (r-0xD800)<<10 + (hex4(s[i:]) - 0xDC00)
-			i += 6
-		}
-		to = utf8.AppendRune(to, r)
-	}
-	return to
-}
-
-var simpleEscapes = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
-
-// number parses a number from its minus or first digit on. At most
-// maxNumberLength+1 characters are read, however long the number is.
-func (g *guard) number() *Error {
-	start := g.i
-	b := g.b[start:min(len(g.b), start+maxNumberLength+1)]
-	i := 0
-	if b[0] == '-' {
-		i++
-	}
-
-	// The digits before the point.
-	whole := i
-	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
-		i++
-	}
-	if i == whole {
-		return g.refuse("not a value")
-	}
-	if b[whole] == '0' && i > whole+1 {
-		return g.refuse("number starts with 0")
-	}
-
-	// The fraction. point-whole is the count of digits before the point.
-	point := i
-	if i < len(b) && b[i] == '.' {
-		for i++; i < len(b) && '0' <= b[i] && b[i] <= '9'; {
-			i++
-		}
-		if i == point+1 && i <= maxNumberLength {
-			return g.refuse("number without digits after its point")
-		}
-	}
-
-	mantissa := i
-	exponent, negative := 0, false
-	if i < len(b) && (b[i] == 'e' || b[i] == 'E') {
-		if i++; i < len(b) && (b[i] == '-' || b[i] == '+') {
-			negative = b[i] == '-'
-			i++
-		}
-		digits := i
-		for ; i < len(b) && '0' <= b[i] && b[i] <= '9'; i++ {
-			exponent = min(exponent*10+int(b[i]-'0'), maxExponent+1)
-		}
-		if i == digits && i <= maxNumberLength {
-			return g.refuse("number without digits in its exponent")
-		}
-	}
-
-	if i > maxNumberLength {
-		return g.refuse("number longer than 64 characters")
-	}
-	if exponent > maxExponent {
-		return g.refuse("number out of range")
-	}
-
-	if g.budget -= exponent; g.budget < 0 {
-		return g.refuse("too many large exponents")
-	}
-	if exponent != 0 {
-		if negative {
-			exponent = -exponent
-		}
-
-		if !survives(b[:i], whole, point, mantissa, exponent) {
-			return g.refuse("number out of range")
-		}
-	}
-
-	g.i += i
-	return nil
-}
-
-// survives reports whether the number is in the range of a float64: the first
-// nonzero digit must be at a power of ten from -308 to 308.
-func survives(b []byte, whole, point, mantissa, exponent int) bool {
-	first := -1
-	for i := whole; i < mantissa; i++ {
-		if b[i] >= '1' && b[i] <= '9' {
-			first = i
-			break
-		}
-	}
-	if first < 0 {
-		return true // zero, in any spelling
-	}
-
-	power := point - first + exponent
-	if first < point {
-		power--
-	}
-	if power == maxExponent { // the largest float64 is 1.797…e308: parse the number to decide
-		_, err := strconv.ParseFloat(string(b), 64)
-		return err == nil
-	}
-	return power > -maxExponent-1 && power < maxExponent
 }

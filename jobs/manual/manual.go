@@ -196,6 +196,7 @@ func expand(pattern string, input json.RawMessage) (string, error) {
 	out := reference.ReplaceAllStringFunc(pattern, func(ref string) string {
 		value := doc
 		for name := range strings.SplitSeq(reference.FindStringSubmatch(ref)[1], ".") {
+			// A missing member, or a value without members, gives an empty text.
 			members, _ := value.(map[string]any)
 			value = members[name]
 		}

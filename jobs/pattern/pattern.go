@@ -81,6 +81,7 @@ func (p *Pattern) Size() int { return p.size }
 // Cost returns an upper bound for the instructions that a match of n bytes visits. One
 // visit takes about 10 ns.
 func (p *Pattern) Cost(n int) int {
+	// Starting a match takes time too, also for an empty text.
 	overhead := 8 + p.size/16
 	if n < len(p.visits) {
 		return overhead + int(p.visits[n])

@@ -172,6 +172,7 @@ func (b *builder) values(n *node) {
 		n.pattern, _ = n.Pattern.(*pattern.Pattern)
 	}
 
+	// The library leaves absent keywords nil.
 	for to, from := range map[**bound]*big.Rat{
 		&n.minimum: n.Minimum, &n.maximum: n.Maximum, &n.exclusiveMinimum: n.ExclusiveMinimum, &n.exclusiveMaximum: n.ExclusiveMaximum, &n.multipleOf: n.MultipleOf,
 	} {
@@ -299,6 +300,7 @@ func (b *builder) resource(document, at string, anchors []anchor) *resource {
 		r.recursive = r.root.RecursiveAnchor
 	}
 
+	// A metaschema has one anchor, at its root.
 	if document != location {
 		if r.root != nil && r.root.DynamicAnchor != "" {
 			r.anchors[r.root.DynamicAnchor] = r.root

@@ -95,6 +95,7 @@ func decimalOf(text string) (d decimal) {
 		text = text[:at]
 	}
 
+	// Digits after the point lower the exponent of the last digit.
 	if whole, fraction, ok := strings.Cut(text, "."); ok {
 		fraction = strings.TrimRight(fraction, "0")
 		d.exponent -= len(fraction)
@@ -148,6 +149,8 @@ func boundOf(r *big.Rat) *bound {
 	}
 
 	b := &bound{rat: r, bits: r.Num().BitLen() + r.Denom().BitLen()}
+
+	// Most bounds are small; comparing them as int64 avoids allocating a big.Rat.
 	if r.IsInt() && r.Num().IsInt64() {
 		b.small, b.isSmall = r.Num().Int64(), true
 	}
