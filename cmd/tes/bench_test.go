@@ -88,30 +88,3 @@ func TestBenchMistakes(t *testing.T) {
 	says(t, exitUsage, environ(), []string{"bench", "--rounds=-1"}, "numbers from 1 on")
 	says(t, exitUsage, environ(), []string{"bench", "--profile", "/no/such/place"}, "--profile")
 }
-
-func TestBenchFigures(t *testing.T) {
-	t.Parallel()
-	require.InDelta(t, 2, median([]float64{3, 1, 2}), 0)
-	require.InDelta(t, 1.5, median([]float64{2, 1}), 0)
-	require.Zero(t, median(nil))
-	hundred := make([]float64, 100)
-	for i := range hundred {
-		hundred[99-i] = float64(i)
-	}
-	require.InDelta(t, 99, percentile(hundred, 0.99), 0)
-	require.InDelta(t, 99, percentile(hundred, 1), 0)
-	require.InDelta(t, 0.6213, round(0.62125678), 1e-9)
-	require.InDelta(t, 123500, round(123456), 1e-9)
-
-	r := benchResult{}
-	r.add("drain", benchRound{"tes": 10, "river": 20})
-	r.add("drain", benchRound{"tes": 30, "river": 20})
-	r.add("drain", benchRound{"tes": 20, "river": 10})
-	r.Drain = r.peer("drain")
-	require.Equal(t, benchPeer{TasksPerSecond: 20, RiverPerSecond: 20, Ratio: 1.5}, *r.Drain)
-	r.Events = &benchEvents{PerSecond: 39_999}
-	r.judge()
-	require.True(t, r.Limits["drain.ratio"].OK)
-	require.False(t, r.Limits["events.perSecond"].OK)
-	require.Len(t, r.Limits, 2)
-}

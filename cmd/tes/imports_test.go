@@ -31,7 +31,7 @@ var doors = map[string][]string{
 	"github.com/pressly/goose":       {"sql/migrations"},
 	"github.com/danielgtaylor/huma":  {"api"},
 	"github.com/go-chi/chi":          {"api"},
-	"github.com/riverqueue/river":    {"jobs", "cmd/tes", "sql/migrations"},
+	"github.com/riverqueue/river":    {"jobs", "cmd/tes", "cmd/tes/bench", "sql/migrations"},
 	"riverqueue.com/riverui":         {"cmd/tes"},
 	"github.com/alecthomas/kong":     {"cmd/tes"},
 	"github.com/failsafe-go/":        {"outbox/retry"},
@@ -43,7 +43,7 @@ var doors = map[string][]string{
 	"code.dny.dev/ssrf":              {"outbox/egress"},
 	"github.com/golang-jwt/":         {"api", "api/peer/peertest"},
 	"github.com/MicahParks/":         {"api"},
-	"github.com/schollz/progressbar": {"cmd/tes"},
+	"github.com/schollz/progressbar": {"cmd/tes", "cmd/tes/bench"},
 	"github.com/Shopify/toxiproxy":   {}, // the tests'
 
 	// Any room may speak of spans; one makes them and takes them away.

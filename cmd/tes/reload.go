@@ -15,7 +15,7 @@ import (
 // renewals are the settings that are read again from their files while the service runs. The
 // zero value, and nil, has none.
 type renewals struct {
-	door       *watched[identity]        // nil: plain HTTP
+	listener   *watched[identity]        // nil: plain HTTP
 	nats       *watched[identity]        // nil: as TES_NATS_URL and the system say
 	neighbours *watched[identity]        // nil: the system's authorities
 	token      *watched[string]          // nil: Config.ServiceTok, for good
@@ -31,11 +31,11 @@ type renewable interface {
 // watchFiles reads the files of the settings. An error is a usageError.
 func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	w = &renewals{}
-	door := c.doorFiles()
-	if door.ca != "" && door.cert == "" && door.key == "" {
+	listener := c.listenerFiles()
+	if listener.ca != "" && listener.cert == "" && listener.key == "" {
 		return nil, &usageError{"TES_TLS_CLIENT_CA is set and TES_TLS_CERT is not: client certificates are asked for over TLS alone, so set TES_TLS_CERT and TES_TLS_KEY too"}
 	}
-	if w.door, err = watchIdentity(log, door); err != nil {
+	if w.listener, err = watchIdentity(log, listener); err != nil {
 		return nil, err
 	}
 	if names, _ := c.natsFiles().set(); len(names) > 0 && c.NATSURL == "" {
@@ -67,7 +67,7 @@ func (w *renewals) watchSecrets(c Config, log *slog.Logger) error {
 
 // all are those that there are.
 func (w *renewals) all() (all []renewable) {
-	for _, one := range []*watched[identity]{w.door, w.nats, w.neighbours} {
+	for _, one := range []*watched[identity]{w.listener, w.nats, w.neighbours} {
 		if one != nil {
 			all = append(all, one)
 		}

@@ -312,7 +312,7 @@ func TestServeRefuses(t *testing.T) {
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+freshDatabase(t)), args, "tes: the database lacks ", ": run tes migrate up")
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@"+nobodysPort(t)+"/tes"), args, "tes: reach database: ", "refused")
 	says(t, exitUsage, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: TES_DATABASE_URL: ")
-	says(t, exitError, quiet("TES_NEIGHBOURS_URL=no address", "TES_DATABASE_URL="+b.dsn), args, "tes: neighbour: ", "is not an http or https URL")
+	says(t, exitError, quiet("TES_NEIGHBOURS_URL=no address", "TES_DATABASE_URL="+b.dsn), args, "tes: peer service: ", "is not an http or https URL")
 
 	taken := takenPort(t)
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+b.dsn), []string{"serve", "--http", taken},

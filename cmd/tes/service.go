@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,15 +14,14 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
 
 	"github.com/seed-3f7a0631/tes/api"
 	"github.com/seed-3f7a0631/tes/api/peer"
 	"github.com/seed-3f7a0631/tes/api/peer/spans"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 	"github.com/seed-3f7a0631/tes/jobs"
-	"github.com/seed-3f7a0631/tes/jobs/automated"
 	"github.com/seed-3f7a0631/tes/jobs/integration"
-	"github.com/seed-3f7a0631/tes/jobs/manual"
 	"github.com/seed-3f7a0631/tes/outbox/callback"
 	"github.com/seed-3f7a0631/tes/outbox/inbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
@@ -33,13 +30,13 @@ import (
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
-// service is one running tes: what serve, dev and demo have in common.
+// service is one running tes: what serve, dev, demo and bench have in common.
 type service struct {
 	cfg      Config
 	log      *slog.Logger
 	bus      *natsbus.Bus
-	files    *renewals     // nil: none is read again
-	engine   jobs.Pool     // makes moves, through the pooler where there is one
+	files    *renewals     // nil: no file is read again
+	engine   jobs.Pool     // for transitions; leads through the pooler where there is one
 	sessions *pgxpool.Pool // to the server itself
 	tasks    *jobs.Tasks
 	runner   *jobs.Runner
@@ -47,11 +44,11 @@ type service struct {
 	spans    *spans.Spans // nil without tracing
 	calls    *callback.Dispatcher
 	http     *http.Server
-	door     atomic.Pointer[http.Handler] // what answers at the moment
+	handler  atomic.Pointer[http.Handler] // answers requests: api.Starting, then the API
 	url      string
 
 	draining atomic.Bool
-	ordered  chan jobs.ShutdownOrder // holds one: the process was told to stop
+	ordered  chan jobs.ShutdownOrder // capacity 1: an event ordered the process to stop
 
 	breakers     []*retry.Breaker
 	integrations *peer.Integrations            // nil before executors are made
@@ -61,14 +58,14 @@ type service struct {
 // surroundings are what a service runs in.
 type surroundings struct {
 	bus *natsbus.Bus
-	// sharedBus is closed by whoever shares it; else it goes down with the service.
+	// sharedBus leaves closing the bus to the caller; default: the service closes it.
 	sharedBus bool
 	log       *slog.Logger
-	files     *renewals // nil: no TLS at the listener, and no file is read again
+	files     *renewals // nil: plain HTTP at the listener, and no file is read again
 }
 
-// startService starts everything in the order in which one part needs the other.
-// What was started is stopped by stop, also when starting fails half-way.
+// startService starts a service. stop takes down what was started, also when starting fails
+// half-way.
 func startService(ctx context.Context, cfg Config, in surroundings) (*service, error) {
 	s := &service{cfg: cfg, log: in.log, bus: in.bus, files: in.files, ordered: make(chan jobs.ShutdownOrder, 1)}
 	if err := s.start(ctx, in); err != nil {
@@ -77,56 +74,109 @@ func startService(ctx context.Context, cfg Config, in surroundings) (*service, e
 	return s, nil
 }
 
-// busPatience is how long a start waits for the bus. It is there at once, as a rule; if it
-// is not, the start goes on.
-const busPatience = 500 * time.Millisecond
-
+// start starts each part after the parts that it needs. stop runs in the opposite order, so a
+// part also ends before the parts that it needs.
 func (s *service) start(ctx context.Context, in surroundings) error {
-	cfg, log, bus := s.cfg, s.log, s.bus
+	process := jobs.NewProcessID()
 
-	// The address first: nothing else should have happened if it is taken.
-	listener, err := listen(cfg.HTTP)
+	// The address first: if another process listens there, nothing else may have happened.
+	if err := s.startListener(); err != nil {
+		return err
+	}
+	reads, riverPool, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.checkDatabase(ctx, reads, riverPool); err != nil {
+		return err
+	}
+
+	// Tracing before everything that makes spans, so that it ends last and exports them all.
+	if err := s.startTracing(ctx, process); err != nil {
+		return err
+	}
+	// The bus stops after the relay, which publishes the last events while it stops.
+	if !in.sharedBus {
+		s.onStop(s.bus.Close)
+	}
+
+	// The relay before the runner: the events of the last attempts are published too.
+	s.makeTasks(process)
+	s.startRelay(ctx, process)
+	s.startCallbacks(ctx)
+	if err := s.startRunner(); err != nil {
+		return err
+	}
+	river, err := s.startRiver(ctx, riverPool)
+	if err != nil {
+		return err
+	}
+
+	// Requests and messages come in last, when there is something to handle them.
+	if err := s.startAPI(ctx, reads, river); err != nil {
+		return err
+	}
+	s.startInbox()
+
+	// The first step of stop: /readyz says 503 before anything is taken down.
+	s.onStop(s.drain)
+	return nil
+}
+
+// startListener listens and answers every request with "starting" until startAPI. Probes of a
+// starting process get an answer, and a taken address is an error before anything else has begun.
+func (s *service) startListener() error {
+	listener, err := listen(s.cfg.HTTP)
 	if err != nil {
 		return err
 	}
 	s.url = "http://" + listener.Addr().String()
-	if secure := s.files.doorTLS(); secure != nil {
+	if secure := s.files.listenerTLS(); secure != nil {
 		s.url, listener = "https://"+listener.Addr().String(), tls.NewListener(listener, secure)
 	}
-	s.listen(listener)
 
-	reads, own, err := s.connect(ctx)
-	if err != nil {
-		return err
-	}
-	if err := migrated(ctx, cfg.direct(), own); err != nil {
+	s.listen(listener)
+	return nil
+}
+
+// checkDatabase refuses a schema that is not this program's, and a login that cannot read as
+// tenants do.
+func (s *service) checkDatabase(ctx context.Context, reads api.Reads, riverPool *pgxpool.Pool) error {
+	if err := migrated(ctx, s.cfg.direct(), riverPool); err != nil {
 		return err
 	}
 	if err := pgpool.ReadAs(ctx, reads, "", func(pgx.Tx) error { return nil }); err != nil {
 		return fmt.Errorf("%w (the login must be a member of tes_app)", err)
 	}
-	process := jobs.NewProcessID()
-	if err := s.startTracing(ctx, process); err != nil {
-		return err
-	}
-	if !in.sharedBus {
-		s.onStop(bus.Close)
-	}
+	return nil
+}
+
+// makeTasks makes the engine. Its hooks wake parts that start later, but nothing is committed
+// before those have started.
+func (s *service) makeTasks(process string) {
 	s.tasks = jobs.New(s.engine, jobs.Config{
-		ProcessID: process, Sessions: s.sessions, Tracer: s.spans.Tracer("jobs"), ManualDue: cfg.due, Logger: log, Told: func() { s.relay.Wake() },
+		ProcessID: process, Sessions: s.sessions, Tracer: s.spans.Tracer("jobs"), ManualDue: s.cfg.due, Logger: s.log, Told: func() { s.relay.Wake() },
 		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
-		CalledBack: func() { s.calls.Wake() }, CheckCallback: cfg.checkCallback,
+		CalledBack: func() { s.calls.Wake() }, CheckCallback: s.cfg.checkCallback,
 	})
-	bus.Await(ctx, busPatience)
-	s.relay = relay.New(s.sessions, bus, relay.Config{
-		Holder: process, Tracer: s.spans.Tracer("outbox"), Logger: log, OnBreaker: s.changed,
+}
+
+// busPatience is how long a start waits for the bus, which is usually there at once. After that
+// the start goes on: the outbox keeps the events until the bus is back.
+const busPatience = 500 * time.Millisecond
+
+func (s *service) startRelay(ctx context.Context, process string) {
+	s.bus.Await(ctx, busPatience)
+
+	s.relay = relay.New(s.sessions, s.bus, relay.Config{
+		Holder: process, Tracer: s.spans.Tracer("outbox"), Logger: s.log, OnBreaker: s.changed,
 	})
 	s.breakers = append(s.breakers, s.relay.Breaker())
-	bus.OnReconnect(s.relay.Recheck)
+	s.bus.OnReconnect(s.relay.Recheck)
 	s.background(func(ctx context.Context) { s.relay.Run(ctx) })
+}
 
-	s.startCallbacks(ctx)
-
+func (s *service) startRunner() error {
 	executors, err := s.executors()
 	if err != nil {
 		return err
@@ -135,206 +185,112 @@ func (s *service) start(ctx context.Context, in surroundings) error {
 	if err != nil {
 		return err
 	}
+
 	s.runner = jobs.NewRunner(s.tasks, jobs.RunnerConfig{Executors: executors, Allocate: resources.allocate})
 	s.background(func(ctx context.Context) {
-		if err := s.runner.Run(ctx, cfg.grace); err != nil {
-			log.Error("the lanes stopped", "error", err)
+		if err := s.runner.Run(ctx, s.cfg.grace); err != nil {
+			s.log.Error("the queues' runner stopped", "error", err)
 		}
 	})
+	return nil
+}
 
+// startRiver starts River's client: it elects a leader, works the notices and cleans up jobs.
+func (s *service) startRiver(ctx context.Context, pool *pgxpool.Pool) (*river.Client[pgx.Tx], error) {
 	notices, err := s.notices()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	river, err := jobs.NewRiver(own, s.tasks.ProcessID(), log, notices)
+	client, err := jobs.NewRiver(pool, s.tasks.ProcessID(), s.log, notices)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := river.Start(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("start river: %w", err)
+	// River would stop as soon as its context ends, and so before the runner.
+	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
+		return nil, fmt.Errorf("start river: %w", err)
 	}
-	s.onStop(river.Stop)
 
-	verifier, err := api.NewVerifier(api.VerifierConfig{
-		JWKS: strings.TrimSuffix(cfg.orElse(cfg.AuthURL), "/") + "/.well-known/jwks.json", MaxLife: cfg.tokenLife, Logger: log,
-		Transport: s.files.keysTransport(),
-	})
+	s.onStop(client.Stop)
+	return client, nil
+}
+
+// startAPI makes the API server and lets it answer from here on.
+func (s *service) startAPI(ctx context.Context, reads api.Reads, river *river.Client[pgx.Tx]) error {
+	verifier, err := s.verifier()
 	if err != nil {
 		return err
 	}
-	s.onStop(func(context.Context) error { verifier.Close(); return nil })
 	page, err := s.riverUI(ctx, river)
 	if err != nil {
 		return err
 	}
-	mount := api.Mount{
-		Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel", ViewerStyle: viewerStyle},
-	}
-	auth, err := s.neighbours("auth", cfg.AuthURL)
+	auth, err := s.neighbours("auth", s.cfg.AuthURL)
 	if err != nil {
 		return err
 	}
 	s.breakers = append(s.breakers, auth.Auth.Breaker())
-	door, err := api.New(api.Config{
+
+	server, err := api.New(api.Config{
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
-		UserTokens: auth.userTokens(), RequireUserToken: cfg.RequireUserToken == "true",
-		Tracer: s.spans.Tracer("api"), Logger: log, Version: version(), Mounts: []api.Mount{mount}, Breakers: s.states,
-		Ready: s.ready(reads), Draining: s.draining.Load, Bus: bus.Health,
+		UserTokens: auth.userTokens(), RequireUserToken: s.cfg.RequireUserToken == "true",
+		Tracer: s.spans.Tracer("api"), Logger: s.log, Version: version(), Breakers: s.states,
+		Mounts: []api.Mount{{
+			Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel", ViewerStyle: viewerStyle},
+		}},
+		Ready: s.ready(reads), Draining: s.draining.Load, Bus: s.bus.Health,
 		Relay:  func() string { return s.relay.Status().State },
-		Limits: cfg.limits,
+		Limits: s.cfg.limits,
 	})
 	if err != nil {
 		return err
 	}
-	s.serve(door.Handler())
+	s.serve(server.Handler())
+	return nil
+}
+
+// verifier checks service tokens. It fetches the Auth Service's keys in the background.
+func (s *service) verifier() (*api.Verifier, error) {
+	verifier, err := api.NewVerifier(api.VerifierConfig{
+		JWKS: strings.TrimSuffix(s.cfg.orElse(s.cfg.AuthURL), "/") + "/.well-known/jwks.json", MaxLife: s.cfg.tokenLife, Logger: s.log,
+		Transport: s.files.keysTransport(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.onStop(func(context.Context) error { verifier.Close(); return nil })
+	return verifier, nil
+}
+
+// startInbox consumes the bus.
+func (s *service) startInbox() {
 	inbox := inbox.New(s.engine)
-	bus.OnDeadLetter(inbox.Dead)
-	s.background(func(ctx context.Context) { s.hear(ctx, inbox) })
-	s.onStop(s.drain)
-	return nil
+	s.bus.OnDeadLetter(inbox.Dead)
+	s.background(func(ctx context.Context) { s.consume(ctx, inbox) })
 }
 
-// checkDefinition asks the executors what they think of a definition.
-func checkDefinition(c jobs.ExecutionConfig) error {
-	if c.Integration != nil {
-		if err := integration.Check(*c.Integration); err != nil {
-			return err
-		}
-	}
-	switch c.Executor {
-	case "expression":
-		return automated.CheckExpression(c.Expression)
-	case "manual":
-		return manual.CheckRules(c.AssignmentRules)
-	}
-	return nil
-}
-
-// hear acts on what the bus tells us.
-func (s *service) hear(ctx context.Context, inbox *inbox.Inbox) {
+// consume handles the messages of every subscription until ctx ends.
+func (s *service) consume(ctx context.Context, inbox *inbox.Inbox) {
 	var all sync.WaitGroup
 	for _, sub := range api.Subscriptions(api.EventsConfig{Tasks: s.tasks, Inbox: inbox, Logger: s.log}) {
 		all.Go(func() {
 			if err := s.bus.Consume(ctx, sub.Durable, sub.Subject, sub.Handle); err != nil {
-				s.log.Error("a subject is not heard", "subject", sub.Subject, "error", err)
+				s.log.Error("a subject is not consumed", "subject", sub.Subject, "error", err)
 			}
 		})
 	}
 	all.Wait()
 }
 
-// order is called when the process was told to stop by the bus.
+// order is called when an event orders the process to stop.
 func (s *service) order(o jobs.ShutdownOrder) {
 	select {
 	case s.ordered <- o:
 		s.log.Info("ordered to stop", "event", o.EventID, "by", o.By, "target", o.Target, "reason", o.Reason)
-	default: // it is known
+	default: // an earlier order is already known
 	}
 }
 
-// drain comes first of all that stop does: whoever asks whether we are ready hears
-// that we are not, for as long as the setting gives them to ask.
-func (s *service) drain(ctx context.Context) error {
-	s.draining.Store(true)
-	timer := time.NewTimer(s.cfg.drainDelay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return nil
-}
-
-// executors makes every executor that definitions may name.
-func (s *service) executors() (map[string]jobs.Registration, error) {
-	integrations, err := s.neighbours("integration", s.cfg.IntegrationURL)
-	if err != nil {
-		return nil, err
-	}
-	users, err := s.neighbours("user", s.cfg.UserURL)
-	if err != nil {
-		return nil, err
-	}
-	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
-	s.integrations = integrations.Integrations
-	web := automated.NewHTTP(automated.HTTPConfig{
-		Allow: s.cfg.allow, Wrap: s.spans.Transport("task"), Logger: s.log,
-		Secrets: automated.Secrets{Dir: s.cfg.SecretsDir, Env: s.cfg.headerSecrets},
-	})
-	s.onStop(func(context.Context) error { web.Close(); return nil })
-	handlers := &automated.Handlers{}
-	return map[string]jobs.Registration{
-		"noop":        {Executor: automated.Noop{}, Pure: true},
-		"expression":  {Executor: automated.NewExpression(), Pure: true},
-		"http":        {Executor: web},
-		"go":          {Executor: handlers, Handlers: handlers.Names},
-		"integration": {Executor: integration.New(integrations.integration()), Ready: readiness(integrations.Integrations.Breaker())},
-		"manual":      {Executor: manual.New(users.directory(), s.tasks.Worklist), Assigns: true},
-	}, nil
-}
-
-// resources asks nobody where no Resource Service is named.
-func (s *service) resources() (allocator, error) {
-	if s.cfg.orElse(s.cfg.ResourceURL) == "" {
-		return allocator{}, nil
-	}
-	n, err := s.neighbours("resource", s.cfg.ResourceURL)
-	if err != nil {
-		return allocator{}, err
-	}
-	s.breakers = append(s.breakers, n.Resources.Breaker())
-	return allocator{n.Resources}, nil
-}
-
-// notices tell people of their tasks, if there is somebody to tell them.
-func (s *service) notices() (*jobs.Notices, error) {
-	if s.cfg.orElse(s.cfg.NotificationURL) == "" {
-		return jobs.NewNotices(s.tasks, nil), nil
-	}
-	n, err := s.neighbours("notification", s.cfg.NotificationURL)
-	if err != nil {
-		return nil, err
-	}
-	s.breakers = append(s.breakers, n.Notifications.Breakers()...)
-	return jobs.NewNotices(s.tasks, n.notifier()), nil
-}
-
-// states are the breakers of this process, by name.
-func (s *service) states() []retry.Status {
-	all := make([]retry.Status, len(s.breakers))
-	for i, b := range s.breakers {
-		all[i] = b.Status()
-	}
-	if s.integrations != nil {
-		all = append(all, s.integrations.Resting()...)
-	}
-	slices.SortFunc(all, func(a, b retry.Status) int { return strings.Compare(a.Name, b.Name) })
-	return all
-}
-
-// changed says what became of a breaker.
-func (s *service) changed(b retry.Status) {
-	if b.State == retry.Open {
-		s.log.Warn("a breaker is open: what needs it waits, or goes on with its fallback", "breaker", b.Name)
-		return
-	}
-	s.log.Info("a breaker changed", "breaker", b.Name, "state", b.State)
-}
-
-func (s *service) neighbours(name, url string) (neighbours, error) {
-	n, err := peer.New(peer.Config{
-		BaseURL: s.cfg.orElse(url), Wrap: s.spans.Transport(name),
-		Token: s.serviceToken, TLS: s.files.neighboursTLS(),
-		OnBreaker: s.changed,
-	})
-	if err != nil {
-		return neighbours{}, fmt.Errorf("neighbour: %w", err)
-	}
-	s.onStop(func(context.Context) error { n.Close(); return nil })
-	return neighbours{n}, nil
-}
-
-// migrated refuses a database that is not at this program's schema.
+// migrated refuses a database whose schema is not this program's.
 func migrated(ctx context.Context, url string, pool *pgxpool.Pool) error {
 	steps, err := migrations.Status(ctx, url)
 	if err != nil {
@@ -348,37 +304,22 @@ func migrated(ctx context.Context, url string, pool *pgxpool.Pool) error {
 	return migrations.CheckRiver(ctx, pool)
 }
 
-// listen answers that we are starting, until serve has something better to say.
-func (s *service) listen(listener net.Listener) {
-	starting := api.Starting()
-	s.door.Store(&starting)
-	s.http = &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*s.door.Load()).ServeHTTP(w, r) }),
-		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-		WriteTimeout:   2 * time.Minute, // longer than a dequeue may be parked; package api gives each answer less
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+// drain makes /readyz answer 503 and gives load balancers TES_DRAIN_DELAY to notice.
+func (s *service) drain(ctx context.Context) error {
+	s.draining.Store(true)
+	timer := time.NewTimer(s.cfg.drainDelay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
-	s.onStop(func(context.Context) error { return s.http.Close() })
-	go func() {
-		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			s.log.Error("the HTTP server stopped", "error", err)
-		}
-	}()
+	return nil
 }
 
-func (s *service) serve(handler http.Handler) {
-	s.door.Store(&handler)
-	s.http.RegisterOnShutdown(s.tasks.Leases.StartDraining) // or a parked dequeue would be waited for
-	s.onStop(func(ctx context.Context) error {
-		soon, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		return s.http.Shutdown(soon)
-	})
-}
-
+// onStop adds a step to stop. The last added step runs first.
 func (s *service) onStop(stop func(context.Context) error) { s.closers = append(s.closers, stop) }
 
-// background runs work until the service stops, and waits for it then.
+// background runs work until stop, which cancels the context of work and waits for it.
 func (s *service) background(work func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
@@ -386,9 +327,8 @@ func (s *service) background(work func(context.Context)) {
 	s.onStop(func(context.Context) error { cancel(); done.Wait(); return nil })
 }
 
-// stop takes everything down in the opposite order: we are not ready any more; no
-// more messages and no more requests, then no more work, then the last events, then
-// the bus, then the last spans, then the connections.
+// stop takes everything down in the opposite order of start: not ready any more; no new
+// messages and requests; no new work; the last events; the bus; the last spans; the connections.
 func (s *service) stop(ctx context.Context) error {
 	var errs []error
 	for i := len(s.closers) - 1; i >= 0; i-- {
@@ -396,12 +336,4 @@ func (s *service) stop(ctx context.Context) error {
 	}
 	s.closers = nil
 	return errors.Join(errs...)
-}
-
-func listen(address string) (net.Listener, error) {
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("cannot serve on %s: %w (choose another with --http or TES_HTTP; port 0 takes any free one)", address, err)
-	}
-	return listener, nil
 }

@@ -26,7 +26,7 @@ type pemFiles struct {
 	caName, certName, keyName string // the settings
 }
 
-func (c Config) doorFiles() pemFiles {
+func (c Config) listenerFiles() pemFiles {
 	return pemFiles{c.TLSClientCA, c.TLSCert, c.TLSKey, "TES_TLS_CLIENT_CA", "TES_TLS_CERT", "TES_TLS_KEY"}
 }
 
@@ -142,19 +142,19 @@ func authorities(text []byte) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// doorTLS is how the listener speaks TLS; nil where it does not. Each handshake takes the
+// listenerTLS is how the listener speaks TLS; nil where it does not. Each handshake takes the
 // files as they are.
 //
 // The API is spoken in HTTP/1.1 alone: what package api does to callers that read or write too
 // slowly, or leave, it does to their connections, and in HTTP/2 many requests share one.
-func (w *renewals) doorTLS() *tls.Config {
-	if w == nil || w.door == nil {
+func (w *renewals) listenerTLS() *tls.Config {
+	if w == nil || w.listener == nil {
 		return nil
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			id := w.door.get()
+			id := w.listener.get()
 			now := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{*id.own}}
 			if id.roots != nil {
 				now.ClientAuth, now.ClientCAs = tls.RequireAndVerifyClientCert, id.roots

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -12,10 +12,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+
+	"github.com/seed-3f7a0631/tes/db/benchdb"
 )
 
-// The bare River client at the best settings that were found for it: no cooldown
-// or poll that is longer or shorter gave more.
+// The settings of the bare River client, the best that were found: no longer and no shorter
+// cooldown or poll gave a higher rate.
 const (
 	riverWorkers  = 2000
 	riverCooldown = 2 * time.Millisecond
@@ -23,40 +25,40 @@ const (
 	riverConns    = 32
 )
 
-// benchArgs is the smallest job.
-type benchArgs struct {
+// noopArgs is the smallest job.
+type noopArgs struct {
 	N int `json:"n"`
 }
 
-// Kind is River's name of it.
-func (benchArgs) Kind() string { return "noop" }
+// Kind is the name by which River finds the worker.
+func (noopArgs) Kind() string { return "noop" }
 
-// benchWorker does nothing, counted.
-type benchWorker struct {
-	river.WorkerDefaults[benchArgs]
+// noopWorker counts its calls.
+type noopWorker struct {
+	river.WorkerDefaults[noopArgs]
 	done *counter
 }
 
-// Work does nothing, once.
-func (w *benchWorker) Work(context.Context, *river.Job[benchArgs]) error {
+// Work counts the call.
+func (w *noopWorker) Work(context.Context, *river.Job[noopArgs]) error {
 	w.done.add(1)
 	return nil
 }
 
-// benchRiver is the peer: River alone, with its stock schema, on a database of
+// riverPeer is the other side of a comparison: River alone, with its stock schema, on a database of
 // its own. It keeps no task, no attempt and no event.
-type benchRiver struct {
-	b       *bench
+type riverPeer struct {
+	b       *suite
 	name    string
 	pool    *pgxpool.Pool
 	client  *river.Client[pgx.Tx]
 	done    *counter
-	written atomic.Int64 // when the last completions were committed, ns of the Unix time
+	written atomic.Int64 // when the last completions were committed, Unix time in ns
 }
 
-// river makes a peer that will have worked n jobs when done is full.
-func (b *bench) river(n int) (p *benchRiver, err error) {
-	p = &benchRiver{b: b, done: countTo(n)}
+// river makes a peer whose done is full after n jobs.
+func (b *suite) river(n int) (p *riverPeer, err error) {
+	p = &riverPeer{b: b, done: countTo(n)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -65,17 +67,20 @@ func (b *bench) river(n int) (p *benchRiver, err error) {
 	if p.name, err = b.server.fresh(b.ctx, "river"); err != nil {
 		return nil, err
 	}
+
 	cfg, err := pgxpool.ParseConfig(b.server.url(p.name))
 	if err != nil {
 		return nil, fmt.Errorf("database url: %w", err)
 	}
+
 	cfg.MaxConns = riverConns
 	cfg.ConnConfig.Tracer = completions{&p.written}
 	if p.pool, err = pgxpool.NewWithConfig(b.ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
+
 	workers := river.NewWorkers()
-	river.AddWorker(workers, &benchWorker{done: p.done})
+	river.AddWorker(workers, &noopWorker{done: p.done})
 	p.client, err = river.NewClient(riverpgxv5.New(p.pool), &river.Config{
 		Logger: b.log, Workers: workers, FetchCooldown: riverCooldown, FetchPollInterval: riverPoll,
 		Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: riverWorkers}},
@@ -83,17 +88,18 @@ func (b *bench) river(n int) (p *benchRiver, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("river client: %w", err)
 	}
+
 	return p, nil
 }
 
-// completions notes the end of each statement with which River's completer
-// commits. Its subscription would cost River something for each job, and polling
-// would cost the machine; this costs nothing.
+// completions notes the end of each statement with which River's completer commits. River's
+// subscriptions would cost River time for each job, and polling would cost the machine; a tracer
+// costs nothing.
 type completions struct{ at *atomic.Int64 }
 
 type isCompletion struct{}
 
-// TraceQueryStart marks the statement.
+// TraceQueryStart marks the completer's statement.
 func (completions) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
 	if strings.HasPrefix(data.SQL, "-- name: JobSetStateIfRunningMany") {
 		return context.WithValue(ctx, isCompletion{}, true)
@@ -101,40 +107,43 @@ func (completions) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Tr
 	return ctx
 }
 
-// TraceQueryEnd notes its end.
+// TraceQueryEnd notes the end of a marked statement.
 func (c completions) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
 	if ctx.Value(isCompletion{}) != nil {
 		c.at.Store(time.Now().UnixNano())
 	}
 }
 
-// create inserts n jobs in bulk, as fast as River can.
-func (p *benchRiver) create(n int) error {
+// create inserts n jobs in bulk, the fastest way that River has.
+func (p *riverPeer) create(n int) error {
 	for made := 0; made < n; {
 		batch := make([]river.InsertManyParams, min(5000, n-made))
 		for i := range batch {
-			batch[i].Args = benchArgs{N: made + i}
+			batch[i].Args = noopArgs{N: made + i}
 		}
+
 		if _, err := p.client.InsertManyFast(p.b.ctx, batch); err != nil {
 			return fmt.Errorf("insert jobs: %w", err)
 		}
+
 		made += len(batch)
 		_ = p.b.bar.Add(len(batch))
 	}
+
 	return nil
 }
 
-func (p *benchRiver) start() error {
+func (p *riverPeer) start() error {
 	if err := p.client.Start(context.WithoutCancel(p.b.ctx)); err != nil {
 		return fmt.Errorf("start river: %w", err)
 	}
 	return nil
 }
 
-// stop lets River write its last completions at once: left alone it would sit on
-// them for up to a quarter of a second, which says nothing of its rate.
-func (p *benchRiver) stop() error {
-	ctx, cancel := lastOrders()
+// stop stops the client, which makes its completer write at once. A running completer would keep
+// the last completions for up to 250 ms, and the figure would be too low.
+func (p *riverPeer) stop() error {
+	ctx, cancel := cleanupContext()
 	defer cancel()
 	if err := p.client.Stop(ctx); err != nil {
 		return fmt.Errorf("stop river: %w", err)
@@ -142,25 +151,25 @@ func (p *benchRiver) stop() error {
 	return nil
 }
 
-// ended is when the last completions were committed; to be asked after stop.
-func (p *benchRiver) ended() time.Time { return time.Unix(0, p.written.Load()) }
+// ended is when the last completions were committed. It is complete after stop.
+func (p *riverPeer) ended() time.Time { return time.Unix(0, p.written.Load()) }
 
-func (p *benchRiver) verify(n int) error {
-	var completed int
-	if err := p.pool.QueryRow(p.b.ctx, "SELECT count(*) FROM river_job WHERE state = 'completed'").Scan(&completed); err != nil {
+func (p *riverPeer) verify(n int) error {
+	completed, err := benchdb.New(p.pool).CountCompletedJobs(p.b.ctx)
+	if err != nil {
 		return fmt.Errorf("count: %w", err)
 	}
-	if completed != n {
+	if completed != int64(n) {
 		return fmt.Errorf("the figure is void: of %d jobs River completed %d", n, completed)
 	}
 	return nil
 }
 
-func (p *benchRiver) close() error {
+func (p *riverPeer) close() error {
 	if p.pool != nil {
 		p.pool.Close()
 	}
-	if p.name == "" || p.b.cmd.Keep {
+	if p.name == "" || p.b.options.Keep {
 		return nil
 	}
 	return p.b.server.drop(p.name)

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/relay"
 )
 
-// latency sends single tasks into an idle service with default settings, 40 to 160
-// ms apart, so that they meet every phase of its polls.
-func (b *bench) latency() (err error) {
+// latency sends single tasks into an idle service with default settings, 40 to 160 ms apart, so
+// that the tasks meet every phase of the service's polls.
+func (b *suite) latency() (err error) {
 	e, err := b.engine()
 	if err != nil {
 		return err
@@ -28,13 +28,14 @@ func (b *bench) latency() (err error) {
 	if err != nil {
 		return err
 	}
+
 	w := &watch{Publisher: bus, starts: map[uuid.UUID]time.Time{}, told: make(chan ack, 16)}
 	e.publish(w)
 	stop := e.run(w, jobs.RunnerConfig{})
 	defer func() { err = errors.Join(err, stop()) }()
 	b.step(b.size.single, "latency")
 
-	const warm = 5 // the first ones meet new connections and statements without a plan
+	const warm = 5 // the first tasks meet new connections and statements without a plan
 	var creates, starts, events []float64
 	for i := range warm + b.size.single {
 		create, start, event, err := e.single(w)
@@ -45,34 +46,38 @@ func (b *bench) latency() (err error) {
 			creates, starts, events = append(creates, create), append(starts, start), append(events, event)
 			_ = b.bar.Add(1)
 		}
+
 		select {
 		case <-b.ctx.Done():
 			return context.Cause(b.ctx)
 		case <-time.After(40*time.Millisecond + rand.N(120*time.Millisecond)):
 		}
 	}
-	b.out.Latency = &benchLatency{
-		StartP50: round(median(starts)), StartP99: round(percentile(starts, 0.99)),
-		EventP50: round(median(events)), EventP99: round(percentile(events, 0.99)), N: len(starts),
+
+	b.out.Latency = &latencyResult{
+		StartP50: rounded(median(starts)), StartP99: rounded(percentile(starts, 0.99)),
+		EventP50: rounded(median(events)), EventP99: rounded(percentile(events, 0.99)), N: len(starts),
 	}
-	b.out.add("latency", benchRound{
-		"createP50Ms": round(median(creates)), "createP99Ms": round(percentile(creates, 0.99)),
-		"startMaxMs": round(percentile(starts, 1)), "eventMaxMs": round(percentile(events, 1)),
+
+	b.out.add("latency", roundFigures{
+		"createP50Ms": rounded(median(creates)), "createP99Ms": rounded(percentile(creates, 0.99)),
+		"startMaxMs": rounded(percentile(starts, 1)), "eventMaxMs": rounded(percentile(events, 1)),
 	})
 	return nil
 }
 
-// single follows one task; all in milliseconds: the create call, from its answer
-// to the handler's start (0 if that was earlier), and from there until the bus
-// has acknowledged the completed event.
-func (e *benchEngine) single(w *watch) (create, start, event float64, err error) {
+// single follows one task. All results are in milliseconds: the create call; from the create's
+// return to the handler's start, 0 if the handler started earlier; from the handler's start to the
+// bus's acknowledgement of the completed event.
+func (e *engine) single(w *watch) (create, start, event float64, err error) {
 	begun := time.Now()
-	task, _, err := e.tasks.Create(e.b.ctx, benchRequest(jobs.Medium))
+	task, _, err := e.tasks.Create(e.b.ctx, taskRequest(jobs.Medium))
 	answered := time.Now()
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	late := time.After(benchPatience)
+
+	late := time.After(patience)
 	for {
 		select {
 		case told := <-w.told:
@@ -82,20 +87,20 @@ func (e *benchEngine) single(w *watch) (create, start, event float64, err error)
 			started := w.start(task.TaskID)
 			return milliseconds(answered.Sub(begun)), max(0, milliseconds(started.Sub(answered))), milliseconds(told.at.Sub(started)), nil
 		case <-late:
-			return 0, 0, 0, fmt.Errorf("the figure is void: task %s was not told within %v", task.TaskID, benchPatience)
+			return 0, 0, 0, fmt.Errorf("the figure is void: task %s was not told within %v", task.TaskID, patience)
 		case <-e.b.ctx.Done():
 			return 0, 0, 0, context.Cause(e.b.ctx)
 		}
 	}
 }
 
-// ack says when the bus had a task's completed event.
+// ack is the time at which the bus acknowledged a task's completed event.
 type ack struct {
 	task string
 	at   time.Time
 }
 
-// watch is executor and publisher in one, and notes when each is done.
+// watch is executor and publisher in one, and notes the time of both.
 type watch struct {
 	relay.Publisher
 	automated.Noop
@@ -111,7 +116,7 @@ func (w *watch) start(id uuid.UUID) time.Time {
 	return w.starts[id]
 }
 
-// Execute notes when it was called.
+// Execute notes the start.
 func (w *watch) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	at := time.Now()
 	w.mu.Lock()
@@ -120,7 +125,7 @@ func (w *watch) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) 
 	return w.Noop.Execute(ctx, job)
 }
 
-// Publish notes when it came back.
+// Publish notes the acknowledgement.
 func (w *watch) Publish(ctx context.Context, batch []outbox.Message) (uint64, error) {
 	last, err := w.Publisher.Publish(ctx, batch)
 	at := time.Now()

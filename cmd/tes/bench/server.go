@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -22,68 +22,69 @@ import (
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
-// benchSettings of the own cluster: enough memory and WAL that no checkpoint falls
-// into a timed part. Everything else, durability above all, is PostgreSQL's default.
-var benchSettings = map[string]string{
+// serverSettings of the private cluster: enough memory and WAL that no checkpoint falls into a
+// timed part. Every other setting, durability above all, is PostgreSQL's default.
+var serverSettings = map[string]string{
 	"shared_buffers": "1GB", "max_wal_size": "8GB", "min_wal_size": "2GB", "checkpoint_timeout": "30min",
 	"max_connections": "200",
 }
 
-// benchServer is the PostgreSQL that is measured on, with two templates: a
-// migrated database of ours, and one with River's stock schema. Every timed part
-// has a fresh copy.
-type benchServer struct {
-	cluster *localpg.Cluster // nil on TES_DATABASE_URL
-	base    string           // connection string of another server
-	dir     string           // for buses
+// server is the PostgreSQL that the suite measures on, with two template databases: one with
+// tes's schema, and one with River's stock schema. Every timed part gets a fresh copy.
+type server struct {
+	cluster *localpg.Cluster // nil on the operator's server
+	base    string           // connection string of the operator's server
+	dir     string           // parent of the buses' directories
 	prefix  string           // of the databases' names
 	admin   *pgxpool.Pool
 	n       int // databases made
 
-	postmaster int // process id; 0 unknown, -1 not ours to see
+	postmaster int // process id; 0: not looked up yet, -1: on another machine
 }
 
-func startBenchServer(s *shell, log *slog.Logger) (_ *benchServer, err error) {
-	v := &benchServer{base: s.cfg.DatabaseURL, prefix: "tes_bench_" + strings.ToLower(rand.Text()[:6])}
+func startServer(ctx context.Context, env Env) (_ *server, err error) {
+	v := &server{base: env.DatabaseURL, prefix: "tes_bench_" + strings.ToLower(rand.Text()[:6])}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, v.stop(false))
 		}
 	}()
+
 	if v.base == "" {
-		v.cluster, err = localpg.Start(s.ctx, localpg.Config{
-			Throwaway: true, Owner: "tes bench", Settings: benchSettings, BinDir: s.cfg.PGBin, Version: s.cfg.PGVersion, User: s.cfg.PGUser,
-			NoSystem: s.cfg.PGSystem == "off", NoDownload: s.cfg.PGDownload == "off", Mirror: s.cfg.PGMirror,
-			Logf: func(format string, args ...any) { log.Info(fmt.Sprintf(format, args...)) },
-		})
-		if err != nil {
+		if v.cluster, err = env.StartPostgres(ctx, serverSettings); err != nil {
 			return nil, err
 		}
-		// Not $TMPDIR itself: what a killed bench leaves here the next one removes.
+
+		// Inside the cluster's directory, which the next start removes if this process is killed.
 		v.dir = filepath.Join(v.cluster.Dir(), "buses")
 		err = os.MkdirAll(v.dir, 0o700)
 	} else {
 		v.dir, err = os.MkdirTemp("", "tes-bench-")
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("directory for the bus: %w", err)
 	}
-	if v.admin, err = pgxpool.New(s.ctx, v.url("postgres")); err != nil {
+
+	if v.admin, err = pgxpool.New(ctx, v.url("postgres")); err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	return v, v.templates(s.ctx)
+
+	return v, v.templates(ctx)
 }
 
-// templates makes the two databases that the others are copied from.
-func (v *benchServer) templates(ctx context.Context) error {
+// templates creates the two template databases.
+func (v *server) templates(ctx context.Context) error {
 	for _, kind := range []string{"tes", "river"} {
 		if _, err := v.admin.Exec(ctx, "CREATE DATABASE "+v.template(kind)); err != nil {
 			return fmt.Errorf("create a database (TES_DATABASE_URL must be allowed to): %w", err)
 		}
 	}
+
 	if err := migrations.Up(ctx, v.url(v.template("tes"))); err != nil {
 		return err
 	}
+
 	pool, err := pgxpool.New(ctx, v.url(v.template("river")))
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
@@ -93,36 +94,42 @@ func (v *benchServer) templates(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("river's schema: %w", err)
 	}
+
 	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return fmt.Errorf("river's schema: %w", err)
 	}
+
 	if _, err := pool.Exec(ctx, "ANALYZE"); err != nil {
 		return fmt.Errorf("analyze: %w", err)
 	}
 	return nil
 }
 
-func (v *benchServer) template(kind string) string { return v.prefix + "_" + kind }
+func (v *server) template(kind string) string { return v.prefix + "_" + kind }
 
-// url of one database of the server.
-func (v *benchServer) url(name string) string {
+// url is the connection string of one database of the server.
+func (v *server) url(name string) string {
 	if v.cluster != nil {
 		return v.cluster.DatabaseURL(name)
 	}
+
 	if u, err := url.Parse(v.base); err == nil && u.Scheme != "" {
-		if name != "postgres" { // orders are given where we were let in
+		if name != "postgres" { // administration uses the database that the operator named
 			u.Path = "/" + name
 		}
+
 		return u.String()
 	}
+
 	if name == "postgres" {
 		return v.base
 	}
-	return v.base + " dbname=" + name // of two, the last counts
+
+	return v.base + " dbname=" + name // the last dbname of a connection string counts
 }
 
-// fresh copies a template. The copy is dropped by drop.
-func (v *benchServer) fresh(ctx context.Context, kind string) (name string, err error) {
+// fresh copies a template database. The caller drops the copy.
+func (v *server) fresh(ctx context.Context, kind string) (name string, err error) {
 	v.n++
 	name = fmt.Sprintf("%s_%s_%d", v.prefix, kind, v.n)
 	if _, err := v.admin.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+v.template(kind)); err != nil {
@@ -131,8 +138,8 @@ func (v *benchServer) fresh(ctx context.Context, kind string) (name string, err 
 	return name, nil
 }
 
-func (v *benchServer) drop(name string) error {
-	ctx, cancel := lastOrders()
+func (v *server) drop(name string) error {
+	ctx, cancel := cleanupContext()
 	defer cancel()
 	if _, err := v.admin.Exec(ctx, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
 		return fmt.Errorf("drop database: %w", err)
@@ -140,40 +147,45 @@ func (v *benchServer) drop(name string) error {
 	return nil
 }
 
-// still brings one database to rest: statistics are fresh, dead rows and dirty
-// pages gone, so that neither falls into the timed part that follows.
-func (v *benchServer) still(ctx context.Context, pool *pgxpool.Pool) error {
+// quiesce refreshes one database's statistics, removes its dead rows and writes dirty pages, so
+// that none of that work falls into the timed part that follows.
+func (v *server) quiesce(ctx context.Context, pool *pgxpool.Pool) error {
 	if _, err := pool.Exec(ctx, "VACUUM ANALYZE"); err != nil {
 		return fmt.Errorf("vacuum: %w", err)
 	}
-	// Who may not order a checkpoint measures without.
+
+	// Only superusers and pg_checkpoint may; other logins measure without a checkpoint.
 	_, _ = v.admin.Exec(ctx, "CHECKPOINT")
 	return nil
 }
 
-// bus is an embedded bus in a new directory, every acknowledged event on disk.
-func (v *benchServer) bus(ctx context.Context, log *slog.Logger) (*natsbus.Bus, func() error, error) {
+// bus starts an embedded bus in a new directory. A message is on disk before the bus
+// acknowledges it.
+func (v *server) bus(ctx context.Context, log *slog.Logger) (*natsbus.Bus, func() error, error) {
 	dir, err := os.MkdirTemp(v.dir, "bus-")
 	if err != nil {
 		return nil, nil, fmt.Errorf("directory for the bus: %w", err)
 	}
+
 	bus, err := natsbus.Open(ctx, natsbus.Config{StoreDir: dir, Logger: log})
 	if err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
+
 	return bus, func() error {
-		ctx, cancel := lastOrders()
+		ctx, cancel := cleanupContext()
 		defer cancel()
 		return errors.Join(bus.Close(ctx), os.RemoveAll(dir))
 	}, nil
 }
 
-// machine says what is measured on.
-func (v *benchServer) machine(ctx context.Context) (benchMachine, error) {
-	m := benchMachine{Cores: runtime.NumCPU(), Go: runtime.Version(), Settings: map[string]string{}}
+// machine describes the machine and the server's settings.
+func (v *server) machine(ctx context.Context) (machineInfo, error) {
+	m := machineInfo{Cores: runtime.NumCPU(), Go: runtime.Version(), Settings: map[string]string{}}
 	if err := v.admin.QueryRow(ctx, "SHOW server_version").Scan(&m.PostgreSQL); err != nil {
 		return m, fmt.Errorf("ask the server: %w", err)
 	}
+
 	rows, err := v.admin.Query(ctx, `
 		SELECT name, current_setting(name)
 		FROM pg_settings
@@ -181,25 +193,30 @@ func (v *benchServer) machine(ctx context.Context) (benchMachine, error) {
 	if err != nil {
 		return m, fmt.Errorf("ask the server: %w", err)
 	}
+
 	var name, value string
 	_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error { m.Settings[name] = value; return nil })
 	if err != nil {
 		return m, fmt.Errorf("ask the server: %w", err)
 	}
+
 	return m, nil
 }
 
-// stop drops what was made. With keep, what is on another server stays there.
-func (v *benchServer) stop(keep bool) error {
-	ctx, cancel := lastOrders()
+// stop drops the databases and stops the private cluster. With keep, the databases on the
+// operator's server stay.
+func (v *server) stop(keep bool) error {
+	ctx, cancel := cleanupContext()
 	defer cancel()
 	var errs []error
 	if v.admin != nil {
 		if v.cluster == nil && !keep {
 			errs = append(errs, v.dropAll(ctx))
 		}
+
 		v.admin.Close()
 	}
+
 	if v.dir != "" {
 		errs = append(errs, os.RemoveAll(v.dir))
 	}
@@ -209,15 +226,17 @@ func (v *benchServer) stop(keep bool) error {
 	return errors.Join(errs...)
 }
 
-func (v *benchServer) dropAll(ctx context.Context) error {
+func (v *server) dropAll(ctx context.Context) error {
 	rows, err := v.admin.Query(ctx, "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", v.prefix)
 	if err != nil {
 		return fmt.Errorf("list databases: %w", err)
 	}
+
 	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return fmt.Errorf("list databases: %w", err)
 	}
+
 	var errs []error
 	for _, name := range names {
 		errs = append(errs, v.drop(name))

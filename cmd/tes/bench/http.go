@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bufio"
@@ -15,46 +15,50 @@ import (
 	"time"
 
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
+	"github.com/seed-3f7a0631/tes/db/benchdb"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
 const (
-	// riverInserters insert one River job a call, without HTTP: River's rate grows
-	// no further with more of them.
+	// riverInserters insert one River job per call, without HTTP. River's rate does not grow with more
+	// of them.
 	riverInserters = 16
-	// benchPace is how long after the last create everything may take to be
-	// COMPLETED and published, or the rate was not kept.
-	benchPace = 5 * time.Second
+	// catchUpTime is how long after the last create every task must be COMPLETED and published. A
+	// service that needs longer has not kept up with the rate.
+	catchUpTime = 5 * time.Second
 )
 
-// http measures creates a second through the whole service: HTTP with keep-alive,
-// a token checked at every request, and every task run to COMPLETED and published
-// meanwhile; against River jobs inserted one a call while they are worked.
-func (b *bench) http() error {
+// http measures creates per second through the whole service: HTTP with keep-alive, a token that is
+// verified for every request, and every task run to COMPLETED and published meanwhile. The peer is
+// River, inserting one job per call while its jobs are worked.
+func (b *suite) http() error {
 	for i := range b.size.rounds {
-		figures := benchRound{}
+		figures := roundFigures{}
 		b.step(1, "HTTP %d/%d", i+1, b.size.rounds)
 		if err := b.httpOurs(figures); err != nil {
 			return err
 		}
+
 		b.step(1, "HTTP %d/%d: River", i+1, b.size.rounds)
 		if err := b.httpRiver(figures); err != nil {
 			return fmt.Errorf("river: %w", err)
 		}
+
 		b.out.add("http", figures)
 	}
-	b.out.HTTP = b.out.peer("http")
+
+	b.out.HTTP = b.out.compare("http")
 	return nil
 }
 
-// httpService is the service as serve runs it, on a database, a bus and stand-in
-// neighbours of its own.
+// httpService is the service as tes serve runs it, on its own database, bus and fake peer
+// services.
 type httpService struct {
-	*service
+	*Service
 	closers []func() error
 }
 
-func (b *bench) httpService() (h *httpService, token string, err error) {
+func (b *suite) httpService() (h *httpService, token string, err error) {
 	h = &httpService{}
 	defer func() {
 		if err != nil {
@@ -65,98 +69,102 @@ func (b *bench) httpService() (h *httpService, token string, err error) {
 	if err != nil {
 		return h, "", err
 	}
-	if !b.cmd.Keep {
+
+	if !b.options.Keep {
 		h.closers = append(h.closers, func() error { return b.server.drop(name) })
 	}
+
 	bus, closeBus, err := b.server.bus(b.ctx, b.log)
 	if err != nil {
 		return h, "", err
 	}
 	h.closers = append(h.closers, closeBus)
-	standins, err := peertest.Start(peertest.Config{})
+
+	peers, err := peertest.Start(peertest.Config{})
 	if err != nil {
 		return h, "", err
 	}
 	h.closers = append(h.closers, func() error {
-		ctx, cancel := lastOrders()
+		ctx, cancel := cleanupContext()
 		defer cancel()
-		return standins.Close(ctx)
+		return peers.Close(ctx)
 	})
-	cfg := b.cfg
-	cfg.DatabaseURL, cfg.HTTP, cfg.NeighboursURL = b.server.url(name), "127.0.0.1:0", standins.URL()
-	cfg.AuthURL, cfg.IntegrationURL, cfg.UserURL = "", "", ""
-	if cfg.Observability == "" {
-		cfg.Observability = "off" // bare River makes no spans either; docs/decisions/0010 has what they cost
-	}
-	// serve writes a line a request; so does this, to nowhere.
+
+	// tes serve formats a log line for each request, so the measured service does too.
 	log := slog.New(slog.NewJSONHandler(io.Discard, nil))
-	if h.service, err = startService(b.ctx, cfg, surroundings{bus: bus, sharedBus: true, log: log}); err != nil {
+	h.Service, err = b.env.StartService(b.ctx, ServiceConfig{DatabaseURL: b.server.url(name), PeersURL: peers.URL(), Bus: bus, Log: log})
+	if err != nil {
 		return h, "", err
 	}
-	_, _, err = h.tasks.Definitions.Put(b.ctx, "bench", 0, jobs.Definition{
-		ID: benchDefinition, Type: jobs.Automated, Version: "1", ExecutionConfig: jobs.ExecutionConfig{Executor: "noop"},
+
+	_, _, err = h.Tasks.Definitions.Put(b.ctx, "bench", 0, jobs.Definition{
+		ID: definitionID, Type: jobs.Automated, Version: "1", ExecutionConfig: jobs.ExecutionConfig{Executor: "noop"},
 	})
-	return h, standins.Token("workflow-orchestrator"), err
+	return h, peers.Token("workflow-orchestrator"), err
 }
 
 func (h *httpService) close() error {
-	ctx, cancel := lastOrders()
+	ctx, cancel := cleanupContext()
 	defer cancel()
 	var errs []error
-	if h.service != nil {
-		errs = append(errs, h.stop(ctx))
+	if h.Service != nil {
+		errs = append(errs, h.Stop(ctx))
 	}
+
 	for i := len(h.closers) - 1; i >= 0; i-- {
 		errs = append(errs, h.closers[i]())
 	}
 	return errors.Join(errs...)
 }
 
-func (b *bench) httpOurs(figures benchRound) (err error) {
+func (b *suite) httpOurs(figures roundFigures) (err error) {
 	h, token, err := b.httpService()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	clients, err := dialCreators(b.ctx, b.size.clients, h.url, token)
+	clients, err := dialCreators(b.ctx, b.size.clients, h.URL, token)
 	defer clients.close()
 	if err != nil {
 		return err
 	}
 
-	warm, err := b.press(b.size.clients, b.size.warmUp, clients.create)
+	warm, err := b.load(b.size.clients, b.size.warmUp, clients.create)
 	if err != nil {
 		return err
 	}
-	if err := h.caughtUp(b.ctx, warm.n, benchPatience); err != nil {
+	if err := h.caughtUp(b.ctx, warm.n, patience); err != nil {
 		return err
 	}
-	if err := b.server.still(b.ctx, h.sessions); err != nil {
+	if err := b.server.quiesce(b.ctx, h.Sessions); err != nil {
 		return err
 	}
+
 	settle()
 	stopProfile := b.profile("http")
 	from := b.server.cpu(b.ctx)
-	load, err := b.press(b.size.clients, b.size.load, clients.create)
+	load, err := b.load(b.size.clients, b.size.load, clients.create)
 	if err != nil {
 		return err
 	}
+
 	stopProfile()
 	last := time.Now()
-	if err := h.caughtUp(b.ctx, warm.n+load.n, benchPace); err != nil {
+	if err := h.caughtUp(b.ctx, warm.n+load.n, catchUpTime); err != nil {
 		return err
 	}
+
 	timed{took: load.took, from: from, to: b.server.cpu(b.ctx)}.put(figures, "tes", load.n)
-	figures["tesP50Ms"], figures["tesP99Ms"] = round(median(load.waits)), round(percentile(load.waits, 0.99))
-	figures["tesBehindMs"] = round(milliseconds(time.Since(last)))
+	figures["tesP50Ms"], figures["tesP99Ms"] = rounded(median(load.waits)), rounded(percentile(load.waits, 0.99))
+	figures["tesBehindMs"] = rounded(milliseconds(time.Since(last)))
 	return nil
 }
 
-var benchBody = []byte(`{"taskDefinitionId": "` + benchDefinition + `", "workflowId": "bench", "input": {"n": 1}}`)
+var createBody = []byte(`{"taskDefinitionId": "` + definitionID + `", "workflowId": "bench", "input": {"n": 1}}`)
 
-// creators create tasks over connections that stay open. They do by hand what
-// http.Client does: that costs as much again as the server's half of a request,
-// on the same two cores, and it is the server that is measured.
+// creators create tasks over connections that stay open. They write HTTP by hand: an http.Client
+// costs as much processor time as the server's half of a request, on the same cores, and only the
+// server is to be measured.
 type creators struct {
 	request []byte
 	idle    chan *creator
@@ -172,19 +180,22 @@ func dialCreators(ctx context.Context, n int, base, token string) (c *creators, 
 	host := strings.TrimPrefix(base, "http://")
 	c = &creators{
 		request: fmt.Appendf(nil, "POST /api/internal/tasks HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n"+
-			"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", host, token, len(benchBody), benchBody),
+			"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", host, token, len(createBody), createBody),
 		idle: make(chan *creator, n),
 	}
+
 	var dial net.Dialer
 	for range n {
 		conn, err := dial.DialContext(ctx, "tcp", host)
 		if err != nil {
 			return c, fmt.Errorf("connect: %w", err)
 		}
+
 		one := &creator{conn, bufio.NewReader(conn)}
 		c.idle <- one
 		c.all = append(c.all, one)
 	}
+
 	return c, nil
 }
 
@@ -197,12 +208,14 @@ func (c *creators) close() {
 func (c *creators) create(context.Context) error {
 	one := <-c.idle
 	defer func() { c.idle <- one }()
-	if err := one.conn.SetDeadline(time.Now().Add(benchPatience)); err != nil {
+	if err := one.conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return fmt.Errorf("create a task: %w", err)
 	}
+
 	if _, err := one.conn.Write(c.request); err != nil {
 		return fmt.Errorf("create a task: %w", err)
 	}
+
 	resp, err := http.ReadResponse(one.answer, nil)
 	if err != nil {
 		return fmt.Errorf("create a task: %w", err)
@@ -212,7 +225,8 @@ func (c *creators) create(context.Context) error {
 		text, _ := io.ReadAll(resp.Body)
 		return fmt.Errorf("create a task: %s: %s", resp.Status, text)
 	}
-	// The next answer begins where this one ends.
+
+	// The next response begins where this one ends.
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		return fmt.Errorf("create a task: %w", err)
 	}
@@ -221,24 +235,27 @@ func (c *creators) create(context.Context) error {
 
 // caughtUp waits until n tasks are COMPLETED with all their events on the bus.
 func (h *httpService) caughtUp(ctx context.Context, n int, within time.Duration) error {
-	var done, waiting int
+	q := benchdb.New(h.Sessions)
+	var counted benchdb.CountCompletedRow
 	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		if h.relay.Published() >= int64(3*n) {
-			err := h.engine.QueryRow(ctx, "SELECT (SELECT count(*) FROM task WHERE status = 'COMPLETED'), (SELECT count(*) FROM outbox)").Scan(&done, &waiting)
-			if err != nil {
+		// Counting rows slows the service down, so the relay's own counter goes first.
+		if h.Published() >= int64(3*n) {
+			var err error
+			if counted, err = q.CountCompleted(ctx); err != nil {
 				return fmt.Errorf("count: %w", err)
 			}
-			if done == n && waiting == 0 && h.relay.Published() == int64(3*n) {
+			if counted.Completed == int64(n) && counted.Waiting == 0 && h.Published() == int64(3*n) {
 				return nil
 			}
 		}
+
 		if time.Since(begun) > within {
-			return fmt.Errorf("the figure is void: %v after the last of %d creates %d events are published (of %d), %d tasks COMPLETED", within, n, h.relay.Published(), 3*n, done)
+			return fmt.Errorf("the figure is void: %v after the last of %d creates %d events are published (of %d), %d tasks COMPLETED", within, n, h.Published(), 3*n, counted.Completed)
 		}
 	}
 }
 
-func (b *bench) httpRiver(figures benchRound) (err error) {
+func (b *suite) httpRiver(figures roundFigures) (err error) {
 	p, err := b.river(0)
 	if err != nil {
 		return err
@@ -247,6 +264,7 @@ func (b *bench) httpRiver(figures benchRound) (err error) {
 	if err := p.start(); err != nil {
 		return err
 	}
+
 	stopped := false
 	defer func() {
 		if !stopped {
@@ -254,41 +272,45 @@ func (b *bench) httpRiver(figures benchRound) (err error) {
 		}
 	}()
 	insert := func(ctx context.Context) error {
-		_, err := p.client.Insert(ctx, benchArgs{N: 1}, nil)
+		_, err := p.client.Insert(ctx, noopArgs{N: 1}, nil)
 		return err
 	}
-	warm, err := b.press(riverInserters, b.size.warmUp, insert)
+
+	warm, err := b.load(riverInserters, b.size.warmUp, insert)
 	if err != nil {
 		return err
 	}
-	if err := b.server.still(b.ctx, p.pool); err != nil {
+	if err := b.server.quiesce(b.ctx, p.pool); err != nil {
 		return err
 	}
+
 	settle()
 	from := b.server.cpu(b.ctx)
-	load, err := b.press(riverInserters, b.size.load, insert)
+	load, err := b.load(riverInserters, b.size.load, insert)
 	if err != nil {
 		return err
 	}
-	for begun := time.Now(); p.done.n.Load() < int64(warm.n+load.n) && time.Since(begun) < benchPace; {
+
+	for begun := time.Now(); p.done.n.Load() < int64(warm.n+load.n) && time.Since(begun) < catchUpTime; {
 		time.Sleep(20 * time.Millisecond)
 	}
+
 	timed{took: load.took, from: from, to: b.server.cpu(b.ctx)}.put(figures, "river", load.n)
-	figures["riverP50Ms"], figures["riverP99Ms"] = round(median(load.waits)), round(percentile(load.waits, 0.99))
+	figures["riverP50Ms"], figures["riverP99Ms"] = rounded(median(load.waits)), rounded(percentile(load.waits, 0.99))
 	stopped = true
 	return errors.Join(p.stop(), p.verify(warm.n+load.n))
 }
 
-// pressed is what a number of closed-loop callers came to.
-type pressed struct {
+// loadResult is the sum of a number of closed-loop callers.
+type loadResult struct {
 	n     int
 	took  time.Duration
-	waits []float64 // of each call, ms
+	waits []float64 // duration of each call, ms
 }
 
-// press lets callers call, each its next as soon as its last is answered, for a
-// time. A call that was begun is waited for and counted.
-func (b *bench) press(callers int, long time.Duration, call func(context.Context) error) (pressed, error) {
+// load lets callers call for a time, each caller again as soon as its last call returns. Calls that
+// have begun when the time ends are waited for and counted.
+func (b *suite) load(callers int, long time.Duration, call func(context.Context) error) (loadResult, error) {
 	ctx, cancel := context.WithCancelCause(b.ctx)
 	defer cancel(nil)
 	var over atomic.Bool
@@ -309,11 +331,13 @@ func (b *bench) press(callers int, long time.Duration, call func(context.Context
 			}
 		})
 	}
+
 	all.Wait()
-	out := pressed{took: time.Since(begun)}
+	out := loadResult{took: time.Since(begun)}
 	for _, w := range waits {
 		out.waits = append(out.waits, w...)
 	}
+
 	out.n = len(out.waits)
 	return out, context.Cause(ctx)
 }

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -9,17 +9,18 @@ import (
 	"time"
 
 	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/db/benchdb"
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox"
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 	"github.com/seed-3f7a0631/tes/outbox/relay"
 )
 
-// events measures the relay alone: from the rows of finished tasks to the bus's
-// acknowledgement, every batch on disk, and their marks. Each round has a new bus
-// and the same rows.
-func (b *bench) events() (err error) {
-	tasks := (b.size.tasks + 2) / 3 // of three events each
+// events measures the relay alone: from the outbox rows of finished tasks to the bus's
+// acknowledgements, with every message on disk, and the marks in the outbox. Each round has a new
+// bus and the same rows.
+func (b *suite) events() (err error) {
+	tasks := (b.size.tasks + 2) / 3 // a task has three events
 	n := 3 * tasks
 	e, err := b.engine()
 	if err != nil {
@@ -30,42 +31,48 @@ func (b *bench) events() (err error) {
 	if err := e.finish(tasks); err != nil {
 		return err
 	}
+
 	for round := range b.size.rounds {
 		b.step(1, "events %d/%d", round+1, b.size.rounds)
-		if err := b.server.still(b.ctx, e.pool); err != nil {
+		if err := b.server.quiesce(b.ctx, e.pool); err != nil {
 			return err
 		}
-		figures := benchRound{}
-		part, err := e.tell(n)
+
+		figures := roundFigures{}
+		part, err := e.publishTo(n)
 		if err != nil {
 			return err
 		}
+
 		part.put(figures, "events", n)
 		b.out.add("events", figures)
-		if err := e.untell(); err != nil {
+		if err := e.requeueEvents(); err != nil {
 			return err
 		}
 	}
-	b.out.Events = &benchEvents{PerSecond: round(median(b.out.column("events", "events")))}
+
+	b.out.Events = &eventsResult{PerSecond: rounded(median(b.out.column("events", "events")))}
 	return nil
 }
 
 // finish creates n tasks and runs them, with the relay off.
-func (e *benchEngine) finish(n int) error {
+func (e *engine) finish(n int) error {
 	done := countTo(n)
 	stop := e.run(handled{counter: done}, jobs.RunnerConfig{})
 	err := e.create(n)
 	if err == nil {
 		err = done.wait(e.b.ctx, "tasks were run")
 	}
+
 	if err := errors.Join(err, stop()); err != nil {
 		return err
 	}
+
 	return e.verify(n)
 }
 
-// tell publishes everything to a new bus.
-func (e *benchEngine) tell(n int) (t timed, err error) {
+// publishTo publishes the whole outbox to a new bus.
+func (e *engine) publishTo(n int) (t timed, err error) {
 	b := e.b
 	bus, closeBus, err := b.server.bus(b.ctx, b.log)
 	if err != nil {
@@ -86,50 +93,58 @@ func (e *benchEngine) tell(n int) (t timed, err error) {
 	if err := to.counted.Load().wait(b.ctx, "events were published"); err != nil {
 		return t, err
 	}
+
+	// The relay marks a batch with the next one, so the last batch is marked late.
+	q := benchdb.New(e.pool)
 	for marked := false; !marked && b.ctx.Err() == nil; {
-		time.Sleep(time.Millisecond) // the last round is marked by the next one
-		if err := e.pool.QueryRow(b.ctx, "SELECT NOT EXISTS (SELECT FROM outbox)").Scan(&marked); err != nil {
+		time.Sleep(time.Millisecond)
+		if marked, err = q.OutboxEmpty(b.ctx); err != nil {
 			return t, fmt.Errorf("look at the outbox: %w", err)
 		}
 	}
+
 	stopProfile()
 	t.took, t.to, t.bus = time.Since(begun), b.server.cpu(b.ctx), time.Duration(to.waited.Load())
 	return t, errors.Join(e.verifyPublished(bus, n), inOrder(b.ctx, bus, n))
 }
 
-// untell brings the outbox back to what it was before it was told.
-func (e *benchEngine) untell() error {
+// requeueEvents puts every published event back into the outbox.
+func (e *engine) requeueEvents() error {
 	q := db.New(e.pool)
 	leader, err := q.RelayLeader(e.b.ctx)
 	if err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
+
 	if _, err := q.OutboxRequeue(e.b.ctx, db.OutboxRequeueParams{Term: leader.Term, Page: math.MaxInt32}); err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
-	// Else the relay would take the new bus for one that has lost its stream.
-	if _, err := e.pool.Exec(e.b.ctx, "DELETE FROM outbox_stream"); err != nil {
+
+	// Without this the relay would take the next round's new bus for a bus that has lost its stream.
+	if err := benchdb.New(e.pool).ForgetStream(e.b.ctx); err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
 	return nil
 }
 
-// inOrder reads the stream back: n events, those of each task in their order.
+// inOrder reads the stream back: n events, each task's events in order.
 func inOrder(ctx context.Context, bus *natsbus.Bus, n int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	read := countTo(n)
-	last := map[string]string{} // sequence by task; one goroutine at a time
+	last := map[string]string{} // the last sequence, by task id; only Subscribe's goroutine uses it
 	err := bus.Subscribe(ctx, "", natsbus.All, func(d outbox.Delivery, at uint64) {
 		task, sequence := d.Header["ce-subject"], d.Header["ce-sequence"]
 		if sequence <= last[task] {
 			cancel(fmt.Errorf("the figure is void: message %d of the stream tells of step %s of task %s after step %s", at, sequence, task, last[task]))
 		}
+
 		last[task] = sequence
 		read.add(1)
 	})
 	if err != nil {
 		return err
 	}
+
 	return read.wait(ctx, "events were read back")
 }

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"errors"
@@ -8,14 +8,14 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// drains empties a lane of no-op tasks that were created before, from the start of
-// the runner to the commit of the last result, against River emptying a queue of
-// as many no-op jobs. With the relay on it ends when the bus has acknowledged the
+// drains empties a queue of pending no-op tasks, and compares the time with River emptying a queue
+// of as many no-op jobs. The clock runs from the start of the runner to the commit of the last
+// result. For drainPublished the relay is on, and the clock stops when the bus has acknowledged the
 // last event; the created events are published before the clock starts.
 //
-// Both are asked to stop when the last handler has been called, and the clock
-// stops at their last commit.
-func (b *bench) drains() error {
+// Both sides are asked to stop when the last handler has been called, so that neither waits for its
+// next poll to flush its last results.
+func (b *suite) drains() error {
 	n := b.size.tasks
 	for round := range b.size.rounds {
 		var ours, published timed
@@ -26,6 +26,7 @@ func (b *bench) drains() error {
 				return err
 			}
 		}
+
 		b.step(n, "drain %d/%d: River", round+1, b.size.rounds)
 		river, err := b.drainRiver(n)
 		if err != nil {
@@ -38,20 +39,22 @@ func (b *bench) drains() error {
 			}
 			b.out.addPair("drainPublished", n, published, river)
 		}
+
 		if b.wants("drain") {
 			b.out.addPair("drain", n, ours, river)
 		}
 	}
+
 	if b.wants("drain") {
-		b.out.Drain = b.out.peer("drain")
+		b.out.Drain = b.out.compare("drain")
 	}
 	if b.wants("drainPublished") {
-		b.out.DrainPublished = b.out.peer("drainPublished")
+		b.out.DrainPublished = b.out.compare("drainPublished")
 	}
 	return nil
 }
 
-func (b *bench) drain(n int) (t timed, err error) {
+func (b *suite) drain(n int) (t timed, err error) {
 	e, err := b.engine()
 	if err != nil {
 		return t, err
@@ -60,9 +63,11 @@ func (b *bench) drain(n int) (t timed, err error) {
 	if err := e.create(n); err != nil {
 		return t, err
 	}
-	if err := b.server.still(b.ctx, e.pool); err != nil {
+
+	if err := b.server.quiesce(b.ctx, e.pool); err != nil {
 		return t, err
 	}
+
 	done := countTo(n)
 	settle()
 	stopProfile := b.profile("drain")
@@ -73,12 +78,13 @@ func (b *bench) drain(n int) (t timed, err error) {
 	if err := errors.Join(err, stop()); err != nil {
 		return t, err
 	}
+
 	stopProfile()
 	t.took, t.to = e.ended().Sub(begun), b.server.cpu(b.ctx)
 	return t, e.verify(n)
 }
 
-func (b *bench) drainPublished(n int) (t timed, err error) {
+func (b *suite) drainPublished(n int) (t timed, err error) {
 	e, err := b.engine()
 	if err != nil {
 		return t, err
@@ -88,6 +94,7 @@ func (b *bench) drainPublished(n int) (t timed, err error) {
 	if err != nil {
 		return t, err
 	}
+
 	to := ackedBy(bus, n)
 	e.publish(to)
 	if err := e.create(n); err != nil {
@@ -96,12 +103,14 @@ func (b *bench) drainPublished(n int) (t timed, err error) {
 	if err := to.counted.Load().wait(b.ctx, "created events were published"); err != nil {
 		return t, err
 	}
+
 	if err := e.verifyPublished(to, n); err != nil {
 		return t, err
 	}
-	if err := b.server.still(b.ctx, e.pool); err != nil {
+	if err := b.server.quiesce(b.ctx, e.pool); err != nil {
 		return t, err
 	}
+
 	done, told := countTo(n), countTo(2*n)
 	to.counted.Store(told)
 	to.waited.Store(0)
@@ -115,12 +124,13 @@ func (b *bench) drainPublished(n int) (t timed, err error) {
 	if err := errors.Join(err, stop()); err != nil {
 		return t, err
 	}
+
 	t.took, t.to = told.at.Sub(begun), b.server.cpu(b.ctx)
 	t.bus = time.Duration(to.waited.Load())
 	return t, errors.Join(e.verify(n), e.verifyPublished(to, 3*n))
 }
 
-func (b *bench) drainRiver(n int) (t timed, err error) {
+func (b *suite) drainRiver(n int) (t timed, err error) {
 	p, err := b.river(n)
 	if err != nil {
 		return t, err
@@ -129,19 +139,23 @@ func (b *bench) drainRiver(n int) (t timed, err error) {
 	if err := p.create(n); err != nil {
 		return t, err
 	}
-	if err := b.server.still(b.ctx, p.pool); err != nil {
+
+	if err := b.server.quiesce(b.ctx, p.pool); err != nil {
 		return t, err
 	}
+
 	settle()
 	t.from = b.server.cpu(b.ctx)
 	begun := time.Now()
 	if err := p.start(); err != nil {
 		return t, err
 	}
+
 	err = p.done.wait(b.ctx, "jobs were worked")
 	if err := errors.Join(err, p.stop()); err != nil {
 		return t, err
 	}
+
 	t.took, t.to = p.ended().Sub(begun), b.server.cpu(b.ctx)
 	return t, p.verify(n)
 }
