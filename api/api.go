@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
@@ -32,7 +33,7 @@ type Config struct {
 	// the moves waiting. Its login must be able to become tes_read: see pgpool.ReadAs.
 	Reads Reads
 	// Verifier knows good tokens from bad. It is the caller's to close.
-	Verifier *Verifier
+	Verifier *auth.Verifier
 	// UserTokens knows people's tokens; default believes none.
 	UserTokens UserTokens
 	// RequireUserToken refuses what people do without a token of their own; default

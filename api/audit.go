@@ -1,36 +1,239 @@
 package api
 
 import (
-	"strconv"
-	"strings"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"math"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/seed-3f7a0631/tes/db"
+	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// whole names a caller for the audit: the service, its tenant and the token's subject, as
-// in "workflow-orchestrator (tenant acme, subject svc-1)". What a token lacks is left out.
-// A name that is not plain is quoted: it could otherwise be read as another caller's.
-func (c *Caller) whole() string {
-	var more []string
-	if c.Tenant != "" {
-		more = append(more, "tenant "+unmistakable(c.Tenant))
-	}
-	if c.Subject != "" {
-		more = append(more, "subject "+unmistakable(c.Subject))
-	}
-	if more == nil {
-		return unmistakable(c.Name)
-	}
-	return unmistakable(c.Name) + " (" + strings.Join(more, ", ") + ")"
+// AuditQuery is what the lists of one task's past take. Exported, or huma would not
+// look into it.
+type AuditQuery struct {
+	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before."`
 }
 
-// longestName bounds a name in the audit.
-const longestName = 128
-
-func unmistakable(name string) string {
-	name = tame(name, longestName)
-	if strings.Trim(name, plainBytes) == "" {
-		return name
-	}
-	return strconv.Quote(name)
+type auditInput struct {
+	TaskPath
+	AuditQuery
 }
 
-const plainBytes = idBytes + "@/|+"
+type listTaskEventsInput struct {
+	TaskPath
+	AuditQuery
+	Include string `query:"include" enum:"payloads" doc:"payloads: with every payload, however long."`
+}
+
+// TaskEvent is one move of a task.
+type TaskEvent struct {
+	Seq     int32           `json:"seq" doc:"The task's version after the move."`
+	At      time.Time       `json:"at"`
+	Type    string          `json:"type" enum:"created,started,completed,failed,canceled,retry,assigned,released,redriven" doc:"What happened. Releases and redrives are not told on the bus."`
+	Attempt int32           `json:"attempt" doc:"The attempt it belongs to; 0 before the first."`
+	Was     *formerStatus   `json:"was" doc:"The status before; null for the first move."`
+	Now     jobs.Status     `json:"now" doc:"The status after."`
+	Actor   string          `json:"actor" doc:"Who made it: a caller, or a process."`
+	Payload json.RawMessage `json:"payload" nullable:"true" doc:"What there is to say beside; null for nothing."`
+
+	Truncated []string `json:"truncated,omitempty" enum:"payload" doc:"The payload was left out, for it is longer than 4 KiB; include=payloads has it."`
+}
+
+// TaskEventPage is a page of a task's moves, in their order.
+type TaskEventPage struct {
+	Items      []TaskEvent `json:"items"`
+	NextCursor *string     `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+}
+
+// TaskAttempt is one attempt at a task.
+type TaskAttempt struct {
+	Attempt    int32           `json:"attempt"`
+	ExecutorID string          `json:"executorId" doc:"Who ran it: a process, a worker, a person."`
+	StartedAt  time.Time       `json:"startedAt"`
+	EndedAt    *time.Time      `json:"endedAt" doc:"Null while it runs."`
+	Outcome    *outcomeName    `json:"outcome" doc:"How it ended; null while it runs."`
+	Error      json.RawMessage `json:"error" nullable:"true" doc:"What it failed with."`
+	Lease      *TaskLease      `json:"lease,omitempty" doc:"Of the attempt that runs."`
+	Progress   json.RawMessage `json:"progress,omitempty" doc:"How far it has come, as its last heartbeat said; of the attempt that said so last."`
+}
+
+// TaskLease says until when an attempt is somebody's.
+type TaskLease struct {
+	Kind       string     `json:"kind" enum:"process,worker,response,person" doc:"Who holds it; response: another system has the work, and its answer is waited for."`
+	Owner      string     `json:"owner"`
+	ExpiresAt  time.Time  `json:"expiresAt" doc:"When it runs out, unless it is extended."`
+	DeadlineAt *time.Time `json:"deadlineAt" doc:"When the attempt's timeout ends it, whatever the heartbeats."`
+}
+
+// TaskAttemptPage is a page of a task's attempts, in their order.
+type TaskAttemptPage struct {
+	Items      []TaskAttempt `json:"items"`
+	NextCursor *string       `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+}
+
+type (
+	formerStatus string
+	outcomeName  string
+)
+
+// Schema is how huma asks.
+func (formerStatus) Schema(huma.Registry) *huma.Schema { return orNull("", jobs.Statuses...) }
+
+// Schema is how huma asks.
+func (outcomeName) Schema(huma.Registry) *huma.Schema {
+	return orNull("", db.AttemptOutcomeCOMPLETED, db.AttemptOutcomeFAILED, db.AttemptOutcomeTIMEDOUT,
+		db.AttemptOutcomeLEASEEXPIRED, db.AttemptOutcomeCANCELLED, db.AttemptOutcomeRELEASED)
+}
+
+type (
+	taskEventPageOutput   struct{ Body *TaskEventPage }
+	taskAttemptPageOutput struct{ Body *TaskAttemptPage }
+)
+
+var listTaskEventsDoc = doc{
+	id: "listTaskEvents", tag: tagTasks, summary: "List a task's events",
+	description: "Pages through the audit trail of a task: every move that it made, oldest first.",
+	errors:      []int{404},
+	answer: map[string]any{"items": []any{
+		map[string]any{"seq": 1, "at": "2026-11-02T09:30:00.000001Z", "type": "created", "attempt": 0, "was": nil, "now": "PENDING", "actor": "workflow-orchestrator", "payload": nil},
+		map[string]any{"seq": 2, "at": "2026-11-02T09:30:00.004Z", "type": "started", "attempt": 1, "was": "PENDING", "now": "RUNNING", "actor": "tes-1/1/6f1f0d5e", "payload": nil},
+	}, "nextCursor": nil},
+}
+
+var listTaskAttemptsDoc = doc{
+	id: "listTaskAttempts", tag: tagTasks, summary: "List a task's attempts",
+	description: "Pages through the attempts at a task, oldest first: who ran each, how it ended, and the lease of the one that runs. " +
+		"An attempt that was given back unspent is not among them: the next has its number.",
+	errors: []int{404},
+	answer: map[string]any{"items": []any{
+		map[string]any{
+			"attempt": 1, "executorId": "tes-1/1/6f1f0d5e", "startedAt": "2026-11-02T09:30:00.004Z", "endedAt": "2026-11-02T09:30:01.004Z", "outcome": "FAILED",
+			"error": map[string]any{"code": "CONNECTION_ERROR", "message": "connection refused", "timestamp": "2026-11-02T09:30:01.004Z", "retryable": true},
+		},
+		map[string]any{
+			"attempt": 2, "executorId": "tes-2/1/0a6c9b6f", "startedAt": "2026-11-02T09:30:02.1Z", "endedAt": nil, "outcome": nil, "error": nil,
+			"lease": map[string]any{"kind": "process", "owner": "tes-2/1/0a6c9b6f", "expiresAt": "2026-11-02T09:30:32.1Z", "deadlineAt": "2026-11-02T09:35:02.1Z"},
+		},
+	}, "nextCursor": nil},
+}
+
+func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*taskEventPageOutput, error) {
+	most, portion := int32(mostListed), 200
+	if in.Include == payloads {
+		most, portion = math.MaxInt32, 4
+	}
+	var rows []db.TaskEventsRow
+	var more bool
+	id, err := a.readAudit(ctx, "events", &auditInput{in.TaskPath, in.AuditQuery}, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+		rows, more, err = fill(int(in.Limit), portion, func(last *db.TaskEventsRow, n int32) ([]db.TaskEventsRow, error) {
+			if last != nil {
+				from = last.Seq
+			}
+			return q.TaskEvents(ctx, db.TaskEventsParams{TaskID: id, After: from, Page: n, Most: most})
+		}, func(row *db.TaskEventsRow) int { return 512 + 2*len(row.Actor) + len(row.Payload) })
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &TaskEventPage{Items: make([]TaskEvent, 0, len(rows))}
+	if more {
+		out.NextCursor = in.next("events", id, rows[len(rows)-1].Seq)
+	}
+	for _, row := range rows {
+		e := TaskEvent{
+			Seq: row.Seq, At: row.At.UTC(), Type: string(row.Type), Attempt: row.Attempt,
+			Was: (*formerStatus)(row.Was), Now: jobs.Status(row.Now), Actor: row.Actor,
+		}
+		switch {
+		case row.Payload != "":
+			e.Payload = json.RawMessage(row.Payload)
+		case row.PayloadBytes > 0:
+			e.Truncated = []string{"payload"}
+		}
+		out.Items = append(out.Items, e)
+	}
+	return &taskEventPageOutput{Body: out}, nil
+}
+
+func (a *API) listTaskAttempts(ctx context.Context, in *auditInput) (*taskAttemptPageOutput, error) {
+	var rows []db.TaskAttemptsRow
+	var more bool
+	id, err := a.readAudit(ctx, "attempts", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+		rows, more, err = fill(int(in.Limit), 32, func(last *db.TaskAttemptsRow, n int32) ([]db.TaskAttemptsRow, error) {
+			if last != nil {
+				from = last.Attempt
+			}
+			return q.TaskAttempts(ctx, db.TaskAttemptsParams{TaskID: id, After: from, Page: n})
+		}, func(row *db.TaskAttemptsRow) int {
+			return 1024 + 2*len(row.ExecutorID) + len(row.Error) + len(row.Progress)
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &TaskAttemptPage{Items: make([]TaskAttempt, 0, len(rows))}
+	if more {
+		out.NextCursor = in.next("attempts", id, rows[len(rows)-1].Attempt)
+	}
+	for _, row := range rows {
+		one := TaskAttempt{
+			Attempt: row.Attempt, ExecutorID: row.ExecutorID, StartedAt: row.StartedAt.UTC(), EndedAt: utc(row.EndedAt),
+			Outcome: (*outcomeName)(row.Outcome), Error: row.Error, Progress: row.Progress,
+		}
+		if row.Owner != nil {
+			one.Lease = &TaskLease{Kind: string(*row.Kind), Owner: *row.Owner, ExpiresAt: row.ExpiresAt.UTC(), DeadlineAt: utc(row.DeadlineAt)}
+		}
+		out.Items = append(out.Items, one)
+	}
+	return &taskAttemptPageOutput{Body: out}, nil
+}
+
+// trail reads a page of a task's past, if the task is the caller's: those after the
+// number that the cursor says.
+func (a *API) readAudit(ctx context.Context, list string, in *auditInput, page func(q *db.Queries, id uuid.UUID, from int32) error) (id uuid.UUID, err error) {
+	if id, err = in.id(); err != nil {
+		return id, err
+	}
+	about(ctx, id)
+	last, err := after(in.Cursor, list, id.String())
+	if err != nil {
+		return id, err
+	}
+	var from int32
+	switch {
+	case len(last) == 4:
+		from = int32(binary.BigEndian.Uint32(last)) //nolint:gosec // a number of ours, which next wrote
+	case last != nil:
+		return id, flawed("query.cursor", "this is no cursor of ours")
+	}
+	err = a.read(ctx, func(q *db.Queries) error {
+		tenant, err := q.TaskTenant(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case tenant != callerOf(ctx).Tenant:
+			return pgx.ErrNoRows
+		}
+		return page(q, id, from)
+	})
+	if err != nil {
+		return id, readFailed(list+" of task "+in.TaskID, err)
+	}
+	return id, nil
+}
+
+// next is the cursor of the page after this number.
+func (p AuditQuery) next(list string, id uuid.UUID, last int32) *string {
+	text := cursor(binary.BigEndian.AppendUint32(nil, uint32(last)), list, id.String()) //nolint:gosec // it is counted from 1
+	return &text
+}

@@ -98,7 +98,7 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
-		if p := c.caller.owns("body", body.ExecutionConfig); p != nil {
+		if p := owns(c.caller, "body", body.ExecutionConfig); p != nil {
 			results[i].Error = &p.at(nil).Err
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/jobs"
@@ -21,17 +22,17 @@ import (
 func BenchmarkCreateTask(b *testing.B) {
 	pool := dbtest.New(b)
 	tasks := jobs.New(pool, jobs.Config{})
-	auth, err := peertest.Start(peertest.Config{})
+	peers, err := peertest.Start(peertest.Config{})
 	require.NoError(b, err)
-	v, err := api.NewVerifier(api.VerifierConfig{JWKS: auth.URL() + "/.well-known/jwks.json"})
+	v, err := auth.NewVerifier(auth.Config{JWKS: peers.URL() + "/.well-known/jwks.json"})
 	require.NoError(b, err)
 	defer func() {
 		v.Close()
-		require.NoError(b, auth.Close(b.Context()))
+		require.NoError(b, peers.Close(b.Context()))
 	}()
 	door, err := api.New(api.Config{Tasks: tasks, Reads: pool, Verifier: v, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(b, err)
-	handler, token := door.Handler(), "Bearer "+auth.Token(orchestrator)
+	handler, token := door.Handler(), "Bearer "+peers.Token(orchestrator)
 	body := []byte(`{"taskDefinitionId":"calculate-order-total","workflowId":"order-workflow-123","priority":"MEDIUM","taskType":"AUTOMATED","correlationId":"6f1f0d5e-0d8e-4d0e-9a77-0a6c9b6f1a01","executionConfig":{"executor":"noop"},"input":{"orderId":"ORD-123","items":[{"id":"ITEM-1","quantity":2,"price":10.99},{"id":"ITEM-2","quantity":1,"price":24.99}],"taxRate":0.08}}`)
 	b.ReportAllocs()
 	b.SetParallelism(128)

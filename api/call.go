@@ -19,6 +19,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
@@ -31,7 +32,7 @@ type call struct {
 	path        string
 	start       time.Time
 	route       string
-	caller      *Caller
+	caller      *auth.Caller
 	traceparent string     // what a task that it makes remembers of it
 	span        trace.Span // nil without tracing
 	body        []byte     // as it was sent; guarded, and not to be changed

@@ -53,7 +53,7 @@ var createTaskDoc = doc{
 func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskOutput, error) {
 	c := callOf(ctx)
 	body := &in.Body
-	if p := c.caller.owns("body", body.ExecutionConfig); p != nil {
+	if p := owns(c.caller, "body", body.ExecutionConfig); p != nil {
 		return nil, p
 	}
 	key := in.Key

@@ -99,7 +99,7 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	if body.ExecutionConfig != nil {
 		def.ExecutionConfig = *body.ExecutionConfig
 	}
-	if p := caller.ownsContext("body", def.ExecutionConfig.SecurityContext); p != nil {
+	if p := ownsContext(caller, "body", def.ExecutionConfig.SecurityContext); p != nil {
 		return nil, p
 	}
 	put, err := a.putDefinition(ctx, match, def)
@@ -112,7 +112,7 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 // putDefinition writes a definition under its condition; see API.write.
 func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
 	asks := ask(ctx, "")
-	asks.By = callerOf(ctx).whole()
+	asks.By = auditName(callerOf(ctx))
 	if version, ok := match.one(); ok && (version != 0 || !match.exists) {
 		asks.IfMatch = version
 		return a.cfg.Tasks.Definitions.PutFor(ctx, asks, def)

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 	"github.com/seed-3f7a0631/tes/jobs"
 )
@@ -21,17 +22,17 @@ import (
 // TestDoorLeavesNothing runs before the parallel tests, and so alone.
 func TestDoorLeavesNothing(t *testing.T) { //nolint:paralleltest // it counts goroutines
 	before := goleak.IgnoreCurrent()
-	auth, err := peertest.Start(peertest.Config{})
+	peers, err := peertest.Start(peertest.Config{})
 	require.NoError(t, err)
-	v, err := api.NewVerifier(api.VerifierConfig{JWKS: auth.URL() + "/.well-known/jwks.json", Transport: &http.Transport{}, Logger: slog.New(slog.DiscardHandler)})
+	v, err := auth.NewVerifier(auth.Config{JWKS: peers.URL() + "/.well-known/jwks.json", Transport: &http.Transport{}, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	for range 100 {
-		_, _ = v.Verify(t.Context(), auth.Token(orchestrator))
+		_, _ = v.Verify(t.Context(), peers.Token(orchestrator))
 	}
 	v.Close()
-	_, err = v.Verify(context.Background(), strings.Replace(auth.Token(orchestrator), "e", "f", 1))
+	_, err = v.Verify(context.Background(), strings.Replace(peers.Token(orchestrator), "e", "f", 1))
 	require.Error(t, err)
-	require.NoError(t, auth.Close(t.Context()))
+	require.NoError(t, peers.Close(t.Context()))
 	goleak.VerifyNone(t, before)
 }
 
@@ -136,7 +137,7 @@ func TestWhatNewNeeds(t *testing.T) {
 		_, err := api.New(cfg)
 		require.Error(t, err)
 	}
-	_, err := api.NewVerifier(api.VerifierConfig{})
+	_, err := auth.NewVerifier(auth.Config{})
 	require.Error(t, err)
 }
 

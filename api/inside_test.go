@@ -45,27 +45,6 @@ func FuzzCursor(f *testing.F) {
 	})
 }
 
-// FuzzToken: the look before the parsing never panics, and what it lets through is
-// three parts of JSON under an algorithm that we take.
-func FuzzToken(f *testing.F) {
-	f.Add("e30.e30.eA")
-	f.Add("eyJhbGciOiJFUzI1NiIsImtpZCI6ImEifQ.e30.eA")
-	f.Add("..")
-	f.Add(strings.Repeat(".", 100))
-	f.Fuzz(func(t *testing.T, token string) {
-		if sane(token) != nil {
-			return
-		}
-		parts := strings.Split(token, ".")
-		require.Len(t, parts, 3)
-		for _, p := range parts[:2] {
-			raw, err := segment(p)
-			require.NoError(t, err)
-			require.True(t, json.Valid(raw))
-		}
-	})
-}
-
 // FuzzProblem: whatever is said of a request, the document stays small and whole.
 func FuzzProblem(f *testing.F) {
 	f.Add("body.a", "expected string", 20)

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"crypto/sha256"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -11,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/api/bucket"
 )
 
@@ -102,30 +102,21 @@ func seconds(d time.Duration) string {
 	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
-// verify answers whose token a request has. An error is a badToken, errNoKeys, or a
-// *Problem: from where too many bad tokens came, only one that was good before is looked
-// at, which takes no signature.
-func (a *API) verify(c *call, r *http.Request, token string) (*Caller, error) {
+// verify returns the caller that a request's token names. An error is an auth.InvalidToken, a
+// *Problem, or one after which nothing is known of the token. Once an address has sent too many
+// invalid tokens, only tokens that were valid before are looked at, which costs no signature check.
+func (a *API) verify(c *call, r *http.Request, token string) (*auth.Caller, error) {
 	from := a.limits.address(r)
-	if v := a.limits.strangers.Has(from); !v.OK && !a.cfg.Verifier.knows(token) {
+	if v := a.limits.strangers.Has(from); !v.OK && !a.cfg.Verifier.Known(token) {
 		c.refused = "too many bad tokens from there"
 		a.limits.failed.Add(1)
 		return nil, limited("too many tokens that are not valid have come from this address: come back later", v.Wait)
 	}
 	caller, err := a.cfg.Verifier.Verify(r.Context(), token)
-	if isBad(err) {
+	if auth.IsInvalid(err) {
 		a.limits.strangers.Take(from, 1, 0)
 	}
 	return caller, err
-}
-
-// knows says whether a token was good before, be it that it must be verified anew.
-func (v *Verifier) knows(token string) bool {
-	if len(token) > maxToken {
-		return false
-	}
-	_, ok := v.good.GetIfPresent(sha256.Sum256([]byte(token)))
-	return ok
 }
 
 // address is where a request comes from, as far as it is believed: of IPv6 the network,

@@ -2,11 +2,12 @@ package api
 
 import (
 	"bytes"
-	"errors"
 	"html/template"
 	"io"
 	"net/http"
 	"strings"
+
+	"github.com/seed-3f7a0631/tes/api/auth"
 )
 
 // Login lets people with a browser in: they log in with a service token, which is
@@ -53,7 +54,7 @@ func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
 			return
 		}
 		switch {
-		case err != nil && !isBad(err):
+		case err != nil && !auth.IsInvalid(err):
 			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))
 		case err != nil && r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, m.Prefix+"/api/"):
 			http.Redirect(w, r, login, http.StatusSeeOther)
@@ -70,7 +71,7 @@ func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
 }
 
 // serve lets the page answer, with the style sheet for viewers where the caller is one.
-func (l *Login) serve(w http.ResponseWriter, r *http.Request, caller *Caller, next http.Handler) {
+func (l *Login) serve(w http.ResponseWriter, r *http.Request, caller *auth.Caller, next http.Handler) {
 	if l.ViewerStyle == "" {
 		next.ServeHTTP(w, r)
 		return
@@ -133,7 +134,7 @@ func (p *styledPage) flush() {
 
 // allows says whether a caller may. A tenant's token may not even look: the page
 // shows the queues of all.
-func (l *Login) allows(c *Caller, method string) bool {
+func (l *Login) allows(c *auth.Caller, method string) bool {
 	if c.Tenant != "" {
 		return false
 	}
@@ -144,20 +145,15 @@ func (l *Login) allows(c *Caller, method string) bool {
 }
 
 // session is who the request is from: by its cookie, or by its Authorization header.
-func (a *API) session(c *call, r *http.Request) (*Caller, error) {
+func (a *API) session(c *call, r *http.Request) (*auth.Caller, error) {
 	token, ok := bearer(r)
 	if cookie, err := r.Cookie(sessionCookie); !ok && err == nil {
 		token, ok = cookie.Value, true
 	}
 	if !ok {
-		return nil, badToken("no token")
+		return nil, auth.InvalidToken("no token")
 	}
 	return a.verify(c, r, token)
-}
-
-func isBad(err error) bool {
-	var bad badToken
-	return errors.As(err, &bad)
 }
 
 func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
@@ -181,7 +177,7 @@ func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
 			return
 		case err == nil:
 			c.refused, wrong = "not allowed", "This token holds neither scope, or is a tenant's."
-		case isBad(err):
+		case auth.IsInvalid(err):
 			c.refused, wrong = "bad token", "This token is not valid, or not any more."
 		default:
 			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
@@ -71,19 +72,19 @@ func setupOn(t *testing.T, pool *pgxpool.Pool, readURL string, change ...func(*a
 
 func startAuth(t *testing.T) *peertest.Server {
 	t.Helper()
-	auth, err := peertest.Start(peertest.Config{})
+	peers, err := peertest.Start(peertest.Config{})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		require.NoError(t, auth.Close(ctx))
+		require.NoError(t, peers.Close(ctx))
 	})
-	return auth
+	return peers
 }
 
-func startVerifier(t *testing.T, url string) *api.Verifier {
+func startVerifier(t *testing.T, url string) *auth.Verifier {
 	t.Helper()
-	v, err := api.NewVerifier(api.VerifierConfig{JWKS: url + "/.well-known/jwks.json", Logger: slog.New(slog.DiscardHandler)})
+	v, err := auth.NewVerifier(auth.Config{JWKS: url + "/.well-known/jwks.json", Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(v.Close)
 	return v

@@ -23,7 +23,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
@@ -188,10 +188,10 @@ func TestToken(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	file := writeKey(t, key)
-	auth, err := peertest.Start(peertest.Config{Key: key})
+	peers, err := peertest.Start(peertest.Config{Key: key})
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = auth.Close(t.Context()) })
-	verifier, err := api.NewVerifier(api.VerifierConfig{JWKS: auth.URL() + "/.well-known/jwks.json", Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(func() { _ = peers.Close(t.Context()) })
+	verifier, err := auth.NewVerifier(auth.Config{JWKS: peers.URL() + "/.well-known/jwks.json", Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	t.Cleanup(verifier.Close)
 
@@ -203,7 +203,7 @@ func TestToken(t *testing.T) {
 		require.Regexp(t, `^[\w-]+\.[\w-]+\.[\w-]+\n$`, stdout, "the token alone, for a variable")
 		return strings.TrimSpace(stdout)
 	}
-	verify := func(token string) *api.Caller {
+	verify := func(token string) *auth.Caller {
 		t.Helper()
 		caller, err := verifier.Verify(t.Context(), token)
 		require.NoError(t, err)

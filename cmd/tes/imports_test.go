@@ -41,8 +41,8 @@ var doors = map[string][]string{
 	"github.com/evanphx/":            {"jobs"},
 	"github.com/standard-webhooks/":  {"outbox/webhook"},
 	"code.dny.dev/ssrf":              {"outbox/egress"},
-	"github.com/golang-jwt/":         {"api", "api/peer/peertest"},
-	"github.com/MicahParks/":         {"api"},
+	"github.com/golang-jwt/":         {"api/auth", "api/auth/authtest", "api/peer/peertest"},
+	"github.com/MicahParks/":         {"api/auth", "api/auth/authtest"},
 	"github.com/schollz/progressbar": {"cmd/tes", "cmd/tes/bench"},
 	"github.com/Shopify/toxiproxy":   {}, // the tests'
 

@@ -17,6 +17,7 @@ import (
 	"github.com/riverqueue/river"
 
 	"github.com/seed-3f7a0631/tes/api"
+	"github.com/seed-3f7a0631/tes/api/auth"
 	"github.com/seed-3f7a0631/tes/api/peer"
 	"github.com/seed-3f7a0631/tes/api/peer/spans"
 	"github.com/seed-3f7a0631/tes/db/pgpool"
@@ -224,15 +225,15 @@ func (s *service) startAPI(ctx context.Context, reads api.Reads, river *river.Cl
 	if err != nil {
 		return err
 	}
-	auth, err := s.neighbours("auth", s.cfg.AuthURL)
+	authPeer, err := s.neighbours("auth", s.cfg.AuthURL)
 	if err != nil {
 		return err
 	}
-	s.breakers = append(s.breakers, auth.Auth.Breaker())
+	s.breakers = append(s.breakers, authPeer.Auth.Breaker())
 
 	server, err := api.New(api.Config{
 		Tasks: s.tasks, Reads: reads, Verifier: verifier,
-		UserTokens: auth.userTokens(), RequireUserToken: s.cfg.RequireUserToken == "true",
+		UserTokens: authPeer.userTokens(), RequireUserToken: s.cfg.RequireUserToken == "true",
 		Tracer: s.spans.Tracer("api"), Logger: s.log, Version: version(), Breakers: s.states,
 		Mounts: []api.Mount{{
 			Prefix: "/riverui", Handler: page, RiverUI: true, Login: &api.Login{Viewer: "tasks:metrics", Operator: "tasks:cancel", ViewerStyle: viewerStyle},
@@ -249,8 +250,8 @@ func (s *service) startAPI(ctx context.Context, reads api.Reads, river *river.Cl
 }
 
 // verifier checks service tokens. It fetches the Auth Service's keys in the background.
-func (s *service) verifier() (*api.Verifier, error) {
-	verifier, err := api.NewVerifier(api.VerifierConfig{
+func (s *service) verifier() (*auth.Verifier, error) {
+	verifier, err := auth.NewVerifier(auth.Config{
 		JWKS: strings.TrimSuffix(s.cfg.orElse(s.cfg.AuthURL), "/") + "/.well-known/jwks.json", MaxLife: s.cfg.tokenLife, Logger: s.log,
 		Transport: s.files.keysTransport(),
 	})

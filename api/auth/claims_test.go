@@ -1,4 +1,4 @@
-package api
+package auth
 
 import (
 	"encoding/json"
@@ -43,7 +43,7 @@ func FuzzClaims(f *testing.F) {
 			}
 		}
 		if err != nil {
-			require.IsType(t, badToken(""), err)
+			require.IsType(t, InvalidToken(""), err)
 			return
 		}
 		for name, got := range map[string]string{"iss": c.issuer, "sub": c.subject, "scope": c.scope, "service_name": c.name, "tenant_id": c.tenant} {

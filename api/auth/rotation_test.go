@@ -1,4 +1,4 @@
-package api
+package auth
 
 import (
 	"bytes"
@@ -71,7 +71,7 @@ func (a *slowAuth) token(t *testing.T, kid string) string {
 	t.Helper()
 	now := time.Now()
 	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{
-		"iss": "auth-service", "aud": "api", "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "service_name": orchestrator, "jti": rand.Text(),
+		"iss": "auth-service", "aud": "api", "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "service_name": "workflow-orchestrator", "jti": rand.Text(),
 	})
 	token.Header["kid"] = kid
 	a.mu.Lock()
@@ -94,7 +94,7 @@ func rotating(t *testing.T, run func(t *testing.T, a *slowAuth, v *Verifier)) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &slowAuth{}
 		a.rotate(t, "old", 0)
-		v, err := NewVerifier(VerifierConfig{JWKS: "http://auth/jwks.json", Transport: a, Logger: slog.New(slog.DiscardHandler)})
+		v, err := NewVerifier(Config{JWKS: "http://auth/jwks.json", Transport: a, Logger: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 		defer v.Close()
 		_, err = a.verified(t, v, "old")
@@ -160,7 +160,7 @@ func TestAuthHangsAtARotation(t *testing.T) {
 		delete(a.keys, "revoked")
 		a.mu.Unlock()
 		_, err = v.Verify(t.Context(), revoked)
-		var bad badToken
+		var bad InvalidToken
 		require.ErrorAs(t, err, &bad)
 		_, err = a.verified(t, v, "new")
 		require.NoError(t, err)

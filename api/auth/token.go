@@ -1,4 +1,4 @@
-package api
+package auth
 
 import (
 	"context"
@@ -31,8 +31,8 @@ type Caller struct {
 // Holds says whether the caller was given a scope.
 func (c *Caller) Holds(scope string) bool { return slices.Contains(c.scopes, scope) }
 
-// VerifierConfig says whose tokens are believed.
-type VerifierConfig struct {
+// Config says whose tokens are believed.
+type Config struct {
 	// JWKS is the URL of the Auth Service's public keys.
 	JWKS string
 	// Issuer that a token must name; default "auth-service".
@@ -75,7 +75,7 @@ const rememberFor = 5 * time.Minute
 const leeway = 30 * time.Second
 
 // NewVerifier begins to fetch the keys, and does not wait for them. Close it.
-func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
+func NewVerifier(cfg Config) (*Verifier, error) {
 	if cfg.JWKS == "" {
 		return nil, errors.New("verify tokens: no JWKS URL")
 	}
@@ -122,16 +122,22 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 // Close ends the fetching.
 func (v *Verifier) Close() { v.keys.close() }
 
-// badToken is why a token is not believed: words of ours, never the token's.
-type badToken string
+// InvalidToken is the reason why a token is refused. Its text never quotes the token.
+type InvalidToken string
 
-func (b badToken) Error() string { return "the token is not valid: " + string(b) }
+func (b InvalidToken) Error() string { return "the token is not valid: " + string(b) }
 
-// Verify answers whose token it is. An error is a badToken; or errNoKeys or errKeysLate,
+// IsInvalid says whether err is an InvalidToken. Other errors of Verify say nothing of the token.
+func IsInvalid(err error) bool {
+	var invalid InvalidToken
+	return errors.As(err, &invalid)
+}
+
+// Verify answers whose token it is. An error is a InvalidToken; or errNoKeys or errKeysLate,
 // after which nothing is known of the token.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 	if len(token) > maxToken {
-		return nil, badToken("too long")
+		return nil, InvalidToken("too long")
 	}
 	var room [2 << 10]byte // on the stack, for all but absurd tokens
 	sum := sha256.Sum256(append(room[:0], token...))
@@ -141,7 +147,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 		}
 		v.good.Invalidate(sum)
 	}
-	if err := sane(token); err != nil {
+	if err := validForm(token); err != nil {
 		return nil, err
 	}
 	var c claims
@@ -167,13 +173,13 @@ func reason(err error) error {
 			return unknown
 		}
 	}
-	var bad badToken
+	var bad InvalidToken
 	if errors.As(err, &bad) {
 		return bad
 	}
 	for _, known := range []struct {
 		err  error
-		word badToken
+		word InvalidToken
 	}{
 		{jwt.ErrTokenExpired, "expired"},
 		{jwt.ErrTokenNotValidYet, "not valid yet"},
@@ -188,19 +194,28 @@ func reason(err error) error {
 			return known.word
 		}
 	}
-	return badToken("malformed")
+	return InvalidToken("malformed")
 }
 
-// maxToken is the longest token that is worth looking at.
+// Known says whether a token was valid before and is still remembered. It costs no signature check.
+func (v *Verifier) Known(token string) bool {
+	if len(token) > maxToken {
+		return false
+	}
+	_, ok := v.good.GetIfPresent(sha256.Sum256([]byte(token)))
+	return ok
+}
+
+// maxToken is the longest token, in bytes, that Verify decodes.
 const maxToken = 8 << 10
 
 // sane looks at a token before anything is decoded by golang-jwt, which takes
 // repeated members, any depth, a missing kid and every critical extension.
-func sane(token string) error {
+func validForm(token string) error {
 	first, rest, ok := strings.Cut(token, ".")
 	second, third, ok2 := strings.Cut(rest, ".")
 	if !ok || !ok2 || first == "" || second == "" || third == "" || strings.IndexByte(third, '.') >= 0 {
-		return badToken("not three parts")
+		return InvalidToken("not three parts")
 	}
 	header, err := segment(first)
 	if err != nil {
@@ -211,22 +226,22 @@ func sane(token string) error {
 	}
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(header, &members); err != nil { // a map's names are taken as they stand
-		return badToken("malformed")
+		return InvalidToken("malformed")
 	}
 	for name := range members {
 		switch {
 		case name == "crit" || name == "b64": // whatever must be understood is not
-			return badToken("a critical extension")
+			return InvalidToken("a critical extension")
 		case disguised(name, headerNames):
-			return badToken("a header's name in another case")
+			return InvalidToken("a header's name in another case")
 		}
 	}
 	var kid, alg string
 	if json.Unmarshal(members["kid"], &kid) != nil || kid == "" {
-		return badToken("no kid")
+		return InvalidToken("no kid")
 	}
 	if json.Unmarshal(members["alg"], &alg) != nil || (alg != "ES256" && alg != "RS256" && alg != "EdDSA") {
-		return badToken("an algorithm that is not taken")
+		return InvalidToken("an algorithm that is not taken")
 	}
 	return nil
 }
@@ -234,7 +249,7 @@ func sane(token string) error {
 func segment(text string) ([]byte, error) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err != nil || jsonguard.Check(raw) != nil || raw[0] != '{' {
-		return nil, badToken("malformed")
+		return nil, InvalidToken("malformed")
 	}
 	return raw, nil
 }

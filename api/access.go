@@ -9,6 +9,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/seed-3f7a0631/tes/api/auth"
 )
 
 // The services that call us, by the interface document's names.
@@ -50,15 +52,15 @@ func (who access) security() []map[string][]string {
 	return all
 }
 
-func (who access) allows(c *Caller) bool { return who.scoped(c) && who.named(c) }
+func (who access) allows(c *auth.Caller) bool { return who.scoped(c) && who.named(c) }
 
 // scoped says whether the token holds what is asked for.
-func (who access) scoped(c *Caller) bool {
+func (who access) scoped(c *auth.Caller) bool {
 	return c.Holds(who.scope) || who.or != "" && c.Holds(who.or)
 }
 
 // named says whether the caller is one of those who may.
-func (who access) named(c *Caller) bool {
+func (who access) named(c *auth.Caller) bool {
 	return who.callers == nil || slices.Contains(who.callers, c.Name)
 }
 
@@ -96,7 +98,7 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 		return problem(http.StatusUnauthorized, codeUnauthorized, "send a service token: Authorization: Bearer …").with("WWW-Authenticate", `Bearer realm="tes"`)
 	}
 	caller, err := a.verify(c, r, token)
-	var bad badToken
+	var bad auth.InvalidToken
 	if p, ok := asProblem(err); ok {
 		return p
 	}
@@ -119,7 +121,7 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 }
 
 // forbidden is the answer to a good token that is the wrong one: it names what was missing.
-func (who access) forbidden(c *Caller, what string) *Problem {
+func (who access) forbidden(c *auth.Caller, what string) *Problem {
 	var takes []string
 	if !who.scoped(c) {
 		scope := "the scope " + who.scope
@@ -149,4 +151,4 @@ func bearer(r *http.Request) (string, bool) {
 }
 
 // callerOf is who asks. Operations only run for somebody.
-func callerOf(ctx context.Context) *Caller { return callOf(ctx).caller }
+func callerOf(ctx context.Context) *auth.Caller { return callOf(ctx).caller }

@@ -1,4 +1,4 @@
-package api
+package auth
 
 import (
 	"context"
@@ -276,7 +276,7 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 			continue
 		}
 		if m.ALG != "" && m.ALG != alg {
-			return nil, fmt.Errorf("a key of type %q is not for %q", tame(string(m.KTY), 16), tame(string(m.ALG), 16))
+			return nil, fmt.Errorf("a key of type %.16q is not for %.16q", m.KTY, m.ALG)
 		}
 		if seen[m.KID] {
 			return nil, errors.New("it has two keys with one id")

@@ -1,4 +1,4 @@
-package api
+package auth
 
 import (
 	"slices"
@@ -35,11 +35,11 @@ func disguised(name string, known []string) bool {
 }
 
 // UnmarshalJSON is how golang-jwt has the claims read. The text has passed
-// jsonguard.Check, so no name stands in it twice. An error is a badToken.
+// jsonguard.Check, so no name stands in it twice. An error is a InvalidToken.
 func (c *claims) UnmarshalJSON(text []byte) error {
 	doc := gjson.ParseBytes(text)
 	if !doc.IsObject() {
-		return badToken("malformed")
+		return InvalidToken("malformed")
 	}
 	var err error
 	doc.ForEach(func(name, v gjson.Result) bool {
@@ -52,7 +52,7 @@ func (c *claims) UnmarshalJSON(text []byte) error {
 // take reads one member; null is as good as absent.
 func (c *claims) take(name string, v gjson.Result) error {
 	if disguised(name, claimNames) {
-		return badToken("a claim's name in another case")
+		return InvalidToken("a claim's name in another case")
 	}
 	if v.Type == gjson.Null {
 		return nil
@@ -78,7 +78,7 @@ func (c *claims) take(name string, v gjson.Result) error {
 		return takeText(v, &c.tenant)
 	case "is_service_account":
 		if !v.IsBool() {
-			return badToken("malformed")
+			return InvalidToken("malformed")
 		}
 		is := v.Bool()
 		c.service = &is
@@ -88,7 +88,7 @@ func (c *claims) take(name string, v gjson.Result) error {
 
 func takeText(v gjson.Result, to *string) error {
 	if v.Type != gjson.String {
-		return badToken("malformed")
+		return InvalidToken("malformed")
 	}
 	*to = v.Str
 	return nil
@@ -101,11 +101,11 @@ func (c *claims) takeAudience(v gjson.Result) error {
 		return nil
 	}
 	if !v.IsArray() {
-		return badToken("malformed")
+		return InvalidToken("malformed")
 	}
 	for _, one := range v.Array() {
 		if one.Type != gjson.String {
-			return badToken("malformed")
+			return InvalidToken("malformed")
 		}
 		c.audience = append(c.audience, one.Str)
 	}
@@ -121,11 +121,11 @@ func takeDate(v gjson.Result, to **jwt.NumericDate) error {
 	whole, fraction, _ := strings.Cut(v.Raw, ".")
 	const digits = "0123456789"
 	if v.Type != gjson.Number || whole == "" || len(whole) > mostDigits || strings.Trim(whole+fraction, digits) != "" {
-		return badToken("a time that is none")
+		return InvalidToken("a time that is none")
 	}
 	seconds, err := strconv.ParseInt(whole, 10, 64)
 	if err != nil {
-		return badToken("a time that is none")
+		return InvalidToken("a time that is none")
 	}
 	*to = jwt.NewNumericDate(time.Unix(seconds, 0))
 	return nil
@@ -163,17 +163,17 @@ func (c *claims) lives() time.Duration {
 	return time.Until(c.expires.Time) - leeway
 }
 
-// caller is whom a verified token names. An error is a badToken.
+// caller is whom a verified token names. An error is a InvalidToken.
 func (c *claims) caller(maxLife time.Duration) (*Caller, error) {
 	switch {
 	case c.service != nil && !*c.service:
-		return nil, badToken("a person's")
+		return nil, InvalidToken("a person's")
 	case c.name == "":
-		return nil, badToken("no service_name")
+		return nil, InvalidToken("no service_name")
 	case c.expires.After(farFuture):
-		return nil, badToken("expires in another age")
+		return nil, InvalidToken("expires in another age")
 	case c.lives() > maxLife:
-		return nil, badToken("lives longer than tokens may")
+		return nil, InvalidToken("lives longer than tokens may")
 	}
 	return &Caller{Name: c.name, Subject: c.subject, Tenant: c.tenant, scopes: strings.Fields(c.scope)}, nil
 }
