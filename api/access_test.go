@@ -181,8 +181,6 @@ func TestTwoAuthorizationHeaders(t *testing.T) {
 	require.Equal(t, 401, resp.StatusCode)
 }
 
-
-
 // TestAuthAway: the door opens without Auth, says so, and recovers by itself.
 func TestAuthAway(t *testing.T) {
 	t.Parallel()

@@ -107,7 +107,7 @@ func newEventBook() *eventBook {
 			all[s.data.Name()].AdditionalProperties = nil // whoever hears must bear new members
 		}
 	}
-	// A neighbour's error says as much as it knows.
+	// A peer service's error says as much as it knows.
 	all["Problem"].AdditionalProperties, all["Problem"].Required = nil, nil
 	all["Problem"].Properties["details"] = &huma.Schema{}
 	all["IntegrationResponse"].Properties["data"] = &huma.Schema{Description: all["IntegrationResponse"].Properties["data"].Description}

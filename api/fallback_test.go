@@ -22,7 +22,7 @@ import (
 )
 
 // people are the User Service and the Notification Service, as cmd joins them.
-type people struct{ *peer.Neighbours }
+type people struct{ *peer.Services }
 
 func (p people) ByRole(ctx context.Context, role string, skills []string) (out []manually.Person, err error) {
 	users, err := p.Users.ByRole(ctx, role, skills)
@@ -43,8 +43,8 @@ func (p people) Notify(ctx context.Context, n jobs.Notice) error {
 	})
 }
 
-// neighbours are the services round the door, asked once a call.
-func (b *testBundle) neighbours(t *testing.T) (people, *peertest.Server) {
+// peer services are the services round the door, asked once a call.
+func (b *testBundle) peers(t *testing.T) (people, *peertest.Server) {
 	t.Helper()
 	there := startAuth(t)
 	n, err := peer.New(peer.Config{BaseURL: there.URL(), Policy: retry.Policy{Retries: -1, MinExecutions: 1000}})
@@ -69,7 +69,7 @@ func (b *testBundle) work(t *testing.T, executor jobs.Executor) {
 func TestFallbackOfTheUserService(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p, there := b.neighbours(t)
+	p, there := b.peers(t)
 	b.work(t, manually.New(p, b.tasks.Worklist))
 	rules := object{"role": "reviewer", "skills": []any{"tax"}, "defaultAssignee": "deputy"}
 	_, task := b.open(t, rules)
@@ -157,7 +157,7 @@ func TestOneChannelDownIsNotTheNext(t *testing.T) {
 func TestFallbackOfTheNotificationService(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p, there := b.neighbours(t)
+	p, there := b.peers(t)
 	b.work(t, manually.New(p, b.tasks.Worklist))
 	b.notices(t, p)
 

@@ -222,7 +222,7 @@ func TestClaimNextTask(t *testing.T) {
 	require.Len(t, by, tasks)
 }
 
-// verdicts asks the stand-in's Auth Service, as cmd joins the two.
+// verdicts asks the fake's Auth Service, as cmd joins the two.
 type verdicts struct{ auth *peer.Auth }
 
 func (v verdicts) Whose(ctx context.Context, token string) (api.Person, error) {
@@ -233,10 +233,10 @@ func (v verdicts) Whose(ctx context.Context, token string) (api.Person, error) {
 func TestUserTokens(t *testing.T) {
 	t.Parallel()
 	people := startAuth(t)
-	neighbours, err := peer.New(peer.Config{BaseURL: people.URL(), Policy: retry.Policy{Retries: -1}})
+	peers, err := peer.New(peer.Config{BaseURL: people.URL(), Policy: retry.Policy{Retries: -1}})
 	require.NoError(t, err)
-	t.Cleanup(neighbours.Close)
-	b := setup(t, func(c *api.Config) { c.UserTokens = verdicts{neighbours.Auth} })
+	t.Cleanup(peers.Close)
+	b := setup(t, func(c *api.Config) { c.UserTokens = verdicts{peers.Auth} })
 	mint := func(subject string) string {
 		token, err := people.Mint(peertest.TokenOptions{Subject: subject})
 		require.NoError(t, err)

@@ -17,7 +17,7 @@ type Metrics struct {
 	ExecutionTime ExecutionTimes  `json:"executionTime"`
 	Throughput    Throughput      `json:"throughput"`
 	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that the bus has not taken yet."`
-	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each neighbour that it calls, for each channel of the Notification Service, and for the bus. Callback hosts are not among them: the log has theirs."`
+	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each peer service that it calls, for each channel of the Notification Service, and for the bus. Callback hosts are not among them: the log has theirs."`
 	Inbound       []InboundCount  `json:"inbound" doc:"What came of the messages that were heard on the bus, since the beginning; subjects never heard are missing."`
 	Callbacks     CallbackCounts  `json:"callbacks" doc:"Status updates that callback addresses have not taken."`
 	Refusals      RefusalCounts   `json:"refusals" doc:"What the process that answers has refused, or could not answer, since it began."`
@@ -103,9 +103,9 @@ type OutboxWaitCount struct {
 	OldestMs int64 `json:"oldestMs" doc:"How long the oldest has waited; 0 for none."`
 }
 
-// Breaker is what keeps a process from a neighbour that fails too often.
+// Breaker is what keeps a process from a peer service that fails too often.
 type Breaker struct {
-	Name  string    `json:"name" doc:"The neighbour, such as integration or notification/email, or bus."`
+	Name  string    `json:"name" doc:"The peer service, such as integration or notification/email, or bus."`
 	State string    `json:"state" enum:"closed,half-open,open" doc:"closed: calls go through. open: none does. half-open: one does, and decides."`
 	Since time.Time `json:"since" doc:"Since when it is so."`
 }

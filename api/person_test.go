@@ -15,10 +15,10 @@ import (
 func withPeople(t *testing.T, demand bool) (*testBundle, func(peertest.TokenOptions) []string) {
 	t.Helper()
 	people := startAuth(t)
-	neighbours, err := peer.New(peer.Config{BaseURL: people.URL(), Policy: retry.Policy{Retries: -1}})
+	peers, err := peer.New(peer.Config{BaseURL: people.URL(), Policy: retry.Policy{Retries: -1}})
 	require.NoError(t, err)
-	t.Cleanup(neighbours.Close)
-	b := setup(t, func(c *api.Config) { c.UserTokens = verdicts{neighbours.Auth}; c.RequireUserToken = demand })
+	t.Cleanup(peers.Close)
+	b := setup(t, func(c *api.Config) { c.UserTokens = verdicts{peers.Auth}; c.RequireUserToken = demand })
 	b.assigning(t)
 	return b, func(who peertest.TokenOptions) []string {
 		token, err := people.Mint(who)

@@ -14,10 +14,10 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
-// maxMessage bounds a neighbour's words in our tables and events.
+// maxMessage bounds a peer service's words in our tables and events.
 const maxMessage = 4 << 10
 
-// answer is what a neighbour said. Its body has passed the guard, or is nil.
+// answer is what a peer service said. Its body has passed the guard, or is nil.
 type answer struct {
 	name     string
 	status   int
@@ -27,7 +27,7 @@ type answer struct {
 	after    time.Duration  // how long it asks to be left alone; 0 for nothing
 }
 
-// errorDocument is how a neighbour says no: {error:{code,message,details},
+// errorDocument is how a peer service says no: {error:{code,message,details},
 // retryable?}. Some put retryable beside the code; the outer one wins.
 type errorDocument struct {
 	Error struct {
@@ -170,7 +170,7 @@ func (d *errorDocument) failure() *jobs.Failure {
 }
 
 // decode reads a good answer's body. One that cannot be read is a refusal: the
-// neighbour did answer, and asking again would do it twice.
+// peer service did answer, and asking again would do it twice.
 func (a *answer) decode(out any) error {
 	if a.broken != nil {
 		return a.unusable(a.broken.Error())

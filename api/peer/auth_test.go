@@ -58,11 +58,11 @@ func TestUserTokensAreRemembered(t *testing.T) {
 						service.answer = `{"valid": true, "subject": "jane", "expiresAt": "` + time.Now().Add(tc.lives).UTC().Format(time.RFC3339Nano) + `"}`
 					}
 				}
-				neighbours, err := New(Config{BaseURL: "http://auth", Policy: retry.Policy{Retries: -1}, Wrap: func(http.RoundTripper) http.RoundTripper { return service }})
+				peers, err := New(Config{BaseURL: "http://auth", Policy: retry.Policy{Retries: -1}, Wrap: func(http.RoundTripper) http.RoundTripper { return service }})
 				require.NoError(t, err)
 				ask := func(token string) {
 					t.Helper()
-					claims, err := neighbours.Auth.ValidateToken(t.Context(), token)
+					claims, err := peers.Auth.ValidateToken(t.Context(), token)
 					require.NoError(t, err)
 					require.Equal(t, tc.valid, claims.Valid)
 					require.Equal(t, tc.valid, claims.Subject == "jane")
@@ -85,7 +85,7 @@ func TestUserTokensAreRemembered(t *testing.T) {
 				<-time.After(2 * time.Minute)
 				answer := service.answer
 				service.answer = ""
-				_, err = neighbours.Auth.ValidateToken(t.Context(), "a")
+				_, err = peers.Auth.ValidateToken(t.Context(), "a")
 				require.Error(t, err)
 				service.answer = answer
 				ask("a")

@@ -41,14 +41,14 @@ func TestBreaker(t *testing.T) {
 		requireOutage(t, err, "integration")
 		require.Equal(t, "integration open", <-states)
 
-		// Open, it lets nothing through, even to a neighbour that is back.
+		// Open, it lets nothing through, even to a peer service that is back.
 		b.there.Steer(peertest.Integration, peertest.Steering{})
 		_, err = b.peer.Integrations.Invoke(b.ctx, "i", ask("m", `{}`))
 		requireOutage(t, err, "integration")
 		require.ErrorContains(t, err, "circuit breaker open")
 		require.Len(t, b.there.Requests(peertest.Integration), 10)
 
-		// The other neighbours have breakers of their own.
+		// The other peer services have breakers of their own.
 		_, err = b.peer.Users.Get(b.ctx, "alice")
 		require.NoError(t, err)
 	})
@@ -69,7 +69,7 @@ func TestBreaker(t *testing.T) {
 		require.Len(t, b.there.Requests(peertest.Integration), 11)
 	})
 
-	// A neighbour that says no all day long is not away.
+	// A peer service that says no all day long is not away.
 	t.Run("IgnoresRefusals", func(t *testing.T) {
 		t.Parallel()
 		cfg, states := breaker(once())

@@ -18,14 +18,14 @@ import (
 // maxAnswer is the most that is read of an answer.
 const maxAnswer = 4 << 20
 
-// caller asks one neighbour.
+// caller asks one peer service.
 type caller struct {
 	name   string
 	base   string
 	client *http.Client
 	token  func(ctx context.Context) (string, error)
 	line   *line
-	each   *each // for whom the neighbour works; nil for those who do their own work
+	each   *each // for whom the peer service works; nil for those who do their own work
 }
 
 // question is one request, the same for every time that it is asked.
@@ -37,10 +37,10 @@ type question struct {
 	idempotencyKey string
 	correlationID  string
 	async          bool   // prefer an acceptance to an answer
-	of             string // whom the neighbour is to ask; only where there is each
+	of             string // whom the peer service is to ask; only where there is each
 }
 
-// ask answers what the neighbour answered, refusals included: see answer. The
+// ask answers what the peer service answered, refusals included: see answer. The
 // error is a *jobs.Outage, or a *jobs.Failure for what cannot be asked.
 func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
 	var body []byte
@@ -51,7 +51,7 @@ func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
 		}
 	}
 	// Caught here because the transport refuses them too late: as a request
-	// that failed, which would be tried again and held against the neighbour.
+	// that failed, which would be tried again and held against the peer service.
 	if !headerSafe(q.idempotencyKey) || !headerSafe(q.correlationID) {
 		return nil, refusal("VALIDATION_ERROR", "a control character in the idempotency key or the correlation id")
 	}
@@ -168,7 +168,7 @@ func headerSafe(value string) bool {
 	return true
 }
 
-// outage reports whether an error says that the neighbour was away.
+// outage reports whether an error says that the peer service was away.
 func outage(err error) bool {
 	var away *jobs.Outage
 	return errors.As(err, &away)

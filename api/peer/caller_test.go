@@ -17,8 +17,8 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
-// hostile answers in ways that the stand-ins do not know.
-func hostile(t *testing.T, cfg peer.Config, answer http.HandlerFunc) (*peer.Neighbours, *atomic.Int64) {
+// hostile answers in ways that the fake peer services do not know.
+func hostile(t *testing.T, cfg peer.Config, answer http.HandlerFunc) (*peer.Services, *atomic.Int64) {
 	t.Helper()
 	var calls atomic.Int64
 	there := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -26,14 +26,14 @@ func hostile(t *testing.T, cfg peer.Config, answer http.HandlerFunc) (*peer.Neig
 		answer(w, r)
 	}))
 	cfg.BaseURL = there.URL
-	neighbours, err := peer.New(cfg)
+	peers, err := peer.New(cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		neighbours.Close()
+		peers.Close()
 		there.CloseClientConnections()
 		there.Close()
 	})
-	return neighbours, &calls
+	return peers, &calls
 }
 
 func TestHostileAnswers(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 )
 
 // halfBroken is an Integration Service whose integrations "bad…" answer 500 and say nothing.
-func halfBroken(t *testing.T, cfg peer.Config) (n *peer.Neighbours, bad *atomic.Int64) {
+func halfBroken(t *testing.T, cfg peer.Config) (n *peer.Services, bad *atomic.Int64) {
 	t.Helper()
 	bad = &atomic.Int64{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -201,7 +201,7 @@ func TestInvokeSlow(t *testing.T) {
 	require.Len(t, b.there.Requests(peertest.Integration), 1)
 }
 
-// What nobody answers ends when the neighbour comes back, or the caller goes.
+// What nobody answers ends when the peer service comes back, or the caller goes.
 func TestInvokeHanging(t *testing.T) {
 	t.Parallel()
 
@@ -252,7 +252,7 @@ func TestInvokeHanging(t *testing.T) {
 	})
 }
 
-// What cannot be sent is refused here, and the neighbour hears nothing of it.
+// What cannot be sent is refused here, and the peer service hears nothing of it.
 func TestInvokeUnsendable(t *testing.T) {
 	t.Parallel()
 	b := setup(t, peer.Config{Policy: quick()})

@@ -1,11 +1,11 @@
-// Package peer calls the neighbours: Integration, User, Notification, Resource,
+// Package peer calls the peer services: Integration, User, Notification, Resource,
 // Auth and Observability. It is the client's side only; what a call means to a
 // task is for its caller.
 //
 // Every call ends in one of three ways:
 //
 //	an answer          the value that was asked for
-//	a refusal          *jobs.Failure: the neighbour was there and said no, or
+//	a refusal          *jobs.Failure: the peer service was there and said no, or
 //	                   answered what cannot be used; it was asked once
 //	an outage          *jobs.Outage: no answer came, however often the
 //	                   service-call policy asked; nothing is known to have happened
@@ -28,7 +28,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// The names of the neighbours, as outages and breakers carry them.
+// The names of the peer services, as outages and breakers carry them.
 const (
 	nameIntegration   = "integration"
 	nameUser          = "user"
@@ -38,13 +38,13 @@ const (
 	nameObservability = "observability"
 )
 
-// Config says where the neighbours are and how patiently they are called.
+// Config says where the peer services are and how patiently they are called.
 type Config struct {
 	BaseURL string        // http or https, without query or user; required
 	Timeout time.Duration // of one request, its answer's body included; default 10 s, and at most 2 s for notices and resources
 	Policy  retry.Policy  // what it leaves open is as in retry.ServiceCalls
 
-	// OnBreaker is told each change of a neighbour's breaker. Default nobody. It must
+	// OnBreaker is told each change of a peer service's breaker. Default nobody. It must
 	// not block.
 	OnBreaker func(retry.Status)
 
@@ -61,9 +61,9 @@ type Config struct {
 	Wrap func(http.RoundTripper) http.RoundTripper
 }
 
-// Neighbours are the clients of all neighbours: one pool of connections, and a
+// Services are the clients of all peer services: one pool of connections, and a
 // circuit breaker each; the Notification Service has one for each channel.
-type Neighbours struct {
+type Services struct {
 	Integrations  *Integrations
 	Users         *Users
 	Notifications *Notifications
@@ -82,8 +82,8 @@ const brisk = true
 // another channel, the default resources. With all retries it comes after 20 s.
 const hastyTimeout = 2 * time.Second
 
-// New makes the clients. It calls nobody: a neighbour may be away at start.
-func New(cfg Config) (*Neighbours, error) {
+// New makes the clients. It calls nobody: a peer service may be away at start.
+func New(cfg Config) (*Services, error) {
 	base, err := fixedBase(cfg.BaseURL)
 	if err != nil {
 		return nil, err
@@ -122,7 +122,7 @@ func New(cfg Config) (*Neighbours, error) {
 	integration.each = &each{policy: cfg.Policy.Or(retry.ServiceCalls), changed: cfg.OnBreaker}
 	asking := *integration
 	asking.line = integration.line.once()
-	return &Neighbours{
+	return &Services{
 		Integrations:  &Integrations{integration, &asking},
 		Users:         newUsers(to(nameUser, cfg.Policy, brisk)),
 		Notifications: &Notifications{channels},
@@ -162,24 +162,24 @@ func (c *Auth) Breaker() *retry.Breaker { return c.caller.line.breaker }
 func (c *Tracing) Breaker() *retry.Breaker { return c.caller.line.breaker }
 
 // Close drops idle connections. Calls under way go on.
-func (n *Neighbours) Close() { n.transport.CloseIdleConnections() }
+func (n *Services) Close() { n.transport.CloseIdleConnections() }
 
 // fixedBase is the address that every path is appended to.
 func fixedBase(raw string) (string, error) {
 	base, err := url.Parse(raw)
 	if err != nil {
-		return "", fmt.Errorf("neighbours' address: %w", err)
+		return "", fmt.Errorf("peer services' address: %w", err)
 	}
 	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
-		return "", fmt.Errorf("neighbours' address %q is not an http or https URL", base.Redacted())
+		return "", fmt.Errorf("peer services' address %q is not an http or https URL", base.Redacted())
 	}
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
-		return "", fmt.Errorf("neighbours' address %q has more than scheme, host and path", base.Redacted())
+		return "", fmt.Errorf("peer services' address %q has more than scheme, host and path", base.Redacted())
 	}
 	return strings.TrimRight(base.String(), "/"), nil
 }
 
-// newTransport takes no proxy from the environment: the neighbours are inside.
+// newTransport takes no proxy from the environment: the peer services are inside.
 func newTransport(secure func() *tls.Config) *http.Transport {
 	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
 	transport := &http.Transport{
@@ -188,7 +188,7 @@ func newTransport(secure func() *tls.Config) *http.Transport {
 		TLSHandshakeTimeout:    5 * time.Second,
 		ForceAttemptHTTP2:      true,
 		MaxIdleConns:           256,
-		MaxIdleConnsPerHost:    128, // all neighbours may be behind one gateway
+		MaxIdleConnsPerHost:    128, // all peer services may be behind one gateway
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}

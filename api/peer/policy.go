@@ -10,13 +10,13 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// line is how one neighbour is called: the policy for service calls, with the
-// neighbour's breaker. All calls to the neighbour share it.
+// line is how one peer service is called: the policy for service calls, with the
+// peer service's breaker. All calls to the peer service share it.
 type line struct {
 	name    string
 	breaker *retry.Breaker
 	calls   *retry.Retrier[*answer]
-	answers *atomic.Int64 // that the neighbour has given, to whomever
+	answers *atomic.Int64 // that the peer service has given, to whomever
 }
 
 // errNoAnswer is the outage of a request that hangs to the end of its attempt.
@@ -45,8 +45,8 @@ func (l *line) once() *line {
 // ask makes the request, again and again where there is no answer. The error, if any,
 // is a *jobs.Outage.
 //
-// A first request that hangs to the attempt's end is an outage too, unless the neighbour
-// has answered anybody since it was sent: then the neighbour is there, and the task is
+// A first request that hangs to the attempt's end is an outage too, unless the peer service
+// has answered anybody since it was sent: then the peer service is there, and the task is
 // slower than its timeout.
 func (l *line) ask(ctx context.Context, request func(ctx context.Context) (*answer, error)) (*answer, error) {
 	before := l.answers.Load()

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// A neighbour is called by the interface document's row for service calls, on a clock
+// A peer service is called by the interface document's row for service calls, on a clock
 // that moves only when everybody waits. Package retry has the rest.
 func TestCallsAreServiceCalls(t *testing.T) {
 	t.Parallel()

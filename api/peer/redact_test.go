@@ -8,7 +8,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// No neighbour's refusal has a credential in it, whichever neighbour it is.
+// No peer service's refusal has a credential in it, whichever peer service it is.
 func TestRefusalsAreRedacted(t *testing.T) {
 	t.Parallel()
 	const canary = "hunter2canary"

@@ -17,11 +17,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// testBundle is the stand-ins and the clients that call them.
+// testBundle is the fake peer services and the clients that call them.
 type testBundle struct {
 	ctx   context.Context
 	there *peertest.Server
-	peer  *peer.Neighbours
+	peer  *peer.Services
 }
 
 // quick is the default policy without its long waits, and with a breaker that
@@ -43,14 +43,14 @@ func setup(t *testing.T, cfg peer.Config) *testBundle {
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	cfg.BaseURL = there.URL()
-	neighbours, err := peer.New(cfg)
+	peers, err := peer.New(cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		neighbours.Close()
+		peers.Close()
 		require.NoError(t, there.Close(ctx))
 		cancel()
 	})
-	return &testBundle{ctx: ctx, there: there, peer: neighbours}
+	return &testBundle{ctx: ctx, there: there, peer: peers}
 }
 
 // requireFailure is a refusal with this code, told apart from an outage.
@@ -64,10 +64,10 @@ func requireFailure(t *testing.T, err error, code string, retryable bool) *jobs.
 	return failure
 }
 
-func requireOutage(t *testing.T, err error, neighbour string) {
+func requireOutage(t *testing.T, err error, peerName string) {
 	t.Helper()
 	var away *jobs.Outage
 	require.ErrorAs(t, err, &away)
-	require.Equal(t, neighbour, away.Neighbour)
+	require.Equal(t, peerName, away.Neighbour)
 	require.False(t, errors.As(err, new(*jobs.Failure)))
 }

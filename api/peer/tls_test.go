@@ -15,13 +15,13 @@ import (
 	"github.com/seed-3f7a0631/tes/db/certtest"
 )
 
-// A neighbour at an https address is believed by its authority and its name, an IP address
+// A peer service at an https address is believed by its authority and its name, an IP address
 // included, and sees our certificate; both may be renewed between two connections.
 func TestNeighboursOverTLS(t *testing.T) {
 	t.Parallel()
 	one, two := certtest.NewCA(t, "one"), certtest.NewCA(t, "two")
 	first, second, foreign := one.Issue("tes").TLS(t), one.Issue("tes").TLS(t), two.Issue("tes").TLS(t)
-	var presented atomic.Pointer[tls.Certificate] // by the neighbour
+	var presented atomic.Pointer[tls.Certificate] // by the peer service
 	serve := func(cert tls.Certificate) { presented.Store(&cert) }
 	serve(one.Issue("neighbour", "127.0.0.1").TLS(t))
 	var seen atomic.Value
@@ -44,13 +44,13 @@ func TestNeighboursOverTLS(t *testing.T) {
 	var own atomic.Pointer[tls.Certificate]
 	roots.Store(one)
 	own.Store(&first)
-	neighbours, err := peer.New(peer.Config{BaseURL: there.URL, Policy: once(), TLS: func() *tls.Config {
+	peers, err := peer.New(peer.Config{BaseURL: there.URL, Policy: once(), TLS: func() *tls.Config {
 		return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots.Load().Pool(), Certificates: []tls.Certificate{*own.Load()}}
 	}})
 	require.NoError(t, err)
-	t.Cleanup(neighbours.Close)
+	t.Cleanup(peers.Close)
 	call := func() error {
-		_, err := neighbours.Integrations.Invoke(t.Context(), "i", ask("m", `{}`))
+		_, err := peers.Integrations.Invoke(t.Context(), "i", ask("m", `{}`))
 		return err
 	}
 	require.NoError(t, call())

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
-// breaker is how the process sees one of its neighbours.
+// breaker is how the process sees one of its peer services.
 func breaker(t *testing.T, b *served, api, name string) object {
 	t.Helper()
 	metrics := must(t, http.StatusOK, "GET", api+tasksPath+"/metrics", b.peers.Token("monitoring-service"), nil)
@@ -41,7 +41,7 @@ func TestFallbackIntegrationServiceAway(t *testing.T) {
 		return fmt.Sprint(made["taskId"])
 	}
 	require.Equal(t, "closed", breaker(t, b, api, "integration")["state"])
-	// "one for each neighbour that it calls, for each channel …, and for the bus"
+	// "one for each peer service that it calls, for each channel …, and for the bus"
 	metrics := must(t, http.StatusOK, "GET", api+tasksPath+"/metrics", b.peers.Token("monitoring-service"), nil)
 	var names []string
 	for _, each := range metrics["breakers"].([]any) {

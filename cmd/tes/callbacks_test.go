@@ -58,7 +58,7 @@ func TestDevCallsBack(t *testing.T) {
 	require.EqualValues(t, 1, metrics["callbacks"].(map[string]any)["waiting"])
 	require.Equal(t, exitOK, p.stop(t))
 
-	// The stand-ins may be elsewhere after a new start, the task's address may not.
+	// The fake peer services may be elsewhere after a new start, the task's address may not.
 	again := start(t, environ(), devArgs(file, "--data-dir", dir)...)
 	r2 := isReady(t, again, file)
 	require.Equal(t, r.CallbackSecret, r2.CallbackSecret)

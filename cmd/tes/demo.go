@@ -21,7 +21,7 @@ func (c *demoCmd) Run(s *shell) error {
 			if err != nil {
 				return nil, err
 			}
-			return &demo.System{URL: l.service.url, Bus: l.bus, Peers: l.standins, Stop: l.stop}, nil
+			return &demo.System{URL: l.service.url, Bus: l.bus, Peers: l.peers, Stop: l.stop}, nil
 		},
 	})
 }

@@ -142,7 +142,7 @@ func TestDemoFailsWhenAnExpectationDoes(t *testing.T) {
 	}
 }
 
-// demoInTheMiddle is a demo one of whose tasks waits for a neighbour that is not
+// demoInTheMiddle is a demo one of whose tasks waits for a peer service that is not
 // there.
 func demoInTheMiddle(t *testing.T, temp string) *program {
 	t.Helper()

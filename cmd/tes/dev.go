@@ -159,13 +159,13 @@ func (l *local) ready(cfg Config) ready {
 	r := ready{
 		PID: os.Getpid(), APIURL: l.service.url, NATSURL: l.bus.ClientURL(), DatabaseURL: l.databaseAt,
 		RiverUIURL: l.service.url + "/riverui/", OpenAPIURL: l.service.url + "/openapi.yaml",
-		NeighboursURL: l.standins.URL(), SigningKeyFile: l.keyFile, CallbackSecret: l.secret, Tokens: map[string]string{},
+		NeighboursURL: l.peers.URL(), SigningKeyFile: l.keyFile, CallbackSecret: l.secret, Tokens: map[string]string{},
 	}
 	if cfg.NATSURL != "" {
 		r.NATSURL = cfg.NATSURL
 	}
 	for _, caller := range callers {
-		r.Tokens[caller] = l.standins.Token(caller)
+		r.Tokens[caller] = l.peers.Token(caller)
 	}
 	return r
 }

@@ -60,7 +60,7 @@ func TestDevCtrlC(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(dir, "pg", "postmaster.pid"), "PostgreSQL was stopped cleanly")
 }
 
-// hang begins a task whose neighbour does not answer. A stop hands it back.
+// hang begins a task whose peer service does not answer. A stop hands it back.
 func hang(t *testing.T, r ready) {
 	t.Helper()
 	orchestrator := r.Tokens["workflow-orchestrator"]

@@ -90,7 +90,7 @@ func TestDev(t *testing.T) {
 	t.Run("the ready file", func(t *testing.T) { testReadyFile(t, dir, file, r) })
 	t.Run("what it says can be used", func(t *testing.T) { testAddresses(t, r) })
 	t.Run("the lines to try", func(t *testing.T) { testBanner(t, p.stdout.String(), r) })
-	t.Run("stand-ins are steered", func(t *testing.T) { testSteering(t, r) })
+	t.Run("fake peer services are steered", func(t *testing.T) { testSteering(t, r) })
 	t.Run("a second one on the same directory", func(t *testing.T) {
 		second := readyFile(t)
 		says(t, exitError, environ(), devArgs(second, "--data-dir", dir), fmt.Sprintf("tes: %s is in use by process %d (tes dev)", dir, os.Getpid()))
@@ -300,7 +300,7 @@ func tried(t *testing.T, answers []string, n int) {
 
 func testSteering(t *testing.T, r ready) {
 	orchestrator := r.Tokens["workflow-orchestrator"]
-	standin := r.NeighboursURL + "/_standin/"
+	steering := r.NeighboursURL + "/_standin/"
 	must(t, http.StatusCreated, "PUT", r.APIURL+definitionsPath+"/invoice", orchestrator, object{
 		"name": "Invoice", "type": "INTEGRATION", "version": "1.0.0", "retryPolicy": object{"maxRetries": 3, "retryInterval": 100},
 		"executionConfig": object{"integration": object{"type": "REST", "method": "create_invoice", "instance": "xero"}},
@@ -312,7 +312,7 @@ func testSteering(t *testing.T, r ready) {
 		})
 	}
 
-	steered := must(t, http.StatusOK, "PUT", standin+"integration", "", object{
+	steered := must(t, http.StatusOK, "PUT", steering+"integration", "", object{
 		"mode": "error", "status": 503, "times": 2, "delayMs": 0,
 		"body": object{"error": object{"code": "SERVICE_UNAVAILABLE", "message": "in the middle of a test"}, "retryable": true},
 	})
@@ -321,14 +321,14 @@ func testSteering(t *testing.T, r ready) {
 	task = reaches(t, r.APIURL, orchestrator, task["taskId"], "COMPLETED")
 	require.EqualValues(t, 2, task["retryCount"], "refused twice, then served")
 	require.EqualValues(t, 3, task["attempt"])
-	require.Equal(t, "ok", must(t, http.StatusOK, "GET", standin+"integration", "", nil)["mode"], "its times are over")
+	require.Equal(t, "ok", must(t, http.StatusOK, "GET", steering+"integration", "", nil)["mode"], "its times are over")
 
-	must(t, http.StatusOK, "PUT", standin+"integration", "", object{"mode": "ok", "body": object{"status": "SUCCESS", "data": object{"from": "the test"}}})
+	must(t, http.StatusOK, "PUT", steering+"integration", "", object{"mode": "ok", "body": object{"status": "SUCCESS", "data": object{"from": "the test"}}})
 	task = reaches(t, r.APIURL, orchestrator, invoice()["taskId"], "COMPLETED")
 	require.Equal(t, object{"from": "the test"}, task["output"])
-	must(t, http.StatusOK, "PUT", standin+"integration", "", object{"mode": "ok"})
+	must(t, http.StatusOK, "PUT", steering+"integration", "", object{"mode": "ok"})
 
-	status, _, text, err := ask(t.Context(), "GET", standin+"integration/requests", "", nil)
+	status, _, text, err := ask(t.Context(), "GET", steering+"integration/requests", "", nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, status)
 	var requests []peertest.Request
@@ -337,10 +337,10 @@ func testSteering(t *testing.T, r ready) {
 	require.Equal(t, "/api/integrations/xero/invoke", requests[0].Path)
 
 	for _, service := range peertest.Services {
-		require.Equal(t, "ok", must(t, http.StatusOK, "GET", standin+service, "", nil)["mode"])
+		require.Equal(t, "ok", must(t, http.StatusOK, "GET", steering+service, "", nil)["mode"])
 	}
-	must(t, http.StatusNotFound, "PUT", standin+"nobody", "", object{"mode": "ok"})
-	must(t, http.StatusBadRequest, "PUT", standin+"auth", "", object{"mode": "drunk"})
+	must(t, http.StatusNotFound, "PUT", steering+"nobody", "", object{"mode": "ok"})
+	must(t, http.StatusBadRequest, "PUT", steering+"auth", "", object{"mode": "drunk"})
 }
 
 // With a database of somebody else's there is no server to start or to stop.

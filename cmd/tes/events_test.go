@@ -27,7 +27,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
-// message is an event of a neighbour's.
+// message is an event of a peer service's.
 func message(subject string, data object) []byte {
 	text, _ := json.Marshal(object{
 		"type": subject, "id": uuid.NewString(), "timestamp": time.Now().UTC().Format(time.RFC3339Nano), "data": data,

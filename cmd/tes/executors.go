@@ -16,11 +16,11 @@ import (
 
 // executors makes every executor that a definition may name. A new executor has one line here.
 func (s *service) executors() (map[string]jobs.Registration, error) {
-	integrations, err := s.neighbours("integration", s.cfg.IntegrationURL)
+	integrations, err := s.newPeers("integration", s.cfg.IntegrationURL)
 	if err != nil {
 		return nil, err
 	}
-	users, err := s.neighbours("user", s.cfg.UserURL)
+	users, err := s.newPeers("user", s.cfg.UserURL)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (s *service) resources() (allocator, error) {
 	if s.cfg.orElse(s.cfg.ResourceURL) == "" {
 		return allocator{}, nil
 	}
-	n, err := s.neighbours("resource", s.cfg.ResourceURL)
+	n, err := s.newPeers("resource", s.cfg.ResourceURL)
 	if err != nil {
 		return allocator{}, err
 	}
@@ -77,7 +77,7 @@ func (s *service) notices() (*jobs.Notices, error) {
 	if s.cfg.orElse(s.cfg.NotificationURL) == "" {
 		return jobs.NewNotices(s.tasks, nil), nil
 	}
-	n, err := s.neighbours("notification", s.cfg.NotificationURL)
+	n, err := s.newPeers("notification", s.cfg.NotificationURL)
 	if err != nil {
 		return nil, err
 	}
@@ -85,18 +85,18 @@ func (s *service) notices() (*jobs.Notices, error) {
 	return jobs.NewNotices(s.tasks, n.notifier()), nil
 }
 
-// neighbours makes the clients of the peer service at url.
-func (s *service) neighbours(name, url string) (neighbours, error) {
+// peer services makes the clients of the peer service at url.
+func (s *service) newPeers(name, url string) (peers, error) {
 	n, err := peer.New(peer.Config{
 		BaseURL: s.cfg.orElse(url), Wrap: s.spans.Transport(name),
-		Token: s.serviceToken, TLS: s.files.neighboursTLS(),
+		Token: s.serviceToken, TLS: s.files.peersTLS(),
 		OnBreaker: s.changed,
 	})
 	if err != nil {
-		return neighbours{}, fmt.Errorf("peer service: %w", err)
+		return peers{}, fmt.Errorf("peer service: %w", err)
 	}
 	s.onStop(func(context.Context) error { n.Close(); return nil })
-	return neighbours{n}, nil
+	return peers{n}, nil
 }
 
 // states are the circuit breakers of this process, sorted by name.

@@ -19,7 +19,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
-// integrationTypes are the rows of the document's table, with what the stand-in echoes.
+// integrationTypes are the rows of the document's table, with what the fake echoes.
 var integrationTypes = []struct {
 	row, kind string
 	more      object // of the definition

@@ -38,7 +38,7 @@ type local struct {
 	temp       string           // to be removed; empty where the cluster sees to it
 	cluster    *localpg.Cluster // nil with TES_DATABASE_URL
 	bus        *natsbus.Bus
-	standins   *peertest.Server
+	peers      *peertest.Server
 	service    *service
 	keyFile    string
 	secret     string // signs callbacks
@@ -53,11 +53,11 @@ type localConfig struct {
 	throwaway bool   // in a temporary directory that is removed at the end
 	http      string
 	nats      string
-	peers     string // address of the stand-ins
+	peers     string // address of the fake peer services
 	owner     string // what the lock file calls us
 }
 
-// startLocal starts PostgreSQL, the bus, the stand-in neighbours and the service,
+// startLocal starts PostgreSQL, the bus, the fake peer services and the service,
 // in this order. If it fails nothing is left behind.
 func startLocal(s *shell, lc localConfig) (*local, error) {
 	l := &local{log: logger(s, slog.LevelWarn, "text")}
@@ -100,17 +100,17 @@ func (l *local) start(s *shell, lc localConfig) error {
 	case err != nil:
 		return fmt.Errorf("bus: %w", err)
 	}
-	l.standins, err = startStandins(lc.peers, key, l.bus, l.log)
+	l.peers, err = startPeers(lc.peers, key, l.bus, l.log)
 	if err != nil {
 		return err
 	}
 	cfg.HTTP = lc.http
 	cfg.grace = min(cfg.grace, 10*time.Second)
 	if cfg.NeighboursURL == "" {
-		cfg.NeighboursURL = l.standins.URL()
+		cfg.NeighboursURL = l.peers.URL()
 	}
 	if cfg.ServiceTok == "" {
-		cfg.ServiceTok = l.standins.Token("task-execution-service")
+		cfg.ServiceTok = l.peers.Token("task-execution-service")
 	}
 	if err := l.callbackSecret(&cfg); err != nil {
 		return err
@@ -153,7 +153,7 @@ func (l *local) startDatabase(s *shell, lc localConfig) (err error) {
 	return nil
 }
 
-// signingKey is the private key whose public half the stand-in Auth service
+// signingKey is the private key whose public half the fake Auth service
 // serves. It stays with the data, so that tokens outlive a restart.
 func (l *local) signingKey() (*ecdsa.PrivateKey, error) {
 	l.keyFile = filepath.Join(l.dir, "signing-key.pem")
@@ -198,7 +198,7 @@ func (l *local) callbackSecret(cfg *Config) error {
 	return nil
 }
 
-func startStandins(address string, key *ecdsa.PrivateKey, bus *natsbus.Bus, log *slog.Logger) (*peertest.Server, error) {
+func startPeers(address string, key *ecdsa.PrivateKey, bus *natsbus.Bus, log *slog.Logger) (*peertest.Server, error) {
 	config := peertest.Config{
 		Listen: address, Key: key, Logger: log,
 		Respond: func(ctx context.Context, subject string, body []byte) error { return bus.Send(ctx, subject, nil, body) },
@@ -210,7 +210,7 @@ func startStandins(address string, key *ecdsa.PrivateKey, bus *natsbus.Bus, log 
 		server, err = peertest.Start(config)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("stand-in neighbours: %w", err)
+		return nil, fmt.Errorf("fake peer services: %w", err)
 	}
 	return server, nil
 }
@@ -227,8 +227,8 @@ func (l *local) stop(ctx context.Context) error {
 	if l.service != nil {
 		errs = append(errs, l.service.stop(ctx))
 	}
-	if l.standins != nil {
-		errs = append(errs, l.standins.Close(ctx))
+	if l.peers != nil {
+		errs = append(errs, l.peers.Close(ctx))
 	}
 	if l.bus != nil {
 		errs = append(errs, l.bus.Close(ctx))

@@ -61,14 +61,14 @@ type shell struct {
 func (s *shell) printf(format string, args ...any) { fmt.Fprintf(s.stdout, format, args...) }
 
 type cli struct {
-	Dev      devCmd         `cmd:"" help:"Run everything on this machine: database, bus, service, stand-in neighbours."`
+	Dev      devCmd         `cmd:"" help:"Run everything on this machine: database, bus, service, fake peer services."`
 	Demo     demoCmd        `cmd:"" help:"Run everything in a throw-away directory, do some real tasks, and check what comes of them."`
 	Serve    serveCmd       `cmd:"" help:"Run the service against the database and the bus that the environment names."`
 	Migrate  migrateCmd     `cmd:"" help:"Bring the database to this program's schema."`
 	Check    checkCmd       `cmd:"" help:"Hold the database, and what a consumer heard, against the rules that always hold. Reads only."`
 	Bench    benchCmd       `cmd:"" help:"Measure, against a bare River client on the same database."`
 	Health   healthcheckCmd `cmd:"" name:"healthcheck" help:"Ask the service at TES_HTTP whether it lives, for images without a shell: exits with 0 if it does."`
-	Peers    neighboursCmd  `cmd:"" name:"neighbours" help:"Run stand-ins for the services round tes, to try serve or compose without them. Not for production."`
+	Peers    peersCmd       `cmd:"" name:"neighbours" help:"Run fakes of the peer services, to try serve or compose without them. Not for production."`
 	Token    tokenCmd       `cmd:"" help:"Make a service token, signed with a private key file."`
 	Openapi  openapiCmd     `cmd:"" help:"Print the OpenAPI document."`
 	Asyncapi asyncapiCmd    `cmd:"" help:"Print the AsyncAPI document."`

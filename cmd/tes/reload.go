@@ -15,11 +15,11 @@ import (
 // renewals are the settings that are read again from their files while the service runs. The
 // zero value, and nil, has none.
 type renewals struct {
-	listener   *watched[identity]        // nil: plain HTTP
-	nats       *watched[identity]        // nil: as TES_NATS_URL and the system say
-	neighbours *watched[identity]        // nil: the system's authorities
-	token      *watched[string]          // nil: Config.ServiceTok, for good
-	callbacks  *watched[webhook.Secrets] // nil: Config.secrets, for good
+	listener  *watched[identity]        // nil: plain HTTP
+	nats      *watched[identity]        // nil: as TES_NATS_URL and the system say
+	peers     *watched[identity]        // nil: the system's authorities
+	token     *watched[string]          // nil: Config.ServiceTok, for good
+	callbacks *watched[webhook.Secrets] // nil: Config.secrets, for good
 }
 
 // renewable is a watched value, of whichever type.
@@ -44,7 +44,7 @@ func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	if w.nats, err = watchIdentity(log, c.natsFiles()); err != nil {
 		return nil, err
 	}
-	if w.neighbours, err = watchIdentity(log, c.neighbourFiles()); err != nil {
+	if w.peers, err = watchIdentity(log, c.peerFiles()); err != nil {
 		return nil, err
 	}
 	return w, w.watchSecrets(c, log)
@@ -67,7 +67,7 @@ func (w *renewals) watchSecrets(c Config, log *slog.Logger) error {
 
 // all are those that there are.
 func (w *renewals) all() (all []renewable) {
-	for _, one := range []*watched[identity]{w.listener, w.nats, w.neighbours} {
+	for _, one := range []*watched[identity]{w.listener, w.nats, w.peers} {
 		if one != nil {
 			all = append(all, one)
 		}
@@ -104,7 +104,7 @@ func parseCallbackSecrets(texts [][]byte) (webhook.Secrets, error) {
 	return secrets, nil
 }
 
-// serviceToken is our own token, as the neighbours' clients ask for it at each request.
+// serviceToken is our own token, as the peer services' clients ask for it at each request.
 func (s *service) serviceToken(context.Context) (string, error) {
 	if s.files != nil && s.files.token != nil {
 		return s.files.token.get(), nil

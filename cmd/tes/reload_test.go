@@ -154,7 +154,7 @@ func TestHangupReloadsAndDropsNothing(t *testing.T) {
 	require.Contains(t, p.stderr.String(), `"level":"DEBUG"`)
 }
 
-// A service token is renewed in its file: the next request to a neighbour carries the new one,
+// A service token is renewed in its file: the next request to a peer service carries the new one,
 // without a restart or a signal. What no token can be is passed over.
 func TestServiceTokenIsRenewed(t *testing.T) {
 	t.Parallel()

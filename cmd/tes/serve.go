@@ -40,7 +40,7 @@ func (c *serveCmd) Run(s *shell) error {
 		return &usageError{"TES_DATABASE_URL is not set: serve uses a database that is there (tes dev brings its own)"}
 	}
 	if cfg.orElse(cfg.AuthURL) == "" || cfg.orElse(cfg.IntegrationURL) == "" || cfg.orElse(cfg.UserURL) == "" {
-		return &usageError{"the neighbours are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
+		return &usageError{"the peer services are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
 	}
 	log := logger(s, slog.LevelInfo, "json")
 	files, err := cfg.watchFiles(log)

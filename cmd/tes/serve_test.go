@@ -25,7 +25,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
-// served is what serve needs of the world: a database, neighbours, a bus.
+// served is what serve needs of the world: a database, peer services, a bus.
 type served struct {
 	dsn   string
 	peers *peertest.Server
@@ -149,7 +149,7 @@ func TestServe(t *testing.T) {
 	metrics := must(t, http.StatusOK, "GET", api+tasksPath+"/metrics", b.peers.Token("monitoring-service"), nil)
 	require.NotEmpty(t, metrics)
 
-	// River's page wants to know who looks; stand-ins are not for production.
+	// River's page wants to know who looks; fake peer services are not for production.
 	must(t, http.StatusUnauthorized, "GET", api+"/riverui/api/queues", "", nil)
 	must(t, http.StatusForbidden, "GET", api+"/riverui/api/queues", b.peers.Token("task-worker"), nil)
 	must(t, http.StatusOK, "GET", api+"/riverui/api/queues", b.peers.Token("monitoring-service"), nil)
@@ -307,8 +307,8 @@ func TestServeRefuses(t *testing.T) {
 	}
 
 	says(t, exitUsage, quiet(peers), args, "TES_DATABASE_URL is not set")
-	says(t, exitUsage, quiet("TES_DATABASE_URL="+b.dsn), args, "the neighbours are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL")
-	says(t, exitUsage, quiet("TES_DATABASE_URL="+b.dsn, "TES_AUTH_URL="+b.peers.URL(), "TES_USER_URL="+b.peers.URL()), args, "the neighbours are not named")
+	says(t, exitUsage, quiet("TES_DATABASE_URL="+b.dsn), args, "the peer services are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL")
+	says(t, exitUsage, quiet("TES_DATABASE_URL="+b.dsn, "TES_AUTH_URL="+b.peers.URL(), "TES_USER_URL="+b.peers.URL()), args, "the peer services are not named")
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL="+freshDatabase(t)), args, "tes: the database lacks ", ": run tes migrate up")
 	says(t, exitError, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@"+nobodysPort(t)+"/tes"), args, "tes: reach database: ", "refused")
 	says(t, exitUsage, quiet(peers, "TES_DATABASE_URL=postgres://tes:"+canary+"@[/tes"), args, "tes: TES_DATABASE_URL: ")

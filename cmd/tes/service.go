@@ -225,7 +225,7 @@ func (s *service) startAPI(ctx context.Context, reads api.Reads, river *river.Cl
 	if err != nil {
 		return err
 	}
-	authPeer, err := s.neighbours("auth", s.cfg.AuthURL)
+	authPeer, err := s.newPeers("auth", s.cfg.AuthURL)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func (s *service) startTracing(ctx context.Context, process string) error {
 		Timeout: time.Duration(cfg.otelNumber("OTEL_BSP_EXPORT_TIMEOUT")) * time.Millisecond,
 	}
 	if url := cfg.orElse(cfg.Observability); url != "" && url != "off" {
-		there, err := s.neighbours("observability", url) // not traced, for s.spans is not there yet: it would never end
+		there, err := s.newPeers("observability", url) // not traced, for s.spans is not there yet: it would never end
 		if err != nil {
 			return err
 		}

@@ -34,7 +34,7 @@ func (c Config) natsFiles() pemFiles {
 	return pemFiles{c.NATSCA, c.NATSCert, c.NATSKey, "TES_NATS_CA", "TES_NATS_CERT", "TES_NATS_KEY"}
 }
 
-func (c Config) neighbourFiles() pemFiles {
+func (c Config) peerFiles() pemFiles {
 	return pemFiles{c.NeighboursCA, c.NeighboursCert, c.NeighboursKey, "TES_NEIGHBOURS_CA", "TES_NEIGHBOURS_CERT", "TES_NEIGHBOURS_KEY"}
 }
 
@@ -177,14 +177,14 @@ func (w *renewals) natsTLS() (roots func() (*x509.CertPool, error), own func() (
 	return roots, own
 }
 
-// neighboursTLS is what the clients of the neighbours ask for at each connection; nil leaves
+// peersTLS is what the clients of the peer services ask for at each connection; nil leaves
 // them to the system's authorities.
-func (w *renewals) neighboursTLS() func() *tls.Config {
-	if w == nil || w.neighbours == nil {
+func (w *renewals) peersTLS() func() *tls.Config {
+	if w == nil || w.peers == nil {
 		return nil
 	}
 	return func() *tls.Config {
-		id := w.neighbours.get()
+		id := w.peers.get()
 		now := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: id.roots}
 		if id.own != nil {
 			now.Certificates = []tls.Certificate{*id.own}
@@ -195,12 +195,12 @@ func (w *renewals) neighboursTLS() func() *tls.Config {
 
 // keysTransport fetches the keys of the Auth Service; nil is the default.
 func (w *renewals) keysTransport() http.RoundTripper {
-	config := w.neighboursTLS()
+	config := w.peersTLS()
 	if config == nil {
 		return nil
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.Proxy = nil // a proxy's connection would not come by DialTLSContext; the neighbours are inside
+	transport.Proxy = nil // a proxy's connection would not come by DialTLSContext; the peer services are inside
 	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: config()}
 		return dialer.DialContext(ctx, network, address)

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/certtest"
 )
 
-// Serve speaks TLS to the neighbours, the keys of Auth included, and to NATS, and shows each of
+// Serve speaks TLS to the peer services, the keys of Auth included, and to NATS, and shows each of
 // them its certificate.
 func TestServeSpeaksTLSToAll(t *testing.T) {
 	t.Parallel()

@@ -119,7 +119,6 @@ func (a *Authority) Keys(t *testing.T) []object {
 	}
 }
 
-
 // Claims are those of a valid token of workflow-orchestrator in tenant acme, with members replaced;
 // nil takes a member away.
 func Claims(change ...object) object {

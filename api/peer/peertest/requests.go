@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// How many requests of a neighbour are remembered. Batches of spans are long, and
+// How many requests of a peer service are remembered. Batches of spans are long, and
 // come all the time.
 const (
 	maxRequests = 1000
@@ -20,7 +20,7 @@ const (
 // redacted stands where a secret stood.
 const redacted = "[redacted]"
 
-// Request is one request a neighbour was sent, whatever it did with it.
+// Request is one request a peer service was sent, whatever it did with it.
 type Request struct {
 	Method  string            `json:"method"`
 	Path    string            `json:"path"`            // as sent, escapes and all
@@ -94,12 +94,12 @@ func (p *part) recorded() ([]Request, <-chan struct{}) {
 	return slices.Clone(p.requests), p.grown
 }
 
-// Requests lists what a neighbour was sent, oldest first: the last thousand
+// Requests lists what a peer service was sent, oldest first: the last thousand
 // (Observability: hundred) since they were last cleared.
 func (s *Server) Requests(service string) []Request {
 	p, found := s.parts[service]
 	if !found {
-		panic("peertest: there is no neighbour " + service)
+		panic("peertest: there is no peer service " + service)
 	}
 	requests, _ := p.recorded()
 	return requests
@@ -109,7 +109,7 @@ func (s *Server) Requests(service string) []Request {
 func (s *Server) Await(ctx context.Context, service string, n int) ([]Request, error) {
 	p, found := s.parts[service]
 	if !found {
-		return nil, fmt.Errorf("there is no neighbour %q", service)
+		return nil, fmt.Errorf("there is no peer service %q", service)
 	}
 	for {
 		requests, grown := p.recorded()
@@ -119,14 +119,14 @@ func (s *Server) Await(ctx context.Context, service string, n int) ([]Request, e
 		select {
 		case <-grown:
 		case <-s.ctx.Done():
-			return requests, fmt.Errorf("await %d requests to %s: the stand-ins closed at %d", n, service, len(requests))
+			return requests, fmt.Errorf("await %d requests to %s: the fake peer services closed at %d", n, service, len(requests))
 		case <-ctx.Done():
 			return requests, fmt.Errorf("await %d requests to %s, have %d: %w", n, service, len(requests), context.Cause(ctx))
 		}
 	}
 }
 
-// Clear forgets what a neighbour was sent.
+// Clear forgets what a peer service was sent.
 func (s *Server) Clear(service string) {
 	if p, found := s.parts[service]; found {
 		p.clear()

@@ -1,4 +1,4 @@
-// Package peertest plays the neighbours over real HTTP: Auth, Integration,
+// Package peertest plays the peer services over real HTTP: Auth, Integration,
 // Observability, User, Notification, Resource and the Orchestrator.
 //
 // Each has its usual answers, and each can be told to misbehave, from Go by
@@ -10,7 +10,7 @@
 //	hang   takes the request and never answers it
 //	gone   closes the connection without an answer
 //
-// What a neighbour was sent is listed by Requests and by GET
+// What a peer service was sent is listed by Requests and by GET
 // {url}/_standin/{service}/requests, without the secrets. Nothing is stored:
 // what must be the same for a repeated request is computed from its
 // Idempotency-Key.
@@ -29,7 +29,7 @@ import (
 	"time"
 )
 
-// The names of the neighbours, as steering knows them.
+// The names of the peer services, as steering knows them.
 const (
 	Auth          = "auth"
 	Integration   = "integration"
@@ -41,10 +41,10 @@ const (
 	Orchestrator  = "orchestrator"
 )
 
-// Services lists every neighbour that is played.
+// Services lists every peer service that is played.
 var Services = []string{Auth, Integration, Connection, Observability, User, Notification, Resource, Orchestrator}
 
-// Config says where the stand-ins listen and whom they tell.
+// Config says where the fake peer services listen and whom they tell.
 type Config struct {
 	Listen string            // default 127.0.0.1:0
 	Key    *ecdsa.PrivateKey // signs service tokens; P-256; default a new one
@@ -55,7 +55,7 @@ type Config struct {
 	Respond func(ctx context.Context, subject string, body []byte) error
 }
 
-// Server is the neighbours, all at one address.
+// Server is the peer services, all at one address.
 type Server struct {
 	respond func(ctx context.Context, subject string, body []byte) error
 	logger  *slog.Logger
@@ -87,11 +87,11 @@ func Start(cfg Config) (*Server, error) {
 	}
 	s.parts[Observability].most = maxBatches
 	if err := s.keys.start(cfg.Key); err != nil {
-		return nil, fmt.Errorf("start stand-ins: %w", err)
+		return nil, fmt.Errorf("start fake peer services: %w", err)
 	}
 	listener, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("start stand-ins: %w", err)
+		return nil, fmt.Errorf("start fake peer services: %w", err)
 	}
 	s.url = "http://" + listener.Addr().String()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -105,17 +105,17 @@ func Start(cfg Config) (*Server, error) {
 	go func() {
 		defer s.busy.Done()
 		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			cfg.Logger.Error("stand-ins stopped listening", "error", err)
+			cfg.Logger.Error("fake peer services stopped listening", "error", err)
 		}
 	}()
 	return s, nil
 }
 
-// URL is the base address of every neighbour, without a trailing slash.
+// URL is the base address of every peer service, without a trailing slash.
 func (s *Server) URL() string { return s.url }
 
 // Close drops every connection, lets hanging requests go, and waits until
-// nothing of the stand-ins runs or ctx ends.
+// nothing of the fake peer services runs or ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -124,7 +124,7 @@ func (s *Server) Close(ctx context.Context) error {
 	// Not Shutdown: it waits for seconds on connections that a client opened
 	// and has not used yet.
 	if err := s.http.Close(); err != nil {
-		return fmt.Errorf("close stand-ins: %w", err)
+		return fmt.Errorf("close fake peer services: %w", err)
 	}
 	idle := make(chan struct{})
 	go func() {
@@ -135,7 +135,7 @@ func (s *Server) Close(ctx context.Context) error {
 	case <-idle:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("close stand-ins: %w", context.Cause(ctx))
+		return fmt.Errorf("close fake peer services: %w", context.Cause(ctx))
 	}
 }
 
@@ -195,5 +195,5 @@ func writeError(w http.ResponseWriter, status int, code, message string) {
 }
 
 func notFound(w http.ResponseWriter, r *http.Request, _ Steering) {
-	writeError(w, http.StatusNotFound, "NOT_FOUND", "the stand-ins have no "+r.Method+" "+r.URL.EscapedPath())
+	writeError(w, http.StatusNotFound, "NOT_FOUND", "the fake peer services have no "+r.Method+" "+r.URL.EscapedPath())
 }

@@ -13,7 +13,7 @@ import (
 // maxBody bounds what is read of any request.
 const maxBody = 8 << 20
 
-// The modes of a neighbour.
+// The modes of a peer service.
 const (
 	ModeOK    = "ok"
 	ModeError = "error"
@@ -22,7 +22,7 @@ const (
 	ModeGone  = "gone"
 )
 
-// Steering says how a neighbour behaves.
+// Steering says how a peer service behaves.
 type Steering struct {
 	Mode    string          `json:"mode"`             // default ok
 	Status  int             `json:"status,omitempty"` // default 503 in mode error, 200 elsewhere
@@ -59,7 +59,7 @@ func (st *Steering) setDefaults() error {
 	return nil
 }
 
-// part is one neighbour's state.
+// part is one peer service's state.
 type part struct {
 	most     int // requests that are remembered
 	mu       sync.Mutex
@@ -101,12 +101,12 @@ func (p *part) take() (Steering, <-chan struct{}) {
 	return st, p.changed
 }
 
-// Steer tells a neighbour how to behave from now on. Requests that hang are
-// answered as st says. It panics if there is no such neighbour or mode.
+// Steer tells a peer service how to behave from now on. Requests that hang are
+// answered as st says. It panics if there is no such peer service or mode.
 func (s *Server) Steer(service string, st Steering) {
 	p, found := s.parts[service]
 	if !found {
-		panic("peertest: there is no neighbour " + service)
+		panic("peertest: there is no peer service " + service)
 	}
 	if err := st.setDefaults(); err != nil {
 		panic("peertest: " + err.Error())
@@ -114,7 +114,7 @@ func (s *Server) Steer(service string, st Steering) {
 	p.steer(st)
 }
 
-// answerFunc is a neighbour in a good mood.
+// answerFunc is a peer service in a good mood.
 type answerFunc func(w http.ResponseWriter, r *http.Request, st Steering)
 
 // play records the request and answers it as the service is steered.
@@ -162,7 +162,7 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 	})
 }
 
-// with lets another neighbour, on the same machine so to speak, be gone or hang for both.
+// with lets another peer service, on the same machine so to speak, be gone or hang for both.
 // It is not one of the other's requests.
 func (s *Server) with(other string, then http.Handler) http.Handler {
 	p := s.parts[other]
@@ -249,12 +249,12 @@ func (s *Server) putSteering(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, st)
 }
 
-// find is the neighbour of the path, or nil when it has answered 404.
+// find is the peer service of the path, or nil when it has answered 404.
 func (s *Server) find(w http.ResponseWriter, r *http.Request) *part {
 	service := r.PathValue("service")
 	p := s.parts[service]
 	if p == nil {
-		writeError(w, http.StatusNotFound, "NOT_FOUND", fmt.Sprintf("there is no neighbour %q", service))
+		writeError(w, http.StatusNotFound, "NOT_FOUND", fmt.Sprintf("there is no peer service %q", service))
 	}
 	return p
 }

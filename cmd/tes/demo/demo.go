@@ -106,7 +106,7 @@ func Run(ctx context.Context, options Options, env Env) (err error) {
 		names: map[string]string{}, events: map[string][]string{}, arrived: make(chan struct{}, 1),
 	}
 
-	d.say("Starting PostgreSQL, the bus, the service and its neighbours in a throw-away directory …\n")
+	d.say("Starting PostgreSQL, the bus, the service and its peer services in a throw-away directory …\n")
 	d.begun = time.Now()
 	if d.sys, err = env.Start(ctx); err != nil {
 		return err

@@ -15,15 +15,15 @@ import (
 	"github.com/seed-3f7a0631/tes/db/dbtest"
 )
 
-// The stand-ins and the service are two programs that find each other by what the first
+// The fake peer services and the service are two programs that find each other by what the first
 // prints, and an image without a shell can say how the second is.
 func TestNeighboursAsACommand(t *testing.T) {
 	t.Parallel()
-	standins := start(t, environ(), "neighbours", "--http", "127.0.0.1:0")
+	peers := start(t, environ(), "neighbours", "--http", "127.0.0.1:0")
 	printed := regexp.MustCompile(`TES_NEIGHBOURS_URL=(\S+)\s+TES_SERVICE_TOKEN=(\S+)[\s\S]*workflow-orchestrator\s+(\S+)[\s\S]*error-handler\s+\S+\n`)
 	var found []string
 	eventually(t, patience, func() error {
-		if found = printed.FindStringSubmatch(standins.stdout.String()); found == nil {
+		if found = printed.FindStringSubmatch(peers.stdout.String()); found == nil {
 			return errors.New("it has not said where it is")
 		}
 		return nil
@@ -45,7 +45,7 @@ func TestNeighboursAsACommand(t *testing.T) {
 
 	require.Equal(t, exitOK, service.stop(t), service.stderr)
 	says(t, exitError, environ("TES_HTTP="+address), []string{"healthcheck"}, "tes: no answer: ")
-	require.Equal(t, exitOK, standins.stop(t), standins.stderr)
+	require.Equal(t, exitOK, peers.stop(t), peers.stderr)
 }
 
 // A wrong login, or a database that nobody has migrated, is told for what it is.

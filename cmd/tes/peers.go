@@ -12,13 +12,13 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// neighbours fits the clients of package peer to the interfaces that the
+// peer services fits the clients of package peer to the interfaces that the
 // executors declare; neither knows the other.
-type neighbours struct{ *peer.Neighbours }
+type peers struct{ *peer.Services }
 
-func (n neighbours) integration() integration.Service { return invoker{n.Integrations} }
-func (n neighbours) directory() manual.Directory      { return directory{n.Users} }
-func (n neighbours) userTokens() api.UserTokens       { return userTokens{n.Auth} }
+func (n peers) integration() integration.Service { return invoker{n.Integrations} }
+func (n peers) directory() manual.Directory      { return directory{n.Users} }
+func (n peers) userTokens() api.UserTokens       { return userTokens{n.Auth} }
 
 // allocator asks the Resource Service; nil where there is none.
 type allocator struct{ resources *peer.Resources }
@@ -51,7 +51,7 @@ func readiness(b *retry.Breaker) func() int {
 	}
 }
 
-func (n neighbours) notifier() jobs.Notifier { return notifier{n.Notifications} }
+func (n peers) notifier() jobs.Notifier { return notifier{n.Notifications} }
 
 type notifier struct{ *peer.Notifications }
 

@@ -24,7 +24,7 @@ func TestTasksGoToWhoIsAvailable(t *testing.T) {
 	clients, err := peer.New(peer.Config{BaseURL: there.URL(), Policy: retry.Policy{Retries: -1}})
 	require.NoError(t, err)
 	t.Cleanup(clients.Close)
-	people := neighbours{clients}.directory()
+	people := peers{clients}.directory()
 	assign := func(role string) jobs.Assignment {
 		job := jobs.Job{Config: jobs.ExecutionConfig{AssignmentRules: &jobs.AssignmentRules{Role: role, DefaultAssignee: "deputy"}}}
 		result, err := manual.New(people, nil).Execute(t.Context(), job)

@@ -11,15 +11,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
-// neighboursCmd runs the stand-ins alone.
-type neighboursCmd struct {
+// peersCmd runs the fake peer services alone.
+type peersCmd struct {
 	HTTP string `default:"127.0.0.1:9090" help:"Address to listen on." placeholder:"HOST:PORT"`
 	Key  string `type:"existingfile" help:"Private key that signs service tokens, PEM. Default: a new one." placeholder:"FILE"`
 }
 
-// Run plays the neighbours until Ctrl-C. Asynchronous answers go to the bus of TES_NATS_URL,
+// Run plays the peer services until Ctrl-C. Asynchronous answers go to the bus of TES_NATS_URL,
 // where that is set.
-func (c *neighboursCmd) Run(s *shell) (err error) {
+func (c *peersCmd) Run(s *shell) (err error) {
 	if err := checkAddress(c.HTTP); err != nil {
 		return &usageError{"--http: " + err.Error()}
 	}
@@ -47,7 +47,7 @@ func (c *neighboursCmd) Run(s *shell) (err error) {
 	if err != nil {
 		return err
 	}
-	s.printf("Stand-ins for the neighbours of tes: %s/_standin/ (Ctrl-C stops them)\n\n", there.URL())
+	s.printf("Fakes of the peer services of tes: %s/_standin/ (Ctrl-C stops them)\n\n", there.URL())
 	s.printf("  TES_NEIGHBOURS_URL=%s\n  TES_SERVICE_TOKEN=%s\n\nTokens, good for an hour:\n\n", there.URL(), there.Token("task-execution-service"))
 	for _, service := range callers {
 		s.printf("  %-22s %s\n", service, there.Token(service))
