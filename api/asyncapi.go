@@ -88,15 +88,15 @@ func told(kind string, members map[string]any) map[string]any {
 	return members
 }
 
-// eventBook holds the schemas of all that is said on the bus.
-type eventBook struct {
+// eventSchemas holds the schemas of all that is said on the bus.
+type eventSchemas struct {
 	reader
 	envelopes map[string]*huma.Schema // by subject
 }
 
-func newEventBook() *eventBook {
+func newEventSchemas() *eventSchemas {
 	cfg := describe()
-	b := &eventBook{reader{cfg.Components.Schemas}, map[string]*huma.Schema{}}
+	b := &eventSchemas{reader{cfg.Components.Schemas}, map[string]*huma.Schema{}}
 	for _, s := range subjects {
 		b.schemas.Schema(s.data, true, "")
 	}
@@ -123,7 +123,7 @@ func newEventBook() *eventBook {
 
 // envelope is the schema of a whole message. What we hear need not have more than
 // an id and what it is about.
-func (b *eventBook) envelope(s subject) *huma.Schema {
+func (b *eventSchemas) envelope(s subject) *huma.Schema {
 	text := func(doc string, most int) *huma.Schema {
 		return &huma.Schema{Type: huma.TypeString, Description: doc, MaxLength: &most}
 	}
@@ -158,9 +158,9 @@ func (b *eventBook) envelope(s subject) *huma.Schema {
 	return e
 }
 
-// holds is nil for an envelope that its subject's schema takes. Null is as good as
+// validate is nil for an envelope that its subject's schema takes. Null is as good as
 // absent, except in a task request, which is held to what POST is held to.
-func (b *eventBook) holds(address string, doc gjson.Result) *Problem {
+func (b *eventSchemas) validate(address string, doc gjson.Result) *Problem {
 	if !doc.IsObject() {
 		return b.reader.holds("", b.envelopes[address], outline(doc))
 	}
@@ -206,7 +206,7 @@ type asyncDocument struct {
 }
 
 var asyncJSON = sync.OnceValues(func() ([]byte, error) {
-	book := newEventBook()
+	schemas := newEventSchemas()
 	doc := asyncDocument{AsyncAPI: "3.0.0", ContentType: "application/json", Channels: map[string]any{}, Operations: map[string]any{}}
 	doc.Info = map[string]any{
 		"title": "Task Execution Service", "version": documentVersion,
@@ -214,7 +214,7 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 			"Events come at least once, in order for each task, with the same id and the same bytes each time.",
 	}
 	doc.Components.Messages, doc.Components.Schemas = map[string]any{}, map[string]any{}
-	for name, s := range book.schemas.Map() {
+	for name, s := range schemas.schemas.Map() {
 		doc.Components.Schemas[name] = s
 	}
 	doc.Components.Schemas["SpokenHeaders"] = spokenHeaders()
@@ -222,7 +222,7 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 	doc.Components.Schemas["DeadLetterHeaders"] = deadLetterHeaders()
 	for _, s := range subjects {
 		envelope := s.id + "Envelope"
-		doc.Components.Schemas[envelope] = book.envelopes[s.address]
+		doc.Components.Schemas[envelope] = schemas.envelopes[s.address]
 		headers, payload := "HeardHeaders", s.payload("workflow-orchestrator")
 		if s.handler == "" {
 			headers, payload = "SpokenHeaders", s.payload(outbox.Source)

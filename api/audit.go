@@ -214,7 +214,7 @@ func (a *API) readAudit(ctx context.Context, list string, in *auditInput, page f
 	case len(last) == 4:
 		from = int32(binary.BigEndian.Uint32(last)) //nolint:gosec // a number of ours, which next wrote
 	case last != nil:
-		return id, flawed("query.cursor", "this is no cursor of ours")
+		return id, violation("query.cursor", "this is no cursor of ours")
 	}
 	err = a.read(ctx, func(q *db.Queries) error {
 		tenant, err := q.TaskTenant(ctx, id)

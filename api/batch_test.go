@@ -76,10 +76,10 @@ func TestCreateTasks(t *testing.T) {
 			p := items[i]["problem"].(object)
 			require.Equal(t, "VALIDATION_ERROR", p["code"])
 			require.NotEmpty(t, p["detail"])
-			require.Contains(t, flaws(p), at)
+			require.Contains(t, violations(p), at)
 			require.NotContains(t, fmt.Sprint(p), "SUPERSECRET")
 		}
-		require.Contains(t, flaws(items[5]["problem"].(object)), "body.sercet")
+		require.Contains(t, violations(items[5]["problem"].(object)), "body.sercet")
 		task := items[0]["task"].(object)
 		require.Equal(t, "HIGH", task["priority"])
 		require.Equal(t, task, b.ask(t, ui, "GET", tasksPath+"/"+task["taskId"].(string), nil).is(t, 200))
@@ -198,7 +198,7 @@ func TestCreateTasks(t *testing.T) {
 		r := b.ask(t, orchestrator, "POST", batchPath, body(1000)).is(t, 200)
 		require.Len(t, r["results"], 1000)
 		require.Equal(t, 1000, rows(t, "many"))
-		require.Equal(t, []string{"body.tasks"}, flaws(b.ask(t, orchestrator, "POST", batchPath, body(1001)).fails(t, 422, "VALIDATION_ERROR")))
+		require.Equal(t, []string{"body.tasks"}, violations(b.ask(t, orchestrator, "POST", batchPath, body(1001)).fails(t, 422, "VALIDATION_ERROR")))
 		require.Equal(t, 1000, rows(t, "many"))
 		large := `{"tasks":[` + strings.Replace(one, strings.Repeat("x", 2000), strings.Repeat("y", 8<<20-400), 1) + `]}`
 		r = b.ask(t, orchestrator, "POST", batchPath, large).is(t, 200)
@@ -217,7 +217,7 @@ func TestCreateTasks(t *testing.T) {
 			r := b.ask(t, orchestrator, "POST", batchPath, body)
 			p := r.fails(t, 422, "VALIDATION_ERROR")
 			if at != "" {
-				require.Contains(t, flaws(p), at, body)
+				require.Contains(t, violations(p), at, body)
 			}
 			require.NotContains(t, string(r.body), "SUPERSECRET")
 		}

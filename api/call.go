@@ -269,15 +269,15 @@ func (a *API) logCall(c *call, r *http.Request) {
 		slog.String("request_id", c.id),
 	)
 	if c.route == "" {
-		attrs = append(attrs, slog.String("path", tame(c.path, 200)))
+		attrs = append(attrs, slog.String("path", sanitize(c.path, 200)))
 	}
 	if c.caller != nil {
-		attrs = append(attrs, slog.String("caller", tame(c.caller.Name, 128)))
+		attrs = append(attrs, slog.String("caller", sanitize(c.caller.Name, 128)))
 		if c.caller.Tenant != "" {
-			attrs = append(attrs, slog.String("tenant", tame(c.caller.Tenant, 128)))
+			attrs = append(attrs, slog.String("tenant", sanitize(c.caller.Tenant, 128)))
 		}
 		if c.caller.Subject != "" && c.caller.Subject != c.caller.Name {
-			attrs = append(attrs, slog.String("subject", tame(c.caller.Subject, 128)))
+			attrs = append(attrs, slog.String("subject", sanitize(c.caller.Subject, 128)))
 		}
 	}
 	if c.task != "" {

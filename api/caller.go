@@ -28,7 +28,7 @@ func auditName(c *auth.Caller) string {
 const longestName = 128
 
 func unmistakable(name string) string {
-	name = tame(name, longestName)
+	name = sanitize(name, longestName)
 	if strings.Trim(name, plainBytes) == "" {
 		return name
 	}

@@ -26,10 +26,10 @@ func TestSecurityContextIsOfTheCallersTenant(t *testing.T) {
 	b.unchanged(t, func() {
 		for _, tenant := range []string{"acme", "Mallory", "mallory "} {
 			p := b.askWith(t, mallory, "POST", tasksPath, noop(inContext(tenant))).fails(t, 422, "VALIDATION_ERROR")
-			require.Equal(t, []string{tenantPlace}, flaws(p), tenant)
+			require.Equal(t, []string{tenantPlace}, violations(p), tenant)
 		}
 		p := b.askWith(t, mallory, "PUT", definitionsPath+"/render", define).fails(t, 422, "VALIDATION_ERROR")
-		require.Equal(t, []string{tenantPlace}, flaws(p))
+		require.Equal(t, []string{tenantPlace}, violations(p))
 	})
 
 	results := b.askWith(t, mallory, "POST", tasksPath+"/batch", object{"tasks": []any{

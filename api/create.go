@@ -61,7 +61,7 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 	case key == "":
 		key = body.RequestID
 	case body.RequestID != "" && body.RequestID != key:
-		return nil, flawed("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
+		return nil, violation("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
 	}
 	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c.asker(), key, c.body))
 	if err != nil {

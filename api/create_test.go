@@ -126,12 +126,12 @@ func TestCreateTask(t *testing.T) {
 		}
 		b.unchanged(t, func() {
 			p := b.ask(t, orchestrator, "POST", tasksPath, noop(object{"stepId": "", "executionConfig": object{"executor": "noop", "timeout": 2_592_000_001, "visibilityTimeout": 99_000_000}})).fails(t, 422, "VALIDATION_ERROR")
-			require.ElementsMatch(t, []string{"body.stepId", "body.executionConfig.timeout", "body.executionConfig.visibilityTimeout"}, flaws(p), "one mistake, one flaw")
+			require.ElementsMatch(t, []string{"body.stepId", "body.executionConfig.timeout", "body.executionConfig.visibilityTimeout"}, violations(p), "one mistake, one flaw")
 			require.Contains(t, fmt.Sprint(p["errors"]), "expected number <= 2592000000")
 			require.Contains(t, fmt.Sprint(p["errors"]), "expected number <= 43200000")
 			for name, c := range bad {
 				p := b.ask(t, orchestrator, "POST", tasksPath, c.body).fails(t, 422, "VALIDATION_ERROR")
-				require.Contains(t, flaws(p), c.at, name)
+				require.Contains(t, violations(p), c.at, name)
 				require.Equal(t, p["errors"], p["error"].(map[string]any)["details"].(map[string]any)["errors"])
 				require.NotContains(t, fmt.Sprint(p), long[:400], name)
 			}
@@ -146,7 +146,7 @@ func TestCreateTask(t *testing.T) {
 		b.unchanged(t, func() {
 			r := b.ask(t, orchestrator, "POST", tasksPath, body)
 			p := r.fails(t, 422, "VALIDATION_ERROR")
-			require.Equal(t, []string{"body.input.items[1].price", "body.input.orderId", "body.input.taxRate"}, flaws(p))
+			require.Equal(t, []string{"body.input.items[1].price", "body.input.orderId", "body.input.taxRate"}, violations(p))
 			require.NotContains(t, string(r.body), "SECRET")
 		})
 
@@ -158,10 +158,10 @@ func TestCreateTask(t *testing.T) {
 
 		b.unchanged(t, func() {
 			body["taskType"] = "MANUAL"
-			require.Contains(t, flaws(b.ask(t, orchestrator, "POST", tasksPath, body).fails(t, 422, "VALIDATION_ERROR")), "body.taskType")
+			require.Contains(t, violations(b.ask(t, orchestrator, "POST", tasksPath, body).fails(t, 422, "VALIDATION_ERROR")), "body.taskType")
 			delete(body, "taskType")
 			body["executionConfig"] = object{"handler": "mine"}
-			require.Contains(t, flaws(b.ask(t, orchestrator, "POST", tasksPath, body).fails(t, 422, "VALIDATION_ERROR")), "body.executionConfig")
+			require.Contains(t, violations(b.ask(t, orchestrator, "POST", tasksPath, body).fails(t, 422, "VALIDATION_ERROR")), "body.executionConfig")
 		})
 	})
 }
@@ -241,7 +241,7 @@ func TestIdempotencyKey(t *testing.T) {
 		b.unchanged(t, func() {
 			for _, key := range []string{strings.Repeat("k", 256), "a\tb", "schlüssel"} {
 				p := b.ask(t, orchestrator, "POST", tasksPath, noop(), "Idempotency-Key", key).fails(t, 422, "VALIDATION_ERROR")
-				require.Equal(t, []string{"header.Idempotency-Key"}, flaws(p)[:1])
+				require.Equal(t, []string{"header.Idempotency-Key"}, violations(p)[:1])
 			}
 		})
 		b.ask(t, orchestrator, "POST", tasksPath, noop(), "Idempotency-Key", strings.Repeat("k", 255)).is(t, 201)

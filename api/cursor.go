@@ -28,11 +28,11 @@ func after(cursor string, filters ...string) ([]byte, error) {
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if err != nil || len(raw) <= cursorSum {
-		return nil, flawed("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
 	last := raw[:len(raw)-cursorSum]
 	if string(sum(last, filters)) != string(raw[len(last):]) {
-		return nil, flawed("query.cursor", "this cursor belongs to another list or other filters")
+		return nil, violation("query.cursor", "this cursor belongs to another list or other filters")
 	}
 	return last, nil
 }

@@ -102,7 +102,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 	tenant := callerOf(ctx).Tenant
 	if !in.Since.IsZero() {
 		if err := jobs.GuardTime(in.Since); err != nil {
-			return nil, flawed("query.since", err.Error())
+			return nil, violation("query.since", err.Error())
 		}
 	}
 	f := jobs.DeadLetterFilter{
@@ -115,7 +115,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 	}
 	if in.GroupBy != "" {
 		if in.Fingerprint != "" {
-			return nil, flawed("query.fingerprint", "groups are not asked for by fingerprint")
+			return nil, violation("query.fingerprint", "groups are not asked for by fingerprint")
 		}
 		return a.groups(ctx, in, f, last, filters)
 	}
@@ -126,7 +126,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 		from.At = time.UnixMicro(int64(binary.BigEndian.Uint64(last[2:]))).UTC() //nolint:gosec // the same
 		from.Job = int64(binary.BigEndian.Uint64(last[10:]))                     //nolint:gosec // the same
 	case last != nil:
-		return nil, flawed("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
 	var rows []db.DeadLetterListRow
 	var next *jobs.DeadLetterPlace
@@ -167,7 +167,7 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 	case len(last) > 8:
 		p.AfterN, p.AfterFingerprint = int64(binary.BigEndian.Uint64(last)), string(last[8:]) //nolint:gosec // a count of ours
 	case last != nil:
-		return nil, flawed("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
 	var rows []db.DeadLetterGroupsRow
 	var more bool

@@ -191,7 +191,7 @@ func TestRedriveDeadLetters(t *testing.T) {
 		"body.filter.queue":           {"filter": object{"queue": "x"}, "reason": "r"},
 		"body.more":                   {"filter": object{}, "reason": "r", "more": 1},
 	} {
-		require.Contains(t, flaws(b.desk(t, "POST", "/redrive", bad).fails(t, 422, "VALIDATION_ERROR")), place)
+		require.Contains(t, violations(b.desk(t, "POST", "/redrive", bad).fails(t, 422, "VALIDATION_ERROR")), place)
 	}
 	b.desk(t, "POST", "/redrive", object{"filter": object{}, "taskIds": []any{two}, "reason": "r"}).fails(t, 422, "VALIDATION_ERROR")
 }
@@ -228,7 +228,7 @@ func TestDiscardDeadLetter(t *testing.T) {
 	id := b.dead(t, "NO_STOCK", "item 1")
 	path := "/" + id + "/discard"
 	b.askWith(t, b.tenant(t, errorHandler, "a"), "POST", lettersPath+path, object{"reason": "old"}).fails(t, 404, "NOT_FOUND")
-	require.Equal(t, []string{"body"}, flaws(b.desk(t, "POST", path, object{}).fails(t, 422, "VALIDATION_ERROR")))
+	require.Equal(t, []string{"body"}, violations(b.desk(t, "POST", path, object{}).fails(t, 422, "VALIDATION_ERROR")))
 	first := b.desk(t, "POST", path, object{"reason": "old"}).is(t, 200)
 	require.Equal(t, []any{id, errorHandler, "old"}, []any{first["taskId"], first["by"], first["reason"]})
 	require.Equal(t, first, b.desk(t, "POST", path, object{"reason": "again"}).is(t, 200))

@@ -86,7 +86,7 @@ var listTaskDefinitionsDoc = doc{
 func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput) (*putTaskDefinitionOutput, error) {
 	caller, body := callerOf(ctx), &in.Body
 	if body.ID != "" && body.ID != in.ID {
-		return nil, flawed("body.id", "must be the id in the path, or be left out")
+		return nil, violation("body.id", "must be the id in the path, or be left out")
 	}
 	match, err := parseIfMatch(in.IfMatch)
 	if err != nil {
@@ -166,7 +166,7 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 		return nil, err
 	}
 	if !plainPath(string(last)) {
-		return nil, flawed("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
 	from := string(last)
 	defs, more, err := fill(int(in.Limit), 8, func(last *jobs.Definition, n int32) ([]jobs.Definition, error) {

@@ -216,14 +216,14 @@ func TestHeadersOfDefinitionsAreMasked(t *testing.T) {
 			{acme, "https://pay.example.org/v1", object{"A": 1}, "body.executionConfig.http.headers.A"},
 		} {
 			r := b.askWith(t, tt.token, "PUT", path, calls(tt.url, tt.headers))
-			require.Contains(t, flaws(r.fails(t, 422, "VALIDATION_ERROR")), tt.at)
+			require.Contains(t, violations(r.fails(t, 422, "VALIDATION_ERROR")), tt.at)
 			require.NotContains(t, string(r.body), secret)
 		}
 		for _, value := range []any{"***", object{"secretRef": "key"}} {
 			p := b.askWith(t, acme, "POST", tasksPath, noop(object{"executionConfig": object{
 				"executor": "http", "http": object{"url": "https://x.example.org", "headers": object{"A": value}},
 			}})).fails(t, 422, "VALIDATION_ERROR")
-			require.Equal(t, []string{"body.executionConfig.http.headers.A"}, flaws(p))
+			require.Equal(t, []string{"body.executionConfig.http.headers.A"}, violations(p))
 		}
 	})
 }

@@ -70,7 +70,7 @@ func TestTaskDefinitions(t *testing.T) {
 		"body.extra":                                     definition(object{"extra": 1}),
 	} {
 		p := b.ask(t, orchestrator, "PUT", path, body).fails(t, 422, "VALIDATION_ERROR")
-		require.Contains(t, flaws(p), at)
+		require.Contains(t, violations(p), at)
 	}
 	for _, id := range []string{"..", "a%2Fb", "-x", "a%20b"} {
 		r := b.ask(t, orchestrator, "PUT", definitionsPath+"/"+id, definition())

@@ -48,7 +48,7 @@ type Problem struct {
 	Code     string      `json:"code" enum:"VALIDATION_ERROR,NOT_FOUND,UNAUTHORIZED,FORBIDDEN,CONFLICT,LEASE_LOST,TASK_TERMINAL,PRECONDITION_FAILED,PAYLOAD_TOO_LARGE,UNSUPPORTED_MEDIA_TYPE,METHOD_NOT_ALLOWED,RATE_LIMITED,UNAVAILABLE,INTERNAL_ERROR" doc:"What went wrong, for a program: stable."`
 	TraceID  string      `json:"traceId" doc:"The request id: the X-Request-Id of this response, and in our logs."`
 	Errors   []FieldFlaw `json:"errors,omitempty" maxItems:"16" doc:"What is wrong with the request, place by place."`
-	Standing
+	TransitionInfo
 	Err ErrorBody `json:"error" doc:"The same in the platform's own form."`
 
 	headers http.Header
@@ -62,9 +62,9 @@ const (
 	reasonProgress = "IDEMPOTENCY_KEY_IN_PROGRESS" // the first call with the key has not ended
 )
 
-// Standing says why a call is a conflict, and where a task stands and where it may go, when
+// TransitionInfo says why a call is a conflict, and where a task stands and where it may go, when
 // it cannot go where it was asked to.
-type Standing struct {
+type TransitionInfo struct {
 	Reason        string        `json:"reason,omitempty" enum:"STATE,IDEMPOTENCY_KEY_REUSED,IDEMPOTENCY_KEY_IN_PROGRESS" doc:"Of a CONFLICT: STATE, it contradicts what there is; IDEMPOTENCY_KEY_REUSED, the key came with another body or path before; IDEMPOTENCY_KEY_IN_PROGRESS, the first call with the key has not ended: send it again after Retry-After."`
 	CurrentStatus jobs.Status   `json:"currentStatus,omitempty" doc:"Where the task stands."`
 	Legal         []jobs.Status `json:"legal,omitzero" doc:"Where it may go from there; empty when it has ended."`
@@ -86,7 +86,7 @@ type ErrorBody struct {
 // ErrorDetails is what a program may want to know beside the code.
 type ErrorDetails struct {
 	Errors []FieldFlaw `json:"errors,omitempty"`
-	Standing
+	TransitionInfo
 }
 
 // Error makes a Problem an error.
@@ -159,7 +159,7 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 		if p.misses(detail.Location) && strings.HasPrefix(message, "expected string to match pattern") {
 			continue // too short or too long, which has been said: one mistake, one flaw
 		}
-		if !p.flaw(detail.Location, message) {
+		if !p.addViolation(detail.Location, message) {
 			break
 		}
 	}
@@ -176,7 +176,7 @@ const internalText = "something went wrong on our side; the trace id leads to it
 
 func problem(status int, code, detail string) *Problem {
 	return &Problem{
-		Type: "urn:tes:error:" + code, Title: http.StatusText(status), Status: status, Code: code, Detail: tame(detail, 300),
+		Type: "urn:tes:error:" + code, Title: http.StatusText(status), Status: status, Code: code, Detail: sanitize(detail, 300),
 	}
 }
 
@@ -193,7 +193,7 @@ func (p *Problem) at(c *call) *Problem {
 	}
 	p.Err = ErrorBody{Code: p.Code, Message: p.Detail}
 	if len(p.Errors) > 0 || p.CurrentStatus != "" || p.Reason != "" {
-		p.Err.Details = &ErrorDetails{Errors: p.Errors, Standing: p.Standing}
+		p.Err.Details = &ErrorDetails{Errors: p.Errors, TransitionInfo: p.TransitionInfo}
 	}
 	return p
 }
@@ -220,37 +220,37 @@ func (p *Problem) because(err error) *Problem {
 // The bounds of what a problem says of the request: with its second form it stays
 // under 4 KiB, whatever the request was.
 const (
-	maxFlaws      = 16
-	maxFlawText   = 160 // of a place
-	maxFlawReason = 480 // of what is wrong there
-	maxFlawsTotal = 1400
+	maxViolations      = 16
+	maxViolationPlace  = 160 // of a place
+	maxViolationText   = 480 // of what is wrong there
+	maxViolationsTotal = 1400
 )
 
 // misses says whether something is wrong with a place already.
 func (p *Problem) misses(location string) bool {
-	return len(p.Errors) > 0 && p.Errors[len(p.Errors)-1].Location == tame(location, maxFlawText)
+	return len(p.Errors) > 0 && p.Errors[len(p.Errors)-1].Location == sanitize(location, maxViolationPlace)
 }
 
-// flaw adds one place; it returns false when there is no room for more.
-func (p *Problem) flaw(location, message string) bool {
-	if len(p.Errors) == maxFlaws {
+// addViolation adds one place; it returns false when there is no room for more.
+func (p *Problem) addViolation(location, message string) bool {
+	if len(p.Errors) == maxViolations {
 		return false
 	}
-	f := FieldFlaw{Location: tame(location, maxFlawText), Message: tame(message, maxFlawReason)}
+	f := FieldFlaw{Location: sanitize(location, maxViolationPlace), Message: sanitize(message, maxViolationText)}
 	total := 0
 	for _, other := range append(p.Errors, f) {
 		total += len(other.Location) + len(other.Message) + len(`{"location":"","message":""},`)
 	}
-	if total > maxFlawsTotal {
+	if total > maxViolationsTotal {
 		return false
 	}
 	p.Errors = append(p.Errors, f)
 	return true
 }
 
-// tame makes text fit for a response: short, printable, and without what JSON
+// sanitize makes text fit for a response: short, printable, and without what JSON
 // would make longer.
-func tame(s string, longest int) string {
+func sanitize(s string, longest int) string {
 	plain := len(s) <= longest
 	for i := 0; plain && i < len(s); i++ {
 		plain = s[i] >= ' ' && s[i] < 0x7f && s[i] != '"' && s[i] != '\\'
@@ -322,18 +322,18 @@ func meaning(err error) *Problem {
 	case errors.As(err, &invalid):
 		p := problem(http.StatusUnprocessableEntity, codeValidation, invalid.Message)
 		for _, v := range invalid.Violations {
-			if !p.flaw("body"+dotted(v.Path), v.Message) {
+			if !p.addViolation("body"+dotted(v.Path), v.Message) {
 				break
 			}
 		}
 		return p
 	case errors.As(err, &guard):
 		p := problem(http.StatusBadRequest, codeValidation, fmt.Sprintf("the body is not JSON that we take, at byte %d: %s", guard.Offset, guard.Reason))
-		p.flaw("body"+dotted(guard.Path), guard.Reason)
+		p.addViolation("body"+dotted(guard.Path), guard.Reason)
 		return p
 	case errors.As(err, &illegal):
 		p := problem(http.StatusConflict, codeConflict, illegal.Error())
-		p.Standing = Standing{Reason: reasonState, CurrentStatus: illegal.From, Legal: append([]jobs.Status{}, illegal.Legal...)}
+		p.TransitionInfo = TransitionInfo{Reason: reasonState, CurrentStatus: illegal.From, Legal: append([]jobs.Status{}, illegal.Legal...)}
 		return p
 	case errors.As(err, &conflict):
 		return problem(http.StatusConflict, codeConflict, conflict.Message).reason(reasonState)
@@ -352,7 +352,7 @@ func meaning(err error) *Problem {
 		return problem(http.StatusConflict, codeLeaseLost, "the lease is lost: the attempt is no longer the one that runs")
 	case errors.As(err, &over):
 		p := problem(http.StatusGone, codeTerminal, over.Error())
-		p.Standing = Standing{CurrentStatus: over.Status, Legal: []jobs.Status{}}
+		p.TransitionInfo = TransitionInfo{CurrentStatus: over.Status, Legal: []jobs.Status{}}
 		return p
 	case errors.Is(err, jobs.ErrUnavailable):
 		return unavailable("the database does not answer, and whether this was done is not known: send it again, with an idempotency key it is done once").because(err)

@@ -41,25 +41,25 @@ func Subscriptions(cfg EventsConfig) []Subscription {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	l := &listener{cfg: cfg, book: newEventBook()}
-	system := SystemEventHandler{l}
+	c := &consumer{cfg: cfg, schemas: newEventSchemas()}
+	system := SystemEventHandler{c}
 	return []Subscription{
-		{"tes-task-requests", outbox.SubjectTaskRequested, l.door(TaskRequestHandler{l}.Handle)},
-		{"tes-integration-responses", outbox.SubjectIntegrationResponse, l.door(IntegrationResponseHandler{l}.Handle)},
-		{"tes-shutdown", outbox.SubjectShutdown, l.door(system.Handle)},
-		{"tes-maintenance", outbox.SubjectMaintenance, l.door(system.Handle)},
+		{"tes-task-requests", outbox.SubjectTaskRequested, c.wrap(TaskRequestHandler{c}.Handle)},
+		{"tes-integration-responses", outbox.SubjectIntegrationResponse, c.wrap(IntegrationResponseHandler{c}.Handle)},
+		{"tes-shutdown", outbox.SubjectShutdown, c.wrap(system.Handle)},
+		{"tes-maintenance", outbox.SubjectMaintenance, c.wrap(system.Handle)},
 	}
 }
 
-// listener is the other door: what we are told on the bus comes in here, is held
+// consumer is the other door: what we are told on the bus comes in here, is held
 // against its schema, and handed to package jobs.
-type listener struct {
-	cfg  EventsConfig
-	book *eventBook
+type consumer struct {
+	cfg     EventsConfig
+	schemas *eventSchemas
 }
 
-// heard is one message whose envelope is as it must be.
-type heard struct {
+// message is one message whose envelope is as it must be.
+type message struct {
 	outbox.Delivery
 	id       string
 	data     gjson.Result
@@ -68,18 +68,18 @@ type heard struct {
 
 // by is who acts, in events and orders: whoever may publish on the subject. What the
 // message calls itself is its own word, and only logged.
-func (h *heard) by() string { return "bus:" + h.Subject }
+func (h *message) by() string { return "bus:" + h.Subject }
 
-// door reads the envelope, acts once on each event, and waits where the database is
+// wrap reads the envelope, acts once on each event, and waits where the database is
 // away: deliveries are counted, and the message is not to blame.
-func (l *listener) door(act func(context.Context, *heard) (outbox.Outcome, error)) outbox.Handler {
+func (c *consumer) wrap(act func(context.Context, *message) (outbox.Outcome, error)) outbox.Handler {
 	return func(ctx context.Context, d outbox.Delivery) error {
-		h, err := l.read(d)
+		h, err := c.read(d)
 		if err != nil {
 			return err
 		}
 		for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-			err = l.once(ctx, h, act)
+			err = c.once(ctx, h, act)
 			if !errors.Is(err, jobs.ErrUnavailable) || !waited(ctx, pause) {
 				return err
 			}
@@ -87,11 +87,11 @@ func (l *listener) door(act func(context.Context, *heard) (outbox.Outcome, error
 	}
 }
 
-func (l *listener) once(ctx context.Context, h *heard, act func(context.Context, *heard) (outbox.Outcome, error)) error {
+func (c *consumer) once(ctx context.Context, h *message, act func(context.Context, *message) (outbox.Outcome, error)) error {
 	begun := time.Now()
 	said := outbox.Outcome{Word: outbox.Repeated}
 	var acted error
-	err := l.cfg.Inbox.Once(ctx, h.Subject, h.id, func(ctx context.Context) (outbox.Outcome, error) {
+	err := c.cfg.Inbox.Once(ctx, h.Subject, h.id, func(ctx context.Context) (outbox.Outcome, error) {
 		said, acted = act(ctx, h)
 		return said, acted
 	})
@@ -101,9 +101,9 @@ func (l *listener) once(ctx context.Context, h *heard, act func(context.Context,
 	case err != nil:
 		return readFailed("inbox", err)
 	}
-	l.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "heard",
+	c.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "heard",
 		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", said.Word), slog.String("detail", said.Detail),
-		slog.String("claimed_source", tame(h.metadata.Source, 128)),
+		slog.String("claimed_source", sanitize(h.metadata.Source, 128)),
 		slog.Float64("ms", float64(time.Since(begun).Microseconds())/1000))
 	return nil
 }
@@ -121,15 +121,15 @@ func waited(ctx context.Context, d time.Duration) bool {
 }
 
 // read is the envelope of a message, and its data held against its schema.
-func (l *listener) read(d outbox.Delivery) (*heard, error) {
+func (c *consumer) read(d outbox.Delivery) (*message, error) {
 	if err := jsonguard.Check(d.Body); err != nil {
 		return nil, &outbox.Poison{Reason: "not acceptable JSON: " + err.Error()}
 	}
 	doc := gjson.ParseBytes(d.Body)
-	if p := l.book.holds(d.Subject, doc); p != nil {
+	if p := c.schemas.validate(d.Subject, doc); p != nil {
 		return nil, poison("not a "+d.Subject, p)
 	}
-	h := &heard{Delivery: d, id: doc.Get("id").Str, data: doc.Get("data")}
+	h := &message{Delivery: d, id: doc.Get("id").Str, data: doc.Get("data")}
 	if m := doc.Get("metadata"); m.IsObject() {
 		if err := json.Unmarshal([]byte(m.Raw), &h.metadata); err != nil {
 			return nil, &outbox.Poison{Reason: "not a " + d.Subject + ": metadata cannot be read"}
@@ -139,8 +139,8 @@ func (l *listener) read(d outbox.Delivery) (*heard, error) {
 }
 
 // into reads data whose schema has taken it.
-func (h *heard) into(data any) error {
-	if err := json.Unmarshal(plain([]byte(h.data.Raw)), data); err != nil {
+func (h *message) into(data any) error {
+	if err := json.Unmarshal(normalize([]byte(h.data.Raw)), data); err != nil {
 		return &outbox.Poison{Reason: "not a " + h.Subject + ": data cannot be read"}
 	}
 	return nil
@@ -158,10 +158,10 @@ func poison(what string, p *Problem) *outbox.Poison {
 
 // TaskRequestHandler hears workflow.task_requested: the same validation and the same
 // operation as POST /api/internal/tasks.
-type TaskRequestHandler struct{ *listener }
+type TaskRequestHandler struct{ *consumer }
 
 // Handle makes the task, and answers when it is committed.
-func (t TaskRequestHandler) Handle(ctx context.Context, h *heard) (outbox.Outcome, error) {
+func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var body TaskRequest
 	if p := fillTask("data", h.data, &body); p != nil {
 		return outbox.Outcome{}, poison("not a "+h.Subject, p)
@@ -216,7 +216,7 @@ func poisoned(what string, invalid *jobs.Invalid) *outbox.Poison {
 		if !known {
 			text = v.Message
 		}
-		if !p.flaw("data"+dotted(v.Path), text) {
+		if !p.addViolation("data"+dotted(v.Path), text) {
 			break
 		}
 	}
@@ -226,7 +226,7 @@ func poisoned(what string, invalid *jobs.Invalid) *outbox.Poison {
 // IntegrationResponseHandler hears integration.response_received and ends the attempt
 // that waits for it. A late, repeated or unknown response is recorded and changes
 // nothing.
-type IntegrationResponseHandler struct{ *listener }
+type IntegrationResponseHandler struct{ *consumer }
 
 const (
 	// earlyTries is how often a response may come before its task waits for it; with
@@ -238,7 +238,7 @@ const (
 
 // Handle ends the attempt. A response that comes before its task waits for it is
 // asked for again.
-func (i IntegrationResponseHandler) Handle(ctx context.Context, h *heard) (outbox.Outcome, error) {
+func (i IntegrationResponseHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var response outbox.IntegrationResponse
 	if err := h.into(&response); err != nil {
 		return outbox.Outcome{}, err
@@ -264,23 +264,23 @@ func (i IntegrationResponseHandler) Handle(ctx context.Context, h *heard) (outbo
 }
 
 // SystemEventHandler hears system.shutdown_requested and system.maintenance_mode.
-type SystemEventHandler struct{ *listener }
+type SystemEventHandler struct{ *consumer }
 
 // Handle passes an order to stop on to every process that it is for, and notes which
 // lanes rest.
-func (s SystemEventHandler) Handle(ctx context.Context, h *heard) (outbox.Outcome, error) {
+func (s SystemEventHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	if h.Subject == outbox.SubjectShutdown {
 		return s.shutdown(ctx, h)
 	}
 	return s.maintenance(ctx, h)
 }
 
-func (s SystemEventHandler) shutdown(ctx context.Context, h *heard) (outbox.Outcome, error) {
+func (s SystemEventHandler) shutdown(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var data outbox.ShutdownRequested
 	if err := h.into(&data); err != nil {
 		return outbox.Outcome{}, err
 	}
-	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: tame(data.Reason, 1024), By: h.by()}
+	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: sanitize(data.Reason, 1024), By: h.by()}
 	if data.GraceSeconds != nil {
 		grace := time.Duration(*data.GraceSeconds * float64(time.Second))
 		order.Grace = &grace
@@ -295,7 +295,7 @@ func (s SystemEventHandler) shutdown(ctx context.Context, h *heard) (outbox.Outc
 	return outbox.Outcome{Word: "ordered"}, nil
 }
 
-func (s SystemEventHandler) maintenance(ctx context.Context, h *heard) (outbox.Outcome, error) {
+func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var data outbox.MaintenanceMode
 	if err := h.into(&data); err != nil {
 		return outbox.Outcome{}, err
@@ -306,7 +306,7 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *heard) (outbox.O
 	}
 	lanes = slices.Compact(slices.Sorted(slices.Values(lanes)))
 	changed, err := s.cfg.Tasks.Operators.SetMaintenance(ctx, jobs.Maintenance{
-		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: tame(data.Reason, 1024), By: h.by(),
+		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: sanitize(data.Reason, 1024), By: h.by(),
 	})
 	var invalid *jobs.Invalid
 	switch {

@@ -52,7 +52,7 @@ func FuzzProblem(f *testing.F) {
 	f.Fuzz(func(t *testing.T, location, message string, n int) {
 		p := problem(422, codeValidation, message)
 		for range min(max(n, 0), 40) {
-			p.flaw(location, message)
+			p.addViolation(location, message)
 		}
 		_ = p.at(&call{id: strings.Repeat("x", 64), path: "/" + strings.Repeat("y", 255)})
 		w := httptest.NewRecorder()
@@ -60,7 +60,7 @@ func FuzzProblem(f *testing.F) {
 		text := w.Body.Bytes()
 		require.True(t, json.Valid(text))
 		require.LessOrEqual(t, len(text), 4096)
-		require.LessOrEqual(t, len(p.Errors), maxFlaws)
+		require.LessOrEqual(t, len(p.Errors), maxViolations)
 		require.True(t, utf8.ValidString(p.Detail))
 	})
 }
@@ -99,7 +99,7 @@ func TestDotted(t *testing.T) {
 // FuzzHeard: whatever the bus brings is read or is poison, in words that repeat
 // nothing of it; and what is read has an id that the inbox can keep.
 func FuzzHeard(f *testing.F) {
-	l := &listener{book: newEventBook()}
+	c := &consumer{schemas: newEventSchemas()}
 	for _, s := range subjects {
 		if text, err := json.Marshal(s.payload("x")); err == nil && s.handler != "" {
 			f.Add(text)
@@ -112,7 +112,7 @@ func FuzzHeard(f *testing.F) {
 			if s.handler == "" {
 				continue
 			}
-			h, err := l.read(outbox.Delivery{Subject: s.address, Body: body})
+			h, err := c.read(outbox.Delivery{Subject: s.address, Body: body})
 			if err != nil {
 				var poison *outbox.Poison
 				require.ErrorAs(t, err, &poison)

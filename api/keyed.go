@@ -125,11 +125,11 @@ func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bo
 // goodKey refuses what huma would, of a key that comes before its turn.
 func goodKey(key string) *Problem {
 	if len(key) > longestKey {
-		return flawed("header."+keyHeader, "expected length <= 255")
+		return violation("header."+keyHeader, "expected length <= 255")
 	}
 	for i := range len(key) {
 		if key[i] < ' ' || key[i] > '~' {
-			return flawed("header."+keyHeader, "expected printable ASCII characters")
+			return violation("header."+keyHeader, "expected printable ASCII characters")
 		}
 	}
 	return nil

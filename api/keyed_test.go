@@ -242,9 +242,9 @@ func TestARefusedCallLeavesItsKeyFree(t *testing.T) {
 		b.put(t, path, object{"status": "COMPLETED"}, append(key, "If-Match", `"9"`)...).fails(t, 412, "PRECONDITION_FAILED")
 		b.put(t, tasksPath+"/0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", object{"status": "COMPLETED"}, key...).fails(t, 404, "NOT_FOUND")
 		p := b.put(t, path, object{"status": "TIMED_OUT", "output": object{}}, key...).fails(t, 422, "VALIDATION_ERROR")
-		require.Equal(t, []string{"body.output"}, flaws(p))
+		require.Equal(t, []string{"body.output"}, violations(p))
 		for _, bad := range []string{strings.Repeat("k", 256), "a\tb", "schlüssel"} {
-			require.Equal(t, []string{"header.Idempotency-Key"}, flaws(b.put(t, path, object{"status": "RUNNING"}, "Idempotency-Key", bad).fails(t, 422, "VALIDATION_ERROR")))
+			require.Equal(t, []string{"header.Idempotency-Key"}, violations(b.put(t, path, object{"status": "RUNNING"}, "Idempotency-Key", bad).fails(t, 422, "VALIDATION_ERROR")))
 		}
 	})
 	b.put(t, path, object{"status": "RUNNING"}, key...).is(t, 200)
@@ -372,7 +372,7 @@ func TestHeaderAndRequestIDAreTheSameKey(t *testing.T) {
 	b := setup(t)
 	b.unchanged(t, func() {
 		p := b.ask(t, orchestrator, "POST", tasksPath, noop(object{"requestId": "one"}), "Idempotency-Key", "other").fails(t, 422, "VALIDATION_ERROR")
-		require.Equal(t, []string{"body.requestId"}, flaws(p))
+		require.Equal(t, []string{"body.requestId"}, violations(p))
 	})
 	task := b.ask(t, orchestrator, "POST", tasksPath, noop(object{"requestId": "one"}), "Idempotency-Key", "one").is(t, 201)
 	require.Equal(t, "one", task["requestId"])
@@ -391,7 +391,7 @@ func TestDequeueTakesTheHeaderAsItsRequestID(t *testing.T) {
 	require.Len(t, first, 1)
 	require.Equal(t, first[0].(object)["leaseToken"], dequeue(nil, "r-1").is(t, 200)["leases"].([]any)[0].(object)["leaseToken"])
 	require.Equal(t, first[0].(object)["leaseToken"], dequeue(object{"requestId": "r-1"}, "r-1").is(t, 200)["leases"].([]any)[0].(object)["leaseToken"])
-	require.Equal(t, []string{"body.requestId"}, flaws(dequeue(object{"requestId": "r-2"}, "r-1").fails(t, 422, "VALIDATION_ERROR")))
+	require.Equal(t, []string{"body.requestId"}, violations(dequeue(object{"requestId": "r-2"}, "r-1").fails(t, 422, "VALIDATION_ERROR")))
 }
 
 // A create whose key made a task is answered with it, whatever has become of what the task

@@ -114,7 +114,7 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 	case in.Body.RequestID == "":
 		in.Body.RequestID = in.Key
 	case in.Key != "" && in.Key != in.Body.RequestID:
-		return nil, flawed("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
+		return nil, violation("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
 	}
 	req := jobs.LeaseRequest{
 		Tenant: callerOf(ctx).Tenant, Worker: in.Body.WorkerID, ID: in.Body.RequestID, Wait: milliseconds(in.Body.WaitMs), Most: in.Body.MaxTasks,

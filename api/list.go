@@ -70,7 +70,7 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 	tenant := callerOf(ctx).Tenant
 	if !in.Claimable {
 		if in.Groups != nil || in.Roles != nil {
-			return nil, flawed("query.claimable", "groups and roles say something with claimable=true only")
+			return nil, violation("query.claimable", "groups and roles say something with claimable=true only")
 		}
 		return a.page(ctx, in.PageOf, "user", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 			return q.TaskListByUser(ctx, db.TaskListByUserParams{
@@ -107,7 +107,7 @@ func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read 
 	var from uuid.UUID
 	if last != nil {
 		if from, err = uuid.FromBytes(last); err != nil {
-			return nil, flawed("query.cursor", "this is no cursor of ours")
+			return nil, violation("query.cursor", "this is no cursor of ours")
 		}
 	}
 	out := &TaskPage{}

@@ -105,9 +105,9 @@ func TestClaimTask(t *testing.T) {
 			"body.userId": {"userId": "a\nb"},
 			"body.more":   {"userId": "jane", "more": 1},
 		} {
-			require.Contains(t, flaws(b.ask(t, ui, "POST", path+"/"+verb, body).fails(t, 422, "VALIDATION_ERROR")), at)
+			require.Contains(t, violations(b.ask(t, ui, "POST", path+"/"+verb, body).fails(t, 422, "VALIDATION_ERROR")), at)
 		}
-		require.Equal(t, "header.If-Match", flaws(b.ask(t, ui, "POST", path+"/"+verb, object{"userId": "jane"}, "If-Match", "x").fails(t, 422, "VALIDATION_ERROR"))[0])
+		require.Equal(t, "header.If-Match", violations(b.ask(t, ui, "POST", path+"/"+verb, object{"userId": "jane"}, "If-Match", "x").fails(t, 422, "VALIDATION_ERROR"))[0])
 	}
 }
 
@@ -126,7 +126,7 @@ func TestCompleteTaskAgainstTheSchema(t *testing.T) {
 		return task["status"] == "ASSIGNED"
 	})
 	p := b.ask(t, ui, "POST", path+"/complete", object{"userId": "jane", "output": object{"total": "much"}}).fails(t, 422, "VALIDATION_ERROR")
-	require.Equal(t, []string{"body.output.total"}, flaws(p))
+	require.Equal(t, []string{"body.output.total"}, violations(p))
 	require.Equal(t, task, b.ask(t, ui, "GET", path, nil).is(t, 200), "nothing has changed")
 	b.ask(t, ui, "POST", path+"/complete", object{"userId": "jane", "output": object{"total": 1}}).is(t, 200)
 }
@@ -169,7 +169,7 @@ func TestClaimable(t *testing.T) {
 		b.ask(t, ui, "GET", tasksPath+"/user/jane?claimable=true&groups=g1&roles=r"+next, nil).fails(t, 422, "VALIDATION_ERROR")
 	}
 	require.Equal(t, all, got, "what was theirs is in it, page by page")
-	require.Equal(t, []string{"query.claimable"}, flaws(b.ask(t, ui, "GET", tasksPath+"/user/jane?groups=g1", nil).fails(t, 422, "VALIDATION_ERROR")))
+	require.Equal(t, []string{"query.claimable"}, violations(b.ask(t, ui, "GET", tasksPath+"/user/jane?groups=g1", nil).fails(t, 422, "VALIDATION_ERROR")))
 	require.Empty(t, b.askWith(t, b.tenant(t, ui, "a"), "GET", tasksPath+"/user/jane?claimable=true&groups=g1", nil).is(t, 200)["items"])
 }
 
@@ -225,7 +225,7 @@ func TestClaimNextTask(t *testing.T) {
 // verdicts asks the fake's Auth Service, as cmd joins the two.
 type verdicts struct{ auth *peer.Auth }
 
-func (v verdicts) Whose(ctx context.Context, token string) (api.Person, error) {
+func (v verdicts) Authenticate(ctx context.Context, token string) (api.Person, error) {
 	claims, err := v.auth.ValidateToken(ctx, token)
 	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID, Roles: claims.Roles, Groups: claims.Groups}, err
 }

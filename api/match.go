@@ -57,7 +57,7 @@ func parseIfMatch(header string) (ifMatch, error) {
 }
 
 func badIfMatch() *Problem {
-	return flawed("header.If-Match", `expected entity tags as an ETag gave them, such as "3" or "3", "4", or *`)
+	return violation("header.If-Match", `expected entity tags as an ETag gave them, such as "3" or "3", "4", or *`)
 }
 
 // tagIn is the inside of the quoted tag at the beginning, and what comes after it.
@@ -116,9 +116,9 @@ func (a *API) write(ctx context.Context, id uuid.UUID, match ifMatch, reason str
 	return db.Task{}, jobs.ErrStale
 }
 
-// flawed is a request with one place that is not as it must be.
-func flawed(location, message string) *Problem {
+// violation is a request with one place that is not as it must be.
+func violation(location, message string) *Problem {
 	p := problem(http.StatusUnprocessableEntity, codeValidation, "the request is not valid")
-	p.flaw(location, message)
+	p.addViolation(location, message)
 	return p
 }

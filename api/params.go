@@ -46,9 +46,9 @@ func guardHeaders(r *http.Request) *Problem {
 		}
 		switch {
 		case len(values) > 1:
-			return flawed("header."+name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
+			return violation("header."+name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
 		case len(values) == 0 || strings.TrimSpace(values[0]) == "":
-			return flawed("header."+name, "is empty: give it a value, or leave it out")
+			return violation("header."+name, "is empty: give it a value, or leave it out")
 		}
 	}
 	return nil
@@ -62,7 +62,7 @@ func guardQuery(u *url.URL, params []*huma.Param) *Problem {
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return flawed("query", "cannot be read: percent-encode what is no letter or digit")
+		return violation("query", "cannot be read: percent-encode what is no letter or digit")
 	}
 	changed := false
 	for _, p := range params {
@@ -74,9 +74,9 @@ func guardQuery(u *url.URL, params []*huma.Param) *Problem {
 		each := list && p.Explode != nil && *p.Explode
 		switch {
 		case len(values) > 1 && !list:
-			return flawed("query."+p.Name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
+			return violation("query."+p.Name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
 		case len(values) > 1 && hasBlank(values):
-			return flawed("query."+p.Name, "has a value that is empty")
+			return violation("query."+p.Name, "has a value that is empty")
 		case len(values) > 1 && !each:
 			query[p.Name], changed = []string{strings.Join(values, ",")}, true
 		case p.Schema != nil && p.Schema.Format == "date-time":

@@ -56,11 +56,11 @@ func TestAHeaderWithoutAValueIsRefusedOnEveryWrite(t *testing.T) {
 				for _, header := range []string{"If-Match", "Idempotency-Key", "X-User-Token"} {
 					for _, values := range [][]string{{""}, {"  "}, {"\t"}} {
 						p := b.lines(t, service, strings.ToUpper(method), place.Replace(path), "{}", header, values...).fails(t, 422, "VALIDATION_ERROR")
-						require.Equal(t, []string{"header." + header}, flaws(p), "%s %s", method, path)
+						require.Equal(t, []string{"header." + header}, violations(p), "%s %s", method, path)
 					}
 				}
 				p := b.lines(t, service, strings.ToUpper(method), place.Replace(path), "{}", "Idempotency-Key", "a", "b").fails(t, 422, "VALIDATION_ERROR")
-				require.Equal(t, []string{"header.Idempotency-Key"}, flaws(p), "two keys are none")
+				require.Equal(t, []string{"header.Idempotency-Key"}, violations(p), "two keys are none")
 			}
 		}
 	})
@@ -90,7 +90,7 @@ func TestIfMatchIsAListOfTags(t *testing.T) {
 				b.put(t, path, object{"status": "RUNNING"}, "If-Match", bad),
 				b.ask(t, orchestrator, "PUT", def, definition(object{"timeout": 9}), "If-Match", bad),
 			} {
-				require.Equal(t, []string{"header.If-Match"}, flaws(r.fails(t, 422, "VALIDATION_ERROR")), bad)
+				require.Equal(t, []string{"header.If-Match"}, violations(r.fails(t, 422, "VALIDATION_ERROR")), bad)
 			}
 		}
 		b.put(t, tasksPath+"/0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", object{"status": "RUNNING"}, "If-Match", `"1", "2"`).fails(t, 404, "NOT_FOUND")
@@ -135,7 +135,7 @@ func TestQueryParametersThatAreRepeated(t *testing.T) {
 		require.Len(t, b.ask(t, ui, "GET", tasksPath+"/user/eve?claimable=true&"+query, nil).is(t, 200)["items"], 1, query)
 	}
 	for _, query := range []string{"status=PENDING&status=DONE", "status=PENDING,RUNNING", "status=PENDING&status=", "status=&status=PENDING"} {
-		require.Equal(t, []string{"query.status"}, flaws(b.ask(t, ui, "GET", list+"?"+query, nil).fails(t, 422, "VALIDATION_ERROR")), query)
+		require.Equal(t, []string{"query.status"}, violations(b.ask(t, ui, "GET", list+"?"+query, nil).fails(t, 422, "VALIDATION_ERROR")), query)
 	}
 	b.ask(t, ui, "GET", list+"?limit=1;status=x", nil).fails(t, 422, "VALIDATION_ERROR")
 }
@@ -169,7 +169,7 @@ func TestEveryGetTakesEachParameterOnceAndIsAHead(t *testing.T) {
 			}
 			once++
 			name := p["name"].(string)
-			require.Equal(t, []string{"query." + name}, flaws(get("GET", "?"+name+"=1&"+name+"=1").fails(t, 422, "VALIDATION_ERROR")), path)
+			require.Equal(t, []string{"query." + name}, violations(get("GET", "?"+name+"=1&"+name+"=1").fails(t, 422, "VALIDATION_ERROR")), path)
 		}
 		whole, head := get("GET", ""), get("HEAD", "")
 		require.Equal(t, whole.status, head.status, path)
@@ -224,9 +224,9 @@ func TestIntegersMayBeWrittenAsNumbers(t *testing.T) {
 	b.unchanged(t, func() {
 		for _, n := range []string{"1000.5", "1000.0000000000000000001", "1e-3"} {
 			p := b.ask(t, orchestrator, "POST", tasksPath, around(`"timeout":`+n, "{}")).fails(t, 422, "VALIDATION_ERROR")
-			require.Equal(t, "body.executionConfig.timeout", flaws(p)[0], n)
+			require.Equal(t, "body.executionConfig.timeout", violations(p)[0], n)
 			p = b.ask(t, orchestrator, "PUT", definitionsPath+"/bad", `{"type":"AUTOMATED","version":"1.0.0","timeout":`+n+`,"executionConfig":{"executor":"noop"}}`).fails(t, 422, "VALIDATION_ERROR")
-			require.Equal(t, "body.timeout", flaws(p)[0], n)
+			require.Equal(t, "body.timeout", violations(p)[0], n)
 			results := b.ask(t, orchestrator, "POST", batchPath, `{"tasks":[`+around(`"timeout":`+n, "{}")+`]}`).is(t, 200)["results"].([]any)
 			require.Contains(t, fmt.Sprint(results), "body.executionConfig.timeout", n)
 		}
@@ -264,7 +264,7 @@ func TestTimesAreRFC3339(t *testing.T) {
 		} {
 			for i, place := range []string{"body.dueDate", "body.dueDate", "query.since", "body.filter.since"} {
 				r := due(at)[i]
-				require.Equal(t, []string{place}, flaws(r.fails(t, 422, "VALIDATION_ERROR")), at)
+				require.Equal(t, []string{place}, violations(r.fails(t, 422, "VALIDATION_ERROR")), at)
 			}
 		}
 	})
@@ -305,14 +305,14 @@ func TestABrokenSchemaIsToldWhole(t *testing.T) {
 	p := b.ask(t, orchestrator, "PUT", definitionsPath+"/s", definition(object{"inputSchema": object{"properties": object{"a": object{"type": "nonsense"}, "b": object{"minLength": -1}}}})).fails(t, 422, "VALIDATION_ERROR")
 	text := fmt.Sprint(p["detail"], p["errors"])
 	for _, place := range []string{"body.inputSchema", "body.inputSchema.properties.a.type", "body.inputSchema.properties.b.minLength"} {
-		require.Contains(t, flaws(p), place)
+		require.Contains(t, violations(p), place)
 	}
 	require.Contains(t, text, "'array', 'boolean', 'integer', 'null', 'number', 'object', 'string'", "the reason is whole")
 	require.NotContains(t, text, "?", "no line end stands in it")
 	require.NotContains(t, text, "…")
 
 	p = b.ask(t, orchestrator, "PUT", definitionsPath+"/s", definition(object{"outputSchema": object{"pattern": "(unclosed"}})).fails(t, 422, "VALIDATION_ERROR")
-	require.Contains(t, flaws(p), "body.outputSchema")
+	require.Contains(t, violations(p), "body.outputSchema")
 	require.NotContains(t, fmt.Sprint(p), "…")
 }
 

@@ -195,7 +195,7 @@ func (a *API) listPauses(ctx context.Context, in *listPausesInput) (*listPausesO
 	case len(last) == 8:
 		before = int64(binary.BigEndian.Uint64(last)) //nolint:gosec // an id of ours, written below
 	case last != nil:
-		return nil, flawed("query.cursor", "the cursor is not valid")
+		return nil, violation("query.cursor", "the cursor is not valid")
 	}
 
 	out := &PausePage{Items: []Pause{}}

@@ -57,14 +57,14 @@ func TestUserTokenSaysTheRoles(t *testing.T) {
 		for _, at := range []string{approve + "/claim", tasksPath + "/claim-next"} {
 			p := b.ask(t, ui, "POST", at, object{"userId": "eve", "roles": []any{"clerk", "cfo"}}, clerk...).fails(t, 403, "FORBIDDEN")
 			require.Contains(t, p["detail"], "role cfo")
-			require.Equal(t, []string{"body.roles[1]"}, flaws(p))
+			require.Equal(t, []string{"body.roles[1]"}, violations(p))
 			p = b.ask(t, ui, "POST", at, object{"userId": "jane", "groups": []any{"crew", "board"}}, crew...).fails(t, 403, "FORBIDDEN")
 			require.Contains(t, p["detail"], "group board")
-			require.Equal(t, []string{"body.groups[1]"}, flaws(p))
+			require.Equal(t, []string{"body.groups[1]"}, violations(p))
 		}
 		// What the Auth Service does not say, nobody has.
 		p := b.ask(t, ui, "POST", load+"/claim", object{"userId": "eve", "groups": []any{"crew"}}, clerk...).fails(t, 403, "FORBIDDEN")
-		require.Equal(t, []string{"body.groups[0]"}, flaws(p))
+		require.Equal(t, []string{"body.groups[0]"}, violations(p))
 		b.ask(t, ui, "POST", approve+"/claim", object{"userId": "eve"}, clerk...).fails(t, 403, "FORBIDDEN")
 		b.ask(t, ui, "POST", approve+"/claim", object{"userId": "carl", "roles": []any{"clerk"}}, chief...).fails(t, 403, "FORBIDDEN")
 		r := b.ask(t, ui, "POST", tasksPath+"/claim-next", object{"userId": "carl", "roles": []any{"clerk"}}, chief...)

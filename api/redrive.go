@@ -197,7 +197,7 @@ var undoRedriveDoc = doc{
 
 func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriveOutput, error) {
 	if (in.Body.Filter == nil) == (in.Body.TaskIDs == nil) {
-		return nil, flawed("body", "give either filter or taskIds")
+		return nil, violation("body", "give either filter or taskIds")
 	}
 	r := jobs.Redrive{DryRun: in.Body.DryRun, Rate: in.Body.RatePerSecond}
 	if f := in.Body.Filter; f != nil {
@@ -208,7 +208,7 @@ func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriv
 	for _, text := range in.Body.TaskIDs {
 		id, err := uuid.Parse(text)
 		if err != nil {
-			return nil, flawed("body.taskIds", "this is no UUID")
+			return nil, violation("body.taskIds", "this is no UUID")
 		}
 		r.TaskIDs = append(r.TaskIDs, id)
 	}

@@ -149,7 +149,7 @@ func (r *reply) fails(t *testing.T, status int, code string) map[string]any {
 }
 
 // flaws are the places that a problem names.
-func flaws(p map[string]any) []string {
+func violations(p map[string]any) []string {
 	var out []string
 	list, _ := p["errors"].([]any)
 	for _, e := range list {

@@ -52,9 +52,9 @@ func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (
 	}
 	switch {
 	case to.Output != nil && to.Status != jobs.Completed:
-		return nil, flawed("body.output", "only a COMPLETED task has an output")
+		return nil, violation("body.output", "only a COMPLETED task has an output")
 	case to.Error != nil && to.Status != jobs.Failed && to.Status != jobs.TimedOut:
-		return nil, flawed("body.error", "only a FAILED or TIMED_OUT task has an error")
+		return nil, violation("body.error", "only a FAILED or TIMED_OUT task has an error")
 	}
 	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
 		return a.cfg.Tasks.SetStatus(ctx, id, asks, to)

@@ -90,7 +90,7 @@ func TestUpdateTaskStatus(t *testing.T) {
 						return b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "u"}, "If-Match", tag)
 					},
 				} {
-					require.Equal(t, "header.If-Match", flaws(ask().fails(t, 422, "VALIDATION_ERROR"))[0], tag)
+					require.Equal(t, "header.If-Match", violations(ask().fails(t, 422, "VALIDATION_ERROR"))[0], tag)
 				}
 			}
 		})
@@ -111,7 +111,7 @@ func TestUpdateTaskStatus(t *testing.T) {
 				"body.error.cause":   {"status": "FAILED", "error": object{"code": "A", "message": "", "cause": 1}},
 				"body.version":       {"status": "RUNNING", "version": 1},
 			} {
-				require.Contains(t, flaws(b.put(t, path, body).fails(t, 422, "VALIDATION_ERROR")), at)
+				require.Contains(t, violations(b.put(t, path, body).fails(t, 422, "VALIDATION_ERROR")), at)
 			}
 		})
 	})
@@ -124,7 +124,7 @@ func TestUpdateTaskStatus(t *testing.T) {
 		b.put(t, path, object{"status": "RUNNING"}).is(t, 200)
 		b.unchanged(t, func() {
 			p := b.put(t, path, object{"status": "COMPLETED", "output": object{"total": "much"}}).fails(t, 422, "VALIDATION_ERROR")
-			require.Equal(t, []string{"body.output.total"}, flaws(p))
+			require.Equal(t, []string{"body.output.total"}, violations(p))
 		})
 	})
 }
@@ -277,7 +277,7 @@ func TestListTasks(t *testing.T) {
 				r.is(t, 200)
 				continue
 			}
-			require.Equal(t, at, flaws(r.fails(t, 422, "VALIDATION_ERROR"))[0], query)
+			require.Equal(t, at, violations(r.fails(t, 422, "VALIDATION_ERROR"))[0], query)
 		}
 	})
 

@@ -20,5 +20,5 @@ func ownsContext(c *auth.Caller, place string, s *jobs.SecurityContext) *Problem
 	if c.Tenant == "" || s == nil || s.TenantID == "" || s.TenantID == c.Tenant {
 		return nil
 	}
-	return flawed(place+".executionConfig.securityContext.tenantId", "must be the token's own tenant, or be left out")
+	return violation(place+".executionConfig.securityContext.tenantId", "must be the token's own tenant, or be left out")
 }

@@ -11,9 +11,9 @@ import (
 
 // UserTokens is the Auth Service, which knows whose a person's token is.
 type UserTokens interface {
-	// Whose says whom the token is for; nobody for a token that is no good. After an
+	// Authenticate says whom the token is for; nobody for a token that is no good. After an
 	// error nothing is known of it.
-	Whose(ctx context.Context, token string) (Person, error)
+	Authenticate(ctx context.Context, token string) (Person, error)
 }
 
 // Person is whom a token is for, and all that they are.
@@ -44,7 +44,7 @@ func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who j
 		}
 		return said, false, nil
 	}
-	person, err := a.cfg.UserTokens.Whose(ctx, in.UserToken)
+	person, err := a.cfg.UserTokens.Authenticate(ctx, in.UserToken)
 	refused := func(why, detail string) *Problem {
 		callOf(ctx).refused = why
 		return problem(http.StatusForbidden, codeForbidden, "the token in X-User-Token "+detail)
@@ -79,7 +79,7 @@ func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who j
 		for i, name := range of.asked {
 			if !slices.Contains(of.has, name) {
 				p := refused("more than the user token's "+of.one+"s", "does not give the person the "+of.one+" "+name)
-				p.flaw(of.place+"["+strconv.Itoa(i)+"]", "is none of the token's")
+				p.addViolation(of.place+"["+strconv.Itoa(i)+"]", "is none of the token's")
 				return jobs.Person{}, false, p
 			}
 		}
@@ -90,4 +90,4 @@ func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who j
 // noUserTokens is a door without an Auth Service for people: no token is believed.
 type noUserTokens struct{}
 
-func (noUserTokens) Whose(context.Context, string) (Person, error) { return Person{}, nil }
+func (noUserTokens) Authenticate(context.Context, string) (Person, error) { return Person{}, nil }

@@ -81,7 +81,7 @@ func (a *API) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, er
 	}
 	w := &Why{TaskID: id, State: jobs.Status(row.Status), Progress: row.Progress}
 	w.explain(&row, a.cfg.Breakers())
-	w.Detail = tame(w.Detail, 600)
+	w.Detail = sanitize(w.Detail, 600)
 	return &whyTaskOutput{Body: w}, nil
 }
 

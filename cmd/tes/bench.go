@@ -13,7 +13,7 @@ import (
 type benchCmd struct{ bench.Options }
 
 // Run measures and prints.
-func (c *benchCmd) Run(s *shell) error {
+func (c *benchCmd) Run(s *cmdContext) error {
 	if err := c.Check(); err != nil {
 		return &usageError{err.Error()}
 	}
@@ -50,7 +50,7 @@ func benchService(cfg Config) func(context.Context, bench.ServiceConfig) (*bench
 			cfg.Observability = "off" // bare River makes no spans either; docs/decisions/0010 has the cost of spans
 		}
 
-		service, err := startService(ctx, cfg, surroundings{bus: in.Bus, sharedBus: true, log: in.Log})
+		service, err := startService(ctx, cfg, deps{bus: in.Bus, sharedBus: true, log: in.Log})
 		if err != nil {
 			return nil, err
 		}

@@ -36,7 +36,7 @@ body, in hex. End the consumer's writing, or copy the file, before you check.`
 }
 
 // Run prints the report.
-func (c *checkCmd) Run(s *shell) error {
+func (c *checkCmd) Run(s *cmdContext) error {
 	switch {
 	case c.Grace <= 0:
 		return &usageError{"--grace must be more than 0"}
@@ -96,7 +96,7 @@ func verdict(r check.Report) error {
 }
 
 // printReport prints a line for each rule, and under a broken one what breaks it.
-func printReport(s *shell, r check.Report) {
+func printReport(s *cmdContext, r check.Report) {
 	s.printf("At %s, with a grace of %s.\n\n", r.At.UTC().Format(time.RFC3339), r.Grace)
 	blind := 0
 	for _, one := range r.Invariants {
@@ -111,7 +111,7 @@ func printReport(s *shell, r check.Report) {
 	s.printf("\nBroken rules: %d. Invariants that were not checked, or in part: %d of %d.\n", r.Broken, blind, len(r.Invariants))
 }
 
-func printRules(s *shell, rules []check.Rule) {
+func printRules(s *cmdContext, rules []check.Rule) {
 	for _, rule := range rules {
 		s.printf("%-11s       %s: %s%s\n", rule.Verdict, rule.ID, rule.Sentence, because(rule.Why))
 		for _, one := range rule.First {

@@ -10,7 +10,7 @@ import (
 type demoCmd struct{ demo.Options }
 
 // Run starts everything in a throw-away directory and runs the demo.
-func (c *demoCmd) Run(s *shell) error {
+func (c *demoCmd) Run(s *cmdContext) error {
 	s.cfg.TLSCert, s.cfg.TLSKey, s.cfg.TLSClientCA = "", "", "" // the demo calls its own service, at an address of loopback
 
 	return demo.Run(s.ctx, c.Options, demo.Env{

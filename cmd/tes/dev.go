@@ -43,7 +43,7 @@ type ready struct {
 var callers = []string{"workflow-orchestrator", "ui-framework", "monitoring-service", "task-worker", "error-handler"}
 
 // Run starts everything, says where it is, and stops it in order at Ctrl-C.
-func (c *devCmd) Run(s *shell) error {
+func (c *devCmd) Run(s *cmdContext) error {
 	if c.DataDir != "" && c.Ephemeral {
 		return &usageError{"--data-dir and --ephemeral exclude each other"}
 	}
@@ -140,7 +140,7 @@ func (c *devCmd) checkReadyFile(dataDir string) error {
 }
 
 // place is the data directory.
-func (c *devCmd) place(s *shell) (dir string, err error) {
+func (c *devCmd) place(s *cmdContext) (dir string, err error) {
 	if dir = c.DataDir; dir == "" {
 		dir = s.cfg.DataDir
 	}
@@ -170,7 +170,7 @@ func (l *local) ready(cfg Config) ready {
 	return r
 }
 
-func banner(s *shell, l *local, r ready, took time.Duration) {
+func banner(s *cmdContext, l *local, r ready, took time.Duration) {
 	s.printf("tes is ready after %.1f s. Ctrl-C stops it", took.Seconds())
 	if l.cluster != nil {
 		s.printf("; its data is in %s", l.dir)

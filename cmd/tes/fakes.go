@@ -19,7 +19,7 @@ type peersCmd struct {
 
 // Run plays the peer services until Ctrl-C. Asynchronous answers go to the bus of TES_NATS_URL,
 // where that is set.
-func (c *peersCmd) Run(s *shell) (err error) {
+func (c *peersCmd) Run(s *cmdContext) (err error) {
 	if err := checkAddress(c.HTTP); err != nil {
 		return &usageError{"--http: " + err.Error()}
 	}

@@ -23,7 +23,7 @@ type healthcheckCmd struct {
 const mostHealth = 4 << 10
 
 // Run exits without an error if the answer is 200.
-func (c *healthcheckCmd) Run(s *shell) error {
+func (c *healthcheckCmd) Run(s *cmdContext) error {
 	base, client := c.URL, http.DefaultClient
 	if base == "" {
 		address := s.cfg.httpAddress()

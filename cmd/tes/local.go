@@ -59,7 +59,7 @@ type localConfig struct {
 
 // startLocal starts PostgreSQL, the bus, the fake peer services and the service,
 // in this order. If it fails nothing is left behind.
-func startLocal(s *shell, lc localConfig) (*local, error) {
+func startLocal(s *cmdContext, lc localConfig) (*local, error) {
 	l := &local{log: logger(s, slog.LevelWarn, "text")}
 	if err := l.start(s, lc); err != nil {
 		return nil, errors.Join(err, l.stop(context.WithoutCancel(s.ctx)))
@@ -67,7 +67,7 @@ func startLocal(s *shell, lc localConfig) (*local, error) {
 	return l, nil
 }
 
-func (l *local) start(s *shell, lc localConfig) error {
+func (l *local) start(s *cmdContext, lc localConfig) error {
 	cfg := s.cfg
 	if cfg.DatabaseDirectURL != "" && cfg.DatabaseURL == "" {
 		return &usageError{"TES_DATABASE_DIRECT_URL goes with TES_DATABASE_URL, which is not set"}
@@ -116,11 +116,11 @@ func (l *local) start(s *shell, lc localConfig) error {
 		return err
 	}
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-	l.service, err = startService(s.ctx, cfg, surroundings{bus: l.bus, sharedBus: true, log: l.log, files: files})
+	l.service, err = startService(s.ctx, cfg, deps{bus: l.bus, sharedBus: true, log: l.log, files: files})
 	return err
 }
 
-func (l *local) startDatabase(s *shell, lc localConfig) (err error) {
+func (l *local) startDatabase(s *cmdContext, lc localConfig) (err error) {
 	cfg := s.cfg
 	if cfg.DatabaseURL != "" {
 		l.databaseAt = cfg.DatabaseURL
@@ -281,7 +281,7 @@ var failing = []string{"error", "why", "reason", "panic", "stack", "detail"}
 const longestFailing = 64 << 10
 
 // logger writes to stderr; stdout is for what a command has to say.
-func logger(s *shell, level slog.Level, format string) *slog.Logger {
+func logger(s *cmdContext, level slog.Level, format string) *slog.Logger {
 	if s.level == nil {
 		s.level = &slog.LevelVar{}
 	}
@@ -314,7 +314,7 @@ func terminal(stream any) bool {
 }
 
 // progress is a bar on stderr, or nothing where that is not a terminal.
-func progress(s *shell, total int64, what string) *progressbar.ProgressBar {
+func progress(s *cmdContext, total int64, what string) *progressbar.ProgressBar {
 	if !terminal(s.stderr) {
 		return progressbar.DefaultBytesSilent(total, what)
 	}

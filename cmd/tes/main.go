@@ -46,8 +46,8 @@ const (
 	exitUsage = 2 // the command line or the environment is wrong
 )
 
-// shell is what a command has of the world.
-type shell struct {
+// cmdContext is the context of a command: its configuration and its streams.
+type cmdContext struct {
 	ctx    context.Context
 	cfg    Config
 	env    []string // that cfg was read from
@@ -58,7 +58,7 @@ type shell struct {
 	levelDefault slog.Level     // where TES_LOG_LEVEL is not set
 }
 
-func (s *shell) printf(format string, args ...any) { fmt.Fprintf(s.stdout, format, args...) }
+func (s *cmdContext) printf(format string, args ...any) { fmt.Fprintf(s.stdout, format, args...) }
 
 type cli struct {
 	Dev      devCmd         `cmd:"" help:"Run everything on this machine: database, bus, service, fake peer services."`
@@ -111,7 +111,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 		fmt.Fprintln(stderr, "tes:", err)
 		return exitUsage
 	}
-	err = parsed.Run(&shell{ctx: ctx, cfg: cfg, env: env, stdout: stdout, stderr: stderr})
+	err = parsed.Run(&cmdContext{ctx: ctx, cfg: cfg, env: env, stdout: stdout, stderr: stderr})
 	var usage *usageError
 	var setting *localpg.SettingError
 	var child *childError

@@ -18,7 +18,7 @@ type migrateCmd struct {
 type migrateUpCmd struct{}
 
 // Run applies every step and lists them.
-func (migrateUpCmd) Run(s *shell) error {
+func (migrateUpCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ type migrateDownCmd struct {
 }
 
 // Run takes one step back.
-func (c migrateDownCmd) Run(s *shell) error {
+func (c migrateDownCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ type migrateStatusCmd struct {
 }
 
 // Run lists the steps.
-func (c migrateStatusCmd) Run(s *shell) error {
+func (c migrateStatusCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
@@ -79,14 +79,14 @@ func (c migrateStatusCmd) Run(s *shell) error {
 	return nil
 }
 
-func needsDatabase(s *shell) error {
+func needsDatabase(s *cmdContext) error {
 	if s.cfg.DatabaseURL == "" {
 		return &usageError{"TES_DATABASE_URL is not set: name the database, such as postgres://tes@db.internal/tes"}
 	}
 	return nil
 }
 
-func printJSON(s *shell, v any) error {
+func printJSON(s *cmdContext, v any) error {
 	text, err := indented(v)
 	if err != nil {
 		return fmt.Errorf("print: %w", err)

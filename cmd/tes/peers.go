@@ -63,7 +63,7 @@ func (n notifier) Notify(ctx context.Context, notice jobs.Notice) error {
 
 type userTokens struct{ auth *peer.Auth }
 
-func (u userTokens) Whose(ctx context.Context, token string) (api.Person, error) {
+func (u userTokens) Authenticate(ctx context.Context, token string) (api.Person, error) {
 	claims, err := u.auth.ValidateToken(ctx, token)
 	return api.Person{Subject: claims.Subject, Tenant: claims.TenantID, Roles: claims.Roles, Groups: claims.Groups}, err
 }

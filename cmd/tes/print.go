@@ -17,7 +17,7 @@ import (
 type openapiCmd struct{}
 
 // Run prints YAML.
-func (openapiCmd) Run(s *shell) error {
+func (openapiCmd) Run(s *cmdContext) error {
 	text, err := api.OpenAPI()
 	if err != nil {
 		return err
@@ -30,7 +30,7 @@ func (openapiCmd) Run(s *shell) error {
 type asyncapiCmd struct{}
 
 // Run prints YAML.
-func (asyncapiCmd) Run(s *shell) error {
+func (asyncapiCmd) Run(s *cmdContext) error {
 	text, err := api.AsyncAPI()
 	if err != nil {
 		return err
@@ -45,7 +45,7 @@ type versionCmd struct {
 }
 
 // Run prints the version.
-func (c versionCmd) Run(s *shell) error {
+func (c versionCmd) Run(s *cmdContext) error {
 	if c.JSON {
 		return printJSON(s, map[string]string{"version": version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
 	}
@@ -78,7 +78,7 @@ type tokenCmd struct {
 }
 
 // Run prints the token alone, so that it can be put into a variable.
-func (c *tokenCmd) Run(s *shell) error {
+func (c *tokenCmd) Run(s *cmdContext) error {
 	if len(c.Scope) == 0 && !slices.Contains(callers, c.Service) {
 		return &usageError{fmt.Sprintf("--service: %q is none of %s, and has no scopes unless --scope gives it some", c.Service, strings.Join(callers, ", "))}
 	}

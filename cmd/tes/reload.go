@@ -122,7 +122,7 @@ func (s *service) callbackSecrets() webhook.Secrets {
 
 // reload reads the settings again at each SIGHUP, until ctx ends, and says what became of
 // them. Nothing that it finds ends the process.
-func reload(ctx context.Context, hangups <-chan os.Signal, s *shell, files *renewals, log *slog.Logger) {
+func reload(ctx context.Context, hangups <-chan os.Signal, s *cmdContext, files *renewals, log *slog.Logger) {
 	for {
 		select {
 		case <-hangups:
@@ -138,7 +138,7 @@ type reloaded struct {
 	changed, same, restart []string
 }
 
-func reloadOnce(s *shell, files *renewals, log *slog.Logger) {
+func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
 	var r reloaded
 	var wrong []error
 	for _, one := range files.all() {
@@ -171,7 +171,7 @@ func reloadOnce(s *shell, files *renewals, log *slog.Logger) {
 
 // compare holds the settings that came in files against what they say now. The environment of
 // a process does not change.
-func (r *reloaded) compare(s *shell, next Config) {
+func (r *reloaded) compare(s *cmdContext, next Config) {
 	was, is := reflect.ValueOf(s.cfg), reflect.ValueOf(next)
 	for i := range was.NumField() {
 		name := was.Type().Field(i).Tag.Get("env")

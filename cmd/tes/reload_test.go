@@ -217,7 +217,7 @@ func TestCallbackSecretsAreRenewed(t *testing.T) {
 	cfg, err := readConfig([]string{"TES_CALLBACK_SECRET_FILE=" + certtest.Write(t, dir, "secret", []byte(old))})
 	require.NoError(t, err)
 	log := &output{}
-	files, err := cfg.watchFiles(logger(&shell{stderr: log}, 0, "json"))
+	files, err := cfg.watchFiles(logger(&cmdContext{stderr: log}, 0, "json"))
 	require.NoError(t, err)
 	s := &service{cfg: cfg, files: files}
 	require.Len(t, s.callbackSecrets(), 1)
@@ -243,7 +243,7 @@ func TestCallbackSecretsAreRenewed(t *testing.T) {
 	cfg, err = readConfig([]string{"TES_CALLBACK_SECRET_FILE=" + pipe})
 	require.NoError(t, err)
 	require.NoError(t, <-wrote)
-	files, err = cfg.watchFiles(logger(&shell{stderr: log}, 0, "json"))
+	files, err = cfg.watchFiles(logger(&cmdContext{stderr: log}, 0, "json"))
 	require.NoError(t, err)
 	require.Nil(t, files.callbacks)
 	require.Len(t, (&service{cfg: cfg, files: files}).callbackSecrets(), 1)
@@ -255,7 +255,7 @@ func TestWatchedFilesAreReadSeldom(t *testing.T) {
 	dir := t.TempDir()
 	path := certtest.Write(t, dir, "file", []byte("a"))
 	var parsed atomic.Int64
-	w, err := newWatched(logger(&shell{stderr: &output{}}, 0, "json"), "TES_X", []string{path}, func(texts [][]byte) (string, error) {
+	w, err := newWatched(logger(&cmdContext{stderr: &output{}}, 0, "json"), "TES_X", []string{path}, func(texts [][]byte) (string, error) {
 		parsed.Add(1)
 		return string(texts[0]), nil
 	})

@@ -23,7 +23,7 @@ func (serveCmd) Help() string {
 }
 
 // Run serves until it is told to stop, then drains.
-func (c *serveCmd) Run(s *shell) error {
+func (c *serveCmd) Run(s *cmdContext) error {
 	hangups := make(chan os.Signal, 1) // from the beginning: without it the signal would end the process
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
@@ -57,7 +57,7 @@ func (c *serveCmd) Run(s *shell) error {
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)
 	}
-	service, err := startService(s.ctx, cfg, surroundings{bus: bus, log: log, files: files})
+	service, err := startService(s.ctx, cfg, deps{bus: bus, log: log, files: files})
 	if err != nil {
 		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
 	}

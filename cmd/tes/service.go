@@ -56,8 +56,8 @@ type service struct {
 	closers      []func(context.Context) error // in the order of starting
 }
 
-// surroundings are what a service runs in.
-type surroundings struct {
+// deps are what a service runs in.
+type deps struct {
 	bus *natsbus.Bus
 	// sharedBus leaves closing the bus to the caller; default: the service closes it.
 	sharedBus bool
@@ -67,7 +67,7 @@ type surroundings struct {
 
 // startService starts a service. stop takes down what was started, also when starting fails
 // half-way.
-func startService(ctx context.Context, cfg Config, in surroundings) (*service, error) {
+func startService(ctx context.Context, cfg Config, in deps) (*service, error) {
 	s := &service{cfg: cfg, log: in.log, bus: in.bus, files: in.files, ordered: make(chan jobs.ShutdownOrder, 1)}
 	if err := s.start(ctx, in); err != nil {
 		return nil, errors.Join(err, s.stop(context.WithoutCancel(ctx)))
@@ -77,7 +77,7 @@ func startService(ctx context.Context, cfg Config, in surroundings) (*service, e
 
 // start starts each part after the parts that it needs. stop runs in the opposite order, so a
 // part also ends before the parts that it needs.
-func (s *service) start(ctx context.Context, in surroundings) error {
+func (s *service) start(ctx context.Context, in deps) error {
 	process := jobs.NewProcessID()
 
 	// The address first: if another process listens there, nothing else may have happened.

@@ -18,7 +18,7 @@ type withPostgresCmd struct {
 }
 
 // Run runs the command and ends as it ended.
-func (c *withPostgresCmd) Run(s *shell) error {
+func (c *withPostgresCmd) Run(s *cmdContext) error {
 	command := c.Command
 	if len(command) > 0 && command[0] == "--" {
 		command = command[1:]

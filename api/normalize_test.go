@@ -21,7 +21,7 @@ func TestPlainLeavesWhatIsNotOursToSay(t *testing.T) {
 		`{"input": null, "output": 1.0, "a": [], "b": {}, "c": [{}, []]}`:                   `{"input": null, "output": 1, "a": [], "b": {}, "c": [{}, []]}`,
 		` 1.0 `: ` 1 `, `[]`: `[]`, `"x"`: `"x"`,
 	} {
-		require.Equal(t, want, string(plain([]byte(from))), from)
+		require.Equal(t, want, string(normalize([]byte(from))), from)
 	}
 }
 
@@ -37,7 +37,7 @@ func FuzzPlain(f *testing.F) {
 		if err != nil {
 			return
 		}
-		after := plain(doc)
+		after := normalize(doc)
 		require.NoError(t, jsonguard.Check(after), "%s", after)
 		got, err := canonical.Hash(after)
 		require.NoError(t, err)

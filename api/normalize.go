@@ -40,11 +40,11 @@ var timeMembers = map[string]bool{"dueDate": true, "since": true, "timestamp": t
 // and what an integration answers.
 var ofOthers = map[string]bool{"value": true, "data": true}
 
-// plain is a guarded document with its integers as plain digits and its times in capitals, so
+// normalize returns a guarded document with its integers as plain digits and its times in capitals, so
 // that encoding/json reads them. What is not ours to say stays to the byte: see freeMembers and
 // ofOthers.
-func plain(doc []byte) []byte {
-	p := plainer{doc: doc}
+func normalize(doc []byte) []byte {
+	p := normalizer{doc: doc}
 	p.value("")
 	if p.out == nil {
 		return doc
@@ -52,28 +52,28 @@ func plain(doc []byte) []byte {
 	return append(p.out, doc[p.copied:]...)
 }
 
-// plainer walks a document once, and copies it from where the first difference is.
-type plainer struct {
+// normalizer walks a document once, and copies it from where the first difference is.
+type normalizer struct {
 	doc    []byte
 	i      int
 	out    []byte
 	copied int
 }
 
-func (p *plainer) space() {
+func (p *normalizer) space() {
 	for p.i < len(p.doc) && p.doc[p.i] <= ' ' {
 		p.i++
 	}
 }
 
 // instead puts a text in the place of what stands from begin to here.
-func (p *plainer) instead(begin int, text string) {
+func (p *normalizer) instead(begin int, text string) {
 	p.out = append(append(p.out, p.doc[p.copied:begin]...), text...)
 	p.copied = p.i
 }
 
 // value is a value of the member of that name; within a list, the list's.
-func (p *plainer) value(name string) {
+func (p *normalizer) value(name string) {
 	p.space()
 	begin := p.i
 	switch c := p.doc[p.i]; {
@@ -107,7 +107,7 @@ func (p *plainer) value(name string) {
 }
 
 // each goes through the members of an object, or the items of a list, to its end.
-func (p *plainer) each(end byte, one func()) {
+func (p *normalizer) each(end byte, one func()) {
 	p.i++
 	for {
 		p.space()
@@ -124,7 +124,7 @@ func (p *plainer) each(end byte, one func()) {
 }
 
 // name reads a member's name, and the colon after it.
-func (p *plainer) name() string {
+func (p *normalizer) name() string {
 	begin := p.i
 	p.text()
 	raw := p.doc[begin+1 : p.i-1]
@@ -139,7 +139,7 @@ func (p *plainer) name() string {
 }
 
 // text goes behind a string.
-func (p *plainer) text() {
+func (p *normalizer) text() {
 	for p.i++; p.doc[p.i] != '"'; p.i++ {
 		if p.doc[p.i] == '\\' {
 			p.i++
@@ -149,7 +149,7 @@ func (p *plainer) text() {
 }
 
 // skip goes behind an object or a list, whatever is in it.
-func (p *plainer) skip() {
+func (p *normalizer) skip() {
 	for depth := 0; ; {
 		switch p.doc[p.i] {
 		case '"':
@@ -214,7 +214,7 @@ func readJSON(data []byte, to any) error { return readMember("", data, to) }
 
 // readMember is readJSON for a member of a body; path leads to it.
 func readMember(path string, data []byte, to any) error {
-	err := json.Unmarshal(plain(data), to)
+	err := json.Unmarshal(normalize(data), to)
 	var kind *json.UnmarshalTypeError
 	switch {
 	case err == nil:
