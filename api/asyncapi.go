@@ -32,11 +32,11 @@ var subjects = []subject{
 		example: told("AUTOMATED", map[string]any{"taskDefinitionId": "calculate-order-total", "status": "PENDING", "priority": "HIGH", "createdAt": exampleTime}),
 	},
 	{
-		id: "taskStarted", address: outbox.SubjectStarted, kind: "task.instance.started", summary: "An attempt began, or a person began.", data: reflect.TypeFor[outbox.TaskStarted](),
+		id: "taskStarted", address: outbox.SubjectStarted, kind: "task.instance.started", summary: "An attempt began, or a person claimed the task.", data: reflect.TypeFor[outbox.TaskStarted](),
 		example: told("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime}),
 	},
 	{
-		id: "taskCompleted", address: outbox.SubjectCompleted, kind: "task.instance.completed", summary: "A task ended well.", data: reflect.TypeFor[outbox.TaskCompleted](),
+		id: "taskCompleted", address: outbox.SubjectCompleted, kind: "task.instance.completed", summary: "A task was completed.", data: reflect.TypeFor[outbox.TaskCompleted](),
 		example: told("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "executionTime": 2, "outputSummary": map[string]any{"total": 23.74}}),
 	},
 	{
@@ -52,27 +52,27 @@ var subjects = []subject{
 		example: told("INTEGRATION", map[string]any{"retryCount": 1, "maxRetries": 2, "retryDelay": 457, "nextRetryTime": exampleTime, "lastErrorCode": "RATE_LIMIT_ERROR", "lastErrorMessage": "slow down"}),
 	},
 	{
-		id: "taskManualAssigned", address: outbox.SubjectAssigned, kind: outbox.SubjectAssigned, summary: "A manual task was given to a person or a group.", data: reflect.TypeFor[outbox.TaskAssigned](),
+		id: "taskManualAssigned", address: outbox.SubjectAssigned, kind: outbox.SubjectAssigned, summary: "A manual task was assigned to a person or a group.", data: reflect.TypeFor[outbox.TaskAssigned](),
 		example: map[string]any{"taskId": exampleTask["taskId"], "workflowId": "order-workflow-123", "assigneeId": "jane", "assigneeName": "jane", "taskName": "Approve an order", "taskDescription": "", "priority": "MEDIUM", "dueDate": exampleTime},
 	},
 	{
 		id: "taskRequested", address: outbox.SubjectTaskRequested, kind: outbox.SubjectTaskRequested, handler: "TaskRequestHandler", data: reflect.TypeFor[TaskRequest](),
-		summary: "Asks for a task, as POST /api/internal/tasks does. requestId, or else the event's id, makes it idempotent; the task belongs to executionConfig.securityContext.tenantId, or to no tenant.",
+		summary: "Requests a task, like POST /api/internal/tasks. requestId, or else the event's id, is the idempotency key. The task belongs to the tenant executionConfig.securityContext.tenantId, or to no tenant.",
 		example: map[string]any{"requestId": "order-123-total", "workflowId": "order-workflow-123", "taskDefinitionId": "calculate-order-total", "input": map[string]any{"orderId": "ORD-123"}},
 	},
 	{
 		id: "integrationResponseReceived", address: outbox.SubjectIntegrationResponse, kind: outbox.SubjectIntegrationResponse, handler: "IntegrationResponseHandler", data: reflect.TypeFor[outbox.IntegrationResponse](),
-		summary: "Ends the attempt that the Integration Service took with a 202.",
+		summary: "Ends the attempt that the Integration Service accepted with a 202.",
 		example: map[string]any{"taskId": exampleTask["taskId"], "invocationId": "8ebf407d-40bf-5791-8792-991a6496c332", "integrationId": "mail", "status": "SUCCESS", "data": map[string]any{"message_id": "m-1"}},
 	},
 	{
 		id: "shutdownRequested", address: outbox.SubjectShutdown, kind: outbox.SubjectShutdown, handler: "SystemEventHandler", data: reflect.TypeFor[outbox.ShutdownRequested](),
-		summary: "Stops the processes that it is for and that were there when it was said.",
+		summary: "Stops the processes that match target and were running when the event was sent.",
 		example: map[string]any{"target": "task-execution-service", "graceSeconds": 30, "reason": "the rack is moved"},
 	},
 	{
 		id: "maintenanceMode", address: outbox.SubjectMaintenance, kind: outbox.SubjectMaintenance, handler: "SystemEventHandler", data: reflect.TypeFor[outbox.MaintenanceMode](),
-		summary: "Makes lanes give nothing out, in every process, or go on. Accepting and reading go on all the time. until is from 2000 to 8999, in UTC.",
+		summary: "Stops queues from handing out tasks, in every process, or lets them continue. Creating and reading tasks continue all the time. until is from year 2000 to 8999, in UTC.",
 		example: map[string]any{"enabled": true, "lanes": []any{"task-execution-integration"}, "reason": "the accounting system is upgraded", "until": exampleTime},
 	},
 }
@@ -127,9 +127,9 @@ func (b *eventSchemas) envelope(s subject) *huma.Schema {
 	text := func(doc string, most int) *huma.Schema {
 		return &huma.Schema{Type: huma.TypeString, Description: doc, MaxLength: &most}
 	}
-	correlation, source := text("Links the event to its workflow.", 128), text("Who speaks.", 256)
+	correlation, source := text("Links the event to its workflow.", 128), text("The sender of the event.", 256)
 	metadata := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"correlationId": correlation, "source": source}}
-	id := text("The event's id: the same at every repetition.", 255)
+	id := text("The event's id, the same for every repetition.", 255)
 	e := &huma.Schema{
 		Type: huma.TypeObject, Description: s.summary, Required: []string{"id", "data"},
 		Properties: map[string]*huma.Schema{
@@ -147,7 +147,7 @@ func (b *eventSchemas) envelope(s subject) *huma.Schema {
 		one := 1
 		id.MinLength, id.Pattern = &one, "^[ -~]+$"
 		correlation.Pattern = "^[!-~]*$"
-		metadata.Properties["taskId"] = text("The task, where data does not name it.", 128)
+		metadata.Properties["taskId"] = text("The task, if data does not name it.", 128)
 	}
 	for _, of := range []*huma.Schema{metadata, e} {
 		for _, p := range of.Properties {
@@ -210,8 +210,8 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 	doc := asyncDocument{AsyncAPI: "3.0.0", ContentType: "application/json", Channels: map[string]any{}, Operations: map[string]any{}}
 	doc.Info = map[string]any{
 		"title": "Task Execution Service", "version": documentVersion,
-		"description": "What the Task Execution Service says and hears on the event bus (NATS JetStream). A subject is a channel's address; the body is an envelope, whose type is the message's name. " +
-			"Events come at least once, in order for each task, with the same id and the same bytes each time.",
+		"description": "The messages that the Task Execution Service publishes and consumes on the event bus (NATS JetStream). The address of a channel is a subject; the body is an envelope, whose type is the name of the message. " +
+			"Events are delivered at least once, in order for each task; a repetition has the same id and the same bytes.",
 	}
 	doc.Components.Messages, doc.Components.Schemas = map[string]any{}, map[string]any{}
 	for name, s := range schemas.schemas.Map() {
@@ -241,11 +241,11 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 		}
 	}
 	doc.add("deadLetter", "deadletter.{subject}", "", map[string]any{
-		"name": "deadletter", "title": "deadletter", "summary": "A message that could not be acted upon, as it was heard, with the reason.",
-		"headers": ref("schemas/DeadLetterHeaders"), "payload": map[string]any{"description": "As it was heard."},
+		"name": "deadletter", "title": "deadletter", "summary": "A consumed message that could not be handled, unchanged, with the reason.",
+		"headers": ref("schemas/DeadLetterHeaders"), "payload": map[string]any{"description": "The consumed message, unchanged."},
 	})
 	doc.Channels["deadLetter"].(map[string]any)["parameters"] = map[string]any{
-		"subject": map[string]any{"description": "The subject on which it was heard.", "enum": heard},
+		"subject": map[string]any{"description": "The subject of the consumed message.", "enum": heard},
 	}
 	text, err := json.Marshal(&doc)
 	if err != nil {
@@ -288,13 +288,13 @@ func attributes() map[string]any {
 		"ce-type":            header("The envelope's type."),
 		"ce-source":          header("The envelope's metadata.source."),
 		"ce-time":            bound("format", "date-time", "The envelope's timestamp."),
-		"ce-datacontenttype": bound("enum", []any{"application/json"}, "Of the body."),
+		"ce-datacontenttype": bound("enum", []any{"application/json"}, "The media type of the body."),
 		"ce-subject":         bound("format", "uuid", "The task's id."),
-		"ce-correlationid":   header("The task's correlation id, percent-encoded as CloudEvents demands of headers."),
-		"ce-sequence":        bound("pattern", "^[0-9]{10}$", "The number of the move within the task; compares as text."),
-		"ce-traceparent":     header("The span that asked for the task, if there was one."),
-		"traceparent":        header("The same, for those who look there."),
-		"Nats-Msg-Id":        header("By which the stream knows a repetition."),
+		"ce-correlationid":   header("The task's correlation id, percent-encoded as CloudEvents requires for headers."),
+		"ce-sequence":        bound("pattern", "^[0-9]{10}$", "The number of the event within its task. Compares as text."),
+		"ce-traceparent":     header("The span of the request that created the task, if there was one."),
+		"traceparent":        header("The same as ce-traceparent."),
+		"Nats-Msg-Id":        header("The id by which the stream recognizes a repetition."),
 	}
 }
 
@@ -318,15 +318,15 @@ func spokenHeaders() any {
 
 func heardHeaders() any {
 	return map[string]any{"type": "object", "properties": map[string]any{
-		"traceparent":    header("The asking span, which the task's events name again."),
-		"ce-traceparent": header("The same, where traceparent is absent."),
-		"Nats-Msg-Id":    header("By which the stream knows a repetition."),
+		"traceparent":    header("The span of the request. The task's events repeat it."),
+		"ce-traceparent": header("The same, if traceparent is absent."),
+		"Nats-Msg-Id":    header("The id by which the stream recognizes a repetition."),
 	}}
 }
 
 func deadLetterHeaders() any {
 	return map[string]any{"type": "object", "required": []any{"Tes-Reason"}, "properties": map[string]any{
-		"Tes-Reason":   header("Why; it names places of the message and not what stands there."),
-		"Tes-Cut-From": header("How many bytes the body had, where it had to be cut."),
+		"Tes-Reason":   header("The reason. It names places in the message and never their values."),
+		"Tes-Cut-From": header("The original length of the body in bytes, if it was cut."),
 	}}
 }

@@ -18,8 +18,8 @@ import (
 // AuditQuery is what the lists of one task's past take. Exported, or huma would not
 // look into it.
 type AuditQuery struct {
-	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before."`
+	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
+	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page."`
 }
 
 type auditInput struct {
@@ -30,53 +30,53 @@ type auditInput struct {
 type listTaskEventsInput struct {
 	TaskPath
 	AuditQuery
-	Include string `query:"include" enum:"payloads" doc:"payloads: with every payload, however long."`
+	Include string `query:"include" enum:"payloads" doc:"payloads: return every payload in full, however long."`
 }
 
 // TaskEvent is one move of a task.
 type TaskEvent struct {
-	Seq     int32           `json:"seq" doc:"The task's version after the move."`
+	Seq     int32           `json:"seq" doc:"The task's version after the transition."`
 	At      time.Time       `json:"at"`
-	Type    string          `json:"type" enum:"created,started,completed,failed,canceled,retry,assigned,released,redriven" doc:"What happened. Releases and redrives are not told on the bus."`
-	Attempt int32           `json:"attempt" doc:"The attempt it belongs to; 0 before the first."`
-	Was     *formerStatus   `json:"was" doc:"The status before; null for the first move."`
-	Now     jobs.Status     `json:"now" doc:"The status after."`
-	Actor   string          `json:"actor" doc:"Who made it: a caller, or a process."`
-	Payload json.RawMessage `json:"payload" nullable:"true" doc:"What there is to say beside; null for nothing."`
+	Type    string          `json:"type" enum:"created,started,completed,failed,canceled,retry,assigned,released,redriven" doc:"The type of the event. released and redriven are not published on the bus."`
+	Attempt int32           `json:"attempt" doc:"The number of the attempt; 0 before the first attempt."`
+	Was     *formerStatus   `json:"was" doc:"The status before the transition; null for created."`
+	Now     jobs.Status     `json:"now" doc:"The status after the transition."`
+	Actor   string          `json:"actor" doc:"The caller or the process that made the transition."`
+	Payload json.RawMessage `json:"payload" nullable:"true" doc:"Details of the event; null if there are none."`
 
-	Truncated []string `json:"truncated,omitempty" enum:"payload" doc:"The payload was left out, for it is longer than 4 KiB; include=payloads has it."`
+	Truncated []string `json:"truncated,omitempty" enum:"payload" doc:"Names payload if the payload is longer than 4 KiB and was left out; include=payloads returns it."`
 }
 
 // TaskEventPage is a page of a task's moves, in their order.
 type TaskEventPage struct {
 	Items      []TaskEvent `json:"items"`
-	NextCursor *string     `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	NextCursor *string     `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
 // TaskAttempt is one attempt at a task.
 type TaskAttempt struct {
 	Attempt    int32           `json:"attempt"`
-	ExecutorID string          `json:"executorId" doc:"Who ran it: a process, a worker, a person."`
+	ExecutorID string          `json:"executorId" doc:"The process, worker or person that ran the attempt."`
 	StartedAt  time.Time       `json:"startedAt"`
-	EndedAt    *time.Time      `json:"endedAt" doc:"Null while it runs."`
-	Outcome    *outcomeName    `json:"outcome" doc:"How it ended; null while it runs."`
-	Error      json.RawMessage `json:"error" nullable:"true" doc:"What it failed with."`
-	Lease      *TaskLease      `json:"lease,omitempty" doc:"Of the attempt that runs."`
-	Progress   json.RawMessage `json:"progress,omitempty" doc:"How far it has come, as its last heartbeat said; of the attempt that said so last."`
+	EndedAt    *time.Time      `json:"endedAt" doc:"The end of the attempt; null while it runs."`
+	Outcome    *outcomeName    `json:"outcome" doc:"The outcome of the attempt; null while it runs."`
+	Error      json.RawMessage `json:"error" nullable:"true" doc:"The error of a failed attempt; null otherwise."`
+	Lease      *TaskLease      `json:"lease,omitempty" doc:"The lease of a running attempt; absent otherwise."`
+	Progress   json.RawMessage `json:"progress,omitempty" doc:"The progress that the last heartbeat of the attempt reported; absent without any."`
 }
 
 // TaskLease says until when an attempt is somebody's.
 type TaskLease struct {
-	Kind       string     `json:"kind" enum:"process,worker,response,person" doc:"Who holds it; response: another system has the work, and its answer is waited for."`
+	Kind       string     `json:"kind" enum:"process,worker,response,person" doc:"The kind of holder. response: another system does the work, and its response is awaited."`
 	Owner      string     `json:"owner"`
-	ExpiresAt  time.Time  `json:"expiresAt" doc:"When it runs out, unless it is extended."`
-	DeadlineAt *time.Time `json:"deadlineAt" doc:"When the attempt's timeout ends it, whatever the heartbeats."`
+	ExpiresAt  time.Time  `json:"expiresAt" doc:"The end of the lease, unless it is extended."`
+	DeadlineAt *time.Time `json:"deadlineAt" doc:"The end of the attempt's timeout, which heartbeats do not extend."`
 }
 
 // TaskAttemptPage is a page of a task's attempts, in their order.
 type TaskAttemptPage struct {
 	Items      []TaskAttempt `json:"items"`
-	NextCursor *string       `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	NextCursor *string       `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
 type (
@@ -100,7 +100,7 @@ type (
 
 var listTaskEventsDoc = doc{
 	id: "listTaskEvents", tag: tagTasks, summary: "List a task's events",
-	description: "Pages through the audit trail of a task: every move that it made, oldest first.",
+	description: "Lists the events of a task, oldest first: one for each transition.",
 	errors:      []int{404},
 	answer: map[string]any{"items": []any{
 		map[string]any{"seq": 1, "at": "2026-11-02T09:30:00.000001Z", "type": "created", "attempt": 0, "was": nil, "now": "PENDING", "actor": "workflow-orchestrator", "payload": nil},
@@ -110,8 +110,8 @@ var listTaskEventsDoc = doc{
 
 var listTaskAttemptsDoc = doc{
 	id: "listTaskAttempts", tag: tagTasks, summary: "List a task's attempts",
-	description: "Pages through the attempts at a task, oldest first: who ran each, how it ended, and the lease of the one that runs. " +
-		"An attempt that was given back unspent is not among them: the next has its number.",
+	description: "Lists the attempts of a task, oldest first: the executor, the outcome, and the lease of a running attempt. A released " +
+		"attempt is not listed; the next attempt reuses its number.",
 	errors: []int{404},
 	answer: map[string]any{"items": []any{
 		map[string]any{

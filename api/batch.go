@@ -24,7 +24,7 @@ func keyOfItem(batch string, item int) string { return batch + "§" + strconv.It
 // BatchRequest is the body of POST /api/internal/tasks/batch, for the document:
 // what comes is taken apart by createTasks, so that one bad item is its own fault.
 type BatchRequest struct {
-	Tasks []batchedTask `json:"tasks" minItems:"1" maxItems:"1000" doc:"Each as it would be sent alone."`
+	Tasks []batchedTask `json:"tasks" minItems:"1" maxItems:"1000" doc:"The requests, each as POST /api/internal/tasks takes it."`
 }
 
 type batchedTask json.RawMessage
@@ -45,15 +45,15 @@ var batchSchema = func() *huma.Schema {
 
 // BatchAnswer says what became of each task of a batch.
 type BatchAnswer struct {
-	Results []BatchResult `json:"results" doc:"One for each task asked for, in their order."`
+	Results []BatchResult `json:"results" doc:"One result for each request, in the order of the requests."`
 }
 
 // BatchResult is what became of one task of a batch.
 type BatchResult struct {
-	TaskID   *uuid.UUID  `json:"taskId,omitempty" format:"uuid" doc:"The task that was made, or was there."`
-	Status   jobs.Status `json:"status,omitempty" doc:"Where it stands."`
-	Replayed bool        `json:"replayed,omitempty" doc:"It was made before, by a request with this requestId."`
-	Error    *ErrorBody  `json:"error,omitempty" doc:"Why there is no task; body is the item in its places."`
+	TaskID   *uuid.UUID  `json:"taskId,omitempty" format:"uuid" doc:"The id of the new task, or of the task that an earlier request with the same requestId created."`
+	Status   jobs.Status `json:"status,omitempty" doc:"The task's current status."`
+	Replayed bool        `json:"replayed,omitempty" doc:"true: an earlier request with this requestId created the task."`
+	Error    *ErrorBody  `json:"error,omitempty" doc:"The reason why there is no task. Places in it begin with body, which is the item."`
 }
 
 type (
@@ -63,10 +63,10 @@ type (
 
 var createTasksDoc = doc{
 	id: "createTasks", tag: tagTasks, summary: "Create up to 1000 tasks",
-	description: "Makes many tasks and answers when all are committed. Each stands for itself: it is made, found made before (by its requestId), " +
-		"or refused, whatever becomes of the others. The body may be eight times as long as that of other requests. " +
-		"Idempotency-Key is the batch's, and requestId an item's; both may be given. An item without a requestId in a batch with a key has one made of " +
-		"the key and its place, so that the batch makes each task once however often it is sent.",
+	description: "Creates many tasks and responds when all are committed. Each item succeeds or fails on its own: a task is created, found by " +
+		"its requestId, or refused, whatever the results of the other items. The body may be eight times as long as the body of other " +
+		"requests. Idempotency-Key identifies the batch, requestId an item; both may be given. In a batch with a key, an item without " +
+		"a requestId gets one that is derived from the key and the item's position, so that a repeated batch creates no task twice.",
 	errors: []int{409, 413, 415}, bulk: true,
 	request: map[string]any{"tasks": []any{
 		map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-123", "requestId": "order-123-total", "input": map[string]any{"orderId": "ORD-123", "taxRate": 0.08, "items": []any{map[string]any{"id": "ITEM-1", "quantity": 2, "price": 10.99}}}},

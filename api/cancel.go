@@ -9,7 +9,7 @@ import (
 
 // Cancellation is the body of POST …/cancel.
 type Cancellation struct {
-	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail, and told with task.canceled."`
+	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail, and published with task.canceled."`
 }
 
 type cancelTaskInput struct {
@@ -19,9 +19,10 @@ type cancelTaskInput struct {
 
 var cancelTaskDoc = doc{
 	id: "cancelTask", tag: tagTasks, summary: "Cancel a task",
-	description: "Ends a task at once, and stops what executes it. A cancelled task answers 200 again; one that ended otherwise 409.",
-	errors:      []int{404, 409, 412, 413, 415},
-	request:     map[string]any{"reason": "the order was withdrawn"}, optional: true,
+	description: "Cancels a task at once and stops its attempt. A task that is already cancelled returns 200 again; a task that ended " +
+		"otherwise is a 409.",
+	errors:  []int{404, 409, 412, 413, 415},
+	request: map[string]any{"reason": "the order was withdrawn"}, optional: true,
 	answer: exampleTask,
 }
 

@@ -11,40 +11,40 @@ import (
 
 // TaskRequest is the body of POST /api/internal/tasks.
 type TaskRequest struct {
-	TaskDefinitionID string              `json:"taskDefinitionId" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The definition to make a task of. Without one registered, taskType and executionConfig.executor say what to do."`
+	TaskDefinitionID string              `json:"taskDefinitionId" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The task definition. If no such definition is registered, taskType and executionConfig.executor are required."`
 	WorkflowID       string              `json:"workflowId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
 	StepID           string              `json:"stepId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
-	TaskType         jobs.Type           `json:"taskType,omitempty" doc:"Must be the definition's where there is one."`
-	Priority         jobs.Priority       `json:"priority,omitempty" doc:"Default MEDIUM."`
-	Input            json.RawMessage     `json:"input" doc:"Checked against the definition's inputSchema."`
-	ExecutionConfig  *jobs.RequestConfig `json:"executionConfig,omitempty" doc:"What to override of the definition: timeout, retryPolicy, executor, securityContext, visibilityTimeout. Without a definition, all there is."`
-	WorkflowContext  json.RawMessage     `json:"workflowContext,omitempty" doc:"The workflow's variables, as the executor shall see them."`
-	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default a new UUID."`
-	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request idempotent, as the header Idempotency-Key does. Where both are given they must be the same."`
-	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"By when a person shall have done it. From 2000 to 8999, in UTC."`
-	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted here too, signed and in order: docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
-	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for it."`
+	TaskType         jobs.Type           `json:"taskType,omitempty" doc:"Must be the type of the definition, if there is one."`
+	Priority         jobs.Priority       `json:"priority,omitempty" doc:"Default: MEDIUM."`
+	Input            json.RawMessage     `json:"input" doc:"Validated against the definition's inputSchema."`
+	ExecutionConfig  *jobs.RequestConfig `json:"executionConfig,omitempty" doc:"Overrides of the definition: timeout, retryPolicy, executor, securityContext, visibilityTimeout. Without a definition, the whole configuration."`
+	WorkflowContext  json.RawMessage     `json:"workflowContext,omitempty" doc:"The workflow's variables, passed to the executor."`
+	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default: a new UUID."`
+	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"An idempotency key, like the header Idempotency-Key. If both are given, they must be equal."`
+	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"The due date of a manual task. From year 2000 to 8999, in UTC."`
+	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted to this URL, signed and in order: see docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
+	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for the task."`
 }
 
 type createTaskInput struct {
-	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"Makes the request repeatable for good: the same key and body again answer the task that the first made; another body is 409 with details.reason IDEMPOTENCY_KEY_REUSED."`
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"An idempotency key, valid for ever: the same key and body again return the task that the first request created; a different body is a 409 with details.reason IDEMPOTENCY_KEY_REUSED."`
 	Body TaskRequest
 }
 
 type createTaskOutput struct {
 	Status   int
-	Location string `header:"Location" doc:"The task's place."`
-	ETag     string `header:"ETag" doc:"The version, for If-Match."`
-	Replayed string `header:"Idempotency-Replayed" enum:"true" doc:"true where an earlier request with this key made the task."`
+	Location string `header:"Location" doc:"The URL of the task."`
+	ETag     string `header:"ETag" doc:"The task's version, for If-Match."`
+	Replayed string `header:"Idempotency-Replayed" enum:"true" doc:"true: an earlier request with this key created the task."`
 	Body     *Task
 }
 
 var createTaskDoc = doc{
 	id: "createTask", tag: tagTasks, summary: "Create a task",
-	description: "Makes a task and answers when it is committed, with its first event and its place in a queue. With an idempotency key " +
-		"(header or requestId) the request may be sent again: the same body answers 200 with the task that is there, whatever has become of " +
-		"its definition since; another body 409.",
-	ownKey: true, status: http.StatusCreated, also: http.StatusOK, alsoText: "The task was made before, by a request with this key.",
+	description: "Creates a task and responds when the task, its first event and its job are committed. With an idempotency key (header or " +
+		"requestId) the request can be repeated: the same body returns 200 with the existing task, even if its definition has changed " +
+		"since; a different body is a 409.",
+	ownKey: true, status: http.StatusCreated, also: http.StatusOK, alsoText: "An earlier request with this key created the task.",
 	errors:  []int{409, 413, 415},
 	request: map[string]any{"taskDefinitionId": "calculate-order-total", "workflowId": "order-workflow-123", "priority": "MEDIUM", "input": map[string]any{"orderId": "ORD-123", "taxRate": 0.08, "items": []any{map[string]any{"id": "ITEM-1", "quantity": 2, "price": 10.99}}}},
 	answer:  exampleTask,

@@ -13,14 +13,14 @@ import (
 )
 
 type listDeadLettersInput struct {
-	GroupBy          string    `query:"groupBy" enum:"fingerprint" doc:"Answer groups of what is alike instead of tasks."`
-	Queue            string    `query:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-manual" doc:"Only those of the types that go through this queue."`
-	Since            time.Time `query:"since" doc:"Only those that ended then or later. From 2000 to 8999, in UTC."`
-	TaskDefinitionID string    `query:"taskDefinitionId" maxLength:"128" doc:"Only those of this definition."`
-	ErrorCode        string    `query:"errorCode" maxLength:"128" doc:"Only those with this code."`
-	Fingerprint      string    `query:"fingerprint" maxLength:"64" doc:"Only those of this group; says nothing with groupBy."`
-	Limit            int32     `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor           string    `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same filters."`
+	GroupBy          string    `query:"groupBy" enum:"fingerprint" doc:"Return groups of similar dead letters instead of tasks."`
+	Queue            string    `query:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-manual" doc:"Only dead letters of the task types that use this queue."`
+	Since            time.Time `query:"since" doc:"Only dead letters that ended at this time or later. From year 2000 to 8999, in UTC."`
+	TaskDefinitionID string    `query:"taskDefinitionId" maxLength:"128" doc:"Only dead letters of this definition."`
+	ErrorCode        string    `query:"errorCode" maxLength:"128" doc:"Only dead letters with this error code."`
+	Fingerprint      string    `query:"fingerprint" maxLength:"64" doc:"Only dead letters of this group; ignored with groupBy."`
+	Limit            int32     `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
+	Cursor           string    `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page, with the same filters."`
 }
 
 // DeadLetter is a task that ended for good without success, and waits for somebody.
@@ -28,39 +28,39 @@ type DeadLetter struct {
 	TaskID           uuid.UUID `json:"taskId" format:"uuid"`
 	TaskDefinitionID string    `json:"taskDefinitionId"`
 	WorkflowID       string    `json:"workflowId"`
-	Lane             string    `json:"lane" doc:"The queue that a redrive puts it into."`
+	Lane             string    `json:"lane" doc:"The queue that a redrive puts the task into."`
 	ErrorCode        string    `json:"errorCode"`
 	ErrorMessage     string    `json:"errorMessage"`
-	Attempt          int32     `json:"attempt" doc:"How many attempts there have been."`
+	Attempt          int32     `json:"attempt" doc:"The number of attempts so far."`
 	EndedAt          time.Time `json:"endedAt"`
-	Fingerprint      string    `json:"fingerprint" doc:"The same for alike failures: definition, code, and message without numbers, ids, hex and quoted texts."`
+	Fingerprint      string    `json:"fingerprint" doc:"Equal for similar failures: a hash of the definition, the code, and the message without numbers, ids, hex and quoted texts."`
 }
 
 // DeadLetterGroup is dead letters of one fingerprint.
 type DeadLetterGroup struct {
 	Fingerprint      string      `json:"fingerprint"`
 	ErrorCode        string      `json:"errorCode"`
-	Message          string      `json:"message" doc:"With placeholders for what differs from one to the next."`
+	Message          string      `json:"message" doc:"The message, with placeholders for the parts in which the messages of the group differ."`
 	TaskDefinitionID string      `json:"taskDefinitionId"`
 	Count            int64       `json:"count"`
-	FirstAt          time.Time   `json:"firstAt" doc:"When the first of them ended."`
-	LastAt           time.Time   `json:"lastAt" doc:"When the last of them ended."`
-	Samples          []uuid.UUID `json:"samples" doc:"Up to three of the tasks, the newest first."`
+	FirstAt          time.Time   `json:"firstAt" doc:"The end of the oldest dead letter of the group."`
+	LastAt           time.Time   `json:"lastAt" doc:"The end of the newest dead letter of the group."`
+	Samples          []uuid.UUID `json:"samples" doc:"The ids of up to three tasks of the group, newest first."`
 }
 
 // DeadLetterPage is a page of dead letters, or of groups of them.
 type DeadLetterPage struct {
-	Items      []DeadLetter      `json:"items,omitzero" doc:"Without groupBy: the tasks, the most urgent and then the oldest first. A page can be short and have another behind it."`
-	Groups     []DeadLetterGroup `json:"groups,omitzero" doc:"With groupBy: the groups, the largest first."`
-	Complete   bool              `json:"complete" doc:"False: there are more dead letters than are looked at for groups (20000), or for one page."`
-	NextCursor *string           `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	Items      []DeadLetter      `json:"items,omitzero" doc:"Without groupBy: the tasks, by priority and then by age, oldest first. A page may have fewer items than limit although another page follows."`
+	Groups     []DeadLetterGroup `json:"groups,omitzero" doc:"With groupBy: the groups, largest first."`
+	Complete   bool              `json:"complete" doc:"false: there are more dead letters than one request examines (20000 with groupBy, or the limit of one page)."`
+	NextCursor *string           `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
 type deadLetterPageOutput struct{ Body *DeadLetterPage }
 
 // DiscardRequest is the body of POST …/discard.
 type DiscardRequest struct {
-	Reason string `json:"reason" minLength:"1" maxLength:"1000" doc:"For the audit trail."`
+	Reason string `json:"reason" minLength:"1" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
 type discardInput struct {
@@ -80,8 +80,8 @@ type discardOutput struct{ Body *DiscardAnswer }
 
 var listDeadLettersDoc = doc{
 	id: "listDeadLetters", tag: tagDeadLetters, summary: "List dead letters",
-	description: "Pages through the tasks that ended for good without success and that nobody has seen to, or with groupBy=fingerprint through " +
-		"groups of alike ones.",
+	description: "Lists the tasks that failed for good and were neither redriven nor discarded, or with groupBy=fingerprint groups of similar " +
+		"ones, page by page.",
 	answer: map[string]any{"groups": []any{map[string]any{
 		"fingerprint": "5b1d0c6f2a9e4477", "errorCode": "CONNECTION_ERROR", "message": "connection to <n> refused",
 		"taskDefinitionId": "calculate-order-total", "count": 120, "firstAt": "2026-11-02T09:30:01Z", "lastAt": "2026-11-02T09:58:00Z",
@@ -91,8 +91,8 @@ var listDeadLettersDoc = doc{
 
 var discardDoc = doc{
 	id: "discardDeadLetter", tag: tagDeadLetters, summary: "Discard a dead letter",
-	description: "Lays a dead letter aside: the task stays as it ended, and can not be redriven any more. Again answers the same; a task that is no " +
-		"dead letter answers 409.",
+	description: "Discards a dead letter: the task keeps its status and cannot be redriven any more. Repeating the request has no effect. A " +
+		"task that is not a dead letter is a 409.",
 	errors:  []int{404, 409, 413, 415},
 	request: map[string]any{"reason": "the customer has cancelled"},
 	answer:  map[string]any{"taskId": exampleTask["taskId"], "at": "2026-11-02T10:00:00Z", "by": "error-handler", "reason": "the customer has cancelled"},

@@ -12,15 +12,15 @@ import (
 
 // DefinitionRequest is the body of PUT /api/internal/task-definitions/{id}.
 type DefinitionRequest struct {
-	ID              string                `json:"id,omitempty" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"Optional; must be the path's."`
-	Name            string                `json:"name,omitempty" minLength:"1" maxLength:"256" doc:"Default the id."`
+	ID              string                `json:"id,omitempty" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"Optional. Must equal the id in the path."`
+	Name            string                `json:"name,omitempty" minLength:"1" maxLength:"256" doc:"Default: the id."`
 	Description     string                `json:"description,omitempty" maxLength:"4000"`
 	Type            jobs.Type             `json:"type"`
-	Version         string                `json:"version" maxLength:"64" pattern:"^(0|[1-9]\\d*)\\.(0|[1-9]\\d*)\\.(0|[1-9]\\d*)(-[0-9A-Za-z.-]+)?(\\+[0-9A-Za-z.-]+)?$" patternDescription:"a semantic version" doc:"A semantic version, for people; revision is what counts."`
-	InputSchema     json.RawMessage       `json:"inputSchema,omitempty" doc:"A JSON Schema (2020-12), at most 64 KiB; every input must match it."`
-	OutputSchema    json.RawMessage       `json:"outputSchema,omitempty" doc:"A JSON Schema (2020-12), at most 64 KiB; every output must match it."`
-	Timeout         int64                 `json:"timeout,omitempty" minimum:"1" maximum:"2592000000" doc:"Milliseconds of one attempt. Default 5 min for AUTOMATED, 1 min for INTEGRATION, 30 days for MANUAL."`
-	RetryPolicy     *jobs.RetryPolicy     `json:"retryPolicy,omitempty" doc:"Default three retries after 1, 2 and 4 s; none for MANUAL."`
+	Version         string                `json:"version" maxLength:"64" pattern:"^(0|[1-9]\\d*)\\.(0|[1-9]\\d*)\\.(0|[1-9]\\d*)(-[0-9A-Za-z.-]+)?(\\+[0-9A-Za-z.-]+)?$" patternDescription:"a semantic version" doc:"A semantic version, for people. The service compares revisions, never versions."`
+	InputSchema     json.RawMessage       `json:"inputSchema,omitempty" doc:"A JSON Schema (2020-12) of at most 64 KiB. Every input is validated against it."`
+	OutputSchema    json.RawMessage       `json:"outputSchema,omitempty" doc:"A JSON Schema (2020-12) of at most 64 KiB. Every output is validated against it."`
+	Timeout         int64                 `json:"timeout,omitempty" minimum:"1" maximum:"2592000000" doc:"The timeout of one attempt in milliseconds. Default: 5 minutes for AUTOMATED, 1 minute for INTEGRATION, 30 days for MANUAL."`
+	RetryPolicy     *jobs.RetryPolicy     `json:"retryPolicy,omitempty" doc:"Default: three retries, after 1, 2 and 4 seconds; none for MANUAL."`
 	ExecutionConfig *jobs.ExecutionConfig `json:"executionConfig,omitempty"`
 }
 
@@ -31,7 +31,7 @@ type DefinitionPath struct {
 
 type putTaskDefinitionInput struct {
 	DefinitionPath
-	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The ETag that the caller has seen, or several, or *; another revision answers 412."`
+	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The last ETag that the caller has seen, a list of ETags, or *. A different current revision is a 412."`
 	Body    DefinitionRequest
 }
 
@@ -49,23 +49,24 @@ type definitionOutput struct {
 // DefinitionPage is a page of definitions, by id, each at its newest revision.
 type DefinitionPage struct {
 	Items      []jobs.Definition `json:"items"`
-	NextCursor *string           `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	NextCursor *string           `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
 type definitionPageOutput struct{ Body *DefinitionPage }
 
 type listTaskDefinitionsInput struct {
-	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before."`
+	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
+	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page."`
 }
 
 var putTaskDefinitionDoc = doc{
 	id: "putTaskDefinition", tag: tagDefinitions, summary: "Register a task definition",
-	description: "The definition belongs to the tenant of the token that registers it, and no other tenant sees it; a token without a tenant registers " +
-		"the platform's, which all tenants may use. One id may exist in several tenants, each with revisions of its own. " +
-		"The same content again changes nothing; other content becomes the next revision, and tasks that exist keep theirs. " +
-		"A header whose value is *** keeps the value that it has in the tenant's newest revision, as long as the URL's scheme, host and port stay the same.",
-	status: http.StatusOK, also: http.StatusCreated, alsoText: "The tenant's first revision.",
+	description: "The definition belongs to the tenant of the token that registers it, and no other tenant sees it. A token without a tenant " +
+		"registers a definition of the platform, which all tenants may use. An id may exist in several tenants, each with its own " +
+		"revisions. The same content again changes nothing; different content becomes the next revision, and existing tasks keep " +
+		"their revision. A header whose value is *** keeps its value from the tenant's newest revision, as long as the scheme, host " +
+		"and port of the URL stay the same.",
+	status: http.StatusOK, also: http.StatusCreated, alsoText: "The first revision of this id in the tenant.",
 	errors:  []int{412, 413, 415},
 	request: exampleDefinition(false),
 	answer:  exampleDefinition(true),
@@ -73,13 +74,14 @@ var putTaskDefinitionDoc = doc{
 
 var getTaskDefinitionDoc = doc{
 	id: "getTaskDefinition", tag: tagDefinitions, summary: "Get a task definition",
-	description: "Answers the newest revision of the token's tenant, else the platform's. Values of headers are masked (***).", errors: []int{404}, answer: exampleDefinition(true),
+	description: "Returns the newest revision of the token's tenant or, if the tenant has none, the platform's. Values of headers are masked " +
+		"(***).", errors: []int{404}, answer: exampleDefinition(true),
 }
 
 var listTaskDefinitionsDoc = doc{
 	id: "listTaskDefinitions", tag: tagDefinitions, summary: "List task definitions",
-	description: "Pages through the definitions that the token's tenant uses, by id, each at its newest revision: its own and the platform's, " +
-		"its own instead of the platform's of the same id.",
+	description: "Lists the definitions that the token's tenant uses, by id, each at its newest revision: the tenant's own, and those of the " +
+		"platform whose id the tenant has not registered.",
 	answer: map[string]any{"items": []any{exampleDefinition(true)}, "nextCursor": nil},
 }
 

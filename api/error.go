@@ -40,16 +40,16 @@ const (
 // either convention are served. It is bounded, and it repeats nothing of the
 // request but member names.
 type Problem struct {
-	Type     string      `json:"type" doc:"urn:tes:error: and the code." example:"urn:tes:error:CONFLICT"`
-	Title    string      `json:"title" doc:"The HTTP status in words." example:"Conflict"`
-	Status   int         `json:"status" doc:"The HTTP status." example:"409"`
-	Detail   string      `json:"detail" doc:"What went wrong, for a person."`
-	Instance string      `json:"instance,omitempty" doc:"The path that was asked for."`
-	Code     string      `json:"code" enum:"VALIDATION_ERROR,NOT_FOUND,UNAUTHORIZED,FORBIDDEN,CONFLICT,LEASE_LOST,TASK_TERMINAL,PRECONDITION_FAILED,PAYLOAD_TOO_LARGE,UNSUPPORTED_MEDIA_TYPE,METHOD_NOT_ALLOWED,RATE_LIMITED,UNAVAILABLE,INTERNAL_ERROR" doc:"What went wrong, for a program: stable."`
-	TraceID  string      `json:"traceId" doc:"The request id: the X-Request-Id of this response, and in our logs."`
-	Errors   []FieldFlaw `json:"errors,omitempty" maxItems:"16" doc:"What is wrong with the request, place by place."`
+	Type     string           `json:"type" doc:"urn:tes:error: followed by the code." example:"urn:tes:error:CONFLICT"`
+	Title    string           `json:"title" doc:"The text of the HTTP status." example:"Conflict"`
+	Status   int              `json:"status" doc:"The HTTP status." example:"409"`
+	Detail   string           `json:"detail" doc:"A description of the error, for people."`
+	Instance string           `json:"instance,omitempty" doc:"The path of the request."`
+	Code     string           `json:"code" enum:"VALIDATION_ERROR,NOT_FOUND,UNAUTHORIZED,FORBIDDEN,CONFLICT,LEASE_LOST,TASK_TERMINAL,PRECONDITION_FAILED,PAYLOAD_TOO_LARGE,UNSUPPORTED_MEDIA_TYPE,METHOD_NOT_ALLOWED,RATE_LIMITED,UNAVAILABLE,INTERNAL_ERROR" doc:"A stable code of the error, for programs."`
+	TraceID  string           `json:"traceId" doc:"The request id, also in the header X-Request-Id and in the service's logs."`
+	Errors   []FieldViolation `json:"errors,omitempty" maxItems:"16" doc:"The invalid places of the request."`
 	TransitionInfo
-	Err ErrorBody `json:"error" doc:"The same in the platform's own form."`
+	Err ErrorBody `json:"error" doc:"The same error in the platform's own form."`
 
 	headers http.Header
 	cause   error // for the log, never for the client
@@ -65,14 +65,14 @@ const (
 // TransitionInfo says why a call is a conflict, and where a task stands and where it may go, when
 // it cannot go where it was asked to.
 type TransitionInfo struct {
-	Reason        string        `json:"reason,omitempty" enum:"STATE,IDEMPOTENCY_KEY_REUSED,IDEMPOTENCY_KEY_IN_PROGRESS" doc:"Of a CONFLICT: STATE, it contradicts what there is; IDEMPOTENCY_KEY_REUSED, the key came with another body or path before; IDEMPOTENCY_KEY_IN_PROGRESS, the first call with the key has not ended: send it again after Retry-After."`
-	CurrentStatus jobs.Status   `json:"currentStatus,omitempty" doc:"Where the task stands."`
-	Legal         []jobs.Status `json:"legal,omitzero" doc:"Where it may go from there; empty when it has ended."`
+	Reason        string        `json:"reason,omitempty" enum:"STATE,IDEMPOTENCY_KEY_REUSED,IDEMPOTENCY_KEY_IN_PROGRESS" doc:"The reason for a CONFLICT. STATE: the request contradicts the current state. IDEMPOTENCY_KEY_REUSED: an earlier request with the key had a different body or path. IDEMPOTENCY_KEY_IN_PROGRESS: the first request with the key has not ended; send the request again after Retry-After."`
+	CurrentStatus jobs.Status   `json:"currentStatus,omitempty" doc:"The task's current status."`
+	Legal         []jobs.Status `json:"legal,omitzero" doc:"The statuses that the task can change to; empty for a task that has ended."`
 }
 
-// FieldFlaw is one place of the request that is not as it must be.
-type FieldFlaw struct {
-	Location string `json:"location" example:"body.input.items[0].price" doc:"body, path, query or header, and the way from there."`
+// FieldViolation is one place of the request that is not as it must be.
+type FieldViolation struct {
+	Location string `json:"location" example:"body.input.items[0].price" doc:"body, path, query or header, followed by the path to the invalid value."`
 	Message  string `json:"message" example:"must be number, is string"`
 }
 
@@ -85,7 +85,7 @@ type ErrorBody struct {
 
 // ErrorDetails is what a program may want to know beside the code.
 type ErrorDetails struct {
-	Errors []FieldFlaw `json:"errors,omitempty"`
+	Errors []FieldViolation `json:"errors,omitempty"`
 	TransitionInfo
 }
 
@@ -236,7 +236,7 @@ func (p *Problem) addViolation(location, message string) bool {
 	if len(p.Errors) == maxViolations {
 		return false
 	}
-	f := FieldFlaw{Location: sanitize(location, maxViolationPlace), Message: sanitize(message, maxViolationText)}
+	f := FieldViolation{Location: sanitize(location, maxViolationPlace), Message: sanitize(message, maxViolationText)}
 	total := 0
 	for _, other := range append(p.Errors, f) {
 		total += len(other.Location) + len(other.Message) + len(`{"location":"","message":""},`)

@@ -16,7 +16,7 @@ type getTaskInput struct{ TaskPath }
 
 var getTaskDoc = doc{
 	id: "getTask", tag: tagTasks, summary: "Get a task",
-	description: "Answers the task as it stands. A task of another tenant does not exist.",
+	description: "Returns the current state of a task. A task of another tenant is a 404.",
 	errors:      []int{404}, answer: exampleTask,
 }
 

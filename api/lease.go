@@ -19,19 +19,19 @@ const longestWait = time.Minute
 
 // Dequeue is the body of POST /api/internal/leases.
 type Dequeue struct {
-	WorkerID  string             `json:"workerId" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Names the worker in attempts and events: executorId."`
-	RequestID string             `json:"requestId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same workerId and requestId are answered with the same leases, so a lost answer costs nothing. Take a new one for each dequeue."`
-	WaitMs    int64              `json:"waitMs,omitempty" minimum:"0" maximum:"60000" doc:"How long to wait for work when there is none: a long poll, woken by work."`
-	MaxTasks  int                `json:"maxTasks,omitempty" minimum:"1" maximum:"100" default:"1" doc:"Leases in one answer, over all selections."`
-	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"What to take: dead letters first, then retries, then the standard queues, each in the order of this list. Default: both standard queues, every definition; the dead-letter queue for a token that holds tasks:deadletter alone."`
+	WorkerID  string             `json:"workerId" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The worker's name in attempts and events (executorId)."`
+	RequestID string             `json:"requestId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"An idempotency key: a repeated request with the same workerId and requestId gets the same leases, so that a lost response loses no task. Use a new one for each dequeue."`
+	WaitMs    int64              `json:"waitMs,omitempty" minimum:"0" maximum:"60000" doc:"How long to wait for work if there is none, in milliseconds: a long poll that ends early when work arrives."`
+	MaxTasks  int                `json:"maxTasks,omitempty" minimum:"1" maximum:"100" default:"1" doc:"The largest number of leases in the response, over all selections."`
+	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"The queues to take from: dead letters first, then retries, then the standard queues, each in the order of this list. Default: both standard queues, every definition; for a token with tasks:deadletter alone, the dead-letter queue."`
 }
 
 // DequeueSelection is a part of the queues that a worker works.
 type DequeueSelection struct {
-	Queue             string   `json:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-retry,task-execution-deadletter" doc:"A standard queue comes with the retries of its tasks, which go first; the retry queue alone has those of both. The dead-letter queue is the error handler's, takes the scope tasks:deadletter, and goes before all."`
-	TaskDefinitionIDs []string `json:"taskDefinitionIds,omitempty" maxItems:"100" doc:"The definitions that the worker knows. Default: all."`
-	MaxTasks          int      `json:"maxTasks,omitempty" minimum:"1" maximum:"100" doc:"Leases of this selection. Default: as many as the request."`
-	VisibilityTimeout int64    `json:"visibilityTimeout,omitempty" minimum:"1000" maximum:"43200000" doc:"Milliseconds that a lease lasts without a heartbeat. Default: the task's own, 30000 where it says nothing."`
+	Queue             string   `json:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-retry,task-execution-deadletter" doc:"A standard queue includes the retries of its tasks, which go first. The retry queue alone has the retries of both standard queues. The dead-letter queue requires the scope tasks:deadletter and goes before all others."`
+	TaskDefinitionIDs []string `json:"taskDefinitionIds,omitempty" maxItems:"100" doc:"The definitions that the worker can run. Default: all."`
+	MaxTasks          int      `json:"maxTasks,omitempty" minimum:"1" maximum:"100" doc:"The largest number of leases of this selection. Default: the request's maxTasks."`
+	VisibilityTimeout int64    `json:"visibilityTimeout,omitempty" minimum:"1000" maximum:"43200000" doc:"How long a lease lasts without a heartbeat, in milliseconds. Default: the task's own visibility timeout, else 30000."`
 }
 
 // LeaseList is the answer to a dequeue; empty when there was nothing.
@@ -42,14 +42,14 @@ type LeaseList struct {
 
 // Lease is one attempt in a worker's hands.
 type Lease struct {
-	LeaseToken     string           `json:"leaseToken" doc:"The credential of this attempt, in the path of every call about it. Keep it secret."`
+	LeaseToken     string           `json:"leaseToken" doc:"The credential of this attempt, part of the path of every call about the attempt. Keep it secret."`
 	Attempt        int              `json:"attempt"`
-	LeaseExpiresAt time.Time        `json:"leaseExpiresAt" doc:"Send a heartbeat before, or another worker gets the task."`
+	LeaseExpiresAt time.Time        `json:"leaseExpiresAt" doc:"The end of the lease. After it, another worker gets the task, unless a heartbeat arrived before."`
 	Message        TaskQueueMessage `json:"message"`
-	Checkpoint     json.RawMessage  `json:"checkpoint,omitempty" doc:"What an attempt before this one noted down last."`
-	Status         jobs.Status      `json:"status" doc:"RUNNING; of a dead letter, how its task has ended."`
-	Error          json.RawMessage  `json:"error,omitempty" doc:"Of a dead letter: the error with which its task has ended."`
-	Traceparent    string           `json:"traceparent,omitempty" doc:"The attempt's span, to be the parent of the worker's own. Where the attempt is not sampled, or there is no tracing, the span of the request that made the task."`
+	Checkpoint     json.RawMessage  `json:"checkpoint,omitempty" doc:"The checkpoint that the last attempt saved; absent without any."`
+	Status         jobs.Status      `json:"status" doc:"RUNNING; for a dead letter, the task's final status."`
+	Error          json.RawMessage  `json:"error,omitempty" doc:"For a dead letter: the task's error."`
+	Traceparent    string           `json:"traceparent,omitempty" doc:"The span of the attempt, the parent of the worker's spans. If the attempt is not sampled, or without tracing, the span of the request that created the task."`
 }
 
 // TaskQueueMessage is the interface document's, with the definition's id, by which
@@ -67,18 +67,18 @@ type TaskQueueMessage struct {
 	CorrelationID     string             `json:"correlationId"`
 	EnqueueTime       time.Time          `json:"enqueueTime"`
 	VisibilityTimeout int64              `json:"visibilityTimeout" doc:"Milliseconds."`
-	DequeueCount      int                `json:"dequeueCount" doc:"The attempt."`
+	DequeueCount      int                `json:"dequeueCount" doc:"The number of the attempt."`
 }
 
 // QueueMessageConfig is executionConfig as a worker is told it.
 type QueueMessageConfig struct {
-	Timeout         int64                `json:"timeout" doc:"Milliseconds that the attempt may take in all."`
+	Timeout         int64                `json:"timeout" doc:"The timeout of the attempt, in milliseconds."`
 	RetryPolicy     jobs.RetryPolicy     `json:"retryPolicy"`
 	SecurityContext jobs.SecurityContext `json:"securityContext"`
 }
 
 type dequeueInput struct {
-	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same as requestId: where both are given they must be the same."`
+	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The same as requestId. If both are given, they must be equal."`
 	Body Dequeue
 }
 
@@ -100,9 +100,10 @@ var exampleLease = map[string]any{
 
 var dequeueTasksDoc = doc{
 	id: "dequeueTasks", tag: tagLeases, summary: "Lease tasks",
-	description: "Hands out tasks whose executor is worker, retries first, then by priority, then age. Each comes with a lease: a token, and the time " +
-		"until which the task is this worker's. A worker that closes the connection before it is answered has its leases given back, unless it gave a requestId: then it asks again. " +
-		"A dead letter's task has ended and stays so: complete lays the letter aside (output.reason says why), fail and release put it back.",
+	description: "Hands out tasks whose executor is worker: retries first, then by priority, then by age. Each comes with a lease: a token and " +
+		"an end, until which no other worker gets the task. If a worker closes the connection before the response, its leases are " +
+		"released, unless it gave a requestId, with which it can ask again. The task of a dead letter has ended and keeps its status: " +
+		"complete discards the dead letter (output.reason is the reason), fail and release put it back.",
 	errors:  []int{403, 413, 415},
 	ownKey:  true,
 	request: map[string]any{"workerId": "w-7", "requestId": "5f3c1b52-8d1e-4f0a-9a57-3c1c0f0a9e11", "waitMs": 20000, "maxTasks": 10, "select": []any{map[string]any{"queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "maxTasks": 8, "visibilityTimeout": 30000}}},

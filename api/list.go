@@ -13,18 +13,18 @@ import (
 
 // PageOf is what every list of tasks takes. Exported, or huma would not look into it.
 type PageOf struct {
-	Limit   int32         `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor  string        `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same filters."`
-	Status  []jobs.Status `query:"status,explode" maxItems:"16" doc:"Only those in this status; given several times, in any of them."`
-	Type    []jobs.Type   `query:"type,explode" maxItems:"16" doc:"Only those of this type; given several times, of any of them."`
-	Include string        `query:"include" enum:"payloads" doc:"payloads: with every input, output and workflowContext, however long."`
+	Limit   int32         `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
+	Cursor  string        `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page, with the same filters."`
+	Status  []jobs.Status `query:"status,explode" maxItems:"16" doc:"Only tasks with this status. Given several times: with any of them."`
+	Type    []jobs.Type   `query:"type,explode" maxItems:"16" doc:"Only tasks of this type. Given several times: of any of them."`
+	Include string        `query:"include" enum:"payloads" doc:"payloads: return every input, output and workflowContext in full, however long."`
 }
 
 // TaskPage is a page of tasks, in the order in which they were made. It ends at its limit
 // or at 4 MiB, and has one task at least if there is one.
 type TaskPage struct {
 	Items      []*Task `json:"items"`
-	NextCursor *string `json:"nextCursor" doc:"Ask with it for the next page; null on the last. A page can be shorter than its limit and have another behind it."`
+	NextCursor *string `json:"nextCursor" doc:"The cursor of the next page; null on the last page. A page may have fewer items than limit although another page follows."`
 }
 
 type taskPageOutput struct{ Body *TaskPage }
@@ -36,24 +36,25 @@ type listTasksByWorkflowInput struct {
 
 type listTasksByUserInput struct {
 	UserID    string   `path:"userId" minLength:"1" maxLength:"256"`
-	Claimable bool     `query:"claimable" doc:"Also what waits to be claimed by the user."`
-	Groups    []string `query:"groups" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"With claimable: the groups that the user is in, with commas between them."`
-	Roles     []string `query:"roles" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"With claimable: the roles that the user has, with commas between them."`
+	Claimable bool     `query:"claimable" doc:"true: include tasks that the user can claim."`
+	Groups    []string `query:"groups" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"With claimable: the groups of the user, separated by commas."`
+	Roles     []string `query:"roles" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"With claimable: the roles of the user, separated by commas."`
 	PageOf
 }
 
-const listedText = " An input, output or workflowContext of more than 4 KiB is null, and named in truncated, unless include=payloads asks for it. A page ends at 4 MiB."
+const listedText = " An input, output or workflowContext of more than 4 KiB is null and named in truncated, unless include=payloads is given. A " +
+	"page ends at 4 MiB."
 
 var listTasksByWorkflowDoc = doc{
 	id: "listTasksByWorkflow", tag: tagTasks, summary: "List a workflow's tasks",
-	description: "Pages through the tasks of a workflow, oldest first. A workflow that is not known has none." + listedText,
+	description: "Lists the tasks of a workflow, oldest first, page by page. An unknown workflow has no tasks." + listedText,
 	answer:      map[string]any{"items": []any{exampleTask}, "nextCursor": nil},
 }
 
 var listTasksByUserDoc = doc{
 	id: "listTasksByUser", tag: tagTasks, summary: "List a user's tasks",
-	description: "Pages through the tasks that are, or last were, assigned to a person, oldest first. With claimable=true also through those " +
-		"that wait for a person like them: by name, by group, by role, or for anyone." + listedText,
+	description: "Lists the tasks that are, or were last, assigned to a person, oldest first, page by page. With claimable=true also the tasks " +
+		"that the person can claim: by name, by group, by role, or because anyone can." + listedText,
 	answer: map[string]any{"items": []any{exampleTask}, "nextCursor": nil},
 }
 

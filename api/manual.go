@@ -14,8 +14,8 @@ import (
 // PersonNamed is who a claim is for. Exported, or huma would not look into it.
 type PersonNamed struct {
 	UserID string   `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person."`
-	Groups []string `json:"groups,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The groups that the person is in. With X-User-Token some of the token's; default all of them."`
-	Roles  []string `json:"roles,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The roles that the person has. With X-User-Token some of the token's; default all of them."`
+	Groups []string `json:"groups,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person's groups. With X-User-Token a subset of the token's groups; default: all of them."`
+	Roles  []string `json:"roles,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person's roles. With X-User-Token a subset of the token's roles; default: all of them."`
 }
 
 func (p PersonNamed) person() jobs.Person {
@@ -24,15 +24,15 @@ func (p PersonNamed) person() jobs.Person {
 
 // Unclaim is the body of POST …/unclaim.
 type Unclaim struct {
-	UserID string `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person who claimed it."`
-	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail, and told with task.manual.assigned."`
+	UserID string `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person who claimed the task."`
+	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail, and published with task.manual.assigned."`
 }
 
 // Completion is the body of POST …/complete.
 type Completion struct {
-	UserID  string          `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person who claimed it, or to whom it is assigned."`
-	Output  json.RawMessage `json:"output,omitempty" doc:"Checked against the definition's outputSchema."`
-	Comment string          `json:"comment,omitempty" maxLength:"2000" doc:"For the audit trail."`
+	UserID  string          `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person who claimed the task, or to whom the task is assigned."`
+	Output  json.RawMessage `json:"output,omitempty" doc:"Validated against the definition's outputSchema."`
+	Comment string          `json:"comment,omitempty" maxLength:"2000" doc:"Kept in the audit trail."`
 }
 
 type claimTaskInput struct {
@@ -59,13 +59,13 @@ type claimNextTaskInput struct {
 }
 
 type claimNextTaskOutput struct {
-	ETag string `header:"ETag" doc:"The version, for If-Match; absent without a task."`
+	ETag string `header:"ETag" doc:"The task's version, for If-Match; absent without a task."`
 	Body NextTask
 }
 
 // NextTask is the answer of claim-next.
 type NextTask struct {
-	Task MaybeTask `json:"task" doc:"The task, claimed; null when none waits for the person."`
+	Task MaybeTask `json:"task" doc:"The claimed task; null if no task is waiting for the person."`
 }
 
 // MaybeTask is a task or null.
@@ -81,27 +81,28 @@ func (MaybeTask) Schema(r huma.Registry) *huma.Schema {
 
 var claimTaskDoc = doc{
 	id: "claimTask", tag: tagTasks, summary: "Claim a manual task",
-	description: "Begins an ASSIGNED manual task for a person whom it waits for: the assignee, one of the candidates, or anyone if nobody is " +
-		"named. The task is theirs then, and RUNNING. Claiming again changes nothing; what another has claimed answers 409 and says who, and " +
-		"since when. A person whom it does not wait for gets 403.",
+	description: "Claims an ASSIGNED manual task for a person who may work on it: the assignee, one of the candidates, or anyone if nobody is " +
+		"named. The task becomes RUNNING. Claiming it again changes nothing. A task that another person has claimed is a 409 with " +
+		"that person and the time; a person who may not claim it gets a 403.",
 	errors:  []int{404, 409, 412, 413, 415},
 	request: map[string]any{"userId": "jane", "groups": []any{"accounting"}, "roles": []any{"approver"}},
 	answer:  exampleManualTask("RUNNING"),
 }
 
 var unclaimTaskDoc = doc{
-	id: "unclaimTask", tag: tagTasks, summary: "Give a claimed task back",
-	description: "The task is ASSIGNED again, to whom it was before it was claimed. Only who claimed it may, others get 403.",
-	errors:      []int{404, 409, 412, 413, 415},
-	request:     map[string]any{"userId": "jane", "reason": "not my customer"},
-	answer:      exampleManualTask("ASSIGNED"),
+	id: "unclaimTask", tag: tagTasks, summary: "Return a claimed task",
+	description: "Returns a claimed task to the assignee or the candidates that it had before, with the status ASSIGNED. Only the person who " +
+		"claimed the task may do this; others get a 403.",
+	errors:  []int{404, 409, 412, 413, 415},
+	request: map[string]any{"userId": "jane", "reason": "not my customer"},
+	answer:  exampleManualTask("ASSIGNED"),
 }
 
 var completeTaskDoc = doc{
 	id: "completeTask", tag: tagTasks, summary: "Complete a manual task",
-	description: "Ends a manual task with a person's result. Only who claimed it may, or the assignee while nobody has; others get 403. An " +
-		"output that does not match the definition's schema answers 422 with each place, and changes nothing. The same person's same result again " +
-		"answers as the first time.",
+	description: "Completes a manual task with a person's result. Only the person who claimed the task may do this, or the assignee of an " +
+		"unclaimed task; others get a 403. An output that does not match the definition's schema is a 422 with each invalid place, " +
+		"and changes nothing. The same result of the same person again gets the same response.",
 	errors:  []int{404, 409, 412, 413, 415},
 	request: map[string]any{"userId": "jane", "output": map[string]any{"approved": true}, "comment": "called the customer"},
 	answer:  exampleManualTask("COMPLETED"),
@@ -109,8 +110,8 @@ var completeTaskDoc = doc{
 
 var claimNextTaskDoc = doc{
 	id: "claimNextTask", tag: tagTasks, summary: "Claim the next manual task",
-	description: "Claims the most urgent task that waits for a person: by priority, then by due date, then by age. Two callers never get the " +
-		"same one. Without any, task is null.",
+	description: "Claims the most urgent task that a person may claim: by priority, then by due date, then by age. Two callers never get the " +
+		"same task. Without any such task, task is null.",
 	errors:  []int{409, 413, 415},
 	request: map[string]any{"userId": "jane", "groups": []any{"accounting"}},
 	answer:  map[string]any{"task": exampleManualTask("RUNNING")},

@@ -13,15 +13,15 @@ type Metrics struct {
 	GeneratedAt   time.Time       `json:"generatedAt"`
 	Tasks         TaskCounts      `json:"tasks"`
 	Lanes         []LaneDepth     `json:"lanes" doc:"The five queues."`
-	Attempts      AttemptCounts   `json:"attempts" doc:"Since the beginning."`
+	Attempts      AttemptCounts   `json:"attempts" doc:"Totals since the database was created."`
 	ExecutionTime ExecutionTimes  `json:"executionTime"`
 	Throughput    Throughput      `json:"throughput"`
-	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that the bus has not taken yet."`
-	Breakers      []Breaker       `json:"breakers" doc:"Those of the process that answers: one for each peer service that it calls, for each channel of the Notification Service, and for the bus. Callback hosts are not among them: the log has theirs."`
-	Inbound       []InboundCount  `json:"inbound" doc:"What came of the messages that were heard on the bus, since the beginning; subjects never heard are missing."`
-	Callbacks     CallbackCounts  `json:"callbacks" doc:"Status updates that callback addresses have not taken."`
-	Refusals      RefusalCounts   `json:"refusals" doc:"What the process that answers has refused, or could not answer, since it began."`
-	ClockOffset   int64           `json:"clockOffsetMs" doc:"How far the database's clock is ahead of that of the process that answers, in milliseconds. The database's decides."`
+	Outbox        OutboxWaitCount `json:"outbox" doc:"Events that are not published yet."`
+	Breakers      []Breaker       `json:"breakers" doc:"The circuit breakers of the responding process: one for each peer service, one for each channel of the Notification Service, and one for the bus. The breakers of callback hosts are only logged."`
+	Inbound       []InboundCount  `json:"inbound" doc:"Outcomes of the messages consumed from the bus, since the database was created. Subjects without any message are missing."`
+	Callbacks     CallbackCounts  `json:"callbacks" doc:"Status updates that are not delivered to callback URLs yet."`
+	Refusals      RefusalCounts   `json:"refusals" doc:"Requests that the responding process has refused or could not answer since it started."`
+	ClockOffset   int64           `json:"clockOffsetMs" doc:"The database's clock minus the responding process's clock, in milliseconds. The service uses the database's clock."`
 }
 
 // TaskCounts are the tasks that there are now.
@@ -51,18 +51,18 @@ type TypeStatusCounts struct {
 // LaneDepth is how full a queue is.
 type LaneDepth struct {
 	Name     string `json:"name"`
-	Depth    int64  `json:"depth" doc:"Tasks that wait in it; in task-execution-deadletter those that ended as FAILED or TIMED_OUT and were neither redriven nor discarded."`
-	OldestMs int64  `json:"oldestMs" doc:"How long the oldest that may be worked now has waited; 0 for none."`
+	Depth    int64  `json:"depth" doc:"The number of waiting tasks. For task-execution-deadletter: tasks that ended as FAILED or TIMED_OUT and were neither redriven nor discarded."`
+	OldestMs int64  `json:"oldestMs" doc:"The age of the oldest task that could run now, in milliseconds; 0 if there is none."`
 }
 
 // AttemptCounts are what became of attempts.
 type AttemptCounts struct {
 	Started   int64 `json:"started"`
 	Completed int64 `json:"completed"`
-	Failed    int64 `json:"failed" doc:"For good; those that were tried again are retries."`
-	TimedOut  int64 `json:"timedOut" doc:"For good."`
+	Failed    int64 `json:"failed" doc:"Tasks that failed for good. Failed attempts that were retried count as retries."`
+	TimedOut  int64 `json:"timedOut" doc:"Tasks that timed out for good."`
 	Retries   int64 `json:"retries"`
-	Released  int64 `json:"released" doc:"Given back to the queue without having failed."`
+	Released  int64 `json:"released" doc:"Attempts that were released without a failure."`
 }
 
 // ExecutionTimes are averages over completed tasks.
@@ -79,8 +79,8 @@ type TypeAverages struct {
 
 // Throughput is what was done lately.
 type Throughput struct {
-	LastHour HourCounts  `json:"lastHour" doc:"The hour behind us: the clock hour under way and the share of the one before that is needed to fill it."`
-	Hours    []HourCount `json:"hours" doc:"The last 24 clock hours, oldest first; the last is the one under way."`
+	LastHour HourCounts  `json:"lastHour" doc:"The last 60 minutes: the current clock hour, and as much of the previous clock hour as fills the 60 minutes."`
+	Hours    []HourCount `json:"hours" doc:"The last 24 clock hours, oldest first. The last one is the current hour."`
 }
 
 // HourCounts are moves in an hour.
@@ -93,52 +93,53 @@ type HourCounts struct {
 
 // HourCount is one clock hour.
 type HourCount struct {
-	Hour time.Time `json:"hour" doc:"When it began, in UTC."`
+	Hour time.Time `json:"hour" doc:"The start of the hour, in UTC."`
 	HourCounts
 }
 
 // OutboxWaitCount are events that wait.
 type OutboxWaitCount struct {
 	Events   int64 `json:"events"`
-	OldestMs int64 `json:"oldestMs" doc:"How long the oldest has waited; 0 for none."`
+	OldestMs int64 `json:"oldestMs" doc:"The age of the oldest event in milliseconds; 0 if there is none."`
 }
 
 // Breaker is what keeps a process from a peer service that fails too often.
 type Breaker struct {
-	Name  string    `json:"name" doc:"The peer service, such as integration or notification/email, or bus."`
-	State string    `json:"state" enum:"closed,half-open,open" doc:"closed: calls go through. open: none does. half-open: one does, and decides."`
-	Since time.Time `json:"since" doc:"Since when it is so."`
+	Name  string    `json:"name" doc:"The name of the peer service, such as integration or notification/email, or bus."`
+	State string    `json:"state" enum:"closed,half-open,open" doc:"closed: calls pass. open: no call passes. half-open: one trial call passes and decides."`
+	Since time.Time `json:"since" doc:"The time of the last change of state."`
 }
 
 // InboundCount is what came of the messages of a subject.
 type InboundCount struct {
 	Subject  string `json:"subject"`
-	Acted    int64  `json:"acted" doc:"Acted upon."`
-	Ignored  int64  `json:"ignored" doc:"Late, for others, or about what is not here: noted, and nothing was changed."`
-	Repeated int64  `json:"repeated" doc:"Had been acted upon before."`
-	Dead     int64  `json:"dead" doc:"Ended on the dead-letter subject."`
+	Acted    int64  `json:"acted" doc:"Messages that were handled."`
+	Ignored  int64  `json:"ignored" doc:"Messages without effect: late, for other processes, or about an unknown task."`
+	Repeated int64  `json:"repeated" doc:"Messages that had been handled before."`
+	Dead     int64  `json:"dead" doc:"Messages that were moved to the dead-letter subject."`
 }
 
 // CallbackCounts are status updates that a callbackUrl has not taken.
 type CallbackCounts struct {
-	Waiting  int64 `json:"waiting" doc:"Tasks with something to tell, up to 10,000."`
-	OldestMs int64 `json:"oldestMs" doc:"How old the oldest update that waits is; 0 for none."`
-	GivenUp  int64 `json:"givenUp" doc:"Updates that nobody will be told any more, up to 10,000."`
+	Waiting  int64 `json:"waiting" doc:"The number of tasks with undelivered updates, counted up to 10,000."`
+	OldestMs int64 `json:"oldestMs" doc:"The age of the oldest undelivered update in milliseconds; 0 if there is none."`
+	GivenUp  int64 `json:"givenUp" doc:"The number of updates that were given up, counted up to 10,000."`
 }
 
 // RefusalCounts are requests that got nothing.
 type RefusalCounts struct {
-	RateLimited  int64 `json:"rateLimited" doc:"Of callers who asked for more than they may: 429."`
-	FailedTokens int64 `json:"failedTokens" doc:"With tokens that were not looked at, for too many bad ones came from their addresses: 429."`
-	ClientsGone  int64 `json:"clientsGone" doc:"Whose clients left before the answer was written."`
-	SlowReaders  int64 `json:"slowReaders" doc:"Whose clients were cut, for they read the answer too slowly."`
+	RateLimited  int64 `json:"rateLimited" doc:"Requests over a caller's rate limit: 429."`
+	FailedTokens int64 `json:"failedTokens" doc:"Requests whose token was not verified because their address had sent too many invalid tokens: 429."`
+	ClientsGone  int64 `json:"clientsGone" doc:"Requests whose client disconnected before the response was written."`
+	SlowReaders  int64 `json:"slowReaders" doc:"Requests whose client read the response too slowly and was disconnected."`
 }
 
 type metricsOutput struct{ Body *Metrics }
 
 var getTaskMetricsDoc = doc{
 	id: "getTaskMetrics", tag: tagMetrics, summary: "Get task metrics",
-	description: "How many tasks stand where, how full the queues are, what became of attempts, and what was done in the last 24 hours, over all tenants. Costs the same at ten tasks and at ten million.",
+	description: "Returns the number of tasks by status, the depth of the queues, the outcomes of attempts, and the totals of the last 24 " +
+		"hours, over all tenants. The cost of the request does not depend on the number of tasks.",
 }
 
 const shownHours = 24

@@ -131,22 +131,23 @@ func describe() huma.Config {
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Formats = formats
 	cfg.Info.Description = "The internal endpoints of the Task Execution Service. Times are RFC 3339 in UTC; durations are integers of milliseconds. " +
-		"Every error is a problem document (RFC 9457) with a stable code. Callers may be held to a rate: their answers have RateLimit-Policy and RateLimit, " +
-		"and beyond it they get 429 RATE_LIMITED with Retry-After. A batch counts as its items. " +
-		"HEAD answers wherever GET does, as GET without a body. A query parameter that takes one value is given once; status and type of lists may be given " +
-		"several times, and mean any of their values. A header that is sent has a value: an empty If-Match, Idempotency-Key or X-User-Token is 422. " +
-		"If-Match is as RFC 9110 has it: a list of entity tags, of which one must be the present one, or *; a weak tag matches nothing."
+		"Every error is a problem document (RFC 9457) with a stable code. Callers may have a rate limit: their responses have " +
+		"RateLimit-Policy and RateLimit, and a request over the limit is a 429 RATE_LIMITED with Retry-After. A batch counts as its " +
+		"items. HEAD is supported wherever GET is, and returns the same headers without a body. A query parameter with one value may " +
+		"be given once; status and type of lists may be given several times and match any of their values. A header must have a " +
+		"value: an empty If-Match, Idempotency-Key or X-User-Token is a 422. If-Match follows RFC 9110: a list of entity tags, of " +
+		"which one must be the current one, or *; a weak tag never matches."
 	cfg.Tags = []*huma.Tag{
-		{Name: tagTasks, Description: "Create, read and move tasks."},
-		{Name: tagLeases, Description: "Work tasks from outside, in any language."},
-		{Name: tagDefinitions, Description: "What tasks are made of."},
-		{Name: tagDeadLetters, Description: "See to what has failed for good."},
-		{Name: tagPauses, Description: "Hold queues, definitions and tasks back, and let them go on."},
-		{Name: tagMetrics, Description: "How tasks stand."},
+		{Name: tagTasks, Description: "Create and read tasks, and change their status."},
+		{Name: tagLeases, Description: "Execute tasks in remote workers, in any language."},
+		{Name: tagDefinitions, Description: "The definitions of tasks."},
+		{Name: tagDeadLetters, Description: "Redrive and discard tasks that have failed for good."},
+		{Name: tagPauses, Description: "Pause and resume queues, definitions and tasks."},
+		{Name: tagMetrics, Description: "Numbers of tasks, queues and attempts."},
 	}
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{security: {
 		Type: "http", Scheme: "bearer", BearerFormat: "JWT",
-		Description: "A service token of the Auth Service (ES256, RS256 or EdDSA; iss auth-service, aud api). service_name must be one of the operation's x-callers (* is anyone), and scope must hold the scope that is named.",
+		Description: "A service token of the Auth Service (ES256, RS256 or EdDSA; iss auth-service, aud api). service_name must be one of the operation's x-callers (*: any service), and scope must contain the named scope.",
 	}}
 	r := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	r.RegisterTypeAlias(reflect.TypeFor[json.RawMessage](), reflect.TypeFor[freeObject]())
@@ -159,7 +160,7 @@ func describe() huma.Config {
 	return cfg
 }
 
-// schemaName gives types of package jobs the names that clients shall see.
+// schemaName maps Go types to the names that the document publishes.
 func schemaName(t reflect.Type, hint string) string {
 	base := t
 	for base.Kind() == reflect.Pointer {
@@ -174,6 +175,8 @@ func schemaName(t reflect.Type, hint string) string {
 		return "ExpressionMember"
 	case reflect.TypeFor[jobs.HTTPCall]():
 		return "HttpCall"
+	case reflect.TypeFor[FieldViolation]():
+		return "FieldFlaw" // published under this name
 	}
 	return huma.DefaultSchemaNamer(t, hint)
 }
@@ -196,12 +199,12 @@ type (
 
 // Schema is how huma asks.
 func (statusName) Schema(r huma.Registry) *huma.Schema {
-	return named(r, "TaskStatus", "Where a task stands. COMPLETED, FAILED, CANCELLED and TIMED_OUT are ends.", jobs.Statuses)
+	return named(r, "TaskStatus", "The status of a task. COMPLETED, FAILED, CANCELLED and TIMED_OUT are final.", jobs.Statuses)
 }
 
 // Schema is how huma asks.
 func (typeName) Schema(r huma.Registry) *huma.Schema {
-	return named(r, "TaskType", "Who does a task: code, another system, a person.", []jobs.Type{jobs.Automated, jobs.Integration, jobs.Manual})
+	return named(r, "TaskType", "The kind of executor: code, another system, or a person.", []jobs.Type{jobs.Automated, jobs.Integration, jobs.Manual})
 }
 
 // Schema is how huma asks.
@@ -221,10 +224,10 @@ type headerValue struct{}
 func (headerValue) Schema(r huma.Registry) *huma.Schema {
 	const name = "HeaderValue"
 	if r.Map()[name] == nil {
-		text := &huma.Schema{Type: huma.TypeString, MaxLength: new(4096), Description: "The value itself. An answer has *** instead."}
+		text := &huma.Schema{Type: huma.TypeString, MaxLength: new(4096), Description: "The value. Responses have *** instead."}
 		ref := &huma.Schema{
-			Type: huma.TypeObject, AdditionalProperties: false, Required: []string{"secretRef"}, Description: "A secret, looked up at each attempt.",
-			Properties: map[string]*huma.Schema{"secretRef": {Type: huma.TypeString, Pattern: "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$", Description: "Its name."}},
+			Type: huma.TypeObject, AdditionalProperties: false, Required: []string{"secretRef"}, Description: "A secret, resolved at each attempt.",
+			Properties: map[string]*huma.Schema{"secretRef": {Type: huma.TypeString, Pattern: "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$", Description: "The name of the secret."}},
 		}
 		for _, s := range []*huma.Schema{text, ref.Properties["secretRef"], ref} {
 			s.PrecomputeMessages()

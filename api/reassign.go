@@ -10,10 +10,10 @@ import (
 
 // Reassignment is the body of POST …/reassign: a person or a group.
 type Reassignment struct {
-	AssigneeID string     `json:"assigneeId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person; give this or groupId."`
-	GroupID    string     `json:"groupId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The group; give this or assigneeId."`
-	Reason     string     `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail, and told with task.manual.assigned."`
-	DueDate    *time.Time `json:"dueDate,omitempty" doc:"Default: as it was. From 2000 to 8999, in UTC."`
+	AssigneeID string     `json:"assigneeId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The new assignee. Exactly one of assigneeId and groupId is required."`
+	GroupID    string     `json:"groupId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The group that can claim the task. Exactly one of assigneeId and groupId is required."`
+	Reason     string     `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail, and published with task.manual.assigned."`
+	DueDate    *time.Time `json:"dueDate,omitempty" doc:"Default: unchanged. From year 2000 to 8999, in UTC."`
 }
 
 type reassignTaskInput struct {
@@ -24,8 +24,9 @@ type reassignTaskInput struct {
 
 var reassignTaskDoc = doc{
 	id: "reassignTask", tag: tagTasks, summary: "Reassign a manual task",
-	description: "Gives a manual task to somebody else, whether it was begun or not. A task of another type answers 409. " +
-		"With X-User-Token the task must be the person's to give: assigned to them, waiting for them as a candidate, or of a definition whose assignmentRules.reassignRoles name a role of theirs; else 403.",
+	description: "Assigns a manual task to another person or group, whether it is claimed or not. A task of another type is a 409. With " +
+		"X-User-Token the person must be allowed to reassign the task: as its assignee, as one of its candidates, or by a role named " +
+		"in the definition's assignmentRules.reassignRoles; otherwise the response is a 403.",
 	errors:  []int{404, 409, 412, 413, 415},
 	request: map[string]any{"assigneeId": "jane", "reason": "on leave"},
 	answer:  exampleTask,

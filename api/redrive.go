@@ -21,7 +21,7 @@ type DeadLetterFilter struct {
 	TaskDefinitionID string    `json:"taskDefinitionId,omitempty" maxLength:"128"`
 	ErrorCode        string    `json:"errorCode,omitempty" maxLength:"128"`
 	Queue            string    `json:"queue,omitempty" enum:"task-execution-automated,task-execution-integration,task-execution-manual"`
-	Since            time.Time `json:"since,omitzero" doc:"Only those that ended then or later. From 2000 to 8999, in UTC."`
+	Since            time.Time `json:"since,omitzero" doc:"Only dead letters that ended at this time or later. From year 2000 to 8999, in UTC."`
 }
 
 // PatchOperation is one operation of RFC 6902, for the document: the patch is taken
@@ -29,8 +29,8 @@ type DeadLetterFilter struct {
 type PatchOperation struct {
 	Op    string     `json:"op" enum:"add,remove,replace,move,copy,test"`
 	Path  string     `json:"path" maxLength:"1024" doc:"A JSON pointer into the task's input."`
-	From  string     `json:"from,omitempty" maxLength:"1024" doc:"Of move and copy."`
-	Value patchValue `json:"value,omitempty" doc:"Of add, replace and test: any JSON."`
+	From  string     `json:"from,omitempty" maxLength:"1024" doc:"The source of move and copy."`
+	Value patchValue `json:"value,omitempty" doc:"The value of add, replace and test: any JSON."`
 }
 
 type patchValue struct{ json.RawMessage }
@@ -40,19 +40,19 @@ func (patchValue) Schema(huma.Registry) *huma.Schema { return &huma.Schema{} }
 
 // RedriveCanary holds the rest of a redrive back until the first tasks have ended.
 type RedriveCanary struct {
-	Count           int32   `json:"count" minimum:"1" maximum:"1000" doc:"How many go first."`
-	MaxFailureRatio float64 `json:"maxFailureRatio" minimum:"0" maximum:"1" doc:"Which share of them may fail: above it the operation stops."`
+	Count           int32   `json:"count" minimum:"1" maximum:"1000" doc:"The number of tasks that are redriven first."`
+	MaxFailureRatio float64 `json:"maxFailureRatio" minimum:"0" maximum:"1" doc:"The largest share of them that may fail. Above it the operation stops."`
 }
 
 // RedriveRequest is the body of POST /api/internal/dead-letters/redrive.
 type RedriveRequest struct {
-	Filter        *DeadLetterFilter `json:"filter,omitempty" doc:"Which ones; give this or taskIds. Empty: all. At most 10000 are taken, 1000 with an inputPatch."`
-	TaskIDs       []string          `json:"taskIds,omitempty" minItems:"1" maxItems:"1000" pattern:"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$" doc:"Which ones; give this or filter."`
-	DryRun        bool              `json:"dryRun,omitempty" doc:"Say what would happen, and change nothing."`
-	InputPatch    []PatchOperation  `json:"inputPatch,omitempty" minItems:"1" maxItems:"100" doc:"Changes the input of each (RFC 6902). What the definition's schema does not take then is rejected."`
-	RatePerSecond int32             `json:"ratePerSecond,omitempty" minimum:"1" maximum:"1000" default:"20" doc:"How many tasks a second."`
+	Filter        *DeadLetterFilter `json:"filter,omitempty" doc:"The dead letters to redrive. Exactly one of filter and taskIds is required. Empty: all. At most 10000 are taken, 1000 with an inputPatch."`
+	TaskIDs       []string          `json:"taskIds,omitempty" minItems:"1" maxItems:"1000" pattern:"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$" doc:"The dead letters to redrive. Exactly one of filter and taskIds is required."`
+	DryRun        bool              `json:"dryRun,omitempty" doc:"true: return the number of matches and change nothing."`
+	InputPatch    []PatchOperation  `json:"inputPatch,omitempty" minItems:"1" maxItems:"100" doc:"A patch of each task's input (RFC 6902). Tasks whose patched input the definition's schema rejects are not redriven."`
+	RatePerSecond int32             `json:"ratePerSecond,omitempty" minimum:"1" maximum:"1000" default:"20" doc:"The number of tasks redriven per second."`
 	Canary        *RedriveCanary    `json:"canary,omitempty"`
-	Reason        string            `json:"reason" minLength:"1" maxLength:"1000" doc:"For the audit trail."`
+	Reason        string            `json:"reason" minLength:"1" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
 // RejectedTask is a task that is not redriven, and why.
@@ -63,9 +63,9 @@ type RejectedTask struct {
 
 // RedriveAnswer says what a redrive came upon.
 type RedriveAnswer struct {
-	OperationID *uuid.UUID     `json:"operationId" format:"uuid" nullable:"true" doc:"Null for a dry run."`
-	Matched     int            `json:"matched" doc:"How many are redriven, or would be."`
-	Complete    bool           `json:"complete" doc:"False: more dead letters match, or were not looked at; ask again when these are done."`
+	OperationID *uuid.UUID     `json:"operationId" format:"uuid" nullable:"true" doc:"The id of the operation; null for a dry run."`
+	Matched     int            `json:"matched" doc:"The number of tasks that are redriven, or would be."`
+	Complete    bool           `json:"complete" doc:"false: more dead letters match, or some were not examined. Send the request again when this operation is done."`
 	Rejected    []RejectedTask `json:"rejected"`
 }
 
@@ -89,7 +89,7 @@ func (p OperationPath) id() (uuid.UUID, error) {
 
 // ActReason is the body of stop and undo.
 type ActReason struct {
-	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail."`
+	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
 type (
@@ -111,31 +111,31 @@ type RedriveAct struct {
 // RedriveOperation is a redrive and how far it has come.
 type RedriveOperation struct {
 	OperationID   uuid.UUID         `json:"operationId" format:"uuid"`
-	State         string            `json:"state" enum:"CANARY,RUNNING,STOPPED,DONE,UNDONE" doc:"CANARY: the first tasks go, and are watched. DONE: every task was put back, or rejected."`
-	Actor         string            `json:"actor" doc:"Who asked for it."`
+	State         string            `json:"state" enum:"CANARY,RUNNING,STOPPED,DONE,UNDONE" doc:"CANARY: the first tasks are redriven and watched. DONE: every task was redriven or rejected."`
+	Actor         string            `json:"actor" doc:"The caller that started the operation."`
 	Reason        string            `json:"reason"`
 	CreatedAt     time.Time         `json:"createdAt"`
 	EndedAt       *time.Time        `json:"endedAt"`
 	RatePerSecond int32             `json:"ratePerSecond"`
 	Canary        *RedriveCanary    `json:"canary,omitempty"`
-	Filter        *DeadLetterFilter `json:"filter,omitempty" doc:"As it was asked for; absent where tasks were named."`
+	Filter        *DeadLetterFilter `json:"filter,omitempty" doc:"The filter of the request; absent for a request with taskIds."`
 	InputPatch    []PatchOperation  `json:"inputPatch,omitempty"`
-	Stopped       *RedriveAct       `json:"stopped,omitempty" doc:"By whom: a caller, or a process because of the canary."`
+	Stopped       *RedriveAct       `json:"stopped,omitempty" doc:"The caller that stopped the operation, or the process that stopped it because of the canary."`
 	Undone        *RedriveAct       `json:"undone,omitempty"`
 	Counts        RedriveCounts     `json:"counts"`
-	Rejected      []RejectedTask    `json:"rejected" doc:"What was no dead letter any more when its turn came; the first 1000."`
+	Rejected      []RejectedTask    `json:"rejected" doc:"The tasks that were not dead letters any more when their turn came: the first 1000."`
 }
 
 // RedriveCounts says how the tasks of a redrive stand.
 type RedriveCounts struct {
 	Matched   int32 `json:"matched"`
-	Waiting   int32 `json:"waiting" doc:"Not yet put back."`
-	Redriven  int32 `json:"redriven" doc:"Put back; the next three are among them."`
+	Waiting   int32 `json:"waiting" doc:"Tasks that are not redriven yet."`
+	Redriven  int32 `json:"redriven" doc:"Tasks that were redriven. The following three are part of this number."`
 	Completed int32 `json:"completed"`
-	Failed    int32 `json:"failed" doc:"Dead letters once more."`
+	Failed    int32 `json:"failed" doc:"Redriven tasks that became dead letters again."`
 	Cancelled int32 `json:"cancelled"`
 	Rejected  int32 `json:"rejected"`
-	Undone    int32 `json:"undone" doc:"Put back, and made dead letters again before anybody began them."`
+	Undone    int32 `json:"undone" doc:"Redriven tasks that an undo made dead letters again before an attempt began."`
 }
 
 type operationOutput struct{ Body *RedriveOperation }
@@ -162,8 +162,9 @@ func exampleEnded(state, act string) map[string]any {
 
 var redriveDoc = doc{
 	id: "redriveDeadLetters", tag: tagDeadLetters, summary: "Redrive dead letters",
-	description: "Puts dead letters back to work at a pace: the same tasks go on, with their ids, attempts and past. With a canary the first few " +
-		"go alone, and the operation stops by itself when too many of them fail. A dry run says what would happen: its operationId is null.",
+	description: "Puts dead letters back into their queues at a given rate. The tasks keep their ids, attempts and events. With a canary the " +
+		"first few go alone, and the operation stops if too many of them fail. A dry run only returns the number of matches, and its " +
+		"operationId is null.",
 	status: http.StatusAccepted, errors: []int{413, 415},
 	request: map[string]any{
 		"filter": map[string]any{"fingerprint": "5b1d0c6f2a9e4477"}, "inputPatch": []any{map[string]any{"op": "replace", "path": "/taxRate", "value": 0.08}},
@@ -177,20 +178,21 @@ var redriveDoc = doc{
 
 var getRedriveDoc = doc{
 	id: "getRedriveOperation", tag: tagDeadLetters, summary: "Get a redrive operation",
-	description: "Answers how far a redrive has come, and how its tasks have ended.", errors: []int{404}, answer: exampleOperation,
+	description: "Returns the progress of a redrive, and how its tasks have ended.", errors: []int{404}, answer: exampleOperation,
 }
 
 var stopRedriveDoc = doc{
 	id: "stopRedriveOperation", tag: tagDeadLetters, summary: "Stop a redrive operation",
-	description: "When this answers, nothing more of the operation is put back; what was, goes on. One that has ended stays as it is.",
-	errors:      []int{404, 413, 415}, optional: true,
+	description: "After the response no further task of the operation is redriven; tasks that were redriven continue. An operation that has " +
+		"ended does not change.",
+	errors: []int{404, 413, 415}, optional: true,
 	request: map[string]any{"reason": "not fixed after all"}, answer: exampleEnded("STOPPED", "stopped"),
 }
 
 var undoRedriveDoc = doc{
 	id: "undoRedriveOperation", tag: tagDeadLetters, summary: "Undo a redrive operation",
-	description: "Stops the operation, and makes dead letters again of the tasks that it has put back and nobody has begun, with the input and the " +
-		"error that they had. Undoing again changes nothing.",
+	description: "Stops the operation, and turns the redriven tasks whose attempt has not begun into dead letters again, with their old input " +
+		"and error. Undoing again changes nothing.",
 	errors: []int{404, 413, 415}, optional: true,
 	request: map[string]any{"reason": "not fixed after all"}, answer: exampleEnded("UNDONE", "undone"),
 }

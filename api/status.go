@@ -11,10 +11,10 @@ import (
 
 // StatusUpdate is the body of PUT …/status.
 type StatusUpdate struct {
-	Status jobs.Status     `json:"status" doc:"Where the task shall go."`
-	Output json.RawMessage `json:"output,omitempty" doc:"With COMPLETED. Checked against the definition's outputSchema."`
-	Error  *TaskFailure    `json:"error,omitempty" doc:"With FAILED and TIMED_OUT."`
-	Reason string          `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail."`
+	Status jobs.Status     `json:"status" doc:"The new status."`
+	Output json.RawMessage `json:"output,omitempty" doc:"The output, for COMPLETED. Validated against the definition's outputSchema."`
+	Error  *TaskFailure    `json:"error,omitempty" doc:"The error, for FAILED and TIMED_OUT."`
+	Reason string          `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
 // TaskFailure is the platform's error of a task, as somebody outside reports it.
@@ -23,7 +23,7 @@ type TaskFailure struct {
 	Message    string          `json:"message" maxLength:"2000"`
 	Details    json.RawMessage `json:"details,omitempty"`
 	StackTrace string          `json:"stackTrace,omitempty" maxLength:"16384"`
-	Timestamp  *time.Time      `json:"timestamp,omitempty" doc:"Taken and not kept: the time of the move is."`
+	Timestamp  *time.Time      `json:"timestamp,omitempty" doc:"Accepted and ignored. The service records the time of the transition itself."`
 	Retryable  *bool           `json:"retryable,omitempty"`
 }
 
@@ -34,8 +34,8 @@ type updateTaskStatusInput struct {
 
 var updateTaskStatusDoc = doc{
 	id: "updateTaskStatus", tag: tagTasks, summary: "Set a task's status",
-	description: "Moves a task because somebody outside says so: a person's result, the orchestrator's verdict. Whoever works on it " +
-		"meanwhile loses the lease. A move that the task cannot make answers 409 with the moves that it can.",
+	description: "Changes the status of a task from outside: a person's result, or a decision of the orchestrator. A running attempt loses its " +
+		"lease. A change that the current status does not allow is a 409 with the allowed ones.",
 	errors:  []int{404, 409, 412, 413, 415},
 	request: map[string]any{"status": "COMPLETED", "output": map[string]any{"approved": true, "reviewedBy": "jane"}},
 	answer:  exampleTask,

@@ -24,34 +24,34 @@ type Task struct {
 	TaskType         jobs.Type       `json:"taskType"`
 	Status           jobs.Status     `json:"status"`
 	Priority         jobs.Priority   `json:"priority"`
-	Input            json.RawMessage `json:"input" nullable:"true" doc:"Null only where a list left it out: see truncated."`
-	Output           json.RawMessage `json:"output" nullable:"true" doc:"What it came to; null until it is COMPLETED."`
-	Error            json.RawMessage `json:"error" nullable:"true" doc:"What the last failed attempt came to: code, message, details, stackTrace, timestamp, retryable."`
-	Assignee         *string         `json:"assignee" doc:"The person who has it."`
+	Input            json.RawMessage `json:"input" nullable:"true" doc:"The task's input. Null only if a list left it out: see truncated."`
+	Output           json.RawMessage `json:"output" nullable:"true" doc:"The task's result. Null unless status is COMPLETED."`
+	Error            json.RawMessage `json:"error" nullable:"true" doc:"The error of the last failed attempt: code, message, details, stackTrace, timestamp, retryable."`
+	Assignee         *string         `json:"assignee" doc:"The person to whom the task is assigned."`
 	CorrelationID    string          `json:"correlationId"`
-	RetryCount       int32           `json:"retryCount" doc:"Attempts that were spent and followed, or will be followed, by another."`
-	NextRetryTime    *time.Time      `json:"nextRetryTime" doc:"When the next attempt is due; null when none waits."`
-	Attempt          int32           `json:"attempt" doc:"The number of the last attempt; 0 before the first."`
-	Version          int32           `json:"version" doc:"Grows with every move; the ETag."`
+	RetryCount       int32           `json:"retryCount" doc:"The number of failed attempts that a retry follows or followed."`
+	NextRetryTime    *time.Time      `json:"nextRetryTime" doc:"The time of the next attempt; null if none is scheduled."`
+	Attempt          int32           `json:"attempt" doc:"The number of the last attempt; 0 before the first attempt."`
+	Version          int32           `json:"version" doc:"The version, which grows with every transition. The ETag contains it."`
 	CreatedAt        time.Time       `json:"createdAt"`
-	StartedAt        *time.Time      `json:"startedAt" doc:"When the last attempt began."`
+	StartedAt        *time.Time      `json:"startedAt" doc:"The start of the last attempt."`
 	EndedAt          *time.Time      `json:"endedAt"`
-	ExecutionTime    *int64          `json:"executionTime" doc:"Milliseconds that the last attempt took; null until the task ends."`
+	ExecutionTime    *int64          `json:"executionTime" doc:"The duration of the last attempt in milliseconds; null until the task has ended."`
 
-	Lane               db.TaskLane     `json:"lane" doc:"The queue it waits in, or was taken from."`
+	Lane               db.TaskLane     `json:"lane" doc:"The queue in which the task waits, or from which it was taken."`
 	Executor           string          `json:"executor"`
-	DefinitionRevision int32           `json:"definitionRevision,omitempty" doc:"The revision of its definition; absent without one."`
+	DefinitionRevision int32           `json:"definitionRevision,omitempty" doc:"The revision of the task's definition; absent for a task without one."`
 	AssigneeName       *string         `json:"assigneeName,omitempty"`
 	GroupID            *string         `json:"groupId,omitempty"`
-	Candidates         json.RawMessage `json:"candidates,omitempty" doc:"Who may claim it: users, roles, groups."`
+	Candidates         json.RawMessage `json:"candidates,omitempty" doc:"The users, roles and groups that can claim the task."`
 	AssignedAt         *time.Time      `json:"assignedAt,omitempty"`
 	DueDate            *time.Time      `json:"dueDate,omitempty"`
 	Reference          *string         `json:"reference,omitempty"`
 	CallbackURL        *string         `json:"callbackUrl,omitempty"`
-	RequestID          *string         `json:"requestId,omitempty" doc:"The idempotency key it was created with."`
+	RequestID          *string         `json:"requestId,omitempty" doc:"The idempotency key of the request that created the task."`
 	WorkflowContext    json.RawMessage `json:"workflowContext,omitempty" nullable:"true"`
-	Truncated          []string        `json:"truncated,omitempty" enum:"input,output,workflowContext" doc:"Members that a list left out, for they are longer than 4 KiB; they are null. The task alone, and include=payloads, have them."`
-	Progress           json.RawMessage `json:"progress,omitempty" doc:"How far the attempt that runs has come, as its last heartbeat said: when one task is asked for. It is no move, and leaves the version alone."`
+	Truncated          []string        `json:"truncated,omitempty" enum:"input,output,workflowContext" doc:"The members that a list left out because they are longer than 4 KiB; they are null. Reading the single task returns them, and so does include=payloads."`
+	Progress           json.RawMessage `json:"progress,omitempty" doc:"The progress that the last heartbeat of the running attempt reported. Only returned for a single task. A heartbeat does not change the version."`
 }
 
 // priorities are the ranks that the table keeps.
@@ -114,7 +114,7 @@ func (p TaskPath) id() (uuid.UUID, error) {
 // has seen.
 type TaskWrite struct {
 	TaskPath
-	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The ETag that the caller has seen, or several, or *; another version answers 412."`
+	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The last ETag that the caller has seen, a list of ETags, or *. A different current version is a 412."`
 }
 
 func (w TaskWrite) target(ctx context.Context) (uuid.UUID, ifMatch, error) {
@@ -129,7 +129,7 @@ func (w TaskWrite) target(ctx context.Context) (uuid.UUID, ifMatch, error) {
 
 // taskOutput is the answer of every operation on one task.
 type taskOutput struct {
-	ETag string `header:"ETag" doc:"The version, for If-Match."`
+	ETag string `header:"ETag" doc:"The task's version, for If-Match."`
 	Body *Task
 }
 

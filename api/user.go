@@ -27,7 +27,7 @@ type Person struct {
 // OnBehalf is a person's own token, beside the service's. Exported, or huma would
 // not look into it.
 type OnBehalf struct {
-	UserToken string `header:"X-User-Token" maxLength:"8192" doc:"The person's own token. Where it is sent, the Auth Service must know it as the person's, and of the caller's tenant; the person has the roles and groups that it names then, and no others. The service can be told to demand it."`
+	UserToken string `header:"X-User-Token" maxLength:"8192" doc:"The person's own token. If sent, the Auth Service must confirm that it belongs to the person and to the caller's tenant. The person then has exactly the roles and groups of the token. The service can be configured to require it."`
 }
 
 // forUser is who asks. Without a token of the person's own it is whom the body names, with

@@ -12,14 +12,14 @@ import (
 
 // LeasePath names a lease.
 type LeasePath struct {
-	LeaseToken string `path:"leaseToken" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_-]+$" doc:"As the dequeue gave it."`
+	LeaseToken string `path:"leaseToken" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_-]+$" doc:"The leaseToken of the dequeue."`
 }
 
 // Heartbeat is the body of POST …/heartbeat.
 type Heartbeat struct {
-	ExtendMs   int64           `json:"extendMs,omitempty" minimum:"1000" maximum:"43200000" doc:"How long the lease lasts from now; it never adds up, and never passes the attempt's timeout. Default: the visibility timeout."`
-	Progress   json.RawMessage `json:"progress,omitempty" doc:"How far it has come, such as {percent, message}."`
-	Checkpoint json.RawMessage `json:"checkpoint,omitempty" doc:"What the next attempt is to begin with, should this one end early."`
+	ExtendMs   int64           `json:"extendMs,omitempty" minimum:"1000" maximum:"43200000" doc:"The length of the lease from now, in milliseconds. Extensions do not add up, and never pass the attempt's timeout. Default: the visibility timeout."`
+	Progress   json.RawMessage `json:"progress,omitempty" doc:"The progress of the attempt, such as {percent, message}."`
+	Checkpoint json.RawMessage `json:"checkpoint,omitempty" doc:"The state from which the next attempt should continue if this attempt ends early."`
 }
 
 // BulkHeartbeat is one of many in POST …/heartbeats.
@@ -36,7 +36,7 @@ type Heartbeats struct {
 // HeartbeatAnswer says how long the lease lasts and what to do.
 type HeartbeatAnswer struct {
 	LeaseExpiresAt time.Time      `json:"leaseExpiresAt"`
-	Directive      jobs.Directive `json:"directive" enum:"CONTINUE,CANCEL,DRAIN" doc:"CANCEL: nobody wants the result any more. DRAIN: finish, and take no more from this process."`
+	Directive      jobs.Directive `json:"directive" enum:"CONTINUE,CANCEL,DRAIN" doc:"CANCEL: the result is not wanted any more. DRAIN: finish the attempt, and take no more from this process."`
 	Reason         string         `json:"reason,omitempty"`
 }
 
@@ -66,31 +66,31 @@ type heartbeatsOutput struct{ Body *HeartbeatResults }
 
 // LeaseCompletion is the body of POST …/complete.
 type LeaseCompletion struct {
-	Output json.RawMessage `json:"output,omitempty" doc:"Checked against the definition's outputSchema; what breaks it answers 422, and the lease is kept."`
+	Output json.RawMessage `json:"output,omitempty" doc:"Validated against the definition's outputSchema. An invalid output is a 422, and the lease is kept."`
 }
 
 // AttemptFailure is the body of POST …/fail.
 type AttemptFailure struct {
-	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Held against the retry policy's retryableErrors. TIMEOUT says too that it timed out: where nothing is left the task is TIMED_OUT."`
+	ErrorCode    string          `json:"errorCode" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$" doc:"Compared with the retry policy's retryableErrors. TIMEOUT also means that the attempt timed out: without a retry left the task becomes TIMED_OUT."`
 	ErrorMessage string          `json:"errorMessage,omitempty" maxLength:"2000"`
 	Details      json.RawMessage `json:"details,omitempty"`
 	StackTrace   string          `json:"stackTrace,omitempty" maxLength:"16384"`
-	Retryable    *bool           `json:"retryable,omitempty" doc:"false ends the task at once. Default: the policy decides."`
-	RetryAfterMs *int64          `json:"retryAfterMs,omitempty" minimum:"0" maximum:"86400000" nullable:"true" doc:"Not before; it only ever lengthens the policy's delay."`
+	Retryable    *bool           `json:"retryable,omitempty" doc:"false: the task fails without a retry. Default: the retry policy decides."`
+	RetryAfterMs *int64          `json:"retryAfterMs,omitempty" minimum:"0" maximum:"86400000" nullable:"true" doc:"The earliest time of the next attempt from now, in milliseconds. It can lengthen the policy's delay, never shorten it."`
 }
 
 // Releasing is the body of POST …/release.
 type Releasing struct {
-	DelayMs int64  `json:"delayMs,omitempty" minimum:"0" maximum:"86400000" doc:"How long the task rests before it is handed out again."`
-	Reason  string `json:"reason,omitempty" maxLength:"1000" doc:"For the audit trail."`
+	DelayMs int64  `json:"delayMs,omitempty" minimum:"0" maximum:"86400000" doc:"How long the task waits before the next attempt, in milliseconds."`
+	Reason  string `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
 // AttemptEnd is the answer to a worker's last word.
 type AttemptEnd struct {
 	TaskID        string      `json:"taskId" format:"uuid"`
-	Status        jobs.Status `json:"status" doc:"Where the task stands now: PENDING waits for its next attempt."`
+	Status        jobs.Status `json:"status" doc:"The task's current status. PENDING: the task waits for its next attempt."`
 	Attempt       int32       `json:"attempt"`
-	NextRetryTime *time.Time  `json:"nextRetryTime" doc:"When the next attempt is due; null when none waits."`
+	NextRetryTime *time.Time  `json:"nextRetryTime" doc:"The time of the next attempt; null if none is scheduled."`
 	Version       int32       `json:"version"`
 }
 
@@ -111,8 +111,8 @@ type releaseLeaseInput struct {
 	Body *Releasing `required:"false"`
 }
 
-const lateText = " A lease that ran out still counts until the task is somebody else's; then it answers 409 LEASE_LOST, and 410 TASK_TERMINAL if the task has ended." +
-	" The same word again answers as the first time, another 409 CONFLICT."
+const lateText = " An expired lease stays valid until the task has another holder; after that the response is 409 LEASE_LOST, or 410 " +
+	"TASK_TERMINAL if the task has ended. Repeating the request gets the same response; a different result is 409 CONFLICT."
 
 var lateErrors = []int{http.StatusNotFound, http.StatusConflict, http.StatusGone, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType}
 
@@ -120,15 +120,16 @@ var exampleEnd = map[string]any{"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01"
 
 var heartbeatDoc = doc{
 	id: "heartbeat", tag: tagLeases, summary: "Extend a lease",
-	description: "Answers for how long the lease lasts from now, and what to do. The worker of a cancelled task is told CANCEL for as long as its lease would have lasted.",
-	errors:      lateErrors, optional: true, ownKey: true,
+	description: "Returns the new end of the lease and a directive. The worker of a cancelled task gets CANCEL until its lease would have " +
+		"ended.",
+	errors: lateErrors, optional: true, ownKey: true,
 	request: map[string]any{"extendMs": 30000, "progress": map[string]any{"percent": 40, "message": "rendering"}, "checkpoint": map[string]any{"page": 12}},
 	answer:  map[string]any{"leaseExpiresAt": "2026-01-15T10:30:30Z", "directive": "CONTINUE"},
 }
 
 var heartbeatsDoc = doc{
 	id: "heartbeats", tag: tagLeases, summary: "Extend many leases",
-	description: "A result for each, in their order; one that is lost does not stop the others.",
+	description: "Returns one result for each lease, in their order. A lost lease does not affect the others.",
 	errors:      []int{413, 415},
 	ownKey:      true,
 	request:     map[string]any{"heartbeats": []any{map[string]any{"leaseToken": madeUp, "extendMs": 30000}}},
@@ -136,22 +137,23 @@ var heartbeatsDoc = doc{
 }
 
 var completeLeaseDoc = doc{
-	id: "completeLease", tag: tagLeases, summary: "Complete the task", description: "Ends the task with its output." + lateText,
+	id: "completeLease", tag: tagLeases, summary: "Complete the task", description: "Completes the task with its output." + lateText,
 	errors: lateErrors, optional: true,
 	request: map[string]any{"output": map[string]any{"pages": 24}}, answer: exampleEnd,
 }
 
 var failLeaseDoc = doc{
 	id: "failLease", tag: tagLeases, summary: "Fail the attempt",
-	description: "Ends the attempt. The task's retry policy decides whether another follows; if not, the task is FAILED and a dead letter." + lateText,
-	errors:      lateErrors,
-	request:     map[string]any{"errorCode": "TIMEOUT", "errorMessage": "the renderer did not answer", "retryable": true},
-	answer:      map[string]any{"taskId": exampleEnd["taskId"], "status": "PENDING", "attempt": 1, "nextRetryTime": "2026-01-15T10:30:05Z", "version": 3},
+	description: "Ends the attempt. The task's retry policy decides whether another attempt follows; otherwise the task becomes FAILED, and a " +
+		"dead letter." + lateText,
+	errors:  lateErrors,
+	request: map[string]any{"errorCode": "TIMEOUT", "errorMessage": "the renderer did not answer", "retryable": true},
+	answer:  map[string]any{"taskId": exampleEnd["taskId"], "status": "PENDING", "attempt": 1, "nextRetryTime": "2026-01-15T10:30:05Z", "version": 3},
 }
 
 var releaseLeaseDoc = doc{
-	id: "releaseLease", tag: tagLeases, summary: "Give the task back",
-	description: "Returns the task to its queue. Nothing is spent: the next attempt has the same number, and another token." + lateText,
+	id: "releaseLease", tag: tagLeases, summary: "Release the task",
+	description: "Returns the task to its queue. The attempt does not count: the next one has the same number and a new lease token." + lateText,
 	errors:      lateErrors, optional: true,
 	request: map[string]any{"delayMs": 0, "reason": "shutting down"},
 	answer:  map[string]any{"taskId": exampleEnd["taskId"], "status": "PENDING", "attempt": 0, "nextRetryTime": nil, "version": 3},

@@ -13,29 +13,29 @@ import (
 type Worker struct {
 	WorkerID          string    `json:"workerId"`
 	Queue             string    `json:"queue"`
-	TaskDefinitionIDs []string  `json:"taskDefinitionIds" doc:"The definitions that it asks for; empty: all."`
-	Present           bool      `json:"present" doc:"Whether it has asked, or sent a heartbeat, within 30 s."`
-	Since             time.Time `json:"since" doc:"When it was first heard of."`
-	LastSeen          time.Time `json:"lastSeen" doc:"When it asked, or sent a heartbeat, last, to some seconds."`
+	TaskDefinitionIDs []string  `json:"taskDefinitionIds" doc:"The definitions that the worker asks for; empty: all."`
+	Present           bool      `json:"present" doc:"true: the worker sent a dequeue or a heartbeat within the last 30 seconds."`
+	Since             time.Time `json:"since" doc:"The worker's first request."`
+	LastSeen          time.Time `json:"lastSeen" doc:"The worker's last dequeue or heartbeat, accurate to a few seconds."`
 }
 
 type listWorkersInput struct {
-	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before."`
+	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
+	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page."`
 }
 
 // WorkerPage is a page of workers, by name and queue.
 type WorkerPage struct {
 	Items      []Worker `json:"items"`
-	NextCursor *string  `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	NextCursor *string  `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
 type listWorkersOutput struct{ Body *WorkerPage }
 
 var listWorkersDoc = doc{
-	id: "listWorkers", tag: tagLeases, summary: "List the remote workers that are seen",
-	description: "Pages through the workers that asked for work within the last hour, each with what it asks for: an item for each queue. " +
-		"A dequeue shows here some seconds later.",
+	id: "listWorkers", tag: tagLeases, summary: "List remote workers",
+	description: "Lists the workers that asked for work within the last hour, with one item for each queue that a worker asks for. A dequeue " +
+		"appears here after a few seconds.",
 	answer: map[string]any{"items": []any{map[string]any{
 		"workerId": "w-7", "queue": jobs.LaneAutomated, "taskDefinitionIds": []any{"render-report"}, "present": true,
 		"since": "2026-01-15T08:00:00Z", "lastSeen": "2026-01-15T10:30:00Z",
