@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/auth"
 )
 
-// The services that call us, by the interface document's names.
+// The calling services, by their names in the interface document.
 const (
 	orchestrator = "workflow-orchestrator"
 	ui           = "ui-framework"
@@ -21,29 +21,29 @@ const (
 	errorHandler = "error-handler"
 )
 
-// access says who may: the document's Callers column, and the scope.
+// access is who may call an operation: the document's Callers column, and the scope.
 type access struct {
 	scope   string
-	or      string   // another scope that will do; empty for none
-	callers []string // nil: anyone who holds the scope
+	or      string   // a scope that is accepted instead; empty: none
+	callers []string // nil: every service with the scope
 }
 
-// Scopes are all that a token can be given.
+// Scopes are all scopes that a token can have.
 var Scopes = []string{
 	"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel", "tasks:reassign", "tasks:metrics", "tasks:work",
 	"tasks:deadletter", scopePause,
 }
 
-// desk is access to the dead letters, be it at their desk or by leases.
+// desk is the access to the dead-letter API.
 var desk = by("tasks:deadletter", errorHandler)
 
 // by is access for these callers only.
 func by(scope string, callers ...string) access { return access{scope: scope, callers: callers} }
 
-// anyone is access for whoever holds the scope.
+// anyone is access for every service with the scope.
 func anyone(scope string) access { return access{scope: scope} }
 
-// security is the same in the document: any one of the list will do.
+// security is the access as the OpenAPI document describes it: any entry of the list is sufficient.
 func (who access) security() []map[string][]string {
 	all := []map[string][]string{{security: {who.scope}}}
 	if who.or != "" {
@@ -54,18 +54,18 @@ func (who access) security() []map[string][]string {
 
 func (who access) allows(c *auth.Caller) bool { return who.scoped(c) && who.named(c) }
 
-// scoped says whether the token holds what is asked for.
+// scoped returns whether the token has an accepted scope.
 func (who access) scoped(c *auth.Caller) bool {
 	return c.Holds(who.scope) || who.or != "" && c.Holds(who.or)
 }
 
-// named says whether the caller is one of those who may.
+// named returns whether the caller is one of the operation's callers.
 func (who access) named(c *auth.Caller) bool {
 	return who.callers == nil || slices.Contains(who.callers, c.Name)
 }
 
-// admit lets a request go on to its operation if its token says that it may. It
-// comes before the body is read: strangers send nothing that we keep.
+// admit is the middleware that checks the token of a request. It runs before the body is read, so
+// that unauthenticated callers cannot make the server hold a body.
 func (a *API) admit(who access) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, _ := humachi.Unwrap(ctx)
@@ -79,7 +79,7 @@ func (a *API) admit(who access) func(huma.Context, func(huma.Context)) {
 	}
 }
 
-// guarded is admit for a handler that huma does not know.
+// guarded is admit for a handler that is not huma's.
 func (a *API) guarded(who access, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := callOf(r.Context())
@@ -97,11 +97,13 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 		c.refused = "no bearer token"
 		return problem(http.StatusUnauthorized, codeUnauthorized, "send a service token: Authorization: Bearer …").with("WWW-Authenticate", `Bearer realm="tes"`)
 	}
+
 	caller, err := a.verify(c, r, token)
 	var bad auth.InvalidToken
 	if p, ok := asProblem(err); ok {
 		return p
 	}
+
 	switch {
 	case errors.As(err, &bad):
 		c.refused = string(bad)
@@ -113,14 +115,17 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 	if p := a.spend(c, 1, 0); p != nil {
 		return p
 	}
+
 	if !who.allows(caller) {
 		c.refused = "not allowed"
 		return who.forbidden(caller, "to do this")
 	}
+
 	return nil
 }
 
-// forbidden is the answer to a good token that is the wrong one: it names what was missing.
+// forbidden is the response to a valid token without the necessary access. It names the missing
+// scope and the accepted callers.
 func (who access) forbidden(c *auth.Caller, what string) *Problem {
 	var takes []string
 	if !who.scoped(c) {
@@ -130,17 +135,21 @@ func (who access) forbidden(c *auth.Caller, what string) *Problem {
 		}
 		takes = append(takes, scope)
 	}
+
 	if !who.named(c) {
 		takes = append(takes, "to be "+strings.Join(who.callers, " or "))
 	}
+
 	p := problem(http.StatusForbidden, codeForbidden, "this caller may not: "+what+" takes "+strings.Join(takes, ", and "))
 	if !who.scoped(c) {
 		return p.with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
 	}
+
 	return p
 }
 
-// bearer is the token of the one Authorization header.
+// bearer is the token of the Authorization header. Two such headers are no token: a proxy might
+// have looked at the other one.
 func bearer(r *http.Request) (string, bool) {
 	values := r.Header["Authorization"]
 	if len(values) != 1 {
@@ -150,5 +159,5 @@ func bearer(r *http.Request) (string, bool) {
 	return token, found && strings.EqualFold(scheme, "Bearer") && token != ""
 }
 
-// callerOf is who asks. Operations only run for somebody.
+// callerOf is the caller of a request, never nil inside an operation.
 func callerOf(ctx context.Context) *auth.Caller { return callOf(ctx).caller }

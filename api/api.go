@@ -1,6 +1,12 @@
-// Package api is the door: what we are asked by HTTP comes in here, is known for
-// who it is, checked, and handed to package jobs. Reads may go straight to the
-// database; every write is a move, and jobs makes it.
+// Package api is the HTTP API and the bus consumer of the service. It authenticates requests,
+// validates them, and calls package jobs.
+//
+// Reads may query the database directly, as a role that row-level security restricts to the
+// caller's tenant. Every write is a transition made by package jobs.
+//
+// A request passes these steps: observe (id, log line, time limit, panics), admit (token, scope,
+// rate limit), takeBody (size, time, JSON guard), huma (schema), write (idempotency key), the
+// handler. api.go lists the routes; each handler has a file of its own.
 package api
 
 import (
@@ -24,57 +30,55 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// Config says what the door opens to. Tasks, Reads and Verifier must be set; the
-// zero value of the rest is right for production.
+// Config configures New. Tasks, Reads and Verifier must be set; the zero value of every other field
+// is right for production.
 type Config struct {
-	// Tasks makes the moves.
+	// Tasks makes the transitions.
 	Tasks *jobs.Tasks
-	// Reads is a pool for reading: not the engine's, so that readers cannot keep
-	// the moves waiting. Its login must be able to become tes_read: see pgpool.ReadAs.
+	// Reads is a pool of its own, so that readers cannot delay transitions. Its login must be able to
+	// become tes_read: see pgpool.ReadAs.
 	Reads Reads
-	// Verifier knows good tokens from bad. It is the caller's to close.
+	// Verifier verifies service tokens. The caller closes it.
 	Verifier *auth.Verifier
-	// UserTokens knows people's tokens; default believes none.
+	// UserTokens verifies people's own tokens; default: every such token is refused.
 	UserTokens UserTokens
-	// RequireUserToken refuses what people do without a token of their own; default
-	// takes the caller's word.
+	// RequireUserToken refuses requests on behalf of a person without that person's token; default:
+	// the service's token is enough.
 	RequireUserToken bool
-	// Ready says whether requests should be sent here; default: when the database
-	// answers.
+	// Ready returns nil if requests should be sent to this process; default: if the database answers.
 	Ready func(context.Context) error
-	// Breakers are this process's, for the metrics and for why a task waits; default
-	// none.
+	// Breakers returns the circuit breakers of this process, for the metrics and for the why
+	// operation; default: none.
 	Breakers func() []retry.Status
-	// Draining says that the process is about to stop, and no longer ready; default
-	// never.
+	// Draining returns true when the process is about to stop and is no longer ready; default: never.
 	Draining func() bool
-	// Bus says how the bus is (ok, away or failing), and why, in words for everybody's
-	// eyes; default nobody asks.
+	// Bus returns the state of the bus (ok, away or failing) and the reason in words, for /readyz;
+	// default: omitted.
 	Bus func() (state, reason string)
-	// Relay says in a word whether this process publishes events: leading, standing by,
-	// silent or failing; default nobody asks.
+	// Relay returns the state of this process's relay: leading, standing by, silent or failing;
+	// default: omitted.
 	Relay func() string
-	// MaxBody is the largest request body, and an eighth of the largest batch;
-	// default 1 MiB.
+	// MaxBody is the largest request body in bytes. A batch may have eight times as many. Default: 1
+	// MiB.
 	MaxBody int64
-	// RequestTimeout bounds a request, mounts apart; default 10 s.
+	// RequestTimeout bounds a request, except for mounts; default: 10 s.
 	RequestTimeout time.Duration
-	// Limits hold callers to a rate; default none.
+	// Limits are the rate limits of callers; default: none.
 	Limits Limits
-	// AnswerTime is how long a client may take to read an answer, and as long again for
-	// each MiB that is begun; default 5 s.
+	// AnswerTime is the time in which a client must read a response, for each started MiB; default: 5
+	// s.
 	AnswerTime time.Duration
-	// Mounts are handlers beside ours; default none.
+	// Mounts are further handlers; default: none.
 	Mounts []Mount
-	// Version of the program, for the Server header; default none.
+	// Version of the program, for the Server header; default: no such header.
 	Version string
-	// Tracer makes a span of each request; default nil, and none is made.
+	// Tracer makes a span for each request; default: nil, no spans.
 	Tracer trace.Tracer
-	// Logger takes one line a request; default slog.Default.
+	// Logger gets one line for each request; default: slog.Default.
 	Logger *slog.Logger
 }
 
-// Reads is a pool for reading: a *pgxpool.Pool, or a *pgpool.Pooled.
+// Reads is a pool for reading: a *pgxpool.Pool or a *pgpool.Pooled.
 type Reads interface {
 	db.DBTX
 	BeginTx(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error)
@@ -82,37 +86,36 @@ type Reads interface {
 	Reset()
 }
 
-// Mount puts a handler beside ours, with our log, panics and ids, and refuses it
-// what a browser sends from another site.
+// Mount adds a handler behind the API's log, panic handler and request ids. Cross-origin requests
+// of browsers are refused.
 type Mount struct {
-	// Prefix begins with a slash and ends without one, such as /riverui.
+	// Prefix begins with a slash and ends without a slash, such as /riverui.
 	Prefix string
-	// Handler sees the whole path, prefix included.
+	// Handler gets the whole path, including Prefix.
 	Handler http.Handler
-	// Scope that a service token must hold; empty: the handler guards itself.
+	// Scope that a service token must have; empty: Handler checks for itself.
 	Scope string
-	// Login lets browsers in; default none, and whoever reaches the address is in.
+	// Login lets people log in with a browser; default: none, and the handler is open to everybody.
 	Login *Login
-	// RiverUI says that the handler is River UI: what is asked there of jobs is done to
-	// their tasks. Default false.
+	// RiverUI marks River UI, whose actions on jobs become operations on their tasks; default: false.
 	RiverUI bool
 }
 
-// API is the door.
+// API is the API server.
 type API struct {
 	cfg        Config
 	log        *slog.Logger
-	across     *db.Queries // over all tenants: see API.read
+	across     *db.Queries // for reads over all tenants: see API.read
 	router     *chi.Mux
 	huma       huma.API
 	reader     reader
 	limits     *limits
 	yaml, json []byte                      // the OpenAPI document
 	events     struct{ yaml, json []byte } // the AsyncAPI document
-	server     []string                    // the Server header; nil for none
+	server     []string                    // the Server header; nil: no such header
 }
 
-// New opens the door.
+// New makes the API server.
 func New(cfg Config) (*API, error) {
 	if cfg.Tasks == nil || cfg.Reads == nil || cfg.Verifier == nil {
 		return nil, errors.New("api: Tasks, Reads and Verifier must be set")
@@ -123,10 +126,10 @@ func New(cfg Config) (*API, error) {
 	return build(cfg)
 }
 
-// Handler answers every request.
+// Handler serves every request.
 func (a *API) Handler() http.Handler { return a.router }
 
-// routes is every route there is.
+// routes registers every route.
 func (a *API) routes() {
 	const tasks, definitions, letters = "/api/internal/tasks", "/api/internal/task-definitions", "/api/internal/dead-letters"
 
@@ -178,7 +181,7 @@ func (a *API) routes() {
 	route(a, "POST", tasks+"/{taskId}/resume", anyone(scopePause), resumeTaskDoc, a.resumeTask)
 	route(a, "GET", pauses, anyone("tasks:read"), listPausesDoc, a.listPauses)
 
-	// Open to all, and in no document: they say nothing that is not public.
+	// Open to everybody, and not part of the document: these routes only return public facts.
 	a.router.Get("/livez", a.livez)
 	a.router.Get("/readyz", a.readyz)
 	a.router.Get("/openapi.yaml", a.openapiYAML)
@@ -190,12 +193,13 @@ func (a *API) routes() {
 	}
 }
 
-// build makes the door and its document. It asks nothing of anybody, so that the
-// document can be printed without a database.
+// build makes the server and its documents. It calls nothing outside, so that the documents can be
+// printed without a database.
 func build(cfg Config) (*API, error) {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 1 << 20
 	}
+
 	if cfg.RequestTimeout == 0 {
 		cfg.RequestTimeout = 10 * time.Second
 	}
@@ -205,21 +209,25 @@ func build(cfg Config) (*API, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+
 	if cfg.UserTokens == nil {
 		cfg.UserTokens = noUserTokens{}
 	}
 	if cfg.Breakers == nil {
 		cfg.Breakers = func() []retry.Status { return nil }
 	}
+
 	for _, m := range cfg.Mounts {
 		if !strings.HasPrefix(m.Prefix, "/") || strings.HasSuffix(m.Prefix, "/") || strings.HasPrefix(m.Prefix, "/api") || m.Handler == nil {
 			return nil, fmt.Errorf("api: cannot mount at %q", m.Prefix)
 		}
 	}
+
 	a := &API{cfg: cfg, log: cfg.Logger, across: db.New(cfg.Reads), router: chi.NewMux(), limits: newLimits(cfg.Limits)}
 	if cfg.Version != "" {
 		a.server = []string{"tes/" + cfg.Version}
 	}
+
 	a.router.Use(a.observe, headAsGet)
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.notAllowed)
@@ -231,6 +239,7 @@ func build(cfg Config) (*API, error) {
 	if a.yaml, err = a.huma.OpenAPI().YAML(); err != nil {
 		return nil, fmt.Errorf("print openapi.yaml: %w", err)
 	}
+
 	if a.json, err = a.huma.OpenAPI().MarshalJSON(); err != nil {
 		return nil, fmt.Errorf("print openapi.json: %w", err)
 	}
@@ -240,6 +249,7 @@ func build(cfg Config) (*API, error) {
 	if a.events.yaml, err = AsyncAPI(); err != nil {
 		return nil, err
 	}
+
 	return a, nil
 }
 
@@ -248,13 +258,16 @@ func (a *API) mount(m Mount) {
 	if m.RiverUI {
 		h = a.operated(m, h)
 	}
+
 	if m.Login != nil {
 		h = a.withLogin(m, h)
 	}
+
 	h = unframed(http.NewCrossOriginProtection().Handler(h))
 	if m.Scope != "" {
 		h = a.guarded(anyone(m.Scope), h)
 	}
+
 	named := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		callOf(r.Context()).route = m.Prefix + "/*"
 		h.ServeHTTP(w, r)
@@ -263,7 +276,7 @@ func (a *API) mount(m Mount) {
 	a.router.Handle(m.Prefix+"/*", named)
 }
 
-// mounted says whether a path is another handler's.
+// mounted returns whether a path belongs to a mount.
 func (a *API) mounted(path string) bool {
 	for _, m := range a.cfg.Mounts {
 		if rest, ok := strings.CutPrefix(path, m.Prefix); ok && (rest == "" || rest[0] == '/') {
@@ -282,6 +295,7 @@ func (a *API) notAllowed(_ http.ResponseWriter, r *http.Request) {
 	if path == "" {
 		path = r.URL.Path
 	}
+
 	var allowed []string
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch} {
 		if a.router.Match(chi.NewRouteContext(), method, path) {
@@ -291,10 +305,12 @@ func (a *API) notAllowed(_ http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	if allowed == nil { // chi comes here too for a method that it never heard of
+
+	if allowed == nil { // chi calls this handler for unknown methods too
 		a.notFound(nil, r)
 		return
 	}
+
 	writeProblem(callOf(r.Context()), problem(http.StatusMethodNotAllowed, codeMethod, "this path takes "+strings.Join(allowed, ", ")).
 		with("Allow", strings.Join(allowed, ", ")))
 }

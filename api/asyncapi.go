@@ -16,16 +16,16 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// subject is a subject of the bus as the document has it: what is said there, and
-// whether we say it or hear it. Its schemas come from the Go types.
+// subject describes one subject of the bus: its messages, and whether the service publishes or
+// consumes them. The schemas come from the Go types.
 type subject struct {
 	id, address, kind, summary string
 	data                       reflect.Type
-	handler                    string // of what we hear; empty: we speak
-	example                    any    // of data
+	handler                    string // of consumed messages; empty: the service publishes the subject
+	example                    any    // an example of data
 }
 
-// subjects are all there are; a test says when one is forgotten.
+// subjects are all subjects of the service; a test fails if one is missing.
 var subjects = []subject{
 	{
 		id: "taskCreated", address: outbox.SubjectCreated, kind: "task.instance.created", summary: "A task was accepted.", data: reflect.TypeFor[outbox.TaskCreated](),
@@ -82,13 +82,13 @@ const (
 	exampleID   = "6b2fc1ad-6d51-4a1a-8f0c-2f6b1a4f3b0e"
 )
 
-// told is an example of what we say, with what all of it has.
+// told is an example of a published event's data, with the members that all events have.
 func told(kind string, members map[string]any) map[string]any {
 	members["taskId"], members["workflowId"], members["taskType"] = exampleTask["taskId"], "order-workflow-123", kind
 	return members
 }
 
-// eventSchemas holds the schemas of all that is said on the bus.
+// eventSchemas holds the schemas of all messages.
 type eventSchemas struct {
 	reader
 	envelopes map[string]*huma.Schema // by subject
@@ -100,14 +100,16 @@ func newEventSchemas() *eventSchemas {
 	for _, s := range subjects {
 		b.schemas.Schema(s.data, true, "")
 	}
+
 	limit(b.schemas)
 	all := b.schemas.Map()
 	for _, s := range subjects {
 		if s.data != reflect.TypeFor[TaskRequest]() {
-			all[s.data.Name()].AdditionalProperties = nil // whoever hears must bear new members
+			all[s.data.Name()].AdditionalProperties = nil // consumers must accept new members
 		}
 	}
-	// A peer service's error says as much as it knows.
+
+	// The error that a peer service sends has only the members that the peer service knows.
 	all["Problem"].AdditionalProperties, all["Problem"].Required = nil, nil
 	all["Problem"].Properties["details"] = &huma.Schema{}
 	all["IntegrationResponse"].Properties["data"] = &huma.Schema{Description: all["IntegrationResponse"].Properties["data"].Description}
@@ -115,18 +117,20 @@ func newEventSchemas() *eventSchemas {
 	for _, s := range subjects {
 		b.envelopes[s.address] = b.envelope(s)
 	}
+
 	for _, s := range all {
 		s.PrecomputeMessages()
 	}
+
 	return b
 }
 
-// envelope is the schema of a whole message. What we hear need not have more than
-// an id and what it is about.
+// envelope is the schema of a whole message. A consumed message needs only id and data.
 func (b *eventSchemas) envelope(s subject) *huma.Schema {
 	text := func(doc string, most int) *huma.Schema {
 		return &huma.Schema{Type: huma.TypeString, Description: doc, MaxLength: &most}
 	}
+
 	correlation, source := text("Links the event to its workflow.", 128), text("The sender of the event.", 256)
 	metadata := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"correlationId": correlation, "source": source}}
 	id := text("The event's id, the same for every repetition.", 255)
@@ -140,6 +144,7 @@ func (b *eventSchemas) envelope(s subject) *huma.Schema {
 			"metadata":  metadata,
 		},
 	}
+
 	if s.handler == "" {
 		e.Required = []string{"type", "id", "timestamp", "data", "metadata"}
 		metadata.Required, id.Format, source.Enum = []string{"correlationId", "source"}, "uuid", []any{outbox.Source}
@@ -149,21 +154,24 @@ func (b *eventSchemas) envelope(s subject) *huma.Schema {
 		correlation.Pattern = "^[!-~]*$"
 		metadata.Properties["taskId"] = text("The task, if data does not name it.", 128)
 	}
+
 	for _, of := range []*huma.Schema{metadata, e} {
 		for _, p := range of.Properties {
 			p.PrecomputeMessages()
 		}
 		of.PrecomputeMessages()
 	}
+
 	return e
 }
 
-// validate is nil for an envelope that its subject's schema takes. Null is as good as
-// absent, except in a task request, which is held to what POST is held to.
+// validate checks an envelope against the schema of its subject; nil: valid. Null counts as absent,
+// except in a task request, which follows the rules of POST /api/internal/tasks.
 func (b *eventSchemas) validate(address string, doc gjson.Result) *Problem {
 	if !doc.IsObject() {
 		return b.reader.holds("", b.envelopes[address], outline(doc))
 	}
+
 	members := map[string]any{}
 	doc.ForEach(func(name, member gjson.Result) bool {
 		seen := outline(member)
@@ -179,20 +187,22 @@ func (b *eventSchemas) validate(address string, doc gjson.Result) *Problem {
 	return b.reader.holds("", b.envelopes[address], members)
 }
 
-// AsyncAPI is the document (3.0, YAML) that is checked in as asyncapi.yaml.
+// AsyncAPI returns the document (3.0, YAML) that is checked in as asyncapi.yaml.
 func AsyncAPI() ([]byte, error) {
 	text, err := asyncJSON()
 	if err != nil {
 		return nil, err
 	}
+
 	var out bytes.Buffer
 	if err := yaml.Convert(&out, bytes.NewReader(text)); err != nil {
 		return nil, fmt.Errorf("print asyncapi.yaml: %w", err)
 	}
+
 	return out.Bytes(), nil
 }
 
-// asyncDocument is the document, its parts in the order in which they are read.
+// asyncDocument is the document. Its fields are in the order of the printed document.
 type asyncDocument struct {
 	AsyncAPI    string         `json:"asyncapi"`
 	Info        map[string]any `json:"info"`
@@ -254,7 +264,7 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 	return text, nil
 })
 
-// add is a channel, its one message, and what we do there.
+// add adds a channel, its message, and the operation of the service.
 func (d *asyncDocument) add(id, address, handler string, message map[string]any) {
 	d.Components.Messages[id] = message
 	d.Channels[id] = map[string]any{"address": address, "messages": map[string]any{id: ref("messages/" + id)}}
@@ -262,11 +272,13 @@ func (d *asyncDocument) add(id, address, handler string, message map[string]any)
 		"action": "send", "summary": message["summary"], "channel": map[string]any{"$ref": "#/channels/" + id},
 		"messages": []any{map[string]any{"$ref": "#/channels/" + id + "/messages/" + id}},
 	}
+
 	name := strings.ToUpper(id[:1]) + id[1:]
 	if handler == "" {
 		d.Operations["send"+name] = operation
 		return
 	}
+
 	operation["action"], operation["x-handler"] = "receive", handler
 	d.Operations["hear"+name] = operation
 }
@@ -280,7 +292,7 @@ func (s subject) payload(source string) map[string]any {
 
 func ref(component string) map[string]any { return map[string]any{"$ref": "#/components/" + component} }
 
-// attributes are those of CloudEvents that travel as headers.
+// attributes are the CloudEvents attributes of a message, as headers.
 func attributes() map[string]any {
 	return map[string]any{
 		"ce-specversion":     bound("enum", []any{"1.0"}, "The version of CloudEvents."),
@@ -302,7 +314,7 @@ func header(description string) map[string]any {
 	return map[string]any{"type": "string", "description": description}
 }
 
-// bound is a header that is not any text.
+// bound is a header whose value is restricted by an enum, a format or a pattern.
 func bound(by string, to any, description string) map[string]any {
 	h := header(description)
 	h[by] = to

@@ -15,8 +15,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// AuditQuery is what the lists of one task's past take. Exported, or huma would not
-// look into it.
+// AuditQuery selects a page of a task's events or attempts. It is exported because huma ignores
+// embedded unexported structs.
 type AuditQuery struct {
 	Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
 	Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page."`
@@ -33,7 +33,7 @@ type listTaskEventsInput struct {
 	Include string `query:"include" enum:"payloads" doc:"payloads: return every payload in full, however long."`
 }
 
-// TaskEvent is one move of a task.
+// TaskEvent is one transition of a task.
 type TaskEvent struct {
 	Seq     int32           `json:"seq" doc:"The task's version after the transition."`
 	At      time.Time       `json:"at"`
@@ -47,13 +47,13 @@ type TaskEvent struct {
 	Truncated []string `json:"truncated,omitempty" enum:"payload" doc:"Names payload if the payload is longer than 4 KiB and was left out; include=payloads returns it."`
 }
 
-// TaskEventPage is a page of a task's moves, in their order.
+// TaskEventPage is a page of a task's events, oldest first.
 type TaskEventPage struct {
 	Items      []TaskEvent `json:"items"`
 	NextCursor *string     `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
-// TaskAttempt is one attempt at a task.
+// TaskAttempt is one attempt of a task.
 type TaskAttempt struct {
 	Attempt    int32           `json:"attempt"`
 	ExecutorID string          `json:"executorId" doc:"The process, worker or person that ran the attempt."`
@@ -65,7 +65,7 @@ type TaskAttempt struct {
 	Progress   json.RawMessage `json:"progress,omitempty" doc:"The progress that the last heartbeat of the attempt reported; absent without any."`
 }
 
-// TaskLease says until when an attempt is somebody's.
+// TaskLease is the lease of a running attempt.
 type TaskLease struct {
 	Kind       string     `json:"kind" enum:"process,worker,response,person" doc:"The kind of holder. response: another system does the work, and its response is awaited."`
 	Owner      string     `json:"owner"`
@@ -73,7 +73,7 @@ type TaskLease struct {
 	DeadlineAt *time.Time `json:"deadlineAt" doc:"The end of the attempt's timeout, which heartbeats do not extend."`
 }
 
-// TaskAttemptPage is a page of a task's attempts, in their order.
+// TaskAttemptPage is a page of a task's attempts, oldest first.
 type TaskAttemptPage struct {
 	Items      []TaskAttempt `json:"items"`
 	NextCursor *string       `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
@@ -84,10 +84,10 @@ type (
 	outcomeName  string
 )
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (formerStatus) Schema(huma.Registry) *huma.Schema { return orNull("", jobs.Statuses...) }
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (outcomeName) Schema(huma.Registry) *huma.Schema {
 	return orNull("", db.AttemptOutcomeCOMPLETED, db.AttemptOutcomeFAILED, db.AttemptOutcomeTIMEDOUT,
 		db.AttemptOutcomeLEASEEXPIRED, db.AttemptOutcomeCANCELLED, db.AttemptOutcomeRELEASED)
@@ -130,6 +130,7 @@ func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*tas
 	if in.Include == payloads {
 		most, portion = math.MaxInt32, 4
 	}
+
 	var rows []db.TaskEventsRow
 	var more bool
 	id, err := a.readAudit(ctx, "events", &auditInput{in.TaskPath, in.AuditQuery}, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
@@ -144,10 +145,12 @@ func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*tas
 	if err != nil {
 		return nil, err
 	}
+
 	out := &TaskEventPage{Items: make([]TaskEvent, 0, len(rows))}
 	if more {
 		out.NextCursor = in.next("events", id, rows[len(rows)-1].Seq)
 	}
+
 	for _, row := range rows {
 		e := TaskEvent{
 			Seq: row.Seq, At: row.At.UTC(), Type: string(row.Type), Attempt: row.Attempt,
@@ -161,6 +164,7 @@ func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*tas
 		}
 		out.Items = append(out.Items, e)
 	}
+
 	return &taskEventPageOutput{Body: out}, nil
 }
 
@@ -181,10 +185,12 @@ func (a *API) listTaskAttempts(ctx context.Context, in *auditInput) (*taskAttemp
 	if err != nil {
 		return nil, err
 	}
+
 	out := &TaskAttemptPage{Items: make([]TaskAttempt, 0, len(rows))}
 	if more {
 		out.NextCursor = in.next("attempts", id, rows[len(rows)-1].Attempt)
 	}
+
 	for _, row := range rows {
 		one := TaskAttempt{
 			Attempt: row.Attempt, ExecutorID: row.ExecutorID, StartedAt: row.StartedAt.UTC(), EndedAt: utc(row.EndedAt),
@@ -195,20 +201,23 @@ func (a *API) listTaskAttempts(ctx context.Context, in *auditInput) (*taskAttemp
 		}
 		out.Items = append(out.Items, one)
 	}
+
 	return &taskAttemptPageOutput{Body: out}, nil
 }
 
-// trail reads a page of a task's past, if the task is the caller's: those after the
-// number that the cursor says.
+// readAudit reads a page of a task's events or attempts, after the number in the cursor. A task of
+// another tenant is a 404.
 func (a *API) readAudit(ctx context.Context, list string, in *auditInput, page func(q *db.Queries, id uuid.UUID, from int32) error) (id uuid.UUID, err error) {
 	if id, err = in.id(); err != nil {
 		return id, err
 	}
+
 	about(ctx, id)
 	last, err := after(in.Cursor, list, id.String())
 	if err != nil {
 		return id, err
 	}
+
 	var from int32
 	switch {
 	case len(last) == 4:
@@ -229,10 +238,11 @@ func (a *API) readAudit(ctx context.Context, list string, in *auditInput, page f
 	if err != nil {
 		return id, readFailed(list+" of task "+in.TaskID, err)
 	}
+
 	return id, nil
 }
 
-// next is the cursor of the page after this number.
+// next is the cursor of the page after the given number.
 func (p AuditQuery) next(list string, id uuid.UUID, last int32) *string {
 	text := cursor(binary.BigEndian.AppendUint32(nil, uint32(last)), list, id.String()) //nolint:gosec // it is counted from 1
 	return &text

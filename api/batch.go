@@ -14,27 +14,27 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// mostTasks is how many tasks one batch may ask for.
+// mostTasks is the largest number of tasks in a batch.
 const mostTasks = 1000
 
-// keyOfItem is the key of an item that has none, in a batch that has one. No request can
-// name it: keys are ASCII.
+// keyOfItem derives the idempotency key of an item without a requestId from the key of its batch.
+// No request can use this key itself: keys of requests are ASCII.
 func keyOfItem(batch string, item int) string { return batch + "§" + strconv.Itoa(item) }
 
-// BatchRequest is the body of POST /api/internal/tasks/batch, for the document:
-// what comes is taken apart by createTasks, so that one bad item is its own fault.
+// BatchRequest is the body of POST /api/internal/tasks/batch, for the document only. createTasks
+// reads the items one by one, so that an invalid item does not invalidate the others.
 type BatchRequest struct {
 	Tasks []batchedTask `json:"tasks" minItems:"1" maxItems:"1000" doc:"The requests, each as POST /api/internal/tasks takes it."`
 }
 
 type batchedTask json.RawMessage
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (batchedTask) Schema(r huma.Registry) *huma.Schema {
 	return r.Schema(reflect.TypeFor[TaskRequest](), true, "")
 }
 
-// batchSchema is what the body is held against before its items are.
+// batchSchema is the schema of the body without its items.
 var batchSchema = func() *huma.Schema {
 	tasks := &huma.Schema{Type: huma.TypeArray, MinItems: new(1), MaxItems: new(mostTasks), Items: &huma.Schema{}}
 	s := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"tasks": tasks}, Required: []string{"tasks"}, AdditionalProperties: false}
@@ -43,12 +43,12 @@ var batchSchema = func() *huma.Schema {
 	return s
 }()
 
-// BatchAnswer says what became of each task of a batch.
+// BatchAnswer holds one result for each task of a batch.
 type BatchAnswer struct {
 	Results []BatchResult `json:"results" doc:"One result for each request, in the order of the requests."`
 }
 
-// BatchResult is what became of one task of a batch.
+// BatchResult is the result of one task of a batch.
 type BatchResult struct {
 	TaskID   *uuid.UUID  `json:"taskId,omitempty" format:"uuid" doc:"The id of the new task, or of the task that an earlier request with the same requestId created."`
 	Status   jobs.Status `json:"status,omitempty" doc:"The task's current status."`
@@ -87,9 +87,11 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 	if err != nil {
 		return nil, err
 	}
+
 	if p := a.spend(c, len(list), 1); p != nil {
 		return nil, p
 	}
+
 	results := make([]BatchResult, len(list))
 	reqs, places := make([]jobs.Request, 0, len(list)), make([]int, 0, len(list))
 	for i, text := range list {
@@ -108,6 +110,7 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 		}
 		reqs, places = append(reqs, body.request(c.asker(), key, []byte(text.Raw))), append(places, i)
 	}
+
 	var away error
 	lost := 0
 	for i, made := range a.cfg.Tasks.CreateMany(ctx, reqs) {
@@ -120,16 +123,19 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 			}
 			continue
 		}
+
 		result.TaskID, result.Status, result.Replayed = &made.Task.TaskID, jobs.Status(made.Task.Status), !made.Fresh
 	}
-	c.unsure = lost > 0 // a batch sent again makes what is missing
+
+	c.unsure = lost > 0 // repeating the batch creates the missing tasks
 	if lost == len(results) {
-		return nil, away // nothing is known of any: the same may be sent again, whole
+		return nil, away // no result is known, so the whole batch may be repeated
 	}
+
 	return &createTasksOutput{Body: &BatchAnswer{Results: results}}, nil
 }
 
-// batch is the list in the body, its items not yet looked into.
+// batch returns the list in the body, with its items not validated yet.
 func (a *API) batch(doc gjson.Result) ([]gjson.Result, error) {
 	seen := outlineFlat(doc)
 	if err := a.reader.holds("body", batchSchema, seen); err != nil {
@@ -138,11 +144,12 @@ func (a *API) batch(doc gjson.Result) ([]gjson.Result, error) {
 	return doc.Get("tasks").Array(), nil
 }
 
-// outlineFlat is outline for the first two floors of a document.
+// outlineFlat is outline for the first two levels of a document.
 func outlineFlat(doc gjson.Result) any {
 	if !doc.IsObject() {
 		return outline(doc)
 	}
+
 	members := map[string]any{}
 	doc.ForEach(func(name, member gjson.Result) bool {
 		switch {
@@ -158,10 +165,10 @@ func outlineFlat(doc gjson.Result) any {
 	return members
 }
 
-// reader holds documents against schemas, as huma does with bodies.
+// reader validates documents against schemas, as huma does with bodies.
 type reader struct{ schemas huma.Registry }
 
-// task is what huma does with the body of createTask.
+// task reads and validates one item, as huma does with the body of createTask.
 func (r reader) task(place string, text gjson.Result, into *TaskRequest) *Problem {
 	if p := r.holds(place, r.schemas.Map()["TaskRequest"], outline(text)); p != nil {
 		return p
@@ -169,11 +176,12 @@ func (r reader) task(place string, text gjson.Result, into *TaskRequest) *Proble
 	return fillTask(place, text, into)
 }
 
-// fillTask reads a request that its schema takes.
+// fillTask decodes a request that its schema has accepted.
 func fillTask(place string, text gjson.Result, into *TaskRequest) *Problem {
 	if err := into.fill(text); err != nil {
 		return newProblem(nil, http.StatusUnprocessableEntity, invalidText, &huma.ErrorDetail{Location: place, Message: err.Error()})
 	}
+
 	if cfg := into.ExecutionConfig; cfg != nil { // the defaults of their schemas
 		if cfg.HTTP != nil && cfg.HTTP.Method == "" {
 			cfg.HTTP.Method = http.MethodPost
@@ -182,19 +190,22 @@ func fillTask(place string, text gjson.Result, into *TaskRequest) *Problem {
 			cfg.Integration.Type = "REST"
 		}
 	}
+
 	return nil
 }
 
-// holds is nil for a document that its schema takes.
+// holds validates a document against a schema; nil: valid.
 func (r reader) holds(place string, s *huma.Schema, doc any) *Problem {
 	path := huma.NewPathBuffer(nil, 0)
 	if place != "" {
 		path.Push(place)
 	}
+
 	var found huma.ValidateResult
 	huma.Validate(r.schemas, s, path, huma.ModeWriteToServer, doc, &found)
 	if len(found.Errors) == 0 {
 		return nil
 	}
+
 	return newProblem(nil, http.StatusUnprocessableEntity, invalidText, found.Errors...)
 }

@@ -17,12 +17,12 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
-// bodyTime is how long a body may take to arrive.
+// bodyTime bounds the arrival of a body.
 const bodyTime = 5 * time.Second
 
-// takeBody reads the body whole, bounded in size and time, and guards it, before
-// anything decodes it: huma's decoder would hold a body in memory that grows a
-// thousandfold, and what jsonb cannot hold must not come that far.
+// takeBody reads the whole body, bounded in size and time, and checks it with jsonguard.Check before
+// any decoder. huma's decoder would build a value in memory that can be a thousand times as large
+// as the body, and PostgreSQL's jsonb refuses some valid JSON.
 func takeBody(most int64) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humachi.Unwrap(ctx)
@@ -40,16 +40,18 @@ func takeBody(most int64) func(huma.Context, func(huma.Context)) {
 
 func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]byte, *Problem) {
 	if r.ContentLength == 0 {
-		return nil, nil // huma knows whether the operation needs one
+		return nil, nil // huma knows whether the operation requires a body
 	}
+
 	if !isJSON(r.Header.Get("Content-Type")) || r.Header.Get("Content-Encoding") != "" {
 		return nil, problem(http.StatusUnsupportedMediaType, codeMediaType, "send the body as application/json, in UTF-8, without Content-Encoding")
 	}
 	if r.ContentLength > most {
 		return nil, tooLarge(most)
 	}
+
 	control := http.NewResponseController(c.ResponseWriter)
-	_ = control.SetReadDeadline(c.start.Add(bodyTime)) // not every writer can; the server's own limits hold then
+	_ = control.SetReadDeadline(c.start.Add(bodyTime)) // not every writer has deadlines; the server's own limits hold then
 	var buf bytes.Buffer
 	buf.Grow(int(min(max(r.ContentLength, 0), 64<<10)) + bytes.MinRead)
 	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, most))
@@ -67,9 +69,11 @@ func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]by
 	if buf.Len() == 0 {
 		return nil, nil
 	}
+
 	if err := jsonguard.Check(buf.Bytes()); err != nil {
 		return nil, meaning(err)
 	}
+
 	return buf.Bytes(), nil
 }
 
@@ -81,10 +85,12 @@ func isJSON(contentType string) bool {
 	if contentType == "application/json" {
 		return true
 	}
+
 	media, params, err := mime.ParseMediaType(contentType)
 	if err != nil || media != "application/json" {
 		return false
 	}
+
 	charset, given := params["charset"]
 	return !given || strings.EqualFold(charset, "utf-8")
 }

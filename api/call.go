@@ -23,9 +23,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// call is what we know of one request. It is written by whoever learns something,
-// one goroutine, and read when the request ends: one line in the log holds it all.
-// It is the response writer too, to see what became of the request.
+// call is the record of one request. The request's goroutine fills it; observe logs it as one line
+// when the request ends. It is also the response writer, to see the status and to bound the time of
+// writing.
 type call struct {
 	http.ResponseWriter
 	id          string
@@ -33,32 +33,32 @@ type call struct {
 	start       time.Time
 	route       string
 	caller      *auth.Caller
-	traceparent string     // what a task that it makes remembers of it
+	traceparent string     // of the request's span; the task keeps it
 	span        trace.Span // nil without tracing
-	body        []byte     // as it was sent; guarded, and not to be changed
-	keyed       *jobs.Call // the write under an idempotency key that has its turn; nil: none
-	concluded   bool       // keyed was answered or released by the operation
-	unsure      bool       // what keyed came to is not final: the same may be asked again
-	task        string     // the id of the task it was about
-	refused     string     // why a token was not good enough
-	err         error      // what we do not tell the client
-	status      int        // 0: nobody has said it yet
-	sent        bool       // the status and the header are on their way
-	asked100    bool       // the client sends its body when it is told to
-	rest        *arriving  // the request's body, until it has been read to its end; nil: there is none
+	body        []byte     // unchanged, checked by jsonguard.Check; read-only
+	keyed       *jobs.Call // the write under an idempotency key whose turn this request has; nil: none
+	concluded   bool       // the operation has answered or released keyed
+	unsure      bool       // the result of keyed is not final, so the request may be repeated
+	task        string     // the id of the request's task, for the log
+	refused     string     // why the token was refused, for the log
+	err         error      // the cause of the error, for the log; clients never see it
+	status      int        // 0: not set yet
+	sent        bool       // the status and the headers have been sent
+	asked100    bool       // the client sends its body only after a 100 Continue
+	rest        *arriving  // the request's body until it has been read completely; nil: no body is left
 	patience    time.Duration
-	begun       time.Time // when the answer's first byte was handed on
-	written     int64     // bytes of it
-	cut         error     // why the answer could not be written
+	begun       time.Time // when the first byte of the response was written
+	written     int64     // bytes of the response's body
+	cut         error     // why the response could not be written
 }
 
-// arriving is a request's body. It notes when all of it has come.
+// arriving is a request's body. It notes when the body has been read completely.
 type arriving struct {
 	io.ReadCloser
 	c *call
 }
 
-// Read is io.Reader's.
+// Read implements io.Reader.
 func (a *arriving) Read(p []byte) (int, error) {
 	n, err := a.ReadCloser.Read(p)
 	if errors.Is(err, io.EOF) {
@@ -67,8 +67,8 @@ func (a *arriving) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// expects notes whether the request has a body. The request must not be the server's own:
-// net/http looks at the type of that one's body.
+// expects notes whether the request has a body. It must get a copy of the server's request:
+// net/http inspects the type of the body in its own.
 func (c *call) expects(r *http.Request) {
 	if r.ContentLength != 0 && r.Body != nil {
 		c.rest = &arriving{r.Body, c}
@@ -79,21 +79,21 @@ func (c *call) expects(r *http.Request) {
 
 type callKey struct{}
 
-// callOf is the request's record; nil for a context of no request.
+// callOf is the record of a request; nil for a context without a request.
 func callOf(ctx context.Context) *call {
 	c, _ := ctx.Value(callKey{}).(*call)
 	return c
 }
 
-// WriteHeader remembers the status. It is sent with the first of the body: huma says it
-// before it knows whether there is one, and an answer that cannot be written is a 500.
+// WriteHeader keeps the status until the first Write. huma sets the status before it encodes the
+// body, and a body that cannot be encoded must become a 500.
 func (c *call) WriteHeader(status int) {
 	if c.status == 0 {
 		c.status = status
 	}
 }
 
-// Write sends what it is given, and before it the status.
+// Write sends the status, if it has not been sent, and the bytes.
 func (c *call) Write(b []byte) (int, error) {
 	c.send()
 	c.hurry(len(b))
@@ -101,27 +101,27 @@ func (c *call) Write(b []byte) (int, error) {
 	if err != nil && c.cut == nil {
 		c.cut = err
 	}
-	return n, err //nolint:wrapcheck // an io.Writer's error is its own
+	return n, err //nolint:wrapcheck // an io.Writer returns the error of the writer below unchanged
 }
 
-// answerTime is how long a client may take to read an answer, unless Config.AnswerTime
-// says otherwise.
+// answerTime is the default of Config.AnswerTime.
 const answerTime = 5 * time.Second
 
-// hurry gives the client its time to read what is written so far, and n bytes more.
+// hurry sets the write deadline for the bytes written so far and n more.
 func (c *call) hurry(n int) {
 	if c.begun.IsZero() {
 		c.begun = time.Now()
 	}
 	c.written += int64(n)
 	until := c.begun.Add(cmp.Or(c.patience, answerTime) * time.Duration(1+(c.written+1<<20-1)>>20))
-	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(until) // not every writer can; the server's own limit holds then
+	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(until) // not every writer has deadlines; the server's own limit holds then
 }
 
 func (c *call) send() {
 	if c.sent {
 		return
 	}
+
 	c.sent = true
 	if c.status == 0 {
 		c.status = http.StatusOK
@@ -129,26 +129,28 @@ func (c *call) send() {
 	if c.rest != nil {
 		c.leaveBody()
 	}
+
 	c.ResponseWriter.WriteHeader(c.status)
 }
 
-// How long, and for how much, a body is waited for that no answer depends on.
+// How long, and for how many bytes, the server waits for a body that the response does not depend
+// on.
 const (
-	besideTime = 50 * time.Millisecond // before the answer
-	afterTime  = time.Second           // after it, so that a client still sending gets to read it
+	besideTime = 50 * time.Millisecond // before the response
+	afterTime  = time.Second           // after the response, so that a client that is still sending gets to read it
 	mostBeside = 64 << 10
 )
 
-// leaveBody keeps an answer from waiting for a body that nobody has read. net/http would
-// read the body to its end before it sends anything: a stranger who announces one and
-// sends none would hold the connection until the server's read timeout, and hear the 401
-// only then. A body that is there already is taken, and the connection used again; else
-// it is closed after the answer.
+// leaveBody keeps the response from waiting for an unread body. net/http reads such a body to its
+// end before it sends anything: an unauthenticated client that announces a body and sends none
+// would hold the connection until the server's read timeout, and only then get its 401. A body that
+// has already arrived is read and the connection is kept; otherwise the connection is closed after
+// the response.
 func (c *call) leaveBody() {
 	header, control := c.Header(), http.NewResponseController(c.ResponseWriter)
-	if header.Get("Connection") != "close" && !c.asked100 { // else net/http does not wait
+	if header.Get("Connection") != "close" && !c.asked100 { // net/http does not wait in these cases
 		if control.SetReadDeadline(time.Now().Add(besideTime)) != nil {
-			return // no connection of ours
+			return // the writer has no connection, as in tests
 		}
 		_, _ = io.CopyN(io.Discard, c.rest, mostBeside)
 		if c.rest == nil {
@@ -157,29 +159,31 @@ func (c *call) leaveBody() {
 		}
 		header.Set("Connection", "close")
 	}
+
 	_ = control.SetReadDeadline(time.Now().Add(afterTime))
 }
 
 // Unwrap is for http.ResponseController.
 func (c *call) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
-// Flush is for mounted handlers that ask for it by type.
+// Flush is for mounted handlers that assert http.Flusher.
 func (c *call) Flush() {
 	c.send()
 	_ = http.NewResponseController(c.ResponseWriter).Flush()
 }
 
-// Header values that every response has. Shared: a header is replaced, not changed.
+// Header values of every response. Shared between responses: a header is replaced, never changed in
+// place.
 var (
 	noSniff = []string{"nosniff"}
 	noStore = []string{"no-store"}
 )
 
-// ofAnAnswer are headers that go with an answer which turns out not to be one.
+// ofAnAnswer are the headers of a successful response. writeProblem removes them.
 var ofAnAnswer = []string{"ETag", "Location", "Idempotency-Replayed", "Content-Length", "Content-Encoding"}
 
-// observe is outermost: it gives the request its id, its record, its time limit,
-// its line in the log, and an answer where a handler panics.
+// observe is the outermost middleware: request id, record, time limit, log line, and a 500 for a
+// panic.
 func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path, start: time.Now(), patience: a.cfg.AnswerTime}
@@ -195,11 +199,12 @@ func (a *API) observe(next http.Handler) http.Handler {
 			var cancel context.CancelFunc
 			limit := a.cfg.RequestTimeout
 			if c.path == leasesPath {
-				limit += longestWait // it may be parked
+				limit += longestWait // a dequeue may be parked
 			}
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
 		}
+
 		r = r.WithContext(ctx)
 		c.expects(r)
 		defer a.finish(c, r)
@@ -211,7 +216,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 	})
 }
 
-// finish ends a request, whatever became of it.
+// finish sends what is left of the response and logs the request.
 func (a *API) finish(c *call, r *http.Request) {
 	cut := false
 	if v := recover(); v != nil {
@@ -223,24 +228,28 @@ func (a *API) finish(c *call, r *http.Request) {
 			}
 			writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText))
 		}
-		// huma panics too when an answer cannot be written, which is the client's doing.
+
+		// huma also panics when a response cannot be written. That is the client's doing and no error
+		// of ours.
 		if err, ok := v.(error); c.cut == nil && (!ok || !errors.Is(err, http.ErrAbortHandler)) {
 			a.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 		}
 	}
+
 	if !cut && c.status != 0 {
-		c.send() // an answer without a body
+		c.send() // a response without a body
 	}
+
 	a.logCall(c, r)
 	c.endSpan(r)
 	if cut {
-		panic(http.ErrAbortHandler) // or half an answer would look like a whole one
+		panic(http.ErrAbortHandler) // aborts the connection: half a response must not look like a whole one
 	}
 }
 
 func (a *API) logCall(c *call, r *http.Request) {
 	level := slog.LevelInfo
-	// Our own limit is a deadline; cancelled is what a client does that goes away.
+	// RequestTimeout ends in DeadlineExceeded; a client that disconnects causes Canceled.
 	gone := c.cut != nil || errors.Is(r.Context().Err(), context.Canceled)
 	slow := errors.Is(c.cut, os.ErrDeadlineExceeded)
 	switch {
@@ -260,6 +269,7 @@ func (a *API) logCall(c *call, r *http.Request) {
 	if !a.log.Enabled(ctx, level) {
 		return
 	}
+
 	attrs := make([]slog.Attr, 0, 12)
 	attrs = append(attrs,
 		slog.String("method", r.Method),
@@ -271,6 +281,7 @@ func (a *API) logCall(c *call, r *http.Request) {
 	if c.route == "" {
 		attrs = append(attrs, slog.String("path", sanitize(c.path, 200)))
 	}
+
 	if c.caller != nil {
 		attrs = append(attrs, slog.String("caller", sanitize(c.caller.Name, 128)))
 		if c.caller.Tenant != "" {
@@ -280,12 +291,14 @@ func (a *API) logCall(c *call, r *http.Request) {
 			attrs = append(attrs, slog.String("subject", sanitize(c.caller.Subject, 128)))
 		}
 	}
+
 	if c.task != "" {
 		attrs = append(attrs, slog.String("task", c.task))
 	}
 	if gone {
 		attrs = append(attrs, slog.Bool("client_gone", true))
 	}
+
 	switch {
 	case slow:
 		attrs = append(attrs, slog.String("cut", "the client read too slowly"), slog.Int64("bytes", c.written))
@@ -295,43 +308,48 @@ func (a *API) logCall(c *call, r *http.Request) {
 	if c.refused != "" {
 		attrs = append(attrs, slog.String("refused", c.refused))
 	}
+
 	if c.err != nil {
 		attrs = append(attrs, slog.String("error", c.err.Error()))
 	}
+
 	a.log.LogAttrs(ctx, level, "request", attrs...)
 }
 
-// writeProblem answers where huma does not.
+// writeProblem writes a problem document outside huma.
 func writeProblem(w *call, p *Problem) {
 	_ = p.at(w)
 	header := w.Header()
 	for name, values := range p.headers {
 		header[name] = values
 	}
+
 	header.Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
 	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false) // as huma does: it would make the document longer
+	enc.SetEscapeHTML(false) // as huma does; escaping would make the document longer
 	_ = enc.Encode(p)
 }
 
-// requestID is the client's, where it is one that may stand in a log, else a new
-// one. It is no secret, so it need not be hard to guess.
+// requestID is the client's X-Request-Id if it is short and printable, else a new random one. It is
+// no secret, so math/rand is sufficient.
 func requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); id != "" && len(id) <= 64 && strings.Trim(id, idBytes) == "" {
 		return id
 	}
+
 	var b [16]byte
 	hi, lo := rand.Uint64(), rand.Uint64()
 	for i := range 8 {
 		b[i], b[8+i] = byte(hi>>(8*i)), byte(lo>>(8*i))
 	}
+
 	return hex.EncodeToString(b[:])
 }
 
 const idBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.:"
 
-// plainPath refuses what the database would: an id in a path has no other guard.
+// plainPath refuses paths that PostgreSQL could not store. An id in a path passes no other check.
 func plainPath(path string) bool {
 	for i := 0; i < len(path); i++ {
 		if path[i] < ' ' || path[i] == 0x7f {
@@ -341,7 +359,7 @@ func plainPath(path string) bool {
 	return utf8.ValidString(path)
 }
 
-// about notes which task a request was about.
+// about notes the request's task, for the log.
 func about(ctx context.Context, id fmt.Stringer) {
 	if c := callOf(ctx); c != nil {
 		c.task = id.String()

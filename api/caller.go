@@ -7,24 +7,26 @@ import (
 	"github.com/seed-3f7a0631/tes/api/auth"
 )
 
-// auditName names a caller for the audit: the service, its tenant and the token's subject, as
-// in "workflow-orchestrator (tenant acme, subject svc-1)". What a token lacks is left out.
-// A name that is not plain is quoted: it could otherwise be read as another caller's.
+// auditName names a caller in the audit trail: the service, its tenant and the token's subject, as
+// in "workflow-orchestrator (tenant acme, subject svc-1)". Missing parts are left out. A name with
+// unusual characters is quoted, so that it cannot imitate another caller.
 func auditName(c *auth.Caller) string {
 	var more []string
 	if c.Tenant != "" {
 		more = append(more, "tenant "+unmistakable(c.Tenant))
 	}
+
 	if c.Subject != "" {
 		more = append(more, "subject "+unmistakable(c.Subject))
 	}
 	if more == nil {
 		return unmistakable(c.Name)
 	}
+
 	return unmistakable(c.Name) + " (" + strings.Join(more, ", ") + ")"
 }
 
-// longestName bounds a name in the audit.
+// longestName bounds a name in the audit trail, in bytes.
 const longestName = 128
 
 func unmistakable(name string) string {

@@ -31,13 +31,16 @@ func (a *API) cancelTask(ctx context.Context, in *cancelTaskInput) (*taskOutput,
 	if err != nil {
 		return nil, err
 	}
+
 	reason := ""
 	if in.Body != nil {
 		reason = in.Body.Reason
 	}
+
 	row, err := a.write(ctx, id, match, reason, func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Cancel(ctx, id, asks) })
 	if err != nil {
 		return nil, err
 	}
+
 	return answer(&row), nil
 }

@@ -56,6 +56,7 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 	if p := owns(c.caller, "body", body.ExecutionConfig); p != nil {
 		return nil, p
 	}
+
 	key := in.Key
 	switch {
 	case key == "":
@@ -67,22 +68,24 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 	if err != nil {
 		return nil, err
 	}
+
 	task := taskOf(&row)
 	c.task = task.TaskID.String()
 	out := &createTaskOutput{Status: http.StatusCreated, Location: "/api/internal/tasks/" + c.task, ETag: etag(task.Version), Body: task}
 	if !created {
 		out.Status, out.Replayed = http.StatusOK, "true"
 	}
+
 	return out, nil
 }
 
-// asker is on whose behalf a task is made.
+// asker is the caller in whose name a task is created.
 type asker struct{ name, tenant, traceparent string }
 
 func (c *call) asker() asker { return asker{c.caller.Name, c.caller.Tenant, c.traceparent} }
 
-// request is what jobs is asked for: by whom, under which key, and what it is known
-// again by.
+// request converts the body for package jobs. text is the body as it was sent, which an idempotency
+// key is compared by.
 func (b *TaskRequest) request(by asker, key string, text []byte) jobs.Request {
 	return jobs.Request{
 		TaskDefinitionID: b.TaskDefinitionID, WorkflowID: b.WorkflowID, StepID: b.StepID, TaskType: b.TaskType,
@@ -92,7 +95,7 @@ func (b *TaskRequest) request(by asker, key string, text []byte) jobs.Request {
 	}
 }
 
-// given is a member that may be left out, or be null, which is the same.
+// given returns nil for null: an optional member may be null or absent.
 func given(raw json.RawMessage) json.RawMessage {
 	if string(raw) == "null" {
 		return nil

@@ -7,12 +7,12 @@ import (
 	"hash"
 )
 
-// A cursor is the last key of a page and a hash over it and over what the list was
-// asked for, in base64url. The hash is no secret: it keeps a cursor from being cut,
-// or carried over to another list or filter, where it would skip things silently.
-// What a caller may see is the query's business, never the cursor's.
+// A cursor is the last key of a page and a hash over that key, the list and its filters, in
+// base64url. The hash is no secret. It detects a cursor that is truncated or used with another list
+// or filter, where it would silently skip items. Access is checked by the query, never by the
+// cursor.
 
-// cursorSum is how many bytes of the hash a cursor holds.
+// cursorSum is the number of hash bytes in a cursor.
 const cursorSum = 12
 
 func cursor(last []byte, filters ...string) string {
@@ -21,19 +21,22 @@ func cursor(last []byte, filters ...string) string {
 	return base64.RawURLEncoding.EncodeToString(append(raw, sum(last, filters)...))
 }
 
-// after is the key that a cursor holds; nil for no cursor.
+// after returns the key in a cursor; nil for an empty cursor.
 func after(cursor string, filters ...string) ([]byte, error) {
 	if cursor == "" {
 		return nil, nil
 	}
+
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if err != nil || len(raw) <= cursorSum {
 		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
+
 	last := raw[:len(raw)-cursorSum]
 	if string(sum(last, filters)) != string(raw[len(last):]) {
 		return nil, violation("query.cursor", "this cursor belongs to another list or other filters")
 	}
+
 	return last, nil
 }
 
@@ -47,7 +50,7 @@ func sum(last []byte, filters []string) []byte {
 	return h.Sum(nil)[:cursorSum]
 }
 
-// part writes a text with its length, so that two filters never read as one.
+// part writes a text with its length, so that two filters cannot be confused with one.
 func part(h hash.Hash, text string) {
 	var n [8]byte
 	binary.BigEndian.PutUint64(n[:], uint64(len(text)))

@@ -23,7 +23,7 @@ type listDeadLettersInput struct {
 	Cursor           string    `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page, with the same filters."`
 }
 
-// DeadLetter is a task that ended for good without success, and waits for somebody.
+// DeadLetter is a task that failed for good and was neither redriven nor discarded.
 type DeadLetter struct {
 	TaskID           uuid.UUID `json:"taskId" format:"uuid"`
 	TaskDefinitionID string    `json:"taskDefinitionId"`
@@ -36,7 +36,7 @@ type DeadLetter struct {
 	Fingerprint      string    `json:"fingerprint" doc:"Equal for similar failures: a hash of the definition, the code, and the message without numbers, ids, hex and quoted texts."`
 }
 
-// DeadLetterGroup is dead letters of one fingerprint.
+// DeadLetterGroup is a group of dead letters with the same fingerprint.
 type DeadLetterGroup struct {
 	Fingerprint      string      `json:"fingerprint"`
 	ErrorCode        string      `json:"errorCode"`
@@ -48,7 +48,7 @@ type DeadLetterGroup struct {
 	Samples          []uuid.UUID `json:"samples" doc:"The ids of up to three tasks of the group, newest first."`
 }
 
-// DeadLetterPage is a page of dead letters, or of groups of them.
+// DeadLetterPage is a page of dead letters or of groups.
 type DeadLetterPage struct {
 	Items      []DeadLetter      `json:"items,omitzero" doc:"Without groupBy: the tasks, by priority and then by age, oldest first. A page may have fewer items than limit although another page follows."`
 	Groups     []DeadLetterGroup `json:"groups,omitzero" doc:"With groupBy: the groups, largest first."`
@@ -68,7 +68,7 @@ type discardInput struct {
 	Body DiscardRequest
 }
 
-// DiscardAnswer says who laid a dead letter aside: the first to do so.
+// DiscardAnswer names the first caller that discarded the dead letter.
 type DiscardAnswer struct {
 	TaskID uuid.UUID `json:"taskId" format:"uuid"`
 	At     time.Time `json:"at"`
@@ -105,9 +105,11 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 			return nil, violation("query.since", err.Error())
 		}
 	}
+
 	f := jobs.DeadLetterFilter{
 		Fingerprint: in.Fingerprint, TaskDefinitionID: in.TaskDefinitionID, ErrorCode: in.ErrorCode, Lane: in.Queue, Since: in.Since.UTC(),
 	}
+
 	filters := []string{"dead letters", in.GroupBy, tenant, f.Fingerprint, f.TaskDefinitionID, f.ErrorCode, f.Lane, f.Since.Format(time.RFC3339Nano)}
 	last, err := after(in.Cursor, filters...)
 	if err != nil {
@@ -119,6 +121,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 		}
 		return a.groups(ctx, in, f, last, filters)
 	}
+
 	var from jobs.DeadLetterPlace
 	switch {
 	case len(last) == 18:
@@ -137,6 +140,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 	if err != nil {
 		return nil, readFailed("list dead letters", err)
 	}
+
 	out := &DeadLetterPage{Items: make([]DeadLetter, 0, len(rows)), Complete: next == nil || len(rows) == int(in.Limit)}
 	for _, row := range rows {
 		out.Items = append(out.Items, DeadLetter{
@@ -144,14 +148,16 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 			ErrorCode: row.Code, ErrorMessage: row.Message, Attempt: row.Attempt, EndedAt: row.EndedAt.UTC(), Fingerprint: row.Fingerprint,
 		})
 	}
+
 	if next != nil {
 		text := cursor(place(*next), filters...)
 		out.NextCursor = &text
 	}
+
 	return &deadLetterPageOutput{Body: out}, nil
 }
 
-// place writes a place into a cursor.
+// place encodes a position in the list for a cursor.
 func place(p jobs.DeadLetterPlace) []byte {
 	b := binary.BigEndian.AppendUint16(nil, uint16(p.Priority))    //nolint:gosec // read back as it was
 	b = binary.BigEndian.AppendUint64(b, uint64(p.At.UnixMicro())) //nolint:gosec // the same
@@ -163,6 +169,7 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 		AfterN: math.MaxInt64, Page: in.Limit + 1, Walk: jobs.DeadLetterWalk, TenantID: callerOf(ctx).Tenant, Type: f.Type(),
 		DefinitionID: f.TaskDefinitionID, ErrorCode: f.ErrorCode, Since: f.Since,
 	}
+
 	switch {
 	case len(last) > 8:
 		p.AfterN, p.AfterFingerprint = int64(binary.BigEndian.Uint64(last)), string(last[8:]) //nolint:gosec // a count of ours
@@ -181,6 +188,7 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 	if err != nil {
 		return nil, readFailed("group dead letters", err)
 	}
+
 	out := &DeadLetterPage{Groups: make([]DeadLetterGroup, 0, len(rows)), Complete: !more}
 	if len(rows) > int(in.Limit) {
 		rows = rows[:in.Limit]
@@ -188,12 +196,14 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 		text := cursor(append(binary.BigEndian.AppendUint64(nil, uint64(end.N)), end.Fingerprint...), filters...) //nolint:gosec // it is counted
 		out.NextCursor = &text
 	}
+
 	for _, row := range rows {
 		out.Groups = append(out.Groups, DeadLetterGroup{
 			Fingerprint: row.Fingerprint, ErrorCode: row.Code, Message: row.Pattern, TaskDefinitionID: row.DefinitionID, Count: row.N,
 			FirstAt: row.FirstAt.UTC(), LastAt: row.LastAt.UTC(), Samples: row.Samples,
 		})
 	}
+
 	return &deadLetterPageOutput{Body: out}, nil
 }
 
@@ -202,11 +212,13 @@ func (a *API) discardDeadLetter(ctx context.Context, in *discardInput) (*discard
 	if err != nil {
 		return nil, err
 	}
+
 	about(ctx, id)
 	laid, err := a.cfg.Tasks.DeadLetters.Discard(ctx, id, ask(ctx, in.Body.Reason))
 	if err != nil {
 		return nil, err
 	}
+
 	return discardAnswer(laid), nil
 }
 

@@ -12,20 +12,20 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// Huma decodes a body twice: into maps, to hold it against its schema, and into
-// the operation's type. encoding/json makes these two the dearest part of creating
-// a task, for it checks the syntax each time and builds all of the input, which no
-// schema of ours looks into. The body has passed jsonguard.Check, so its syntax is
-// known to be good, and it is enough to find the way in it.
+// huma decodes a body twice: into maps, to validate it against its schema, and into the operation's
+// type. With encoding/json these two decodings are the most expensive part of creating a task: each
+// checks the syntax, and the first builds the whole input, which no schema looks into. Here both
+// walk the body with gjson instead. That is safe because the body has passed jsonguard.Check, so its
+// syntax is known to be valid.
 
-// formats are huma's, with this decoding.
+// formats are huma's formats with this decoding.
 var formats = func() map[string]huma.Format {
 	f := huma.Format{Marshal: encode, Unmarshal: decode}
 	return map[string]huma.Format{"application/json": f, "json": f}
 }()
 
-// encode panics where there is no JSON for a value: huma would send the status of a
-// success all the same, and then a text that is no JSON. observe answers 500 instead.
+// encode panics if a value has no JSON form. huma has already set the status of a success at that
+// point and would send broken JSON; observe turns the panic into a 500.
 func encode(w io.Writer, v any) error {
 	err := huma.DefaultJSONFormat.Marshal(w, v)
 	var value *json.UnsupportedValueError
@@ -45,22 +45,22 @@ func decode(data []byte, to any) error {
 	case *TaskRequest:
 		return to.fill(gjson.ParseBytes(data))
 	case *BatchRequest:
-		return nil // createTasks takes it apart, one by one
+		return nil // createTasks reads the items one by one
 	}
 	return readJSON(data, to)
 }
 
-// freeMembers are objects whose members are not ours to say: see freeObject.
+// freeMembers are members whose content is the caller's: see freeObject.
 var freeMembers = map[string]bool{
 	"input": true, "output": true, "workflowContext": true, "details": true, "inputSchema": true, "outputSchema": true,
 	"progress": true, "checkpoint": true,
 }
 
-// something stands for a free object: that it is one is all that a schema asks.
+// something replaces the content of a free object: the schema only checks that it is an object.
 var something = map[string]any{}
 
-// outline is what encoding/json would make of a document, free objects apart, and with times
-// as huma takes them.
+// outline builds the value that encoding/json would build, except for free objects, and with times
+// in the form that huma accepts.
 func outline(v gjson.Result) any {
 	switch v.Type {
 	case gjson.String:
@@ -82,6 +82,7 @@ func outline(v gjson.Result) any {
 		})
 		return list
 	}
+
 	members := map[string]any{}
 	v.ForEach(func(name, member gjson.Result) bool {
 		if member.IsObject() && freeMembers[name.Str] {
@@ -89,13 +90,13 @@ func outline(v gjson.Result) any {
 		} else {
 			members[name.Str] = outline(member)
 		}
+
 		return true
 	})
 	return members
 }
 
-// fill is json.Unmarshal for a body that has passed its schema; a test holds the
-// two against each other.
+// fill is json.Unmarshal for a body that its schema has accepted. A test compares the two.
 func (b *TaskRequest) fill(doc gjson.Result) (err error) {
 	doc.ForEach(func(name, v gjson.Result) bool {
 		if v.Type == gjson.Null && name.Str != "input" && name.Str != "workflowContext" {

@@ -24,7 +24,8 @@ type DefinitionRequest struct {
 	ExecutionConfig *jobs.ExecutionConfig `json:"executionConfig,omitempty"`
 }
 
-// DefinitionPath is a definition's place. Exported, or huma would not look into it.
+// DefinitionPath is the path of a definition. It is exported because huma ignores embedded
+// unexported structs.
 type DefinitionPath struct {
 	ID string `path:"id" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"A business key such as calculate-order-total."`
 }
@@ -46,7 +47,7 @@ type definitionOutput struct {
 	Body *jobs.Definition
 }
 
-// DefinitionPage is a page of definitions, by id, each at its newest revision.
+// DefinitionPage is a page of definitions by id, each at its newest revision.
 type DefinitionPage struct {
 	Items      []jobs.Definition `json:"items"`
 	NextCursor *string           `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
@@ -90,28 +91,33 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	if body.ID != "" && body.ID != in.ID {
 		return nil, violation("body.id", "must be the id in the path, or be left out")
 	}
+
 	match, err := parseIfMatch(in.IfMatch)
 	if err != nil {
 		return nil, err
 	}
+
 	def := jobs.Definition{
 		TenantID: caller.Tenant, ID: in.ID, Name: body.Name, Description: body.Description, Type: body.Type, Version: body.Version,
 		InputSchema: given(body.InputSchema), OutputSchema: given(body.OutputSchema), Timeout: body.Timeout, RetryPolicy: body.RetryPolicy,
 	}
+
 	if body.ExecutionConfig != nil {
 		def.ExecutionConfig = *body.ExecutionConfig
 	}
 	if p := ownsContext(caller, "body", def.ExecutionConfig.SecurityContext); p != nil {
 		return nil, p
 	}
+
 	put, err := a.putDefinition(ctx, match, def)
 	if err != nil {
 		return nil, err
 	}
+
 	return putAnswer(put), nil
 }
 
-// putDefinition writes a definition under its condition; see API.write.
+// putDefinition writes a definition if its revision matches If-Match; see API.write.
 func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
 	asks := ask(ctx, "")
 	asks.By = auditName(callerOf(ctx))
@@ -119,6 +125,7 @@ func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definit
 		asks.IfMatch = version
 		return a.cfg.Tasks.Definitions.PutFor(ctx, asks, def)
 	}
+
 	for range len(match.versions) + 1 {
 		revision, err := a.cfg.Tasks.Definitions.Revision(ctx, def.TenantID, def.ID)
 		switch {
@@ -127,13 +134,14 @@ func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definit
 		case revision == 0 || match.versions != nil && !slices.Contains(match.versions, revision):
 			return jobs.Put{}, jobs.ErrStale
 		}
-		if match.versions != nil { // else whichever: definitions are never taken away
+		if match.versions != nil { // If-Match: * always matches here, because definitions are never deleted
 			asks.IfMatch = revision
 		}
 		if put, err := a.cfg.Tasks.Definitions.PutFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
 			return put, err
 		}
 	}
+
 	return jobs.Put{}, jobs.ErrStale
 }
 
@@ -153,11 +161,11 @@ func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath 
 	return &definitionOutput{ETag: etag(def.Revision), Body: &def}, nil
 }
 
-// lengthOfDefinition is how many bytes a definition takes in an answer.
+// lengthOfDefinition estimates the bytes of a definition in a response.
 func lengthOfDefinition(def *jobs.Definition) int {
 	text, err := json.Marshal(def)
 	if err != nil {
-		return mostPage // writing the answer will say so
+		return mostPage // writing the response will report the error
 	}
 	return len(text)
 }
@@ -167,9 +175,11 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 	if err != nil {
 		return nil, err
 	}
+
 	if !plainPath(string(last)) {
 		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
+
 	from := string(last)
 	defs, more, err := fill(int(in.Limit), 8, func(last *jobs.Definition, n int32) ([]jobs.Definition, error) {
 		if last != nil {
@@ -180,10 +190,12 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 	if err != nil {
 		return nil, err
 	}
+
 	out := &DefinitionPage{Items: append([]jobs.Definition{}, defs...)}
 	if more {
 		next := cursor([]byte(defs[len(defs)-1].ID), "definitions")
 		out.NextCursor = &next
 	}
+
 	return &definitionPageOutput{Body: out}, nil
 }

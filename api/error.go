@@ -17,7 +17,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
-// The codes of errors: a client may branch on them, so they never change.
+// The codes of errors. Clients branch on them, so a code never changes.
 const (
 	codeValidation   = "VALIDATION_ERROR"
 	codeNotFound     = "NOT_FOUND"
@@ -35,10 +35,9 @@ const (
 	codeInternal     = "INTERNAL_ERROR"
 )
 
-// Problem is the body of every error: an RFC 9457 problem document, with the
-// platform's {error: {code, message, details}} beside it, so that clients of
-// either convention are served. It is bounded, and it repeats nothing of the
-// request but member names.
+// Problem is the body of every error: an RFC 9457 problem document with the platform's {error:
+// {code, message, details}} beside it, for clients of either convention. It is at most 4 KiB long
+// and repeats nothing of the request but the names of members.
 type Problem struct {
 	Type     string           `json:"type" doc:"urn:tes:error: followed by the code." example:"urn:tes:error:CONFLICT"`
 	Title    string           `json:"title" doc:"The text of the HTTP status." example:"Conflict"`
@@ -52,56 +51,57 @@ type Problem struct {
 	Err ErrorBody `json:"error" doc:"The same error in the platform's own form."`
 
 	headers http.Header
-	cause   error // for the log, never for the client
+	cause   error // for the log; clients never see it
 }
 
-// Why a call is a conflict. A client may branch on them, so they never change.
+// The reasons of a conflict. Clients branch on them, so a reason never changes.
 const (
-	reasonState    = "STATE"                       // with what there is
-	reasonReused   = "IDEMPOTENCY_KEY_REUSED"      // the key came with another body before
+	reasonState    = "STATE"                       // the request contradicts the current state
+	reasonReused   = "IDEMPOTENCY_KEY_REUSED"      // an earlier request with the key had a different body
 	reasonProgress = "IDEMPOTENCY_KEY_IN_PROGRESS" // the first call with the key has not ended
 )
 
-// TransitionInfo says why a call is a conflict, and where a task stands and where it may go, when
-// it cannot go where it was asked to.
+// TransitionInfo is the reason of a conflict and, for a transition that the task's status does not
+// allow, the current status and the allowed ones.
 type TransitionInfo struct {
 	Reason        string        `json:"reason,omitempty" enum:"STATE,IDEMPOTENCY_KEY_REUSED,IDEMPOTENCY_KEY_IN_PROGRESS" doc:"The reason for a CONFLICT. STATE: the request contradicts the current state. IDEMPOTENCY_KEY_REUSED: an earlier request with the key had a different body or path. IDEMPOTENCY_KEY_IN_PROGRESS: the first request with the key has not ended; send the request again after Retry-After."`
 	CurrentStatus jobs.Status   `json:"currentStatus,omitempty" doc:"The task's current status."`
 	Legal         []jobs.Status `json:"legal,omitzero" doc:"The statuses that the task can change to; empty for a task that has ended."`
 }
 
-// FieldViolation is one place of the request that is not as it must be.
+// FieldViolation is one invalid place of the request.
 type FieldViolation struct {
 	Location string `json:"location" example:"body.input.items[0].price" doc:"body, path, query or header, followed by the path to the invalid value."`
 	Message  string `json:"message" example:"must be number, is string"`
 }
 
-// ErrorBody is the platform's own form of an error.
+// ErrorBody is the error in the platform's own form.
 type ErrorBody struct {
 	Code    string        `json:"code"`
 	Message string        `json:"message"`
 	Details *ErrorDetails `json:"details,omitempty"`
 }
 
-// ErrorDetails is what a program may want to know beside the code.
+// ErrorDetails are further facts for programs.
 type ErrorDetails struct {
 	Errors []FieldViolation `json:"errors,omitempty"`
 	TransitionInfo
 }
 
-// Error makes a Problem an error.
+// Error returns Detail.
 func (p *Problem) Error() string { return p.Detail }
 
-// Unwrap is what we know and do not tell.
+// Unwrap returns the internal cause.
 func (p *Problem) Unwrap() error { return p.cause }
 
-// GetStatus is what huma asks an error for its HTTP status.
+// GetStatus is part of huma.StatusError.
 func (p *Problem) GetStatus() int { return p.Status }
 
-// GetHeaders is what huma asks an error for its headers.
+// GetHeaders is part of huma.HeadersError.
 func (p *Problem) GetHeaders() http.Header { return p.headers }
 
-// ContentType is application/problem+json where it was application/json.
+// ContentType is part of huma.ContentTypeFilter: application/problem+json instead of
+// application/json.
 func (p *Problem) ContentType(ct string) string {
 	if ct == "application/json" {
 		return "application/problem+json"
@@ -109,37 +109,41 @@ func (p *Problem) ContentType(ct string) string {
 	return ct
 }
 
-// Huma makes the errors it finds itself through two package variables, offers no
-// other door, and its own would repeat the client's values and our internal errors.
-// Set once, before anything runs, so that parallel tests see one value. The others
-// write bounds as people do (not 2.592e+09), and make member names case-sensitive and
-// arrays never null.
+// huma creates its own errors through two package variables and has no other hook. Its default
+// errors would repeat the client's values and internal errors. The variables are set once, before
+// anything runs, so that parallel tests see the same value. The other settings format bounds as
+// 2592000000 instead of 2.592e+09, make member names case-sensitive, and forbid null for arrays.
 func init() {
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
 		return newProblem(nil, status, msg, errs...)
 	}
+
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 		return newProblem(callOf(ctx.Context()), status, msg, errs...)
 	}
+
 	huma.ErrorFormatter = func(format string, args ...any) string {
 		for i, arg := range args {
 			if n, ok := arg.(float64); ok {
 				args[i] = strconv.FormatFloat(n, 'f', -1, 64)
 			}
 		}
+
 		return fmt.Sprintf(format, args...)
 	}
+
 	huma.ValidateStrictCasing = true
 	huma.DefaultArrayNullable = false
 }
 
-// newProblem is a problem that huma found.
+// newProblem converts an error that huma found.
 func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 	p := problem(status, codeOf(status), msg)
 	if status >= http.StatusInternalServerError {
 		p.Detail, p.cause = internalText, errors.Join(append([]error{errors.New(msg)}, errs...)...)
 		return p.at(c)
 	}
+
 	for _, err := range errs {
 		var detail *huma.ErrorDetail
 		if !errors.As(err, &detail) {
@@ -148,28 +152,30 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 		if parts := strings.Split(detail.Message, misplacedMark); len(parts) == 3 {
 			detail = &huma.ErrorDetail{Location: detail.Location + parts[1], Message: parts[2]}
 		}
-		// What comes after a colon is some parser's text, and may quote the value.
+		// The text after a colon comes from a parser and may quote the value.
 		message, _, _ := strings.Cut(detail.Message, ": ")
 		if strings.HasPrefix(detail.Message, "json:") || strings.HasPrefix(detail.Message, "parsing time") {
 			message = anotherType
 		}
 		if filter, _, many := strings.Cut(detail.Location, "["); many && (filter == "query.status" || filter == "query.type") {
-			detail.Location = filter // which of its values it is, the parameter's name does not say
+			detail.Location = filter // the parameter's name alone does not say which of its values is invalid
 		}
 		if p.misses(detail.Location) && strings.HasPrefix(message, "expected string to match pattern") {
-			continue // too short or too long, which has been said: one mistake, one flaw
+			continue // the length of the value was already reported: one violation per mistake
 		}
 		if !p.addViolation(detail.Location, message) {
 			break
 		}
 	}
+
 	if msg == invalidText {
 		p.Detail = "the request is not valid"
 	}
+
 	return p.at(c)
 }
 
-// invalidText is what huma says of a request that its schema does not take.
+// invalidText is huma's message for a request that its schema refuses.
 const invalidText = "validation failed"
 
 const internalText = "something went wrong on our side; the trace id leads to it in our logs"
@@ -180,7 +186,7 @@ func problem(status int, code, detail string) *Problem {
 	}
 }
 
-// at puts the request's marks on a problem, and fills in its second form.
+// at completes a problem with the request's id and path, and with its second form.
 func (p *Problem) at(c *call) *Problem {
 	if c != nil {
 		p.TraceID = c.id
@@ -191,14 +197,16 @@ func (p *Problem) at(c *call) *Problem {
 			c.err = p.cause
 		}
 	}
+
 	p.Err = ErrorBody{Code: p.Code, Message: p.Detail}
 	if len(p.Errors) > 0 || p.CurrentStatus != "" || p.Reason != "" {
 		p.Err.Details = &ErrorDetails{Errors: p.Errors, TransitionInfo: p.TransitionInfo}
 	}
+
 	return p
 }
 
-// with adds a header of the response.
+// with adds a header to the response.
 func (p *Problem) with(name, value string) *Problem {
 	if p.headers == nil {
 		p.headers = http.Header{}
@@ -217,8 +225,8 @@ func (p *Problem) because(err error) *Problem {
 	return p
 }
 
-// The bounds of what a problem says of the request: with its second form it stays
-// under 4 KiB, whatever the request was.
+// The bounds of a problem's violations. Both forms together stay below 4 KiB, whatever the request
+// was.
 const (
 	maxViolations      = 16
 	maxViolationPlace  = 160 // of a place
@@ -226,38 +234,43 @@ const (
 	maxViolationsTotal = 1400
 )
 
-// misses says whether something is wrong with a place already.
+// misses returns whether the place has a violation already.
 func (p *Problem) misses(location string) bool {
 	return len(p.Errors) > 0 && p.Errors[len(p.Errors)-1].Location == sanitize(location, maxViolationPlace)
 }
 
-// addViolation adds one place; it returns false when there is no room for more.
+// addViolation adds one violation. It returns false when there is no room for more.
 func (p *Problem) addViolation(location, message string) bool {
 	if len(p.Errors) == maxViolations {
 		return false
 	}
+
 	f := FieldViolation{Location: sanitize(location, maxViolationPlace), Message: sanitize(message, maxViolationText)}
 	total := 0
 	for _, other := range append(p.Errors, f) {
 		total += len(other.Location) + len(other.Message) + len(`{"location":"","message":""},`)
 	}
+
 	if total > maxViolationsTotal {
 		return false
 	}
+
 	p.Errors = append(p.Errors, f)
 	return true
 }
 
-// sanitize makes text fit for a response: short, printable, and without what JSON
-// would make longer.
+// sanitize makes text fit for a response: short, printable, and without characters that JSON would
+// escape.
 func sanitize(s string, longest int) string {
 	plain := len(s) <= longest
 	for i := 0; plain && i < len(s); i++ {
 		plain = s[i] >= ' ' && s[i] < 0x7f && s[i] != '"' && s[i] != '\\'
 	}
+
 	if plain {
 		return s
 	}
+
 	var b strings.Builder
 	for _, r := range s {
 		switch {
@@ -270,6 +283,7 @@ func sanitize(s string, longest int) string {
 		}
 		b.WriteRune(r)
 	}
+
 	return b.String()
 }
 
@@ -299,11 +313,12 @@ func codeOf(status int) string {
 	if status >= http.StatusInternalServerError {
 		return codeInternal
 	}
+
 	return codeValidation
 }
 
-// problemOf is the one table from what an error means to what HTTP calls it. What
-// is not in it is our own fault, and its text is for us.
+// problemOf maps errors to HTTP. It is the only such table. An error that is not listed is a bug of
+// the service: the response is a 500, and the text goes to the log only.
 func problemOf(ctx context.Context, err error) *Problem {
 	return meaning(err).at(callOf(ctx))
 }
@@ -326,6 +341,7 @@ func meaning(err error) *Problem {
 				break
 			}
 		}
+
 		return p
 	case errors.As(err, &guard):
 		p := problem(http.StatusBadRequest, codeValidation, fmt.Sprintf("the body is not JSON that we take, at byte %d: %s", guard.Offset, guard.Reason))
@@ -360,17 +376,17 @@ func meaning(err error) *Problem {
 	return problem(http.StatusInternalServerError, codeInternal, internalText).because(err)
 }
 
-// unavailable is what passes: the client is told when to come back.
+// unavailable is a temporary failure. Retry-After tells the client when to try again.
 func unavailable(detail string) *Problem {
 	return problem(http.StatusServiceUnavailable, codeUnavailable, detail).with("Retry-After", "1")
 }
 
-// dotted writes a JSON pointer as huma writes places: /items/0/price is
-// .items[0].price.
+// dotted converts a JSON pointer to huma's notation: /items/0/price becomes .items[0].price.
 func dotted(pointer string) string {
 	if pointer == "" {
 		return ""
 	}
+
 	var b strings.Builder
 	for _, name := range strings.Split(pointer[1:], "/") {
 		if name != "" && strings.Trim(name, "0123456789") == "" {
@@ -379,12 +395,12 @@ func dotted(pointer string) string {
 		}
 		b.WriteString("." + strings.NewReplacer("~1", "/", "~0", "~").Replace(name))
 	}
+
 	return b.String()
 }
 
-// readFailed gives an error of a read that went straight to the database its
-// meaning, as package jobs does for its own. A read changes nothing, so whatever
-// the server did not itself refuse is an outage.
+// readFailed classifies an error of a query that bypasses package jobs, as package jobs does for
+// its own. A read has no effect, so every error that is not the server's answer is an outage.
 func readFailed(what string, err error) error {
 	var pg *pgconn.PgError
 	switch {

@@ -19,28 +19,29 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/inbox"
 )
 
-// EventsConfig says who acts on what is heard. Tasks and Inbox must be set.
+// EventsConfig configures Subscriptions. Tasks and Inbox must be set.
 type EventsConfig struct {
-	// Tasks makes the moves.
+	// Tasks makes the transitions.
 	Tasks *jobs.Tasks
-	// Inbox remembers what was acted upon.
+	// Inbox remembers the handled messages.
 	Inbox *inbox.Inbox
-	// Logger takes one line a message; default slog.Default.
+	// Logger gets one line for each message; default: slog.Default.
 	Logger *slog.Logger
 }
 
-// Subscription is a subject that we hear, under a name that our processes share.
+// Subscription is one consumed subject. All processes of the service share the durable consumer.
 type Subscription struct {
 	Durable, Subject string
 	Handle           outbox.Handler
 }
 
-// Subscriptions are the interface document's subscribed events, each with the
-// handler that it names.
+// Subscriptions returns the subscribed events of the interface document, each with the handler that
+// the document names.
 func Subscriptions(cfg EventsConfig) []Subscription {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+
 	c := &consumer{cfg: cfg, schemas: newEventSchemas()}
 	system := SystemEventHandler{c}
 	return []Subscription{
@@ -51,14 +52,14 @@ func Subscriptions(cfg EventsConfig) []Subscription {
 	}
 }
 
-// consumer is the other door: what we are told on the bus comes in here, is held
-// against its schema, and handed to package jobs.
+// consumer handles the messages of the bus: it validates each against its schema and calls package
+// jobs.
 type consumer struct {
 	cfg     EventsConfig
 	schemas *eventSchemas
 }
 
-// message is one message whose envelope is as it must be.
+// message is a message with a valid envelope.
 type message struct {
 	outbox.Delivery
 	id       string
@@ -66,12 +67,13 @@ type message struct {
 	metadata outbox.Metadata
 }
 
-// by is who acts, in events and orders: whoever may publish on the subject. What the
-// message calls itself is its own word, and only logged.
+// by is the actor of the message in events and orders. The bus only proves that the sender may
+// publish on the subject; the sender's own claim (metadata.source) is only logged.
 func (h *message) by() string { return "bus:" + h.Subject }
 
-// wrap reads the envelope, acts once on each event, and waits where the database is
-// away: deliveries are counted, and the message is not to blame.
+// wrap adds the common steps to a handler: read the envelope, handle each event once, and wait
+// while the database is unavailable. Waiting here spares the message its deliveries, which are
+// counted, and which an outage must not use up.
 func (c *consumer) wrap(act func(context.Context, *message) (outbox.Outcome, error)) outbox.Handler {
 	return func(ctx context.Context, d outbox.Delivery) error {
 		h, err := c.read(d)
@@ -108,7 +110,7 @@ func (c *consumer) once(ctx context.Context, h *message, act func(context.Contex
 	return nil
 }
 
-// waited is false if ctx ended first.
+// waited returns false if ctx ended first.
 func waited(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -120,25 +122,28 @@ func waited(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// read is the envelope of a message, and its data held against its schema.
+// read reads the envelope of a message and validates it against its schema.
 func (c *consumer) read(d outbox.Delivery) (*message, error) {
 	if err := jsonguard.Check(d.Body); err != nil {
 		return nil, &outbox.Poison{Reason: "not acceptable JSON: " + err.Error()}
 	}
+
 	doc := gjson.ParseBytes(d.Body)
 	if p := c.schemas.validate(d.Subject, doc); p != nil {
 		return nil, poison("not a "+d.Subject, p)
 	}
+
 	h := &message{Delivery: d, id: doc.Get("id").Str, data: doc.Get("data")}
 	if m := doc.Get("metadata"); m.IsObject() {
 		if err := json.Unmarshal([]byte(m.Raw), &h.metadata); err != nil {
 			return nil, &outbox.Poison{Reason: "not a " + d.Subject + ": metadata cannot be read"}
 		}
 	}
+
 	return h, nil
 }
 
-// into reads data whose schema has taken it.
+// into decodes data, which its schema has accepted.
 func (h *message) into(data any) error {
 	if err := json.Unmarshal(normalize([]byte(h.data.Raw)), data); err != nil {
 		return &outbox.Poison{Reason: "not a " + h.Subject + ": data cannot be read"}
@@ -146,8 +151,8 @@ func (h *message) into(data any) error {
 	return nil
 }
 
-// poison says what is wrong with a message by its places: a reason is read by
-// others than the message is, so it repeats nothing of what stands there.
+// poison describes the violations of a message by their places. The reason repeats no values,
+// because it is read by people who may not read the message.
 func poison(what string, p *Problem) *outbox.Poison {
 	places := make([]string, len(p.Errors))
 	for i, flaw := range p.Errors {
@@ -156,27 +161,31 @@ func poison(what string, p *Problem) *outbox.Poison {
 	return &outbox.Poison{Reason: what + ": " + strings.Join(places, "; ")}
 }
 
-// TaskRequestHandler hears workflow.task_requested: the same validation and the same
-// operation as POST /api/internal/tasks.
+// TaskRequestHandler handles workflow.task_requested, with the validation and the operation of POST
+// /api/internal/tasks.
 type TaskRequestHandler struct{ *consumer }
 
-// Handle makes the task, and answers when it is committed.
+// Handle creates the task and returns when it is committed.
 func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var body TaskRequest
 	if p := fillTask("data", h.data, &body); p != nil {
 		return outbox.Outcome{}, poison("not a "+h.Subject, p)
 	}
+
 	if body.CorrelationID == "" {
 		body.CorrelationID = h.metadata.CorrelationID
 	}
+
 	key := body.RequestID
 	if key == "" {
 		key = h.id
 	}
+
 	span := h.Header["traceparent"]
 	if span == "" {
 		span = outbox.DecodeAttribute(h.Header["ce-traceparent"])
 	}
+
 	row, created, err := t.cfg.Tasks.Create(ctx, body.request(asker{h.by(), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
 	var invalid *jobs.Invalid
 	switch {
@@ -192,7 +201,7 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outc
 	return outbox.Outcome{Word: "created", Detail: row.TaskID.String()}, nil
 }
 
-// tenantOf is whose the task shall be: on the bus there is no token that says it.
+// tenantOf is the tenant of the task. The bus has no token, so the message's own claim decides.
 func tenantOf(b *TaskRequest) string {
 	if b.ExecutionConfig == nil || b.ExecutionConfig.SecurityContext == nil {
 		return ""
@@ -200,7 +209,8 @@ func tenantOf(b *TaskRequest) string {
 	return b.ExecutionConfig.SecurityContext.TenantID
 }
 
-// withoutValues are the refusals that over HTTP name what was sent.
+// withoutValues replaces the messages of refusals that quote the request's values. Over HTTP only
+// the caller reads them.
 var withoutValues = map[string]string{
 	"/taskDefinitionId":         "there is no such task definition, and taskType and executionConfig.executor do not both say what to do",
 	"/taskType":                 "is another than the definition's",
@@ -208,7 +218,7 @@ var withoutValues = map[string]string{
 	"/executionConfig/executor": "is none that tasks of this type have",
 }
 
-// poisoned is a message whose data package jobs refuses.
+// poisoned converts a refusal of package jobs.
 func poisoned(what string, invalid *jobs.Invalid) *outbox.Poison {
 	p := &Problem{}
 	for _, v := range invalid.Violations {
@@ -220,35 +230,37 @@ func poisoned(what string, invalid *jobs.Invalid) *outbox.Poison {
 			break
 		}
 	}
+
 	return poison(what, p)
 }
 
-// IntegrationResponseHandler hears integration.response_received and ends the attempt
-// that waits for it. A late, repeated or unknown response is recorded and changes
-// nothing.
+// IntegrationResponseHandler handles integration.response_received and ends the attempt that waits
+// for it. A late, repeated or unknown response is recorded without effect.
 type IntegrationResponseHandler struct{ *consumer }
 
 const (
-	// earlyTries is how often a response may come before its task waits for it; with
-	// the bus's growing pauses, some minutes.
+	// earlyTries is how often a response may arrive before its task waits for it. With the bus's
+	// growing redelivery delays, this is some minutes.
 	earlyTries = 12
-	// earlyFor is how long a response waits for its task to be there at all.
+	// earlyFor is how long a response of an unknown task is retried: the task may not be committed
+	// yet.
 	earlyFor = time.Minute
 )
 
-// Handle ends the attempt. A response that comes before its task waits for it is
-// asked for again.
+// Handle ends the attempt. A response that arrives before its task waits for it is redelivered.
 func (i IntegrationResponseHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var response outbox.IntegrationResponse
 	if err := h.into(&response); err != nil {
 		return outbox.Outcome{}, err
 	}
+
 	if response.TaskID == "" {
 		response.TaskID = h.metadata.TaskID
 	}
 	if response.TaskID == "" {
 		return outbox.Outcome{}, &outbox.Poison{Reason: "not a " + h.Subject + ": data.taskId or metadata.taskId must name the task"}
 	}
+
 	word, err := i.cfg.Tasks.Respond(ctx, response)
 	_, malformed := uuid.Parse(response.TaskID)
 	switch {
@@ -260,14 +272,14 @@ func (i IntegrationResponseHandler) Handle(ctx context.Context, h *message) (out
 	if malformed != nil {
 		return outbox.Outcome{Word: word}, err
 	}
+
 	return outbox.Outcome{Word: word, Detail: response.TaskID}, err
 }
 
-// SystemEventHandler hears system.shutdown_requested and system.maintenance_mode.
+// SystemEventHandler handles system.shutdown_requested and system.maintenance_mode.
 type SystemEventHandler struct{ *consumer }
 
-// Handle passes an order to stop on to every process that it is for, and notes which
-// lanes rest.
+// Handle passes a shutdown order on to the matching processes, or sets the maintenance of queues.
 func (s SystemEventHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	if h.Subject == outbox.SubjectShutdown {
 		return s.shutdown(ctx, h)
@@ -280,11 +292,13 @@ func (s SystemEventHandler) shutdown(ctx context.Context, h *message) (outbox.Ou
 	if err := h.into(&data); err != nil {
 		return outbox.Outcome{}, err
 	}
+
 	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: sanitize(data.Reason, 1024), By: h.by()}
 	if data.GraceSeconds != nil {
 		grace := time.Duration(*data.GraceSeconds * float64(time.Second))
 		order.Grace = &grace
 	}
+
 	ours, err := s.cfg.Tasks.Operators.OrderShutdown(ctx, order)
 	switch {
 	case err != nil:
@@ -300,10 +314,12 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox
 	if err := h.into(&data); err != nil {
 		return outbox.Outcome{}, err
 	}
+
 	lanes := data.Lanes
 	if len(lanes) == 0 {
 		lanes = jobs.Lanes
 	}
+
 	lanes = slices.Compact(slices.Sorted(slices.Values(lanes)))
 	changed, err := s.cfg.Tasks.Operators.SetMaintenance(ctx, jobs.Maintenance{
 		EventID: h.id, At: h.At, Enabled: data.Enabled, Lanes: lanes, Until: data.Until, Reason: sanitize(data.Reason, 1024), By: h.by(),
@@ -314,7 +330,7 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox
 		return outbox.Outcome{}, poisoned("not a "+h.Subject, invalid)
 	case err != nil:
 		return outbox.Outcome{}, err
-	case changed == 0: // a newer word was heard
+	case changed == 0: // a newer event has been handled before
 		return outbox.Outcome{Word: outbox.Late}, nil
 	case data.Enabled:
 		return outbox.Outcome{Word: "begun", Detail: strings.Join(lanes, " ")}, nil

@@ -1,6 +1,6 @@
 package api
 
-// Examples for the document; a test holds them against their schemas.
+// Examples for the document. A test validates them against their schemas.
 
 var exampleTask = map[string]any{
 	"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "workflowId": "order-workflow-123", "stepId": "total",
@@ -13,7 +13,7 @@ var exampleTask = map[string]any{
 	"definitionRevision": 1,
 }
 
-// exampleManualTask is a person's task, as claim, unclaim and complete leave it.
+// exampleManualTask is a manual task as claim, unclaim and complete return it.
 func exampleManualTask(status string) map[string]any {
 	task := map[string]any{
 		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a02", "workflowId": "order-workflow-123", "stepId": "approve",
@@ -24,6 +24,7 @@ func exampleManualTask(status string) map[string]any {
 		"lane": "task-execution-manual", "executor": "manual", "assigneeName": "jane", "groupId": "accounting",
 		"assignedAt": "2026-11-02T09:35:00Z", "dueDate": "2026-11-03T09:30:00Z",
 	}
+
 	switch status {
 	case "ASSIGNED":
 		task["version"], task["assignee"], task["assignedAt"] = 4, nil, "2026-11-02T09:40:00Z"
@@ -42,8 +43,10 @@ func exampleDefinition(kept bool) map[string]any {
 		"retryPolicy":     map[string]any{"maxRetries": 3, "retryInterval": 1000, "backoffMultiplier": 2},
 		"executionConfig": map[string]any{"executor": "expression", "expression": []any{map[string]any{"name": "total", "value": "sum(input.items.map(i, i.price))"}}},
 	}
+
 	if kept {
 		d["id"], d["revision"], d["createdAt"], d["createdBy"] = "calculate-order-total", 1, "2026-11-02T09:00:00Z", "workflow-orchestrator"
 	}
+
 	return d
 }

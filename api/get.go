@@ -25,6 +25,7 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 	if err != nil {
 		return nil, err
 	}
+
 	about(ctx, id)
 	var row db.Task
 	var progress json.RawMessage
@@ -35,16 +36,18 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 		}
 		progress, err = q.TaskProgress(ctx, db.TaskProgressParams{TaskID: id, Attempt: row.Attempt})
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // the worker has said nothing yet
+			return nil // the attempt has reported no progress yet
 		}
 		return err
 	})
 	if err != nil {
 		return nil, readFailed("get task "+in.TaskID, err)
 	}
+
 	if row.TenantID != callerOf(ctx).Tenant {
 		return nil, fmt.Errorf("get task %s: %w", in.TaskID, jobs.ErrNotFound)
 	}
+
 	out := answer(&row)
 	out.Body.Progress = progress
 	return out, nil

@@ -12,17 +12,17 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// readyTime is how long the answer to "are you ready" may take.
+// readyTime bounds the checks of /readyz.
 const readyTime = 2 * time.Second
 
-// livez says that the process runs, and nothing else: an orchestrator that kills
-// on it must not kill for a database that is away.
+// livez reports that the process runs, and nothing else. Orchestrators kill processes that fail
+// this probe, and an unavailable database is no reason to kill one.
 func (a *API) livez(w http.ResponseWriter, r *http.Request) {
 	callOf(r.Context()).route = "/livez"
 	writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
 }
 
-// readyz says whether requests should be sent here.
+// readyz reports whether requests should be sent to this process.
 func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	c := callOf(r.Context())
 	c.route = "/readyz"
@@ -32,6 +32,7 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 		writeProblem(c, unavailable("the process is stopping"))
 		return
 	}
+
 	err := a.cfg.Ready(ctx)
 	var resting []db.MaintenanceInForceRow
 	if err == nil {
@@ -41,15 +42,18 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
+
 	unknown, err := a.across.EventUnknownCount(ctx)
 	if err != nil {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
+
 	answer := readiness{Status: "ok", Database: "ok", Maintenance: make([]restingLane, len(resting))}
 	for i, m := range resting {
 		answer.Maintenance[i] = restingLane{Lane: string(m.Lane), Since: m.Since.UTC(), Until: utc(m.Until), Reason: m.Reason}
 	}
+
 	if unknown > 0 {
 		answer.Status, answer.UnknownEvents = "degraded", unknown
 	}
@@ -59,15 +63,18 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	if a.cfg.Relay != nil {
 		answer.Relay = a.cfg.Relay()
 	}
+
 	text, err := json.Marshal(answer)
 	if err != nil {
 		writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText).because(err))
 		return
 	}
+
 	writeText(w, "application/json", append(text, '\n'))
 }
 
-// notReady tells everybody why the database is of no use, in words of ours.
+// notReady describes why the database cannot be used. The endpoint is open to everybody, so the
+// text reveals no addresses.
 func notReady(err error) string {
 	var refuses *jobs.NotWritable
 	if errors.As(err, &refuses) {
@@ -79,12 +86,13 @@ func notReady(err error) string {
 	return "the database does not answer"
 }
 
-// readiness is the answer of a process to which requests should be sent. A bus that
-// is away is no reason not to: the outbox keeps what it would be told.
+// readiness is the body of a 200. An unavailable bus does not make a process unready: the outbox
+// keeps the events.
 type readiness struct {
 	Status   string `json:"status"` // ok, or degraded where there are unknown events
 	Database string `json:"database"`
-	// UnknownEvents are on the bus and not in the database: it went back in time.
+	// UnknownEvents is the number of events that are on the bus and not in the database, which was
+	// restored to an earlier state.
 	UnknownEvents int64         `json:"unknownEvents,omitempty"`
 	Bus           string        `json:"bus,omitempty"` // ok, away or failing
 	BusReason     string        `json:"busReason,omitempty"`
@@ -99,7 +107,7 @@ type restingLane struct {
 	Reason string     `json:"reason,omitempty"`
 }
 
-// Starting answers while there is no API yet: the process runs, and is not ready.
+// Starting is the handler until the API exists: /livez is ok, /readyz is not.
 func Starting() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path}

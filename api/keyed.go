@@ -17,13 +17,14 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
-// Every write takes an Idempotency-Key: whoever did not hear the answer sends the same again,
-// and hears it. jobs.Call has how. The key is looked up when the caller is known and the body
-// is known to be JSON, before anything else is asked of the request.
+// Every write accepts an Idempotency-Key, so that a client that lost the response can send the
+// request again and get the same response. jobs.Call describes the mechanism. The key is looked up
+// once the caller is authenticated and the body is known to be valid JSON, before any other
+// validation.
 //
-// Three kinds of write have a key of their own instead (doc.ownKey): a create, whose key makes
-// the one task; a dequeue, which is answered with the leases of its requestId; and heartbeats,
-// which may be repeated.
+// Three kinds of writes handle their keys themselves (doc.ownKey): a create, whose key is stored
+// with the task; a dequeue, whose requestId identifies its leases; and heartbeats, which are
+// idempotent anyway.
 
 const (
 	keyHeader      = "Idempotency-Key"
@@ -32,7 +33,7 @@ const (
 	longestKey     = 255
 )
 
-// keyParam is how the document has the header.
+// keyParam documents the header.
 func keyParam() *huma.Param {
 	s := &huma.Schema{Type: huma.TypeString, MinLength: new(1), MaxLength: new(longestKey), Pattern: keyPattern}
 	s.PrecomputeMessages()
@@ -43,13 +44,13 @@ func keyParam() *huma.Param {
 	}
 }
 
-// replayedParam is how the document has the header of an answer that was given before.
+// replayedParam documents the header of a repeated response.
 func replayedParam() *huma.Param {
 	return &huma.Param{Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"true"}}, Description: "true where an earlier call with this key was answered so."}
 }
 
-// keyed answers a call that was made before, and lets another go on with its turn. The
-// person of onBehalf operations is part of what two calls are compared by.
+// keyed returns the recorded response of a repeated request, and lets a new request continue. For
+// onBehalf operations the person is part of the comparison of two requests.
 func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, _ := humachi.Unwrap(ctx)
@@ -77,9 +78,10 @@ func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(hum
 			}
 			return rendered(out, status)
 		}
+
 		c.keyed = call
 		defer func() {
-			if !c.concluded { // refused by its schema, or it panicked
+			if !c.concluded { // the schema refused the request, or the handler panicked
 				a.cfg.Tasks.Calls.Release(r.Context(), call)
 			}
 		}()
@@ -107,6 +109,7 @@ func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bo
 	for _, text := range []string{"tes call 1", c.path, person} {
 		part(h, text)
 	}
+
 	if len(c.body) > 0 {
 		sum, err := canonical.Hash(c.body)
 		if err != nil {
@@ -114,34 +117,39 @@ func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bo
 		}
 		_, _ = h.Write(sum[:])
 	}
+
 	id := jobs.CallID{Tenant: c.caller.Tenant, Caller: c.caller.Name, Operation: operation, Key: key}
 	call, before, err := a.cfg.Tasks.Calls.Begin(r.Context(), id, h.Sum(nil))
 	if err != nil {
 		return nil, nil, fmt.Errorf("begin a call: %w", err)
 	}
+
 	return call, before, nil
 }
 
-// goodKey refuses what huma would, of a key that comes before its turn.
+// goodKey validates a key as huma would, which runs only later.
 func goodKey(key string) *Problem {
 	if len(key) > longestKey {
 		return violation("header."+keyHeader, "expected length <= 255")
 	}
+
 	for i := range len(key) {
 		if key[i] < ' ' || key[i] > '~' {
 			return violation("header."+keyHeader, "expected printable ASCII characters")
 		}
 	}
+
 	return nil
 }
 
-// conclude ends a call that has its turn: with the answer that was committed with its effect,
-// or else with the one that it is given now. A call that was refused has done nothing.
+// conclude ends a call: with the response that was committed together with the effect, or else with
+// the given one. A refused call has had no effect.
 func (a *API) conclude(ctx context.Context, out any, status int, err error) error {
 	c := callOf(ctx)
 	if c.keyed == nil {
 		return err
 	}
+
 	c.concluded = true
 	switch {
 	case err != nil || c.unsure:
@@ -154,13 +162,14 @@ func (a *API) conclude(ctx context.Context, out any, status int, err error) erro
 	if err != nil {
 		return err
 	}
+
 	if err := a.cfg.Tasks.Calls.Settle(ctx, c.keyed, answer); err != nil {
 		return fmt.Errorf("keep an answer: %w", err)
 	}
 	return nil
 }
 
-// outputOf is what an operation answers to what its transaction has made.
+// outputOf converts the result of a committed transaction to the operation's response.
 func outputOf(operation string, made any) (out any, status int, err error) {
 	switch made := made.(type) {
 	case *db.Task:
@@ -180,14 +189,14 @@ func outputOf(operation string, made any) (out any, status int, err error) {
 	return nil, 0, fmt.Errorf("%s has no answer to a %T", operation, made)
 }
 
-// rendered is an output as huma writes it: its status, if it has one of its own, its headers
-// and its body.
+// rendered encodes an output as huma writes it: status, headers and body.
 func rendered(out any, status int) (answer jobs.CallAnswer, err error) {
 	answer = jobs.CallAnswer{Status: status, Header: map[string]string{}}
 	v := reflect.Indirect(reflect.ValueOf(out))
 	if v.Kind() != reflect.Struct {
 		return answer, errors.New("an output is a struct")
 	}
+
 	for i := range v.NumField() {
 		field, value := v.Type().Field(i), v.Field(i)
 		name := field.Tag.Get("header")
@@ -204,10 +213,11 @@ func rendered(out any, status int) (answer jobs.CallAnswer, err error) {
 			answer.Body = body.Bytes()
 		}
 	}
+
 	return answer, nil
 }
 
-// replay answers what was answered before.
+// replay writes a recorded response.
 func replay(c *call, before *jobs.CallAnswer) {
 	header := c.Header()
 	for name, value := range before.Header {

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// leasesPath is where workers dequeue; a request there may be parked.
+// leasesPath is the path of dequeues, which may be parked.
 const leasesPath = "/api/internal/leases"
 
 // longestWait bounds a parked dequeue.
@@ -26,7 +26,7 @@ type Dequeue struct {
 	Select    []DequeueSelection `json:"select,omitempty" minItems:"1" maxItems:"16" doc:"The queues to take from: dead letters first, then retries, then the standard queues, each in the order of this list. Default: both standard queues, every definition; for a token with tasks:deadletter alone, the dead-letter queue."`
 }
 
-// DequeueSelection is a part of the queues that a worker works.
+// DequeueSelection selects tasks of one queue.
 type DequeueSelection struct {
 	Queue             string   `json:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-retry,task-execution-deadletter" doc:"A standard queue includes the retries of its tasks, which go first. The retry queue alone has the retries of both standard queues. The dead-letter queue requires the scope tasks:deadletter and goes before all others."`
 	TaskDefinitionIDs []string `json:"taskDefinitionIds,omitempty" maxItems:"100" doc:"The definitions that the worker can run. Default: all."`
@@ -34,13 +34,13 @@ type DequeueSelection struct {
 	VisibilityTimeout int64    `json:"visibilityTimeout,omitempty" minimum:"1000" maximum:"43200000" doc:"How long a lease lasts without a heartbeat, in milliseconds. Default: the task's own visibility timeout, else 30000."`
 }
 
-// LeaseList is the answer to a dequeue; empty when there was nothing.
+// LeaseList is the response to a dequeue. It is empty if no task was available.
 type LeaseList struct {
 	ServerTime time.Time `json:"serverTime"`
 	Leases     []Lease   `json:"leases"`
 }
 
-// Lease is one attempt in a worker's hands.
+// Lease is one attempt that a worker holds.
 type Lease struct {
 	LeaseToken     string           `json:"leaseToken" doc:"The credential of this attempt, part of the path of every call about the attempt. Keep it secret."`
 	Attempt        int              `json:"attempt"`
@@ -52,8 +52,8 @@ type Lease struct {
 	Traceparent    string           `json:"traceparent,omitempty" doc:"The span of the attempt, the parent of the worker's spans. If the attempt is not sampled, or without tracing, the span of the request that created the task."`
 }
 
-// TaskQueueMessage is the interface document's, with the definition's id, by which
-// a worker knows what to do.
+// TaskQueueMessage is the interface document's, with the definition's id added, by which a worker
+// chooses its code.
 type TaskQueueMessage struct {
 	TaskID            uuid.UUID          `json:"taskId" format:"uuid"`
 	WorkflowID        string             `json:"workflowId"`
@@ -70,7 +70,7 @@ type TaskQueueMessage struct {
 	DequeueCount      int                `json:"dequeueCount" doc:"The number of the attempt."`
 }
 
-// QueueMessageConfig is executionConfig as a worker is told it.
+// QueueMessageConfig is the part of executionConfig that a worker gets.
 type QueueMessageConfig struct {
 	Timeout         int64                `json:"timeout" doc:"The timeout of the attempt, in milliseconds."`
 	RetryPolicy     jobs.RetryPolicy     `json:"retryPolicy"`
@@ -84,7 +84,7 @@ type dequeueInput struct {
 
 type dequeueOutput struct{ Body *LeaseList }
 
-// madeUp is as long as a token, and is none.
+// madeUp has the length of a lease token and is never valid.
 var madeUp = strings.Repeat("A", jobs.LeaseTokenLength)
 
 var exampleLease = map[string]any{
@@ -120,11 +120,13 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 	req := jobs.LeaseRequest{
 		Tenant: callerOf(ctx).Tenant, Worker: in.Body.WorkerID, ID: in.Body.RequestID, Wait: milliseconds(in.Body.WaitMs), Most: in.Body.MaxTasks,
 	}
+
 	for _, s := range in.Body.Select {
 		req.Select = append(req.Select, jobs.Selection{
 			Lane: s.Queue, Definitions: s.TaskDefinitionIDs, Most: s.MaxTasks, Visibility: milliseconds(s.VisibilityTimeout),
 		})
 	}
+
 	caller := callerOf(ctx)
 	switch {
 	case req.Select == nil && caller.Holds("tasks:work"):
@@ -137,40 +139,47 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 			return nil, err
 		}
 	}
+
 	found, err := a.cfg.Tasks.Leases.Acquire(ctx, req)
 	if err != nil {
 		return nil, err
 	}
+
 	out := &LeaseList{ServerTime: a.cfg.Tasks.Now(ctx), Leases: make([]Lease, len(found))}
 	for i := range found {
 		out.Leases[i] = leaseOf(&found[i])
 	}
+
 	return &dequeueOutput{out}, nil
 }
 
-// mayWork refuses dead letters to all but their desk, and tasks to who is only that.
+// mayWork restricts dead letters to the error handler, and the error handler to dead letters.
 func mayWork(ctx context.Context, letters bool, what string) error {
 	who := anyone("tasks:work")
 	if letters {
 		who = desk
 	}
+
 	if who.allows(callerOf(ctx)) {
 		return nil
 	}
+
 	callOf(ctx).refused = "not allowed"
 	return who.forbidden(callerOf(ctx), what)
 }
 
-// mayHold is the same for a lease.
+// mayHold is mayWork for an existing lease.
 func (a *API) mayHold(ctx context.Context, token string) error {
 	letter, err := a.cfg.Tasks.Leases.IsDeadLetter(ctx, token)
 	if err != nil {
 		return err
 	}
+
 	what := "to hold the lease of a task"
 	if letter {
 		what = "to hold the lease of a dead letter"
 	}
+
 	return mayWork(ctx, letter, what)
 }
 
@@ -179,6 +188,7 @@ func leaseOf(l *jobs.Lease) Lease {
 	if l.Security != nil {
 		security = *l.Security
 	}
+
 	return Lease{
 		LeaseToken: l.Token, Attempt: l.Attempt, LeaseExpiresAt: l.ExpiresAt, Checkpoint: l.Checkpoint, Traceparent: l.Traceparent,
 		Status: l.Status, Error: l.Error,

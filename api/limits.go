@@ -14,32 +14,32 @@ import (
 	"github.com/seed-3f7a0631/tes/api/bucket"
 )
 
-// Limits say how much a caller may ask for. The zero value is no limit. They are of one
-// process: behind a load balancer, a caller has as many as there are processes.
+// Limits are the rate limits of callers. The zero value means no limit. They apply to each process
+// separately: behind a load balancer, a caller gets the limit of each process.
 type Limits struct {
-	// Tenants is the limit of each service of each tenant; Others of each service that
-	// has none.
+	// Tenants is the limit of each service of each tenant, Others the limit of each service without a
+	// tenant.
 	Tenants, Others bucket.Limit
-	// FailedTokens is how many tokens that are not valid an address may send: an IPv4
-	// address, or an IPv6 network of 64 bits. Beyond it no signature is looked at.
+	// FailedTokens is the number of invalid tokens that an IPv4 address or an IPv6 /64 network may
+	// send. Above it no signature is verified.
 	FailedTokens bucket.Limit
-	// Proxies are the networks whose X-Forwarded-For is believed; default none.
+	// Proxies are the networks whose X-Forwarded-For is trusted; default: none.
 	Proxies []netip.Prefix
-	// Now is the clock; default the real one.
+	// Now is the clock; default: time.Now.
 	Now func() time.Time
 }
 
-// mostBuckets bounds the callers, and the addresses, that are remembered.
+// mostBuckets bounds the number of remembered callers, and of remembered addresses.
 const mostBuckets = 10_000
 
-// payer is whose bucket it is.
+// payer identifies the bucket of a caller.
 type payer struct{ tenant, service string }
 
 // limits are the buckets of this process.
 type limits struct {
-	// requests pay for all that is asked; what is said of a lease that is held
-	// (heartbeat, complete, fail, release) has tokens of its own, so that a caller who
-	// creates too much does not lose the work that runs.
+	// requests holds the tokens of ordinary requests. Calls about a held lease (heartbeat, complete,
+	// fail, release) have tokens of their own, so that a caller that creates too many tasks does not
+	// lose its running work.
 	requests, leases tenants
 	strangers        *bucket.Buckets[netip.Addr]
 	proxies          []netip.Prefix
@@ -48,7 +48,7 @@ type limits struct {
 	limited, failed, gone, slow atomic.Int64
 }
 
-// tenants are buckets of one kind.
+// tenants are the buckets of one kind.
 type tenants struct {
 	name            string
 	tenants, others *bucket.Buckets[payer]
@@ -64,13 +64,14 @@ func newLimits(cfg Limits) *limits {
 	}
 }
 
-// spend takes n tokens of the caller's, of which paid were taken before for the same
-// request. Nil: it may go on.
+// spend takes n tokens from the caller's bucket, of which paid were taken before for the same
+// request. It returns nil if the request may continue.
 func (a *API) spend(c *call, n, paid int) *Problem {
 	kind := a.limits.requests
 	if strings.HasPrefix(c.path, leasesPath+"/") {
 		kind = a.limits.leases
 	}
+
 	of := kind.others
 	if c.caller.Tenant != "" {
 		of = kind.tenants
@@ -78,26 +79,28 @@ func (a *API) spend(c *call, n, paid int) *Problem {
 	if of.Limit().Off() {
 		return nil
 	}
+
 	v := of.Take(payer{c.caller.Tenant, c.caller.Name}, n, paid)
-	// draft-ietf-httpapi-ratelimit-headers: q tokens come back in w seconds; r are left,
-	// and t seconds until there are q again.
+	// draft-ietf-httpapi-ratelimit-headers: q tokens come back in w seconds; r are left, and after t
+	// seconds there are q again.
 	header := c.Header()
 	header.Set("RateLimit-Policy", `"`+kind.name+`";q=`+strconv.Itoa(of.Limit().Burst)+`;w=`+seconds(of.Limit().Window()))
 	header.Set("RateLimit", `"`+kind.name+`";r=`+strconv.Itoa(v.Left)+`;t=`+seconds(v.Full))
 	if v.OK {
 		return nil
 	}
+
 	c.refused = "too many " + kind.name
 	a.limits.limited.Add(1)
 	return limited("this caller has asked for more than it may: come back later", v.Wait)
 }
 
-// limited is an answer that says when to come back.
+// limited is a 429 with the time to wait.
 func limited(detail string, wait time.Duration) *Problem {
 	return problem(http.StatusTooManyRequests, codeRateLimited, detail).with("Retry-After", seconds(max(wait, 1)))
 }
 
-// seconds are whole ones, and never too few.
+// seconds rounds up to whole seconds.
 func seconds(d time.Duration) string {
 	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
@@ -112,28 +115,32 @@ func (a *API) verify(c *call, r *http.Request, token string) (*auth.Caller, erro
 		a.limits.failed.Add(1)
 		return nil, limited("too many tokens that are not valid have come from this address: come back later", v.Wait)
 	}
+
 	caller, err := a.cfg.Verifier.Verify(r.Context(), token)
 	if auth.IsInvalid(err) {
 		a.limits.strangers.Take(from, 1, 0)
 	}
+
 	return caller, err
 }
 
-// address is where a request comes from, as far as it is believed: of IPv6 the network,
-// for whoever has one has all of it.
+// address is the client's address as far as it can be trusted. For IPv6 it is the /64 network,
+// because a host usually has the whole network.
 func (l *limits) address(r *http.Request) netip.Addr {
 	at, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
+
 	from := at.Addr().Unmap().WithZone("")
 	if l.trusts(from) {
 		from = l.forwarded(r, from)
 	}
 	if from.Is6() {
-		network, _ := from.Prefix(64) // it is never too long
+		network, _ := from.Prefix(64) // 64 is always a valid length
 		return network.Addr()
 	}
+
 	return from
 }
 
@@ -141,9 +148,9 @@ func (l *limits) trusts(ip netip.Addr) bool {
 	return slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// forwarded reads X-Forwarded-For from its end, for as long as those who wrote it are
-// proxies of ours: the first who is not one, they saw themselves; what stands before is
-// that one's word.
+// forwarded reads X-Forwarded-For from its end, as long as the addresses are trusted proxies. The
+// first address that is no proxy was seen by a proxy itself; the addresses before it are the
+// client's own claim.
 func (l *limits) forwarded(r *http.Request, from netip.Addr) netip.Addr {
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for _, hop := range slices.Backward(hops) {
@@ -155,10 +162,11 @@ func (l *limits) forwarded(r *http.Request, from netip.Addr) netip.Addr {
 			return from
 		}
 	}
+
 	return from
 }
 
-// asProblem is a *Problem among errors.
+// asProblem finds a *Problem in a chain of errors.
 func asProblem(err error) (*Problem, bool) {
 	var p *Problem
 	return p, errors.As(err, &p)

@@ -11,7 +11,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// PageOf is what every list of tasks takes. Exported, or huma would not look into it.
+// PageOf selects a page of a list of tasks. It is exported because huma ignores embedded unexported
+// structs.
 type PageOf struct {
 	Limit   int32         `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
 	Cursor  string        `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page, with the same filters."`
@@ -20,8 +21,8 @@ type PageOf struct {
 	Include string        `query:"include" enum:"payloads" doc:"payloads: return every input, output and workflowContext in full, however long."`
 }
 
-// TaskPage is a page of tasks, in the order in which they were made. It ends at its limit
-// or at 4 MiB, and has one task at least if there is one.
+// TaskPage is a page of tasks in the order of their creation. It ends at its limit or at 4 MiB, and
+// has at least one task if there is one.
 type TaskPage struct {
 	Items      []*Task `json:"items"`
 	NextCursor *string `json:"nextCursor" doc:"The cursor of the next page; null on the last page. A page may have fewer items than limit although another page follows."`
@@ -79,6 +80,7 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 			})
 		})
 	}
+
 	principals := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
 	return a.page(ctx, in.PageOf, "claimable", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 		return q.TaskListForUser(ctx, db.TaskListForUserParams{
@@ -87,8 +89,8 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 	}, principals...)
 }
 
-// names are the values of a filter, each once and in order: never nil, which would be NULL
-// in a query.
+// names are the distinct values of a filter, sorted. The result is never nil, because nil would be
+// NULL in a query.
 func names[T ~string](values []T) []string {
 	out := make([]string, 0, len(values))
 	for _, v := range values {
@@ -98,22 +100,24 @@ func names[T ~string](values []T) []string {
 	return slices.Compact(out)
 }
 
-// page reads one id more than it shows, to know whether there is another page.
+// page reads one id more than it returns, to know whether another page follows.
 func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error), more ...string) (*taskPageOutput, error) {
 	filters := append([]string{list, of, tenant, strings.Join(names(p.Status), ","), strings.Join(names(p.Type), ",")}, more...)
 	last, err := after(p.Cursor, filters...)
 	if err != nil {
 		return nil, err
 	}
+
 	var from uuid.UUID
 	if last != nil {
 		if from, err = uuid.FromBytes(last); err != nil {
 			return nil, violation("query.cursor", "this is no cursor of ours")
 		}
 	}
+
 	out := &TaskPage{}
 	next := uuid.Nil
-	err = a.read(ctx, func(q *db.Queries) error { // all of it in one snapshot
+	err = a.read(ctx, func(q *db.Queries) error { // everything in one snapshot
 		ids, err := read(q, from)
 		if err != nil {
 			return err
@@ -131,9 +135,11 @@ func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read 
 	if err != nil {
 		return nil, readFailed("list tasks of "+list+" "+of, err)
 	}
+
 	if next != uuid.Nil {
 		text := cursor(next[:], filters...)
 		out.NextCursor = &text
 	}
+
 	return &taskPageOutput{Body: out}, nil
 }

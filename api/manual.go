@@ -11,7 +11,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// PersonNamed is who a claim is for. Exported, or huma would not look into it.
+// PersonNamed is the person of a claim. It is exported because huma ignores embedded unexported
+// structs.
 type PersonNamed struct {
 	UserID string   `json:"userId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person."`
 	Groups []string `json:"groups,omitempty" maxItems:"200" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The person's groups. With X-User-Token a subset of the token's groups; default: all of them."`
@@ -63,7 +64,7 @@ type claimNextTaskOutput struct {
 	Body NextTask
 }
 
-// NextTask is the answer of claim-next.
+// NextTask is the response of claim-next.
 type NextTask struct {
 	Task MaybeTask `json:"task" doc:"The claimed task; null if no task is waiting for the person."`
 }
@@ -71,10 +72,10 @@ type NextTask struct {
 // MaybeTask is a task or null.
 type MaybeTask struct{ *Task }
 
-// MarshalJSON writes the one or the other.
+// MarshalJSON writes the task or null.
 func (m MaybeTask) MarshalJSON() ([]byte, error) { return json.Marshal(m.Task) }
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (MaybeTask) Schema(r huma.Registry) *huma.Schema {
 	return &huma.Schema{OneOf: []*huma.Schema{r.Schema(reflect.TypeFor[Task](), true, ""), {Type: "null"}}}
 }
@@ -122,14 +123,17 @@ func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, e
 	if err != nil {
 		return nil, err
 	}
+
 	who, _, err := a.forUser(ctx, in.OnBehalf, in.Body.person())
 	if err != nil {
 		return nil, err
 	}
+
 	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Worklist.Claim(ctx, id, asks, who) })
 	if err != nil {
 		return nil, err
 	}
+
 	return answer(&row), nil
 }
 
@@ -138,15 +142,18 @@ func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutpu
 	if err != nil {
 		return nil, err
 	}
+
 	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
+
 	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
 		return a.cfg.Tasks.Worklist.Unclaim(ctx, id, asks, in.Body.UserID)
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	return answer(&row), nil
 }
 
@@ -155,15 +162,18 @@ func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOut
 	if err != nil {
 		return nil, err
 	}
+
 	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
+
 	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) {
 		return a.cfg.Tasks.Worklist.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	return answer(&row), nil
 }
 
@@ -172,6 +182,7 @@ func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claim
 	if err != nil {
 		return nil, err
 	}
+
 	row, err := a.cfg.Tasks.Worklist.ClaimNext(ctx, ask(ctx, ""), who)
 	switch {
 	case err != nil:

@@ -14,17 +14,17 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// ifMatch is the condition of a write (RFC 9110, 13.1.1): optional everywhere, obeyed where
-// it is sent.
+// ifMatch is the condition of a write (RFC 9110, 13.1.1). The header is optional for every
+// operation.
 type ifMatch struct {
-	// versions of which the thing must be at one; nil: at whichever.
+	// versions lists the accepted versions; nil: every version.
 	versions []int32
-	// exists: it must be there at all.
+	// exists demands that the resource exists.
 	exists bool
 }
 
-// parseIfMatch reads If-Match: an asterisk, or a list of entity tags. A tag that is weak, or
-// none of ours, matches nothing.
+// parseIfMatch reads If-Match: an asterisk, or a list of entity tags. A weak tag, or a tag that is
+// not a version, matches nothing.
 func parseIfMatch(header string) (ifMatch, error) {
 	switch header {
 	case "":
@@ -50,9 +50,11 @@ func parseIfMatch(header string) (ifMatch, error) {
 		rest = after
 		tags++
 	}
+
 	if tags == 0 {
 		return ifMatch{}, badIfMatch()
 	}
+
 	return match, nil
 }
 
@@ -60,7 +62,7 @@ func badIfMatch() *Problem {
 	return violation("header.If-Match", `expected entity tags as an ETag gave them, such as "3" or "3", "4", or *`)
 }
 
-// tagIn is the inside of the quoted tag at the beginning, and what comes after it.
+// tagIn returns the content of the quoted tag at the beginning, and the text after the tag.
 func tagIn(text string) (tag, after string, ok bool) {
 	if text == "" || text[0] != '"' {
 		return "", "", false
@@ -69,14 +71,14 @@ func tagIn(text string) (tag, after string, ok bool) {
 	return tag, after, ok && !strings.ContainsFunc(tag, func(r rune) bool { return r <= ' ' || r == 0x7f })
 }
 
-// versionIn is the version that a tag of ours names.
+// versionIn returns the version that a tag names.
 func versionIn(tag string) (version int32, ok bool) {
 	n, err := strconv.ParseInt(tag, 10, 32)
 	return int32(n), err == nil && n > 0 && tag[0] >= '1' && tag[0] <= '9'
 }
 
-// one is the version that package jobs is to hold the write to: 0 for whichever. It is no
-// answer (ok is false) where there are several, or none that could match.
+// one returns the version by which package jobs fences the write, 0 for any. ok is false if there
+// are several versions, or none that could match.
 func (m ifMatch) one() (version int32, ok bool) {
 	switch {
 	case m.versions == nil:
@@ -87,16 +89,17 @@ func (m ifMatch) one() (version int32, ok bool) {
 	return 0, false
 }
 
-// write makes a write to a task under its condition. Of a list of versions it is the one that
-// the task is at: the write is fenced by it, and where the task has moved meanwhile, perhaps
-// to another of the list, it is looked at anew.
+// write makes a write to a task under its condition. A list of versions is reduced to the task's
+// current one, which then fences the write. If the task changes in between, perhaps to another
+// version of the list, write reads the version again.
 func (a *API) write(ctx context.Context, id uuid.UUID, match ifMatch, reason string, do func(jobs.Ask) (db.Task, error)) (db.Task, error) {
 	asks := ask(ctx, reason)
 	if version, ok := match.one(); ok {
 		asks.IfMatch = version
 		return do(asks)
 	}
-	for range len(match.versions) + 1 { // each round is somebody else's move
+
+	for range len(match.versions) + 1 { // each further round means that the task has changed
 		task, err := a.cfg.Tasks.Get(ctx, asks.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
@@ -105,7 +108,7 @@ func (a *API) write(ctx context.Context, id uuid.UUID, match ifMatch, reason str
 		case slices.Contains(match.versions, task.Version):
 			asks.IfMatch = task.Version
 		case jobs.Status(task.Status).Terminal() && slices.Contains(match.versions, task.Version-1):
-			asks.IfMatch = task.Version - 1 // it may be the write that ended it, sent again
+			asks.IfMatch = task.Version - 1 // the request may be a repetition of the write that ended the task
 		default:
 			return db.Task{}, jobs.ErrStale
 		}
@@ -113,10 +116,11 @@ func (a *API) write(ctx context.Context, id uuid.UUID, match ifMatch, reason str
 			return out, err
 		}
 	}
+
 	return db.Task{}, jobs.ErrStale
 }
 
-// violation is a request with one place that is not as it must be.
+// violation is a response with one invalid place.
 func violation(location, message string) *Problem {
 	p := problem(http.StatusUnprocessableEntity, codeValidation, "the request is not valid")
 	p.addViolation(location, message)

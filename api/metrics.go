@@ -8,7 +8,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// Metrics is how the tasks of all tenants stand.
+// Metrics is the state of the tasks of all tenants.
 type Metrics struct {
 	GeneratedAt   time.Time       `json:"generatedAt"`
 	Tasks         TaskCounts      `json:"tasks"`
@@ -24,13 +24,13 @@ type Metrics struct {
 	ClockOffset   int64           `json:"clockOffsetMs" doc:"The database's clock minus the responding process's clock, in milliseconds. The service uses the database's clock."`
 }
 
-// TaskCounts are the tasks that there are now.
+// TaskCounts are the numbers of existing tasks.
 type TaskCounts struct {
 	ByStatus StatusCounts     `json:"byStatus"`
 	ByType   TypeStatusCounts `json:"byType"`
 }
 
-// StatusCounts are tasks by where they stand.
+// StatusCounts are numbers of tasks by status.
 type StatusCounts struct {
 	Pending   int64 `json:"PENDING"`
 	Assigned  int64 `json:"ASSIGNED"`
@@ -41,21 +41,21 @@ type StatusCounts struct {
 	TimedOut  int64 `json:"TIMED_OUT"`
 }
 
-// TypeStatusCounts are the same for each type.
+// TypeStatusCounts are numbers of tasks by type and status.
 type TypeStatusCounts struct {
 	Automated   StatusCounts `json:"AUTOMATED"`
 	Integration StatusCounts `json:"INTEGRATION"`
 	Manual      StatusCounts `json:"MANUAL"`
 }
 
-// LaneDepth is how full a queue is.
+// LaneDepth is the depth of a queue.
 type LaneDepth struct {
 	Name     string `json:"name"`
 	Depth    int64  `json:"depth" doc:"The number of waiting tasks. For task-execution-deadletter: tasks that ended as FAILED or TIMED_OUT and were neither redriven nor discarded."`
 	OldestMs int64  `json:"oldestMs" doc:"The age of the oldest task that could run now, in milliseconds; 0 if there is none."`
 }
 
-// AttemptCounts are what became of attempts.
+// AttemptCounts are the outcomes of attempts.
 type AttemptCounts struct {
 	Started   int64 `json:"started"`
 	Completed int64 `json:"completed"`
@@ -70,20 +70,20 @@ type ExecutionTimes struct {
 	AverageMs TypeAverages `json:"averageMs"`
 }
 
-// TypeAverages are milliseconds by type; 0 where nothing completed.
+// TypeAverages are milliseconds by type; 0 for a type without completed tasks.
 type TypeAverages struct {
 	Automated   float64 `json:"AUTOMATED"`
 	Integration float64 `json:"INTEGRATION"`
 	Manual      float64 `json:"MANUAL"`
 }
 
-// Throughput is what was done lately.
+// Throughput is the recent work.
 type Throughput struct {
 	LastHour HourCounts  `json:"lastHour" doc:"The last 60 minutes: the current clock hour, and as much of the previous clock hour as fills the 60 minutes."`
 	Hours    []HourCount `json:"hours" doc:"The last 24 clock hours, oldest first. The last one is the current hour."`
 }
 
-// HourCounts are moves in an hour.
+// HourCounts are transitions in an hour.
 type HourCounts struct {
 	Created   int64 `json:"created"`
 	Completed int64 `json:"completed"`
@@ -97,20 +97,20 @@ type HourCount struct {
 	HourCounts
 }
 
-// OutboxWaitCount are events that wait.
+// OutboxWaitCount is the number of unpublished events.
 type OutboxWaitCount struct {
 	Events   int64 `json:"events"`
 	OldestMs int64 `json:"oldestMs" doc:"The age of the oldest event in milliseconds; 0 if there is none."`
 }
 
-// Breaker is what keeps a process from a peer service that fails too often.
+// Breaker is the state of a circuit breaker.
 type Breaker struct {
 	Name  string    `json:"name" doc:"The name of the peer service, such as integration or notification/email, or bus."`
 	State string    `json:"state" enum:"closed,half-open,open" doc:"closed: calls pass. open: no call passes. half-open: one trial call passes and decides."`
 	Since time.Time `json:"since" doc:"The time of the last change of state."`
 }
 
-// InboundCount is what came of the messages of a subject.
+// InboundCount counts the outcomes of a subject's messages.
 type InboundCount struct {
 	Subject  string `json:"subject"`
 	Acted    int64  `json:"acted" doc:"Messages that were handled."`
@@ -119,14 +119,14 @@ type InboundCount struct {
 	Dead     int64  `json:"dead" doc:"Messages that were moved to the dead-letter subject."`
 }
 
-// CallbackCounts are status updates that a callbackUrl has not taken.
+// CallbackCounts are undelivered status updates.
 type CallbackCounts struct {
 	Waiting  int64 `json:"waiting" doc:"The number of tasks with undelivered updates, counted up to 10,000."`
 	OldestMs int64 `json:"oldestMs" doc:"The age of the oldest undelivered update in milliseconds; 0 if there is none."`
 	GivenUp  int64 `json:"givenUp" doc:"The number of updates that were given up, counted up to 10,000."`
 }
 
-// RefusalCounts are requests that got nothing.
+// RefusalCounts are requests without a proper response.
 type RefusalCounts struct {
 	RateLimited  int64 `json:"rateLimited" doc:"Requests over a caller's rate limit: 429."`
 	FailedTokens int64 `json:"failedTokens" doc:"Requests whose token was not verified because their address had sent too many invalid tokens: 429."`
@@ -151,26 +151,32 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 	if err != nil {
 		return nil, readFailed("read the tally", err)
 	}
+
 	waiting, err := a.across.LaneWaiting(ctx, jobs.Lanes)
 	if err != nil {
 		return nil, readFailed("read the lanes", err)
 	}
+
 	done, err := a.across.TallyHours(ctx, hours)
 	if err != nil {
 		return nil, readFailed("read the hours", err)
 	}
+
 	backlog, err := a.across.OutboxBacklog(ctx)
 	if err != nil {
 		return nil, readFailed("read the outbox's backlog", err)
 	}
+
 	inbound, err := a.across.InboundRead(ctx)
 	if err != nil {
 		return nil, readFailed("read the counts of what was heard", err)
 	}
+
 	callbacks, err := a.across.CallbackBacklog(ctx)
 	if err != nil {
 		return nil, readFailed("read the callbacks", err)
 	}
+
 	m := &Metrics{
 		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
 		Outbox:    OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
@@ -181,19 +187,22 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 			ClientsGone: a.limits.gone.Load(), SlowReaders: a.limits.slow.Load(),
 		},
 	}
+
 	for _, b := range a.cfg.Breakers() {
 		m.Breakers = append(m.Breakers, Breaker{Name: b.Name, State: string(b.State), Since: b.Since.UTC().Truncate(time.Millisecond)})
 	}
+
 	m.count(tally, waiting)
 	m.Inbound = make([]InboundCount, len(inbound))
 	for i, row := range inbound {
 		m.Inbound[i] = InboundCount(row)
 	}
+
 	return &metricsOutput{m}, nil
 }
 
-// count turns everything that ever happened into how things stand: what came into
-// a state, less what went out of it.
+// count computes the current numbers from the totals of all transitions: transitions into a status,
+// minus transitions out of it.
 func (m *Metrics) count(tally []db.TallyReadRow, waiting []db.LaneWaitingRow) {
 	depth := map[string]int64{}
 	discarded := int64(0)
@@ -205,9 +214,10 @@ func (m *Metrics) count(tally []db.TallyReadRow, waiting []db.LaneWaitingRow) {
 			*m.Tasks.ByStatus.of(*t.Was) -= t.N
 			*kind.of(*t.Was) -= t.N
 			if *t.Was == db.TaskStatusPENDING {
-				depth[string(t.Lane)] -= t.N // the lane before the move
+				depth[string(t.Lane)] -= t.N // the queue before the transition
 			}
 		}
+
 		if t.Now == db.TaskStatusPENDING {
 			depth[landing(t)] += t.N
 		}
@@ -216,22 +226,26 @@ func (m *Metrics) count(tally []db.TallyReadRow, waiting []db.LaneWaitingRow) {
 		}
 		m.Attempts.count(t)
 	}
+
 	depth[jobs.LaneDeadLetter] = m.Tasks.ByStatus.Failed + m.Tasks.ByStatus.TimedOut - discarded
 	oldest := map[string]int64{}
 	for _, w := range waiting {
 		oldest[w.Lane] = max(w.OldestMs, 0)
 	}
+
 	for _, lane := range jobs.Lanes {
 		m.Lanes = append(m.Lanes, LaneDepth{Name: lane, Depth: depth[lane], OldestMs: oldest[lane]})
 	}
+
 	m.ExecutionTime.AverageMs = averages(tally)
 }
 
-// landing is the lane that a move into PENDING ends in.
+// landing is the queue after a transition to PENDING.
 func landing(t db.TallyReadRow) string {
 	if t.Event == db.TaskEventTypeRetry {
 		return jobs.LaneRetry
 	}
+
 	switch t.Type {
 	case db.TaskTypeINTEGRATION:
 		return jobs.LaneIntegration
@@ -249,7 +263,7 @@ func (c *AttemptCounts) count(t db.TallyReadRow) {
 	case db.TaskEventTypeCompleted:
 		c.Completed += t.N
 		if !running {
-			c.Started += t.N // it began and ended in one move
+			c.Started += t.N // it started and ended in one transition
 		}
 	case db.TaskEventTypeFailed:
 		if t.Now == db.TaskStatusTIMEDOUT {
@@ -257,6 +271,7 @@ func (c *AttemptCounts) count(t db.TallyReadRow) {
 		} else {
 			c.Failed += t.N
 		}
+
 		if !running {
 			c.Started += t.N
 		}
@@ -279,23 +294,26 @@ func averages(tally []db.TallyReadRow) (out TypeAverages) {
 				n, ms = n+t.N, ms+t.RunMs
 			}
 		}
+
 		if n > 0 {
 			*average = float64(ms) / float64(n)
 		}
 	}
+
 	return out
 }
 
-// throughput fills every hour, those too in which nothing happened.
+// throughput includes the hours without any transition.
 func throughput(from, now time.Time, rows []db.TallyHoursRow) Throughput {
 	t := Throughput{Hours: make([]HourCount, shownHours)}
 	for i := range t.Hours {
 		t.Hours[i].Hour = from.Add(time.Duration(i) * time.Hour)
 	}
+
 	for _, row := range rows {
 		i := int(row.Hour.Sub(from) / time.Hour)
 		if i < 0 || i >= shownHours {
-			continue // an hour began since we looked at the clock
+			continue // a new hour began after the clock was read
 		}
 		h := &t.Hours[i]
 		h.Created += row.Created
@@ -303,6 +321,7 @@ func throughput(from, now time.Time, rows []db.TallyHoursRow) Throughput {
 		h.Failed += row.Failed
 		h.Retried += row.Retried
 	}
+
 	before, current := t.Hours[shownHours-2].HourCounts, t.Hours[shownHours-1].HourCounts
 	share := 1 - now.Sub(now.Truncate(time.Hour)).Seconds()/3600
 	part := func(n int64) int64 { return int64(float64(n)*share + 0.5) }
@@ -310,6 +329,7 @@ func throughput(from, now time.Time, rows []db.TallyHoursRow) Throughput {
 		Created: current.Created + part(before.Created), Completed: current.Completed + part(before.Completed),
 		Failed: current.Failed + part(before.Failed), Retried: current.Retried + part(before.Retried),
 	}
+
 	return t
 }
 

@@ -10,38 +10,41 @@ import (
 	"time"
 )
 
-// encoding/json is narrower than what a body may be. JSON Schema takes 1000.0 and 1e3 for
-// integers, and RFC 3339 takes t and z for T and Z; package time takes an offset of 24 hours,
-// which RFC 3339 does not. Here is what lies between.
+// JSON Schema and RFC 3339 accept more forms than encoding/json and package time: 1000.0 and 1e3
+// are integers of JSON Schema, and t and z may be lower case. In the other direction, package time
+// accepts an offset of 24 hours, which RFC 3339 forbids. normalize closes both gaps.
 
 // momentForm is RFC 3339's date-time, in either case.
 var momentForm = regexp.MustCompile(`^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
 
-// momentText is a time as package time reads it. What looks like a time and is none by RFC
-// 3339 comes back as a text that nobody takes for one; any other text as it is.
+// momentText converts a time to the form that package time reads. A text that looks like a time and
+// is invalid by RFC 3339 is changed so that package time refuses it too. Any other text is returned
+// as it is.
 func momentText(text string) string {
 	const shortest = len("2006-01-02T")
 	if len(text) < shortest || text[4] != '-' || text[7] != '-' || text[10]|0x20 != 't' {
 		return text
 	}
+
 	upper := strings.ToUpper(text)
 	if momentForm.MatchString(text) {
 		if _, err := time.Parse(time.RFC3339Nano, upper); err == nil {
 			return upper
 		}
 	}
+
 	return text[:10] + "_" + text[11:]
 }
 
-// timeMembers are the members of bodies that are times.
+// timeMembers are the members that are times.
 var timeMembers = map[string]bool{"dueDate": true, "since": true, "timestamp": true, "until": true}
 
-// ofOthers are members that may be any JSON, and are kept as they came: the values of a patch,
-// and what an integration answers.
+// ofOthers are members with arbitrary JSON that must stay unchanged: the values of a patch, and the
+// data of an integration.
 var ofOthers = map[string]bool{"value": true, "data": true}
 
-// normalize returns a guarded document with its integers as plain digits and its times in capitals, so
-// that encoding/json reads them. What is not ours to say stays to the byte: see freeMembers and
+// normalize rewrites a guarded document for encoding/json: integers as plain digits, times in upper
+// case. Content that belongs to the caller stays unchanged to the byte: see freeMembers and
 // ofOthers.
 func normalize(doc []byte) []byte {
 	p := normalizer{doc: doc}
@@ -52,7 +55,7 @@ func normalize(doc []byte) []byte {
 	return append(p.out, doc[p.copied:]...)
 }
 
-// normalizer walks a document once, and copies it from where the first difference is.
+// normalizer walks a document once, and copies it only from the first difference on.
 type normalizer struct {
 	doc    []byte
 	i      int
@@ -66,13 +69,13 @@ func (p *normalizer) space() {
 	}
 }
 
-// instead puts a text in the place of what stands from begin to here.
+// instead replaces the bytes from begin to the current position.
 func (p *normalizer) instead(begin int, text string) {
 	p.out = append(append(p.out, p.doc[p.copied:begin]...), text...)
 	p.copied = p.i
 }
 
-// value is a value of the member of that name; within a list, the list's.
+// value walks a value. name is the member's name, for the items of a list the list's.
 func (p *normalizer) value(name string) {
 	p.space()
 	begin := p.i
@@ -106,7 +109,7 @@ func (p *normalizer) value(name string) {
 	}
 }
 
-// each goes through the members of an object, or the items of a list, to its end.
+// each walks the members of an object or the items of a list.
 func (p *normalizer) each(end byte, one func()) {
 	p.i++
 	for {
@@ -123,7 +126,7 @@ func (p *normalizer) each(end byte, one func()) {
 	}
 }
 
-// name reads a member's name, and the colon after it.
+// name reads a member's name and the colon.
 func (p *normalizer) name() string {
 	begin := p.i
 	p.text()
@@ -133,12 +136,13 @@ func (p *normalizer) name() string {
 	if bytes.IndexByte(raw, '\\') < 0 {
 		return string(raw)
 	}
+
 	var name string
-	_ = json.Unmarshal(p.doc[begin:begin+len(raw)+2], &name) // it was guarded
+	_ = json.Unmarshal(p.doc[begin:begin+len(raw)+2], &name) // cannot fail: the document is guarded
 	return name
 }
 
-// text goes behind a string.
+// text walks a string.
 func (p *normalizer) text() {
 	for p.i++; p.doc[p.i] != '"'; p.i++ {
 		if p.doc[p.i] == '\\' {
@@ -148,7 +152,7 @@ func (p *normalizer) text() {
 	p.i++
 }
 
-// skip goes behind an object or a list, whatever is in it.
+// skip walks an object or a list without looking into it.
 func (p *normalizer) skip() {
 	for depth := 0; ; {
 		switch p.doc[p.i] {
@@ -167,28 +171,31 @@ func (p *normalizer) skip() {
 	}
 }
 
-// wholeNumber is a JSON number as an integer's digits; ok is false for one that is none, and
-// for one that no field of ours holds.
+// wholeNumber converts a JSON number to the digits of an integer. ok is false if the number is no
+// integer, or too large for every field.
 func wholeNumber(number string) (digits string, ok bool) {
 	mantissa, exponent, _ := strings.Cut(strings.ToLower(number), "e")
 	power, err := strconv.Atoi("0" + exponent)
 	if exponent != "" {
 		power, err = strconv.Atoi(exponent)
 	}
+
 	if err != nil {
 		return "", false
 	}
+
 	sign := ""
 	if rest, negative := strings.CutPrefix(mantissa, "-"); negative {
 		sign, mantissa = "-", rest
 	}
+
 	whole, fraction, _ := strings.Cut(mantissa, ".")
 	all := strings.TrimLeft(whole+fraction, "0")
 	power -= len(fraction)
 	trimmed := strings.TrimRight(all, "0")
 	power += len(all) - len(trimmed)
 
-	const most = 18 // digits that every int64 has room for
+	const most = 18 // the most digits that always fit into an int64
 	switch {
 	case trimmed == "":
 		return "0", true
@@ -198,21 +205,21 @@ func wholeNumber(number string) (digits string, ok bool) {
 	return sign + trimmed + strings.Repeat("0", power), true
 }
 
-// misplaced is a value that encoding/json does not take although its schema does: where it
-// stands below the body. huma makes a text of it; newProblem finds the place in that again.
+// misplaced is a value that the schema accepts and encoding/json refuses, with its place below the
+// body. huma converts the error to text, and newProblem recovers the place from it.
 type misplaced struct{ path string }
 
 const anotherType = "holds a value of another type than it must"
 
-// Error is the path and what is wrong there.
+// Error encodes the place, for newProblem.
 func (e *misplaced) Error() string { return misplacedMark + e.path + misplacedMark + anotherType }
 
-const misplacedMark = "\x00" // which no name in a guarded body has
+const misplacedMark = "\x00" // cannot occur in a member's name of a guarded body
 
 // readJSON is json.Unmarshal for a guarded body. Its errors name the place.
 func readJSON(data []byte, to any) error { return readMember("", data, to) }
 
-// readMember is readJSON for a member of a body; path leads to it.
+// readMember is readJSON for a member of a body. path is the place of the member.
 func readMember(path string, data []byte, to any) error {
 	err := json.Unmarshal(normalize(data), to)
 	var kind *json.UnmarshalTypeError

@@ -15,8 +15,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// documentVersion is the interface's, not the program's: the document must not
-// change from build to build.
+// documentVersion is the version of the interface, not of the program: the document must not change
+// with each build.
 const documentVersion = "1.0.0"
 
 const (
@@ -30,8 +30,8 @@ const (
 
 const security = "serviceJWT"
 
-// OpenAPI is the document (3.1, YAML) that is checked in as openapi.yaml. It needs
-// no database.
+// OpenAPI returns the document (3.1, YAML) that is checked in as openapi.yaml. It needs no
+// database.
 func OpenAPI() ([]byte, error) {
 	a, err := build(Config{})
 	if err != nil {
@@ -40,23 +40,23 @@ func OpenAPI() ([]byte, error) {
 	return a.yaml, nil
 }
 
-// doc is what the document says of an operation, beside what its types say.
+// doc is the part of an operation's documentation that its Go types do not express.
 type doc struct {
 	id, tag, summary, description string
 
-	status   int    // of success; default 200
-	also     int    // another status with the same body; 0 for none
-	alsoText string // when it is that
-	errors   []int  // beside 401, 403, 422, 429, 500, 503
-	request  any    // an example of the body; nil for an operation without one
-	optional bool   // the body may be left out
-	bulk     bool   // the body is many, each of which is checked by the handler
-	ownKey   bool   // a write that is not repeated by keyed: it says itself how it is
-	answer   any    // an example of the answer
+	status   int    // of a success; default: 200
+	also     int    // another status with the same body; 0: none
+	alsoText string // the meaning of the other status
+	errors   []int  // besides 401, 403, 422, 429, 500, 503
+	request  any    // an example of the body; nil: the operation has no body
+	optional bool   // the body is optional
+	bulk     bool   // the body is a list whose items the handler validates
+	ownKey   bool   // the write handles Idempotency-Key itself, without keyed
+	answer   any    // an example of the response
 }
 
-// route adds an operation: its document, its guard, its body's guard, and the one
-// place where what jobs says becomes what HTTP says.
+// route registers an operation: its documentation, its access check, its body guard, and the
+// conversion of errors to HTTP.
 func route[I, O any](a *API, method, path string, who access, d doc, handle func(context.Context, *I) (*O, error)) {
 	op := d.operation(method, path, who)
 	op.Middlewares = huma.Middlewares{a.admit(who), guardParams}
@@ -67,13 +67,15 @@ func route[I, O any](a *API, method, path string, who access, d doc, handle func
 			op.SkipValidateBody = true
 		}
 		op.Middlewares = append(op.Middlewares, takeBody(most))
-		op.BodyReadTimeout = -1 // takeBody has its own
+		op.BodyReadTimeout = -1 // takeBody has a deadline of its own
 		op.MaxBodyBytes = most + 1
 	}
+
 	if method != http.MethodGet && !d.ownKey {
 		_, onBehalf := reflect.TypeFor[I]().FieldByName("OnBehalf")
 		op.Middlewares = append(op.Middlewares, a.keyed(d.id, onBehalf))
 	}
+
 	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
 		if err := a.conclude(ctx, out, op.DefaultStatus, err); err != nil {
@@ -83,7 +85,7 @@ func route[I, O any](a *API, method, path string, who access, d doc, handle func
 	})
 }
 
-// bulkBody is how many times longer than others the body of many may be.
+// bulkBody is the factor by which a list body may exceed Config.MaxBody.
 const bulkBody = 8
 
 func (d doc) operation(method, path string, who access) huma.Operation {
@@ -91,6 +93,7 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 	if status == 0 {
 		status = http.StatusOK
 	}
+
 	op := huma.Operation{
 		OperationID: d.id, Method: method, Path: path, Tags: []string{d.tag}, Summary: d.summary, Description: d.description,
 		DefaultStatus: status,
@@ -99,16 +102,20 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 		Extensions:    map[string]any{"x-callers": []string{"*"}},
 		Responses:     map[string]*huma.Response{},
 	}
+
 	if who.callers != nil {
 		op.Extensions["x-callers"] = who.callers
 	}
+
 	op.Responses[strconv.Itoa(status)] = &huma.Response{
 		Description: http.StatusText(status), Headers: map[string]*huma.Param{}, Content: map[string]*huma.MediaType{"application/json": {Example: d.answer}},
 	}
+
 	if d.also != 0 {
 		shared := op.Responses[strconv.Itoa(status)]
 		op.Responses[strconv.Itoa(d.also)] = &huma.Response{Description: d.alsoText, Content: shared.Content, Headers: shared.Headers}
 	}
+
 	if method != http.MethodGet && !d.ownKey {
 		op.Parameters = append(op.Parameters, keyParam())
 		op.Responses[strconv.Itoa(status)].Headers[replayedHeader] = replayedParam()
@@ -116,17 +123,19 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 			op.Errors = append(op.Errors, http.StatusConflict)
 		}
 	}
+
 	if d.request != nil {
 		op.Errors = append(op.Errors, http.StatusBadRequest)
 		op.RequestBody = &huma.RequestBody{Required: !d.optional, Content: map[string]*huma.MediaType{"application/json": {Example: d.request}}}
 	}
+
 	return op
 }
 
-// describe is the document's head, and how huma behaves.
+// describe returns the head of the document and huma's settings.
 func describe() huma.Config {
 	cfg := huma.DefaultConfig("Task Execution Service", documentVersion)
-	cfg.CreateHooks = nil // or every body would get a $schema member
+	cfg.CreateHooks = nil // the default hook would add a $schema member to every body
 	cfg.DocsPath, cfg.OpenAPIPath, cfg.SchemasPath = "", "", ""
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Formats = formats
@@ -145,6 +154,7 @@ func describe() huma.Config {
 		{Name: tagPauses, Description: "Pause and resume queues, definitions and tasks."},
 		{Name: tagMetrics, Description: "Numbers of tasks, queues and attempts."},
 	}
+
 	cfg.Components.SecuritySchemes = map[string]*huma.SecurityScheme{security: {
 		Type: "http", Scheme: "bearer", BearerFormat: "JWT",
 		Description: "A service token of the Auth Service (ES256, RS256 or EdDSA; iss auth-service, aud api). service_name must be one of the operation's x-callers (*: any service), and scope must contain the named scope.",
@@ -166,6 +176,7 @@ func schemaName(t reflect.Type, hint string) string {
 	for base.Kind() == reflect.Pointer {
 		base = base.Elem()
 	}
+
 	switch base {
 	case reflect.TypeFor[jobs.Definition]():
 		return "TaskDefinition"
@@ -176,20 +187,20 @@ func schemaName(t reflect.Type, hint string) string {
 	case reflect.TypeFor[jobs.HTTPCall]():
 		return "HttpCall"
 	case reflect.TypeFor[FieldViolation]():
-		return "FieldFlaw" // published under this name
+		return "FieldFlaw" // the published name
 	}
 	return huma.DefaultSchemaNamer(t, hint)
 }
 
-// freeObject is a JSON object whose members are not ours to say.
+// freeObject is a JSON object with arbitrary members.
 type freeObject struct{}
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (freeObject) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
 }
 
-// The enums, each named, so that a generated client has one type for it.
+// The enums. Each has a name, so that a generated client has one type for it.
 type (
 	statusName   struct{}
 	typeName     struct{}
@@ -197,30 +208,30 @@ type (
 	laneName     struct{}
 )
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (statusName) Schema(r huma.Registry) *huma.Schema {
 	return named(r, "TaskStatus", "The status of a task. COMPLETED, FAILED, CANCELLED and TIMED_OUT are final.", jobs.Statuses)
 }
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (typeName) Schema(r huma.Registry) *huma.Schema {
 	return named(r, "TaskType", "The kind of executor: code, another system, or a person.", []jobs.Type{jobs.Automated, jobs.Integration, jobs.Manual})
 }
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (priorityName) Schema(r huma.Registry) *huma.Schema {
 	return named(r, "TaskPriority", "The order within a queue.", []jobs.Priority{jobs.Low, jobs.Medium, jobs.High, jobs.Critical})
 }
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (laneName) Schema(r huma.Registry) *huma.Schema {
 	return named(r, "TaskLane", "A queue of the interface document.", jobs.Lanes)
 }
 
-// headerValue is a text or a reference to a secret.
+// headerValue is a string or a reference to a secret.
 type headerValue struct{}
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (headerValue) Schema(r huma.Registry) *huma.Schema {
 	const name = "HeaderValue"
 	if r.Map()[name] == nil {
@@ -234,10 +245,11 @@ func (headerValue) Schema(r huma.Registry) *huma.Schema {
 		}
 		r.Map()[name] = &huma.Schema{OneOf: []*huma.Schema{text, ref}}
 	}
+
 	return &huma.Schema{Ref: "#/components/schemas/" + name}
 }
 
-// orNull is a word of a list, or null: a schema that is named could not be both.
+// orNull is a schema of an enum or null. A named schema could not be nullable.
 func orNull[T ~string](description string, values ...T) *huma.Schema {
 	s := &huma.Schema{Type: huma.TypeString, Nullable: true, Description: description}
 	for _, v := range values {
@@ -257,22 +269,25 @@ func named[T ~string](r huma.Registry, name, description string, values []T) *hu
 		s.PrecomputeMessages()
 		r.Map()[name] = s
 	}
+
 	return &huma.Schema{Ref: "#/components/schemas/" + name}
 }
 
-// limit bounds what the types of package jobs leave open: they are read from our
-// own tables too, where nothing needs to be bounded any more.
+// limit adds bounds that the types of package jobs do not declare. These types are also read from
+// the database, where nothing needs to be bounded any more.
 func limit(r huma.Registry) {
 	for _, t := range []reflect.Type{reflect.TypeFor[jobs.RequestConfig](), reflect.TypeFor[jobs.ExecutionConfig](), reflect.TypeFor[jobs.RetryPolicy](), reflect.TypeFor[DequeueSelection]()} {
 		r.Schema(t, true, "")
 	}
+
 	at := func(schema, member string) *huma.Schema {
 		s := r.Map()[schema].Properties[member]
 		if s == nil {
-			panic(fmt.Sprintf("api: %s has no member %s any more", schema, member)) // at every start, so in every test
+			panic(fmt.Sprintf("api: %s has no member %s any more", schema, member)) // at every start, and so in every test
 		}
 		return s
 	}
+
 	for _, config := range []string{"TaskExecutionConfig", "ExecutionConfig"} {
 		s := at(config, "executor")
 		s.Enum = []any{"expression", "http", "noop", "go", "worker", "integration", "manual"}
@@ -280,6 +295,7 @@ func limit(r huma.Registry) {
 		list(at(config, "expression"), 128)
 		at(config, "handler").MaxLength = new(128)
 	}
+
 	span(at("TaskExecutionConfig", "timeout"), 1, 2_592_000_000)
 	at("HttpCall", "url").Pattern = "^https?://[!-~]+$"
 	at("HttpCall", "headers").MaxProperties = new(64)
@@ -288,6 +304,7 @@ func limit(r huma.Registry) {
 	for _, member := range []string{"skills", "candidateUsers", "candidateRoles", "candidateGroups", "reassignRoles"} {
 		at("AssignmentRules", member).Items.MaxLength = new(256)
 	}
+
 	at("SOAPCall", "order").Items.MaxLength = new(128)
 	told := at("Escalation", "notify").Items
 	told.MinLength, told.MaxLength = new(1), new(256)

@@ -12,21 +12,20 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// jobAct is what River UI's page sends to act on jobs. It writes ids as strings, and
-// reads numbers too.
+// jobAct is the request of River UI's page for an action on jobs. The page writes ids as strings;
+// numbers are accepted too.
 type jobAct struct {
 	IDs []json.Number `json:"ids"`
 }
 
-// mostJobs is how many jobs River UI takes at once.
+// mostJobs is the number of jobs that River UI accepts at once.
 const mostJobs = 1000
 
-// statusOK is River UI's answer to an act that is done.
+// statusOK is River UI's response to a successful action.
 const statusOK = `{"status":"ok"}`
 
-// operated does to the tasks what an operator asks of their jobs, in the operator's
-// name, and lets River UI do the rest: what is cancelled by then is no task's any more.
-// Queues are paused and resumed in the operator's name too.
+// operated applies an operator's action on jobs to the jobs' tasks, in the operator's name, and
+// leaves the other jobs to River UI. Queues are paused and resumed in the operator's name too.
 func (a *API) operated(m Mount, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.pausedInUI(m, w, r) {
@@ -110,9 +109,11 @@ func jobsOf(r *http.Request) ([]int64, error) {
 	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 64<<10)).Decode(&act); err != nil {
 		return nil, err
 	}
+
 	if len(act.IDs) == 0 || len(act.IDs) > mostJobs {
 		return nil, strconv.ErrRange
 	}
+
 	ids := make([]int64, len(act.IDs))
 	for i, text := range act.IDs {
 		id, err := text.Int64()
@@ -121,16 +122,17 @@ func jobsOf(r *http.Request) ([]int64, error) {
 		}
 		ids[i] = id
 	}
+
 	return ids, nil
 }
 
-// sent makes the request one about these jobs.
+// sent restricts the request to these jobs.
 func sent(r *http.Request, ids []int64) {
 	act := jobAct{IDs: make([]json.Number, len(ids))}
 	for i, id := range ids {
 		act.IDs[i] = json.Number(strconv.FormatInt(id, 10))
 	}
-	text, _ := json.Marshal(act) // numbers only
+	text, _ := json.Marshal(act) // cannot fail for numbers
 	r.Body = io.NopCloser(bytes.NewReader(text))
 	r.ContentLength = int64(len(text))
 }

@@ -11,20 +11,20 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The bounds of a page, in bytes: of its payloads each, unless they are asked for, and of
-// all of it. One item may be longer than a page; then it is alone.
+// The bounds of a page, in bytes: of each payload, unless include=payloads is given, and of the
+// whole page. An item that is longer than a page is returned alone.
 const (
 	mostListed = 4 << 10
 	mostPage   = 4 << 20
 )
 
-// payloads is the value of include that asks for what lists leave out.
+// payloads is the value of include that returns long payloads.
 const payloads = "payloads"
 
-// room is what is left of a page.
+// room is the remaining capacity of a page.
 type room struct{ items, bytes int }
 
-// takes says whether an item has room, and gives it to it. The first always has.
+// takes reserves capacity for an item and returns whether it fits. The first item always fits.
 func (r *room) takes(size int) bool {
 	if r.items > 0 && r.bytes+size > mostPage {
 		return false
@@ -34,15 +34,15 @@ func (r *room) takes(size int) bool {
 	return true
 }
 
-// fill reads a page of at most so many items, in portions, so that no more is held than
-// a page and a portion. read answers up to n that come after the last one; nil: from the
-// beginning. more: there is another page.
+// fill reads a page of at most limit items, in portions, so that it never holds more than a page
+// and a portion. read returns up to n items after last; nil: from the beginning. more is true if
+// another page follows.
 func fill[R any](limit, portion int, read func(last *R, n int32) ([]R, error), size func(*R) int) (rows []R, more bool, err error) {
 	var page room
 	var last *R
 	for {
 		n := min(portion, limit+1-len(rows))
-		part, err := read(last, int32(n)) //nolint:gosec // at most a page's
+		part, err := read(last, int32(n)) //nolint:gosec // at most the size of a page
 		if err != nil {
 			return nil, false, err
 		}
@@ -52,19 +52,20 @@ func fill[R any](limit, portion int, read func(last *R, n int32) ([]R, error), s
 			}
 			rows = append(rows, part[i])
 		}
+
 		if len(part) < n {
 			return rows, false, nil
 		}
 		last = &rows[len(rows)-1]
-		portion = min(max((mostPage-page.bytes)*len(rows)/max(page.bytes, 1), 1), 64) // as many as will have room, if they are like those before
+		portion = min(max((mostPage-page.bytes)*len(rows)/max(page.bytes, 1), 1), 64) // as many as will fit if they are like the previous ones
 	}
 }
 
-// portionOfTasks is how many tasks are read at once, without their long payloads.
+// portionOfTasks is the number of tasks read at once, without their long payloads.
 const portionOfTasks = 50
 
-// show reads what a list shows of these tasks, as many as have room on a page. all: none
-// was left out for want of it.
+// show reads the tasks of these ids as a list shows them, as many as fit on a page. all is false if
+// some did not fit.
 func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items []*Task, all bool, err error) {
 	var page room
 	items = make([]*Task, 0, len(ids))
@@ -79,6 +80,7 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 				return nil, false, err
 			}
 		}
+
 		for i := range rows {
 			row := &rows[i]
 			task := listedTask(row)
@@ -86,7 +88,7 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 				if size := lengthOf(row); size != math.MaxInt && page.items > 0 && page.bytes+size > mostPage {
 					return items, false, nil
 				}
-				if full[row.TaskID] == nil { // how long it is shows when it is read: alone
+				if full[row.TaskID] == nil { // the length of these payloads is not known before they are read, so they are read alone
 					one, err := whole(ctx, q, []uuid.UUID{row.TaskID})
 					if err != nil {
 						return nil, false, err
@@ -104,11 +106,11 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 			items = append(items, task)
 		}
 	}
+
 	return items, true, nil
 }
 
-// fitting are the tasks that lack payloads whose length is known, as far as they have
-// room together.
+// fitting returns the tasks with left-out payloads of known length that fit on the page together.
 func fitting(rows []db.TaskListedRow, page room) (ids []uuid.UUID) {
 	for i := range rows {
 		size := lengthOf(&rows[i])
@@ -120,10 +122,11 @@ func fitting(rows []db.TaskListedRow, page room) (ids []uuid.UUID) {
 		}
 		ids = append(ids, rows[i].TaskID)
 	}
+
 	return ids
 }
 
-// lengthOf is how long a task's payloads are; math.MaxInt where that was not looked at.
+// lengthOf is the length of a task's payloads; math.MaxInt if it was not measured.
 func lengthOf(row *db.TaskListedRow) int {
 	total := 0
 	for _, n := range []int32{row.InputBytes, row.OutputBytes, row.ContextBytes} {
@@ -135,19 +138,22 @@ func lengthOf(row *db.TaskListedRow) int {
 	return total
 }
 
-// whole reads tasks with all that they have.
+// whole reads tasks with all payloads.
 func whole(ctx context.Context, q *db.Queries, ids []uuid.UUID) (map[uuid.UUID]*db.Task, error) {
 	found := make(map[uuid.UUID]*db.Task, len(ids))
 	if len(ids) == 0 {
 		return found, nil
 	}
+
 	rows, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the caller wraps it
 	}
+
 	for i := range rows {
 		found[rows[i].TaskID] = &rows[i]
 	}
+
 	return found, nil
 }
 
@@ -164,22 +170,24 @@ func listedTask(r *db.TaskListedRow) *Task {
 	if r.InputBytes > mostListed {
 		t.Truncated = append(t.Truncated, "input")
 	}
+
 	if r.OutputBytes > mostListed {
 		t.Truncated = append(t.Truncated, "output")
 	}
 	if r.ContextBytes > mostListed {
 		t.Truncated, t.WorkflowContext = append(t.Truncated, "workflowContext"), json.RawMessage("null")
 	}
+
 	return t
 }
 
-// length is how many bytes a task takes in an answer, and rather too many.
+// length estimates the bytes of a task in a response, rather too high than too low.
 func (t *Task) length() int {
-	const names = 1500 // of members, with times, numbers and words
+	const names = 1500 // of members, with times, numbers and enums
 	total := names + len(t.Input) + len(t.Output) + len(t.Error) + len(t.Candidates) + len(t.WorkflowContext)
 	for _, s := range []*string{&t.WorkflowID, &t.TaskDefinitionID, &t.CorrelationID, t.StepID, t.Assignee, t.AssigneeName, t.GroupID, t.Reference, t.CallbackURL, t.RequestID} {
 		if s != nil {
-			total += 2 * len(*s) // quotes and backslashes are written as two
+			total += 2 * len(*s) // quotes and backslashes are escaped
 		}
 	}
 	return total

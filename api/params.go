@@ -11,30 +11,32 @@ import (
 	"github.com/go-chi/chi/v5"
 )
 
-// Huma reads the first value of each parameter, and takes an empty one for none. Here is what
-// keeps a value that decides something from being lost by that.
+// huma reads the first value of each parameter and treats an empty value as absent. These guards
+// refuse requests that would lose a value that way.
 
-// guardParams comes before huma reads headers and the query.
+// guardParams runs before huma reads headers and the query.
 func guardParams(ctx huma.Context, next func(huma.Context)) {
 	r, _ := humachi.Unwrap(ctx)
 	p := guardHeaders(r)
 	if p == nil {
 		p = guardQuery(r.URL, ctx.Operation().Parameters)
 	}
+
 	if p != nil {
 		writeProblem(callOf(r.Context()), p)
 		return
 	}
+
 	next(ctx)
 }
 
-// guardHeaders refuses the headers of a write that are there and say nothing: without its
-// condition, its key or its person the write would be another one. If-Match is a list, and
-// may come in several lines.
+// guardHeaders refuses empty headers of a write: without its condition, its key or its person it
+// would be a different write. If-Match is a list, and may be split over several header lines.
 func guardHeaders(r *http.Request) *Problem {
 	if reads(r.Method) {
 		return nil
 	}
+
 	for _, name := range []string{"If-Match", keyHeader, "X-User-Token"} {
 		values, given := r.Header[name]
 		if !given {
@@ -51,19 +53,22 @@ func guardHeaders(r *http.Request) *Problem {
 			return violation("header."+name, "is empty: give it a value, or leave it out")
 		}
 	}
+
 	return nil
 }
 
-// guardQuery refuses a parameter that is given more than once and takes one value. A list
-// takes several: each as a parameter, or with commas between them, as the document says.
+// guardQuery refuses repeated parameters that take one value. A list takes several values: as
+// repeated parameters or separated by commas, as the document says.
 func guardQuery(u *url.URL, params []*huma.Param) *Problem {
 	if u.RawQuery == "" {
 		return nil
 	}
+
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
 		return violation("query", "cannot be read: percent-encode what is no letter or digit")
 	}
+
 	changed := false
 	for _, p := range params {
 		values := query[p.Name]
@@ -85,6 +90,7 @@ func guardQuery(u *url.URL, params []*huma.Param) *Problem {
 			}
 		}
 	}
+
 	if changed {
 		u.RawQuery = query.Encode()
 	}
@@ -102,7 +108,7 @@ func hasBlank(values []string) bool {
 
 func reads(method string) bool { return method == http.MethodGet || method == http.MethodHead }
 
-// headAsGet answers HEAD wherever GET is answered, as GET; net/http leaves the body out.
+// headAsGet handles HEAD like GET. net/http drops the body.
 func headAsGet(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodHead {
@@ -115,6 +121,7 @@ func headAsGet(next http.Handler) http.Handler {
 				route.RouteMethod = http.MethodGet
 			}
 		}
+
 		next.ServeHTTP(w, r)
 	})
 }

@@ -9,12 +9,12 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
 
-// read is how a handler reads on behalf of its caller: in one snapshot, under row-level
-// security with the caller's tenant. A statement that forgets its tenant shows nothing of
-// another's. What do returns comes back as it is.
+// read runs a handler's queries in one snapshot, under row-level security with the caller's tenant:
+// a statement without a tenant condition returns no rows of other tenants. Errors of do are
+// returned unchanged.
 //
-// What is not one tenant's (health, the metrics) is read by API.across, and by nobody
-// else: TestReadsAreATenants has the list.
+// Reads over all tenants (health, metrics) use API.across, and no others may: TestReadsAreATenants
+// has the list.
 func (a *API) read(ctx context.Context, do func(*db.Queries) error) error {
 	return pgpool.ReadAs(ctx, a.cfg.Reads, callerOf(ctx).Tenant, func(tx pgx.Tx) error { return do(db.New(tx)) })
 }

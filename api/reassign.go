@@ -37,20 +37,23 @@ func (a *API) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOut
 	if err != nil {
 		return nil, err
 	}
+
 	to := jobs.Reassignment{AssigneeID: in.Body.AssigneeID, GroupID: in.Body.GroupID, DueDate: in.Body.DueDate}
 	who, proven, err := a.forUser(ctx, in.OnBehalf, jobs.Person{})
 	if err != nil {
 		return nil, err
 	}
+
 	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
 		if proven {
 			to.Who = &who
-			asks.By = who.ID // the audit trail names who is known to have done it
+			asks.By = who.ID // the audit trail names the person if the token proves who it is
 		}
 		return a.cfg.Tasks.Worklist.Reassign(ctx, id, asks, to)
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	return answer(&row), nil
 }

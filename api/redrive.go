@@ -15,7 +15,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// DeadLetterFilter says which dead letters a redrive is about.
+// DeadLetterFilter selects dead letters.
 type DeadLetterFilter struct {
 	Fingerprint      string    `json:"fingerprint,omitempty" maxLength:"64"`
 	TaskDefinitionID string    `json:"taskDefinitionId,omitempty" maxLength:"128"`
@@ -24,8 +24,8 @@ type DeadLetterFilter struct {
 	Since            time.Time `json:"since,omitzero" doc:"Only dead letters that ended at this time or later. From year 2000 to 8999, in UTC."`
 }
 
-// PatchOperation is one operation of RFC 6902, for the document: the patch is taken
-// from the body as it is.
+// PatchOperation is one operation of RFC 6902, for the document only: the handler takes the patch
+// from the body unchanged.
 type PatchOperation struct {
 	Op    string     `json:"op" enum:"add,remove,replace,move,copy,test"`
 	Path  string     `json:"path" maxLength:"1024" doc:"A JSON pointer into the task's input."`
@@ -35,10 +35,10 @@ type PatchOperation struct {
 
 type patchValue struct{ json.RawMessage }
 
-// Schema is how huma asks.
+// Schema implements huma.SchemaProvider.
 func (patchValue) Schema(huma.Registry) *huma.Schema { return &huma.Schema{} }
 
-// RedriveCanary holds the rest of a redrive back until the first tasks have ended.
+// RedriveCanary holds back the rest of a redrive until the first tasks have ended.
 type RedriveCanary struct {
 	Count           int32   `json:"count" minimum:"1" maximum:"1000" doc:"The number of tasks that are redriven first."`
 	MaxFailureRatio float64 `json:"maxFailureRatio" minimum:"0" maximum:"1" doc:"The largest share of them that may fail. Above it the operation stops."`
@@ -55,13 +55,13 @@ type RedriveRequest struct {
 	Reason        string            `json:"reason" minLength:"1" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
-// RejectedTask is a task that is not redriven, and why.
+// RejectedTask is a task that is not redriven, with the reason.
 type RejectedTask struct {
 	TaskID uuid.UUID `json:"taskId" format:"uuid"`
 	Code   string    `json:"code" enum:"NOT_FOUND,NOT_DEAD_LETTER,VALIDATION_ERROR"`
 }
 
-// RedriveAnswer says what a redrive came upon.
+// RedriveAnswer is the response to a redrive.
 type RedriveAnswer struct {
 	OperationID *uuid.UUID     `json:"operationId" format:"uuid" nullable:"true" doc:"The id of the operation; null for a dry run."`
 	Matched     int            `json:"matched" doc:"The number of tasks that are redriven, or would be."`
@@ -74,7 +74,7 @@ type (
 	redriveOutput struct{ Body *RedriveAnswer }
 )
 
-// OperationPath names a redrive.
+// OperationPath is the path of a redrive.
 type OperationPath struct {
 	OperationID string `path:"operationId" maxLength:"256" doc:"The operation's id, a UUID."`
 }
@@ -94,21 +94,21 @@ type ActReason struct {
 
 type (
 	operationInput struct{ OperationPath }
-	// actInput takes a body that may be left out.
+	// actInput has an optional body.
 	actInput struct {
 		OperationPath
 		Body *ActReason `required:"false"`
 	}
 )
 
-// RedriveAct says who ended an operation, when and why.
+// RedriveAct is the end of an operation: caller, time and reason.
 type RedriveAct struct {
 	At     time.Time `json:"at"`
 	By     string    `json:"by"`
 	Reason string    `json:"reason"`
 }
 
-// RedriveOperation is a redrive and how far it has come.
+// RedriveOperation is a redrive and its progress.
 type RedriveOperation struct {
 	OperationID   uuid.UUID         `json:"operationId" format:"uuid"`
 	State         string            `json:"state" enum:"CANARY,RUNNING,STOPPED,DONE,UNDONE" doc:"CANARY: the first tasks are redriven and watched. DONE: every task was redriven or rejected."`
@@ -126,7 +126,7 @@ type RedriveOperation struct {
 	Rejected      []RejectedTask    `json:"rejected" doc:"The tasks that were not dead letters any more when their turn came: the first 1000."`
 }
 
-// RedriveCounts says how the tasks of a redrive stand.
+// RedriveCounts counts the tasks of a redrive.
 type RedriveCounts struct {
 	Matched   int32 `json:"matched"`
 	Waiting   int32 `json:"waiting" doc:"Tasks that are not redriven yet."`
@@ -201,12 +201,14 @@ func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriv
 	if (in.Body.Filter == nil) == (in.Body.TaskIDs == nil) {
 		return nil, violation("body", "give either filter or taskIds")
 	}
+
 	r := jobs.Redrive{DryRun: in.Body.DryRun, Rate: in.Body.RatePerSecond}
 	if f := in.Body.Filter; f != nil {
 		r.Filter = &jobs.DeadLetterFilter{
 			Fingerprint: f.Fingerprint, TaskDefinitionID: f.TaskDefinitionID, ErrorCode: f.ErrorCode, Lane: f.Queue, Since: f.Since.UTC(),
 		}
 	}
+
 	for _, text := range in.Body.TaskIDs {
 		id, err := uuid.Parse(text)
 		if err != nil {
@@ -214,17 +216,21 @@ func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriv
 		}
 		r.TaskIDs = append(r.TaskIDs, id)
 	}
+
 	if in.Body.InputPatch != nil {
-		// As it was sent: a value that is null is not a value that is absent.
+		// From the raw body: null and absent are different values of a patch.
 		r.InputPatch = json.RawMessage(gjson.GetBytes(callOf(ctx).body, "inputPatch").Raw)
 	}
+
 	if c := in.Body.Canary; c != nil {
 		r.Canary = &jobs.Canary{Count: c.Count, MaxFailureRatio: c.MaxFailureRatio}
 	}
+
 	found, err := a.cfg.Tasks.DeadLetters.Redrive(ctx, ask(ctx, in.Body.Reason), r)
 	if err != nil {
 		return nil, err
 	}
+
 	return redriveAnswer(found, in.Body.DryRun), nil
 }
 
@@ -249,6 +255,7 @@ func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOut
 	if err != nil {
 		return nil, err
 	}
+
 	var op jobs.Operation
 	err = a.read(ctx, func(q *db.Queries) (err error) {
 		op, err = jobs.ReadOperation(ctx, q, callerOf(ctx).Tenant, id)
@@ -257,6 +264,7 @@ func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOut
 	if err != nil {
 		return nil, readFailed("get operation "+in.OperationID, err)
 	}
+
 	return operationAnswer(op, nil)
 }
 
@@ -273,10 +281,12 @@ func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, 
 	if err != nil {
 		return nil, err
 	}
+
 	var reason string
 	if in.Body != nil {
 		reason = in.Body.Reason
 	}
+
 	op, err := do(ctx, id, ask(ctx, reason))
 	return operationAnswer(op, err)
 }
@@ -285,6 +295,7 @@ func operationAnswer(op jobs.Operation, err error) (*operationOutput, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	out := &RedriveOperation{
 		OperationID: op.OperationID, State: string(op.State), Actor: op.Actor, Reason: op.Reason, CreatedAt: op.CreatedAt.UTC(),
 		RatePerSecond: op.Rate, Rejected: rejected(op.Refused),
@@ -294,23 +305,28 @@ func operationAnswer(op jobs.Operation, err error) (*operationOutput, error) {
 		},
 		Stopped: actOf(op.StoppedAt, op.StoppedBy, op.StopReason), Undone: actOf(op.UndoneAt, op.UndoneBy, op.UndoReason),
 	}
+
 	if op.EndedAt != nil {
 		at := op.EndedAt.UTC()
 		out.EndedAt = &at
 	}
+
 	if op.CanaryCount > 0 {
 		out.Canary = &RedriveCanary{op.CanaryCount, op.CanaryRatio}
 	}
+
 	var selection struct{ Filter *DeadLetterFilter }
 	if err := json.Unmarshal(op.Selection, &selection); err != nil {
 		return nil, fmt.Errorf("read operation %s: %w", op.OperationID, err)
 	}
+
 	out.Filter = selection.Filter
 	if op.InputPatch != nil {
 		if err := json.Unmarshal(op.InputPatch, &out.InputPatch); err != nil {
 			return nil, fmt.Errorf("read operation %s: %w", op.OperationID, err)
 		}
 	}
+
 	return &operationOutput{Body: out}, nil
 }
 

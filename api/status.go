@@ -17,7 +17,7 @@ type StatusUpdate struct {
 	Reason string          `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
-// TaskFailure is the platform's error of a task, as somebody outside reports it.
+// TaskFailure is a task's error as an external caller reports it.
 type TaskFailure struct {
 	Code       string          `json:"code" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_.:-]+$"`
 	Message    string          `json:"message" maxLength:"2000"`
@@ -46,10 +46,12 @@ func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (
 	if err != nil {
 		return nil, err
 	}
+
 	to := jobs.Update{Status: in.Body.Status, Output: given(in.Body.Output)}
 	if f := in.Body.Error; f != nil {
 		to.Error = &jobs.Failure{Code: f.Code, Message: f.Message, Details: given(f.Details), StackTrace: f.StackTrace, Retryable: f.Retryable}
 	}
+
 	switch {
 	case to.Output != nil && to.Status != jobs.Completed:
 		return nil, violation("body.output", "only a COMPLETED task has an output")
@@ -62,10 +64,11 @@ func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (
 	if err != nil {
 		return nil, err
 	}
+
 	return answer(&row), nil
 }
 
-// ask is an act on the caller's behalf.
+// ask is a request of the caller for package jobs.
 func ask(ctx context.Context, reason string) jobs.Ask {
 	caller := callerOf(ctx)
 	return jobs.Ask{Tenant: caller.Tenant, By: caller.Name, Reason: reason, Call: callOf(ctx).keyed}

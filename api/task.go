@@ -13,9 +13,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// Task is a task as we show it. The first members are always there, null where
-// nothing is known; the others only where they say something. What the request's
-// executionConfig held is not shown: its securityContext is nobody else's business.
+// Task is a task as the API returns it. The first members are always present, null if unknown; the
+// others are omitted when empty. The request's executionConfig is not returned, because its
+// securityContext is confidential.
 type Task struct {
 	TaskID           uuid.UUID       `json:"taskId" format:"uuid"`
 	WorkflowID       string          `json:"workflowId"`
@@ -54,7 +54,7 @@ type Task struct {
 	Progress           json.RawMessage `json:"progress,omitempty" doc:"The progress that the last heartbeat of the running attempt reported. Only returned for a single task. A heartbeat does not change the version."`
 }
 
-// priorities are the ranks that the table keeps.
+// priorities maps the ranks of the table to names.
 var priorities = [...]jobs.Priority{1: jobs.Critical, 2: jobs.High, 3: jobs.Medium, 4: jobs.Low}
 
 func taskOf(row *db.Task) *Task {
@@ -68,15 +68,17 @@ func taskOf(row *db.Task) *Task {
 		Candidates: row.Candidates, AssignedAt: utc(row.AssignedAt), DueDate: utc(row.DueAt), Reference: row.Reference,
 		CallbackURL: row.CallbackUrl, RequestID: row.RequestID, WorkflowContext: row.Context,
 	}
+
 	if row.StartedAt != nil && row.EndedAt != nil {
 		ms := row.EndedAt.Sub(*row.StartedAt).Milliseconds()
 		t.ExecutionTime = &ms
 	}
+
 	return t
 }
 
-// retries counts the attempts that another followed. The one that ended the task
-// for good had none.
+// retries counts the attempts that another attempt followed. The attempt that ended the task for
+// good has none after it.
 func retries(row *db.Task) int32 {
 	spent := row.Failures + row.Crashes
 	if spent > 0 && (row.Status == db.TaskStatusFAILED || row.Status == db.TaskStatusTIMEDOUT) {
@@ -93,10 +95,10 @@ func utc(t *time.Time) *time.Time {
 	return &u
 }
 
-// etag is a version as HTTP writes it.
+// etag is a version in HTTP's notation.
 func etag(version int32) string { return `"` + strconv.Itoa(int(version)) + `"` }
 
-// TaskPath is a task's place. Exported, or huma would not look into it.
+// TaskPath is the path of a task. It is exported because huma ignores embedded unexported structs.
 type TaskPath struct {
 	TaskID string `path:"taskId" maxLength:"256" doc:"The task's id, a UUID."`
 }
@@ -104,14 +106,13 @@ type TaskPath struct {
 func (p TaskPath) id() (uuid.UUID, error) {
 	id, err := uuid.Parse(p.TaskID)
 	if err != nil || len(p.TaskID) != 36 {
-		// A string to the caller, so what is no id of ours is a task that is not there.
+		// For the caller an id is any string, so a malformed one is a task that does not exist.
 		return uuid.Nil, fmt.Errorf("task %q: %w", p.TaskID, jobs.ErrNotFound)
 	}
 	return id, nil
 }
 
-// TaskWrite names the task that a write is about, and the version that the caller
-// has seen.
+// TaskWrite is the task of a write, and the version that the caller has seen.
 type TaskWrite struct {
 	TaskPath
 	IfMatch string `header:"If-Match" maxLength:"1024" doc:"The last ETag that the caller has seen, a list of ETags, or *. A different current version is a 412."`
@@ -127,7 +128,7 @@ func (w TaskWrite) target(ctx context.Context) (uuid.UUID, ifMatch, error) {
 	return id, match, err
 }
 
-// taskOutput is the answer of every operation on one task.
+// taskOutput is the response of every operation on one task.
 type taskOutput struct {
 	ETag string `header:"ETag" doc:"The task's version, for If-Match."`
 	Body *Task

@@ -5,9 +5,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// owns refuses a request whose security context names another tenant than the caller's
-// token does: nobody asks for work in the name of a stranger. A token without a tenant is
-// the platform's own, and may name one.
+// owns refuses a security context with another tenant than the caller's token: no tenant may
+// request work in the name of another. A token without a tenant belongs to the platform and may
+// name any tenant.
 func owns(c *auth.Caller, place string, config *jobs.RequestConfig) *Problem {
 	if config == nil {
 		return nil
@@ -15,7 +15,7 @@ func owns(c *auth.Caller, place string, config *jobs.RequestConfig) *Problem {
 	return ownsContext(c, place, config.SecurityContext)
 }
 
-// ownsContext is the same for a definition's.
+// ownsContext is owns for a definition's security context.
 func ownsContext(c *auth.Caller, place string, s *jobs.SecurityContext) *Problem {
 	if c.Tenant == "" || s == nil || s.TenantID == "" || s.TenantID == c.Tenant {
 		return nil

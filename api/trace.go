@@ -13,10 +13,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// trace puts the request's span into its context: ours, a child of the caller's. A
-// task that the request makes remembers it, and with it whether it is sampled.
-// Without tracing the caller's own span goes on as it came. Probes are nobody's
-// trace.
+// trace puts the request's span into its context, as a child of the caller's span. Tasks that the
+// request creates keep the span and its sampling decision. Without tracing the caller's own span is
+// passed on. Probes have no spans.
 func (a *API) trace(ctx context.Context, c *call, r *http.Request) context.Context {
 	if sent := r.Header["Traceparent"]; len(sent) == 1 {
 		ctx = jobs.ContextWithTraceparent(ctx, sent[0])
@@ -28,8 +27,8 @@ func (a *API) trace(ctx context.Context, c *call, r *http.Request) context.Conte
 	return ctx
 }
 
-// endSpan says what became of the request. The path is left out, for it may hold a
-// lease token; so is the text of an error, which may hold anything.
+// endSpan ends the span with the request's result. The path is not recorded, because it may contain
+// a lease token; neither is the text of an error, which may contain anything.
 func (c *call) endSpan(r *http.Request) {
 	if c.span == nil {
 		return
@@ -38,6 +37,7 @@ func (c *call) endSpan(r *http.Request) {
 	if !c.span.IsRecording() {
 		return
 	}
+
 	attrs := make([]attribute.KeyValue, 0, 8)
 	name, method := methodOf(r)
 	attrs = append(attrs, semconv.HTTPRequestMethodKey.String(method), semconv.URLScheme("http"), attribute.String("tes.request.id", c.id))
@@ -45,6 +45,7 @@ func (c *call) endSpan(r *http.Request) {
 		name += " " + c.route
 		attrs = append(attrs, semconv.HTTPRoute(c.route))
 	}
+
 	if c.status != 0 {
 		attrs = append(attrs, semconv.HTTPResponseStatusCode(c.status))
 	}
@@ -54,16 +55,18 @@ func (c *call) endSpan(r *http.Request) {
 	if c.task != "" {
 		attrs = append(attrs, attribute.String("tes.task.id", c.task))
 	}
+
 	if c.status >= http.StatusInternalServerError {
 		attrs = append(attrs, semconv.ErrorTypeKey.String(strconv.Itoa(c.status)))
 		c.span.SetStatus(codes.Error, "")
 	}
+
 	c.span.SetName(name)
 	c.span.SetAttributes(attrs...)
 }
 
-// methodOf is the method as a span's name and as its attribute: a client may send
-// any word.
+// methodOf returns the method for the span's name and for its attribute. Unknown methods share one
+// name, because clients may send any text.
 func methodOf(r *http.Request) (name, method string) {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:

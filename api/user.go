@@ -9,32 +9,34 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// UserTokens is the Auth Service, which knows whose a person's token is.
+// UserTokens verifies people's tokens at the Auth Service.
 type UserTokens interface {
-	// Authenticate says whom the token is for; nobody for a token that is no good. After an
-	// error nothing is known of it.
+	// Authenticate returns the person of a token; the zero Person for an invalid token. After an error
+	// nothing is known of the token.
 	Authenticate(ctx context.Context, token string) (Person, error)
 }
 
-// Person is whom a token is for, and all that they are.
+// Person is the subject of a token.
 type Person struct {
-	Subject string // empty: nobody
-	Tenant  string // empty for none
+	Subject string // empty: the token is invalid
+	Tenant  string // empty: none
 	Roles   []string
 	Groups  []string
 }
 
-// OnBehalf is a person's own token, beside the service's. Exported, or huma would
-// not look into it.
+// OnBehalf is a person's own token, besides the service's token. It is exported because huma
+// ignores embedded unexported structs.
 type OnBehalf struct {
 	UserToken string `header:"X-User-Token" maxLength:"8192" doc:"The person's own token. If sent, the Auth Service must confirm that it belongs to the person and to the caller's tenant. The person then has exactly the roles and groups of the token. The service can be configured to require it."`
 }
 
-// forUser is who asks. Without a token of the person's own it is whom the body names, with
-// the roles and groups that it says they have, and proven is false. With one it is whose
-// token it is, with the roles and groups that the Auth Service answers; a body may ask for
-// fewer of them, and what it asks for beyond them is refused, as is another person and
-// another tenant's. A body that names nobody is about whoever has the token.
+// forUser returns the person on whose behalf a request is made.
+//
+// Without a token of the person it is the person in the body (said), with the roles and groups in
+// the body, and proven is false. With a token it is the token's person, with the roles and groups
+// that the Auth Service returns. The body may select some of these roles and groups; others are
+// refused, as are a different person and a person of another tenant. A body without a person means
+// the token's person.
 func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who jobs.Person, proven bool, err error) {
 	if in.UserToken == "" {
 		if a.cfg.RequireUserToken {
@@ -42,13 +44,16 @@ func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who j
 			return jobs.Person{}, false, problem(http.StatusUnauthorized, codeUnauthorized, "send the person's own token too: X-User-Token").
 				with("WWW-Authenticate", `Bearer realm="tes"`)
 		}
+
 		return said, false, nil
 	}
+
 	person, err := a.cfg.UserTokens.Authenticate(ctx, in.UserToken)
 	refused := func(why, detail string) *Problem {
 		callOf(ctx).refused = why
 		return problem(http.StatusForbidden, codeForbidden, "the token in X-User-Token "+detail)
 	}
+
 	switch {
 	case err != nil:
 		return jobs.Person{}, false, unavailable("user tokens cannot be verified now").because(err)
@@ -84,10 +89,11 @@ func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who j
 			}
 		}
 	}
+
 	return who, true, nil
 }
 
-// noUserTokens is a door without an Auth Service for people: no token is believed.
+// noUserTokens refuses every person's token.
 type noUserTokens struct{}
 
 func (noUserTokens) Authenticate(context.Context, string) (Person, error) { return Person{}, nil }

@@ -10,7 +10,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// LeasePath names a lease.
+// LeasePath is the path of a lease.
 type LeasePath struct {
 	LeaseToken string `path:"leaseToken" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_-]+$" doc:"The leaseToken of the dequeue."`
 }
@@ -22,7 +22,7 @@ type Heartbeat struct {
 	Checkpoint json.RawMessage `json:"checkpoint,omitempty" doc:"The state from which the next attempt should continue if this attempt ends early."`
 }
 
-// BulkHeartbeat is one of many in POST …/heartbeats.
+// BulkHeartbeat is one item of POST …/heartbeats.
 type BulkHeartbeat struct {
 	LeaseToken string `json:"leaseToken" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9_-]+$"`
 	Heartbeat
@@ -33,14 +33,14 @@ type Heartbeats struct {
 	Heartbeats []BulkHeartbeat `json:"heartbeats" minItems:"1" maxItems:"1000"`
 }
 
-// HeartbeatAnswer says how long the lease lasts and what to do.
+// HeartbeatAnswer is the new end of a lease and a directive.
 type HeartbeatAnswer struct {
 	LeaseExpiresAt time.Time      `json:"leaseExpiresAt"`
 	Directive      jobs.Directive `json:"directive" enum:"CONTINUE,CANCEL,DRAIN" doc:"CANCEL: the result is not wanted any more. DRAIN: finish the attempt, and take no more from this process."`
 	Reason         string         `json:"reason,omitempty"`
 }
 
-// HeartbeatResult is HeartbeatAnswer, or why there is none.
+// HeartbeatResult is a HeartbeatAnswer or an error.
 type HeartbeatResult struct {
 	LeaseExpiresAt *time.Time     `json:"leaseExpiresAt,omitempty"`
 	Directive      jobs.Directive `json:"directive,omitempty" enum:"CONTINUE,CANCEL,DRAIN"`
@@ -48,7 +48,7 @@ type HeartbeatResult struct {
 	Error          *ErrorBody     `json:"error,omitempty" doc:"LEASE_LOST, TASK_TERMINAL, NOT_FOUND or FORBIDDEN."`
 }
 
-// HeartbeatResults has a result for each heartbeat, in their order.
+// HeartbeatResults has one result for each heartbeat, in their order.
 type HeartbeatResults struct {
 	Results []HeartbeatResult `json:"results"`
 }
@@ -85,7 +85,7 @@ type Releasing struct {
 	Reason  string `json:"reason,omitempty" maxLength:"1000" doc:"Kept in the audit trail."`
 }
 
-// AttemptEnd is the answer to a worker's last word.
+// AttemptEnd is the response to the end of an attempt.
 type AttemptEnd struct {
 	TaskID        string      `json:"taskId" format:"uuid"`
 	Status        jobs.Status `json:"status" doc:"The task's current status. PENDING: the task waits for its next attempt."`
@@ -163,10 +163,12 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
+
 	beat := jobs.Beat{Token: in.LeaseToken}
 	if in.Body != nil {
 		beat.Extend, beat.Progress, beat.Checkpoint = milliseconds(in.Body.ExtendMs), given(in.Body.Progress), given(in.Body.Checkpoint)
 	}
+
 	out, err := a.cfg.Tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
 	if err != nil {
 		return nil, err
@@ -174,6 +176,7 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 	if out[0].Err != nil {
 		return nil, out[0].Err
 	}
+
 	return &heartbeatOutput{&HeartbeatAnswer{LeaseExpiresAt: out[0].ExpiresAt, Directive: out[0].Directive, Reason: out[0].Reason}}, nil
 }
 
@@ -181,9 +184,10 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 	if p := a.spend(callOf(ctx), len(in.Body.Heartbeats), 1); p != nil {
 		return nil, p
 	}
+
 	results := make([]HeartbeatResult, len(in.Body.Heartbeats))
 	var beats []jobs.Beat
-	var places []int // of the beats among the results
+	var places []int // positions of the valid heartbeats in the results
 	for i, b := range in.Body.Heartbeats {
 		if err := a.mayHold(ctx, b.LeaseToken); err != nil {
 			results[i].Error = &problemOf(ctx, err).Err
@@ -192,10 +196,12 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 		places = append(places, i)
 		beats = append(beats, jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)})
 	}
+
 	out, err := a.cfg.Tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
 	if err != nil {
 		return nil, err
 	}
+
 	for n, one := range out {
 		if one.Err != nil {
 			results[places[n]].Error = &problemOf(ctx, one.Err).Err
@@ -203,6 +209,7 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 		}
 		results[places[n]] = HeartbeatResult{LeaseExpiresAt: &one.ExpiresAt, Directive: one.Directive, Reason: one.Reason}
 	}
+
 	return &heartbeatsOutput{&HeartbeatResults{results}}, nil
 }
 
@@ -210,10 +217,12 @@ func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attem
 	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
+
 	var output json.RawMessage
 	if in.Body != nil {
 		output = given(in.Body.Output)
 	}
+
 	row, err := a.cfg.Tasks.Leases.Complete(ctx, callerOf(ctx).Tenant, in.LeaseToken, output)
 	return ended(ctx, row, err)
 }
@@ -222,11 +231,13 @@ func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOut
 	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
+
 	b := in.Body
 	var later time.Duration
 	if b.RetryAfterMs != nil {
 		later = milliseconds(*b.RetryAfterMs)
 	}
+
 	row, err := a.cfg.Tasks.Leases.Fail(ctx, callerOf(ctx).Tenant, in.LeaseToken, &jobs.Failure{
 		Code: b.ErrorCode, Message: b.ErrorMessage, Details: given(b.Details), StackTrace: b.StackTrace, Retryable: b.Retryable,
 	}, later)
@@ -237,11 +248,13 @@ func (a *API) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attempt
 	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
+
 	var delay time.Duration
 	reason := ""
 	if in.Body != nil {
 		delay, reason = milliseconds(in.Body.DelayMs), in.Body.Reason
 	}
+
 	row, err := a.cfg.Tasks.Leases.Release(ctx, callerOf(ctx).Tenant, in.LeaseToken, delay, reason)
 	return ended(ctx, row, err)
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// Worker is what a remote worker was heard to ask for, of one queue.
+// Worker is one queue that a remote worker asks for.
 type Worker struct {
 	WorkerID          string    `json:"workerId"`
 	Queue             string    `json:"queue"`
@@ -48,7 +48,8 @@ func (a *API) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorke
 	if err != nil {
 		return nil, err
 	}
-	worker, queue, _ := strings.Cut(string(last), "\n") // a worker's name has none
+
+	worker, queue, _ := strings.Cut(string(last), "\n") // the names of workers contain no newline
 	out := &WorkerPage{Items: []Worker{}}
 	err = a.read(ctx, func(q *db.Queries) error {
 		rows, err := q.WorkerList(ctx, db.WorkerListParams{TenantID: tenant, AfterWorker: worker, AfterQueue: queue, Page: in.Limit + 1})
@@ -61,6 +62,7 @@ func (a *API) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorke
 			next := cursor([]byte(end.WorkerID+"\n"+end.Queue), "workers", tenant)
 			out.NextCursor = &next
 		}
+
 		for _, row := range rows {
 			out.Items = append(out.Items, workerOf(row))
 		}
@@ -69,6 +71,7 @@ func (a *API) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorke
 	if err != nil {
 		return nil, readFailed("list workers", err)
 	}
+
 	return &listWorkersOutput{out}, nil
 }
 

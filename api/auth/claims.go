@@ -10,9 +10,9 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// claims are the members of a token that decide something. They are read by a decoder
-// of our own: encoding/json takes a member's name in any case, so that "EXP" would
-// overwrite "exp", and golang-jwt takes a time that is written as a text.
+// claims are the members of a token that decide something. They have a decoder of their own for two
+// reasons: encoding/json matches names in any case, so that "EXP" would overwrite "exp", and
+// golang-jwt accepts times that are strings.
 type claims struct {
 	issuer, subject            string
 	audience                   []string
@@ -21,26 +21,27 @@ type claims struct {
 	service                    *bool // nil: absent
 }
 
-// The names that mean something to us, each in the one spelling that is taken.
+// The known names. Only this spelling is accepted.
 var (
 	headerNames = []string{"alg", "kid", "typ", "cty", "crit", "b64"}
 	claimNames  = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "scope", "is_service_account", "service_name", "client_id", "tenant_id"}
 )
 
-// disguised says whether a name is one of the known ones in another case. RFC 7519 would
-// have it ignored; but another service, in another language, may take it for the claim
-// itself, and whoever signs both spellings means harm or is broken.
+// disguised returns whether a name is a known name in a different case. RFC 7519 says to ignore
+// such a name. But another service, in another language, may take it for the claim itself, so a
+// token with both spellings is an attack or a mistake.
 func disguised(name string, known []string) bool {
 	return !slices.Contains(known, name) && slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, name) })
 }
 
-// UnmarshalJSON is how golang-jwt has the claims read. The text has passed
-// jsonguard.Check, so no name stands in it twice. An error is a InvalidToken.
+// UnmarshalJSON decodes the claims for golang-jwt. The text has passed jsonguard.Check, so every
+// name occurs once. An error is an InvalidToken.
 func (c *claims) UnmarshalJSON(text []byte) error {
 	doc := gjson.ParseBytes(text)
 	if !doc.IsObject() {
 		return InvalidToken("malformed")
 	}
+
 	var err error
 	doc.ForEach(func(name, v gjson.Result) bool {
 		err = c.take(name.Str, v)
@@ -49,14 +50,16 @@ func (c *claims) UnmarshalJSON(text []byte) error {
 	return err
 }
 
-// take reads one member; null is as good as absent.
+// take reads one member. Null counts as absent.
 func (c *claims) take(name string, v gjson.Result) error {
 	if disguised(name, claimNames) {
 		return InvalidToken("a claim's name in another case")
 	}
+
 	if v.Type == gjson.Null {
 		return nil
 	}
+
 	switch name {
 	case "iss":
 		return takeText(v, &c.issuer)
@@ -94,68 +97,72 @@ func takeText(v gjson.Result, to *string) error {
 	return nil
 }
 
-// takeAudience reads one text or a list of them.
+// takeAudience reads a string or a list of strings.
 func (c *claims) takeAudience(v gjson.Result) error {
 	if v.Type == gjson.String {
 		c.audience = []string{v.Str}
 		return nil
 	}
+
 	if !v.IsArray() {
 		return InvalidToken("malformed")
 	}
+
 	for _, one := range v.Array() {
 		if one.Type != gjson.String {
 			return InvalidToken("malformed")
 		}
 		c.audience = append(c.audience, one.Str)
 	}
+
 	return nil
 }
 
-// mostDigits are those of the seconds of a year that has four: no honest time has more.
+// mostDigits is the number of digits of the seconds of year 9999.
 const mostDigits = 12
 
-// takeDate reads seconds since 1970, as plain digits. A fraction is allowed and does not
-// count. A sign, an exponent, or a number within a text is no time.
+// takeDate reads seconds since 1970 as plain digits. A fraction is allowed and ignored. A sign, an
+// exponent or a string is refused.
 func takeDate(v gjson.Result, to **jwt.NumericDate) error {
 	whole, fraction, _ := strings.Cut(v.Raw, ".")
 	const digits = "0123456789"
 	if v.Type != gjson.Number || whole == "" || len(whole) > mostDigits || strings.Trim(whole+fraction, digits) != "" {
 		return InvalidToken("a time that is none")
 	}
+
 	seconds, err := strconv.ParseInt(whole, 10, 64)
 	if err != nil {
 		return InvalidToken("a time that is none")
 	}
+
 	*to = jwt.NewNumericDate(time.Unix(seconds, 0))
 	return nil
 }
 
-// The rest is what golang-jwt's validator asks for.
+// The methods of jwt.Claims.
 
-// GetExpirationTime is exp.
+// GetExpirationTime returns exp.
 func (c *claims) GetExpirationTime() (*jwt.NumericDate, error) { return c.expires, nil }
 
-// GetNotBefore is nbf.
+// GetNotBefore returns nbf.
 func (c *claims) GetNotBefore() (*jwt.NumericDate, error) { return c.notBefore, nil }
 
-// GetIssuedAt is iat.
+// GetIssuedAt returns iat.
 func (c *claims) GetIssuedAt() (*jwt.NumericDate, error) { return c.issued, nil }
 
-// GetIssuer is iss.
+// GetIssuer returns iss.
 func (c *claims) GetIssuer() (string, error) { return c.issuer, nil }
 
-// GetSubject is sub.
+// GetSubject returns sub.
 func (c *claims) GetSubject() (string, error) { return c.subject, nil }
 
-// GetAudience is aud.
+// GetAudience returns aud.
 func (c *claims) GetAudience() (jwt.ClaimStrings, error) { return c.audience, nil }
 
-// farFuture is past every honest expiry: a number beyond it may wrap round.
+// farFuture bounds expiries. Numbers beyond the range of time.Time would wrap around.
 var farFuture = time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// lives is how long the token is good for, from its issue, or from now where it does not
-// say when that was.
+// lives is the lifetime of the token: from its issue, or from now if the token has no iat.
 func (c *claims) lives() time.Duration {
 	if c.issued != nil {
 		return c.expires.Sub(c.issued.Time)
@@ -163,7 +170,7 @@ func (c *claims) lives() time.Duration {
 	return time.Until(c.expires.Time) - leeway
 }
 
-// caller is whom a verified token names. An error is a InvalidToken.
+// caller returns the caller of a verified token. An error is an InvalidToken.
 func (c *claims) caller(maxLife time.Duration) (*Caller, error) {
 	switch {
 	case c.service != nil && !*c.service:

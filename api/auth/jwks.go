@@ -21,30 +21,31 @@ import (
 )
 
 var (
-	// errNoKeys: no key set was ever had, so that nothing can be said of any token.
+	// errNoKeys means that no key set has been fetched yet, so that no token can be verified.
 	errNoKeys = errors.New("the auth service's keys are not known yet")
-	// errKeysLate: the token's key is not known, and the Auth Service, which was asked for
-	// it, has not answered in time. The key may be a new one.
+	// errKeysLate means that the token's key is unknown, and that the Auth Service did not respond in
+	// time. The key may be a new one.
 	errKeysLate = errors.New("the auth service has not said in time whether it has a new key")
 )
 
-// The bounds of a key set and of the asking for it.
+// The bounds of a key set and of its fetches.
 const (
 	maxKeySet     = 1 << 20
 	maxKeys       = 64
 	minRSABits    = 2048
 	fetchTime     = 5 * time.Second
-	firstWait     = 2 * time.Second        // for the first fetch of all, without which there is no key
-	unknownWait   = 100 * time.Millisecond // of a request whose key is not known, in all
+	firstWait     = 2 * time.Second        // for the very first fetch, before which no key is known
+	unknownWait   = 100 * time.Millisecond // the total wait of a request with an unknown key
 	unknownPerSec = 1
 	unknownBurst  = 3
 )
 
-// keySet is the Auth Service's public keys, kept fresh in the background and
-// fetched at once, within limits, for a key id that is not known: that is how a
-// rotation is noticed. A set that is not as it must be changes nothing: the last
-// good one stays. jwkset's own HTTP storage does none of this: it reads a body of
-// any size, follows redirects, and fetches within the limiter's wait.
+// keySet holds the Auth Service's public keys. A goroutine refreshes them periodically; an unknown
+// key id triggers an additional fetch, within limits, which is how a rotation is noticed. An
+// invalid set is ignored and the last good one stays in use.
+//
+// jwkset's own HTTP storage does none of this: it reads a body of any size, follows redirects, and
+// fetches within the limiter's wait.
 type keySet struct {
 	*jwkset.MemoryJWKSet
 	url     string
@@ -52,20 +53,20 @@ type keySet struct {
 	every   time.Duration
 	log     *slog.Logger
 	unknown *rate.Limiter
-	known   atomic.Bool // a good set was fetched at least once
-	asked   atomic.Bool // a fetch has ended, well or not
+	known   atomic.Bool // at least one good set has been fetched
+	asked   atomic.Bool // at least one fetch has ended, successful or not
 
 	ctx    context.Context
 	cancel context.CancelFunc
 	busy   sync.WaitGroup
 	mu     sync.Mutex
-	flight *flight // guarded by mu; the fetch under way; nil: none
+	flight *flight // guarded by mu; the running fetch; nil: none
 }
 
-// flight is one fetch. Whoever needs it waits for the same one.
+// flight is one fetch. All requests that need it wait for the same one.
 type flight struct {
 	began time.Time
-	done  chan struct{} // closed when it has ended, well or not
+	done  chan struct{} // closed when the fetch has ended, successful or not
 }
 
 func newKeySet(url string, transport http.RoundTripper, every time.Duration, log *slog.Logger) *keySet {
@@ -77,6 +78,7 @@ func newKeySet(url string, transport http.RoundTripper, every time.Duration, log
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
+
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.busy.Add(1)
 	go k.keepFresh()
@@ -89,8 +91,8 @@ func (k *keySet) close() {
 	k.client.CloseIdleConnections()
 }
 
-// keepFresh fetches at once, soon again while it fails, and now and then after
-// that: a key that Auth has taken back must not live on here.
+// keepFresh fetches at once, again soon while fetches fail, and periodically after that: a revoked
+// key must not stay valid here.
 func (k *keySet) keepFresh() {
 	defer k.busy.Done()
 	failures := 0
@@ -103,6 +105,7 @@ func (k *keySet) keepFresh() {
 			wait = min(time.Second<<min(failures, 5), k.every)
 			failures++
 		}
+
 		wait += time.Duration(rand.Int64N(int64(wait)/10 + 1))
 		timer := time.NewTimer(wait)
 		select {
@@ -114,36 +117,39 @@ func (k *keySet) keepFresh() {
 	}
 }
 
-// KeyRead finds a key, asking Auth anew where it is not known. Who hears that there is no
-// such key may believe it: Auth was asked after the token came, or less than a second
-// before, or is away.
+// KeyRead returns a key, and fetches the key set if the key is unknown. ErrKeyNotFound is reliable:
+// the Auth Service was asked after the token arrived, or less than a second before, or is
+// unreachable.
 func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
 	key, err := k.MemoryJWKSet.KeyRead(ctx, kid)
 	if err == nil {
 		return key, nil
 	}
+
 	late := k.refreshFor(ctx, kid)
 	if key, err = k.MemoryJWKSet.KeyRead(ctx, kid); err == nil {
 		return key, nil
 	}
+
 	switch {
 	case !k.known.Load():
 		return jwkset.JWK{}, errNoKeys
 	case late:
 		return jwkset.JWK{}, errKeysLate
 	}
-	return jwkset.JWK{}, jwkset.ErrKeyNotFound // not err: it quotes the kid
+	return jwkset.JWK{}, jwkset.ErrKeyNotFound // not err, which quotes the key id
 }
 
-// refreshFor waits for a fetch, its own or the one under way, and says whether that was
-// too late. Bogus key ids cannot make it ask more than once a second. An Auth Service
-// that hangs holds nobody: a fetch is waited for until it is 100 ms old, whoever waits, and
-// it goes on after that, so that the next request has its keys.
+// refreshFor waits for a fetch, a new one or the running one, and returns whether the wait was too
+// short. Invented key ids cannot cause more than one fetch per second. A hanging Auth Service does
+// not hold requests: each waits until the fetch is 100 ms old. The fetch continues after that, so
+// that the next request finds its keys.
 func (k *keySet) refreshFor(ctx context.Context, kid string) (late bool) {
 	wait := unknownWait
 	if !k.asked.Load() {
 		wait = firstWait
 	}
+
 	came := time.Now()
 	ctx, cancel := context.WithDeadline(ctx, came.Add(wait))
 	defer cancel()
@@ -156,17 +162,19 @@ func (k *keySet) refreshFor(ctx context.Context, kid string) (late bool) {
 			}
 			f = k.fetchOnce()
 		}
+
 		if !f.ended(ctx, wait) {
 			return true
 		}
-		// A fetch that began before the token came may have missed its key.
+		// A fetch that began before the token arrived may have missed the token's key.
 		if _, err := k.MemoryJWKSet.KeyRead(ctx, kid); err == nil || !f.began.Before(came) {
 			return false
 		}
 	}
 }
 
-// ended waits until the fetch has ended, but no longer than ctx and until it is so old.
+// ended waits until the fetch has ended, but not longer than ctx, nor beyond the given age of the
+// fetch.
 func (f *flight) ended(ctx context.Context, old time.Duration) bool {
 	timer := time.NewTimer(time.Until(f.began.Add(old)))
 	defer timer.Stop()
@@ -190,18 +198,20 @@ func (k *keySet) underWay() *flight {
 	return k.flight
 }
 
-// fetchOnce begins a fetch unless one is under way.
+// fetchOnce starts a fetch unless one is running.
 func (k *keySet) fetchOnce() *flight {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.flight != nil {
 		return k.flight
 	}
+
 	f := &flight{began: time.Now(), done: make(chan struct{})}
 	if k.ctx.Err() != nil {
 		close(f.done)
 		return f
 	}
+
 	k.flight = f
 	k.busy.Add(1)
 	go func() {
@@ -224,6 +234,7 @@ func (k *keySet) fetch() error {
 	if err != nil {
 		return fmt.Errorf("ask for the key set: %w", err)
 	}
+
 	req.Header.Set("Accept", "application/json")
 	resp, err := k.client.Do(req)
 	if err != nil {
@@ -233,10 +244,12 @@ func (k *keySet) fetch() error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("ask for the key set: the answer is %d", resp.StatusCode)
 	}
+
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
 	if err != nil {
 		return fmt.Errorf("read the key set: %w", err)
 	}
+
 	keys, err := readKeys(body)
 	if err != nil {
 		return fmt.Errorf("read the key set: %w", err)
@@ -244,20 +257,22 @@ func (k *keySet) fetch() error {
 	if err := k.KeyReplaceAll(k.ctx, keys); err != nil {
 		return fmt.Errorf("keep the key set: %w", err)
 	}
+
 	k.known.Store(true)
 	return nil
 }
 
-// readKeys takes a key set whole or not at all. Keys of kinds that we never use
-// are left out; one that should not be published, or that is weak, condemns the
-// set: it was not made by the Auth Service that we know.
+// readKeys accepts a key set as a whole or not at all. Keys of unused kinds are skipped. A private,
+// symmetric or weak key invalidates the set: the Auth Service would not publish one.
 func readKeys(body []byte) ([]jwkset.JWK, error) {
 	if len(body) > maxKeySet {
 		return nil, fmt.Errorf("it is more than %d bytes", maxKeySet)
 	}
+
 	if err := jsonguard.Check(body); err != nil {
 		return nil, err
 	}
+
 	var set jwkset.JWKSMarshal
 	if err := json.Unmarshal(body, &set); err != nil {
 		return nil, fmt.Errorf("it is no key set: %w", err)
@@ -265,6 +280,7 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 	if len(set.Keys) > maxKeys {
 		return nil, fmt.Errorf("it has more than %d keys", maxKeys)
 	}
+
 	var keys []jwkset.JWK
 	seen := map[string]bool{}
 	for _, m := range set.Keys {
@@ -287,8 +303,9 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 				return nil, fmt.Errorf("it has an RSA key of fewer than %d bits", minRSABits)
 			}
 		}
-		// The alg makes keyfunc hold the token to it. Certificates say nothing here,
-		// and their URLs are not to be looked at.
+
+		// Setting alg makes keyfunc compare it with the token's. Certificates are ignored, and their
+		// URLs must not be fetched.
 		m.ALG, m.X5U, m.X5C, m.X5T, m.X5TS256 = alg, "", nil, "", ""
 		key, err := jwkset.NewJWKFromMarshal(m, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{})
 		if err != nil {
@@ -296,13 +313,15 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 		}
 		keys = append(keys, key)
 	}
+
 	if len(keys) == 0 {
 		return nil, errors.New("it has no key that we can use")
 	}
+
 	return keys, nil
 }
 
-// algOf is the one algorithm that we take a key for; empty for keys of other kinds.
+// algOf is the only algorithm accepted for a key; empty for keys of unused kinds.
 func algOf(m jwkset.JWKMarshal) jwkset.ALG {
 	switch {
 	case m.KTY == jwkset.KtyEC && m.CRV == jwkset.CrvP256:

@@ -1,3 +1,9 @@
+// Package auth verifies service tokens (JWTs) with the public keys of the Auth Service.
+//
+// A Verifier checks form, signature and claims of a token and remembers valid tokens for a few
+// minutes. The key set is fetched in the background and, within limits, when a token names an unknown
+// key. While the Auth Service is unreachable the last key set stays in use; before the first fetch
+// has succeeded, Verify returns an error that says nothing of the token.
 package auth
 
 import (
@@ -20,65 +26,66 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
-// Caller is who asks, as a verified service token says it.
+// Caller is the caller that a verified service token names.
 type Caller struct {
 	Name    string // service_name
-	Subject string // sub; empty for none
-	Tenant  string // tenant_id; empty for none
+	Subject string // sub; empty: none
+	Tenant  string // tenant_id; empty: none
 	scopes  []string
 }
 
-// Holds says whether the caller was given a scope.
+// Holds returns whether the token has a scope.
 func (c *Caller) Holds(scope string) bool { return slices.Contains(c.scopes, scope) }
 
-// Config says whose tokens are believed.
+// Config configures a Verifier. JWKS must be set.
 type Config struct {
 	// JWKS is the URL of the Auth Service's public keys.
 	JWKS string
-	// Issuer that a token must name; default "auth-service".
+	// Issuer that a token must name; default: "auth-service".
 	Issuer string
-	// Audience that a token must name; default "api".
+	// Audience that a token must name; default: "api".
 	Audience string
-	// Refresh is how often the keys are fetched anew; default 2 min.
+	// Refresh is the interval between fetches of the keys; default: 2 minutes.
 	Refresh time.Duration
-	// MaxLife is the longest that a token may be good for, from its issue to its expiry;
-	// of one that does not say when it was issued, from now. Default 24 h.
+	// MaxLife bounds the lifetime of a token from its issue to its expiry, or from now if it has no
+	// iat; default: 24 hours.
 	MaxLife time.Duration
-	// Remembered bounds how many verified tokens are kept; default 10,000.
+	// Remembered bounds the number of remembered tokens; default: 10,000.
 	Remembered int
-	// Transport of the fetches; default a clone of http.DefaultTransport.
+	// Transport of the fetches; default: a clone of http.DefaultTransport.
 	Transport http.RoundTripper
-	// Logger; default slog.Default.
+	// Logger; default: slog.Default.
 	Logger *slog.Logger
 }
 
-// Verifier tells good service tokens from bad ones, by the Auth Service's public
-// keys and without asking it. It may be made while Auth is away.
+// Verifier verifies service tokens with the Auth Service's public keys, without a request for each
+// token. It can be created while the Auth Service is unreachable.
 type Verifier struct {
 	keys   *keySet
 	find   keyfunc.Keyfunc
 	parser *jwt.Parser
-	life   time.Duration // of a token, at most
+	life   time.Duration // the longest lifetime of a token
 	good   *otter.Cache[[sha256.Size]byte, verified]
 }
 
-// verified is a token that was good, and until when that may be remembered.
+// verified is a valid token, and how long it may be remembered.
 type verified struct {
 	caller *Caller
 	until  time.Time
 }
 
-// rememberFor bounds how long a token outlives the key that signed it.
+// rememberFor bounds how long a remembered token outlives its signing key.
 const rememberFor = 5 * time.Minute
 
-// leeway is how far the clocks of the platform may differ.
+// leeway is the tolerated difference between the platform's clocks.
 const leeway = 30 * time.Second
 
-// NewVerifier begins to fetch the keys, and does not wait for them. Close it.
+// NewVerifier starts fetching the keys and does not wait for them. The caller must call Close.
 func NewVerifier(cfg Config) (*Verifier, error) {
 	if cfg.JWKS == "" {
 		return nil, errors.New("verify tokens: no JWKS URL")
 	}
+
 	if cfg.Issuer == "" {
 		cfg.Issuer = "auth-service"
 	}
@@ -88,6 +95,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	if cfg.Refresh == 0 {
 		cfg.Refresh = 2 * time.Minute
 	}
+
 	if cfg.MaxLife == 0 {
 		cfg.MaxLife = 24 * time.Hour
 	}
@@ -97,19 +105,23 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	if cfg.Transport == nil {
 		cfg.Transport = http.DefaultTransport.(*http.Transport).Clone()
 	}
+
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+
 	good, err := otter.New(&otter.Options[[sha256.Size]byte, verified]{MaximumSize: cfg.Remembered})
 	if err != nil {
 		return nil, fmt.Errorf("verify tokens: %w", err)
 	}
+
 	keys := newKeySet(cfg.JWKS, cfg.Transport, cfg.Refresh, cfg.Logger)
 	find, err := keyfunc.New(keyfunc.Options{Ctx: keys.ctx, Storage: keys})
 	if err != nil {
 		keys.close()
 		return nil, fmt.Errorf("verify tokens: %w", err)
 	}
+
 	return &Verifier{
 		keys: keys, find: find, good: good, life: cfg.MaxLife,
 		parser: jwt.NewParser(
@@ -119,7 +131,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	}, nil
 }
 
-// Close ends the fetching.
+// Close stops the fetches.
 func (v *Verifier) Close() { v.keys.close() }
 
 // InvalidToken is the reason why a token is refused. Its text never quotes the token.
@@ -133,13 +145,15 @@ func IsInvalid(err error) bool {
 	return errors.As(err, &invalid)
 }
 
-// Verify answers whose token it is. An error is a InvalidToken; or errNoKeys or errKeysLate,
-// after which nothing is known of the token.
+// Verify returns the caller that a token names. An error is an InvalidToken; or an error after
+// which nothing is known of the token, because the keys are not known yet or the Auth Service is
+// late.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 	if len(token) > maxToken {
 		return nil, InvalidToken("too long")
 	}
-	var room [2 << 10]byte // on the stack, for all but absurd tokens
+
+	var room [2 << 10]byte // on the stack, except for unusually long tokens
 	sum := sha256.Sum256(append(room[:0], token...))
 	if hit, ok := v.good.GetIfPresent(sum); ok {
 		if time.Now().Before(hit.until) {
@@ -147,36 +161,43 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 		}
 		v.good.Invalidate(sum)
 	}
+
 	if err := validForm(token); err != nil {
 		return nil, err
 	}
+
 	var c claims
 	if _, err := v.parser.ParseWithClaims(token, &c, v.find.KeyfuncCtx(ctx)); err != nil {
 		return nil, reason(err)
 	}
+
 	caller, err := c.caller(v.life)
 	if err != nil {
 		return nil, err
 	}
+
 	until := time.Now().Add(rememberFor)
 	if c.expires.Before(until) {
 		until = c.expires.Time
 	}
+
 	v.good.Set(sum, verified{caller, until})
 	return caller, nil
 }
 
-// reason puts a parser's error into our words.
+// reason converts a parser's error to an InvalidToken or a key set error.
 func reason(err error) error {
 	for _, unknown := range []error{errNoKeys, errKeysLate} {
 		if errors.Is(err, unknown) {
 			return unknown
 		}
 	}
+
 	var bad InvalidToken
 	if errors.As(err, &bad) {
 		return bad
 	}
+
 	for _, known := range []struct {
 		err  error
 		word InvalidToken
@@ -194,6 +215,7 @@ func reason(err error) error {
 			return known.word
 		}
 	}
+
 	return InvalidToken("malformed")
 }
 
@@ -209,14 +231,15 @@ func (v *Verifier) Known(token string) bool {
 // maxToken is the longest token, in bytes, that Verify decodes.
 const maxToken = 8 << 10
 
-// sane looks at a token before anything is decoded by golang-jwt, which takes
-// repeated members, any depth, a missing kid and every critical extension.
+// validForm checks a token before golang-jwt decodes it. golang-jwt accepts repeated members, any
+// depth, a missing kid and every critical extension.
 func validForm(token string) error {
 	first, rest, ok := strings.Cut(token, ".")
 	second, third, ok2 := strings.Cut(rest, ".")
 	if !ok || !ok2 || first == "" || second == "" || third == "" || strings.IndexByte(third, '.') >= 0 {
 		return InvalidToken("not three parts")
 	}
+
 	header, err := segment(first)
 	if err != nil {
 		return err
@@ -224,18 +247,21 @@ func validForm(token string) error {
 	if _, err := segment(second); err != nil {
 		return err
 	}
+
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(header, &members); err != nil { // a map's names are taken as they stand
+	if err := json.Unmarshal(header, &members); err != nil { // unlike a struct, a map keeps the spelling of names
 		return InvalidToken("malformed")
 	}
+
 	for name := range members {
 		switch {
-		case name == "crit" || name == "b64": // whatever must be understood is not
+		case name == "crit" || name == "b64": // no critical extension is supported
 			return InvalidToken("a critical extension")
 		case disguised(name, headerNames):
 			return InvalidToken("a header's name in another case")
 		}
 	}
+
 	var kid, alg string
 	if json.Unmarshal(members["kid"], &kid) != nil || kid == "" {
 		return InvalidToken("no kid")

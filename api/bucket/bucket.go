@@ -1,8 +1,8 @@
-// Package bucket holds callers to a rate: a token bucket for each, in memory that is
-// bounded however many callers there are.
+// Package bucket limits the rate of callers: a token bucket for each, in memory that is bounded for
+// any number of callers.
 //
-// A bucket is kept as the instant at which it is full again (the generic cell rate
-// algorithm): one integer, no rounding, and so an exact answer to when to come back.
+// A bucket is stored as the time at which it will be full again (the generic cell rate algorithm):
+// one integer, without rounding, from which the time to wait is exact.
 package bucket
 
 import (
@@ -11,30 +11,30 @@ import (
 	"time"
 )
 
-// Limit is how much a caller may do. The zero value is no limit.
+// Limit is a rate limit. The zero value means no limit.
 type Limit struct {
-	Rate  float64 // tokens that come back each second; 0: no limit
-	Burst int     // tokens that a full bucket holds; at least 1
+	Rate  float64 // tokens that come back per second; 0: no limit
+	Burst int     // tokens of a full bucket; at least 1
 }
 
-// Off says that there is no limit.
+// Off returns whether there is no limit.
 func (l Limit) Off() bool { return l.Rate <= 0 }
 
-// each is how long one token takes to come back.
+// each is the time in which one token comes back.
 func (l Limit) each() time.Duration { return max(time.Duration(float64(time.Second)/l.Rate), 1) }
 
-// Window is how long an empty bucket takes to be full.
+// Window is the time in which an empty bucket becomes full.
 func (l Limit) Window() time.Duration { return l.each() * time.Duration(l.Burst) }
 
-// Verdict is what a bucket says.
+// Verdict is the result of Take and Has.
 type Verdict struct {
 	OK   bool
-	Left int           // tokens that are left
-	Wait time.Duration // not OK: until the same would be
+	Left int           // remaining tokens
+	Wait time.Duration // if not OK: the time until the same call would succeed
 	Full time.Duration // until the bucket is full again
 }
 
-// Buckets are the buckets of callers of one kind. Safe for concurrent use.
+// Buckets are the buckets of one kind of callers. They are safe for concurrent use.
 type Buckets[K comparable] struct {
 	limit Limit
 	most  int
@@ -42,16 +42,16 @@ type Buckets[K comparable] struct {
 
 	mu    sync.Mutex
 	all   map[K]*list.Element // of *bucket[K]; guarded by mu
-	order *list.List          // the last used first; guarded by mu
+	order *list.List          // most recently used first; guarded by mu
 }
 
 type bucket[K comparable] struct {
 	key  K
-	full time.Time // when it is full again; in the past: it is
+	full time.Time // when the bucket is full again; in the past: it is full
 }
 
-// New makes buckets of one limit, at most so many of them: beyond that, the one that was
-// not used for longest is forgotten, and so is full. now is the clock; nil: the real one.
+// New makes buckets of one limit, at most so many. Above that, the least recently used one is
+// forgotten, which amounts to a full bucket. now is the clock; nil: time.Now.
 func New[K comparable](limit Limit, most int, now func() time.Time) *Buckets[K] {
 	if now == nil {
 		now = time.Now
@@ -60,15 +60,16 @@ func New[K comparable](limit Limit, most int, now func() time.Time) *Buckets[K] 
 	return &Buckets[K]{limit: limit, most: most, now: now, all: map[K]*list.Element{}, order: list.New()}
 }
 
-// Limit is what all these buckets are held to.
+// Limit returns the limit of these buckets.
 func (b *Buckets[K]) Limit() Limit { return b.limit }
 
-// Take takes n tokens. More than a full bucket holds are had of a full bucket, and are
-// owed. Of the n, paid were taken before, for the same.
+// Take takes n tokens. A call for more tokens than a full bucket holds needs a full bucket, and the
+// excess is owed. Of the n tokens, paid were taken before for the same request.
 func (b *Buckets[K]) Take(key K, n, paid int) Verdict {
 	if b.limit.Off() {
 		return Verdict{OK: true}
 	}
+
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
@@ -81,17 +82,19 @@ func (b *Buckets[K]) Take(key K, n, paid int) Verdict {
 		v.Wait = later(now, one.full).Add(need).Sub(now) - window
 		return v
 	}
+
 	one.full = before.Add(each * time.Duration(n))
 	v := b.verdict(one, now)
 	v.OK = true
 	return v
 }
 
-// Has says whether a token could be taken, and takes none.
+// Has returns whether a token could be taken, and takes none.
 func (b *Buckets[K]) Has(key K) Verdict {
 	if b.limit.Off() {
 		return Verdict{OK: true}
 	}
+
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
@@ -99,6 +102,7 @@ func (b *Buckets[K]) Has(key K) Verdict {
 	if !known {
 		return Verdict{OK: true, Left: b.limit.Burst}
 	}
+
 	one := at.Value.(*bucket[K])
 	v := b.verdict(one, now)
 	v.Wait = max(later(now, one.full).Add(b.limit.each()).Sub(now)-b.limit.Window(), 0)
@@ -106,7 +110,7 @@ func (b *Buckets[K]) Has(key K) Verdict {
 	return v
 }
 
-// Len is how many buckets there are.
+// Len returns the number of buckets.
 func (b *Buckets[K]) Len() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -118,13 +122,14 @@ func (b *Buckets[K]) verdict(one *bucket[K], now time.Time) Verdict {
 	return Verdict{Full: full, Left: max(int((b.limit.Window()-full)/b.limit.each()), 0)}
 }
 
-// use finds a bucket, or makes one, and makes room for it. Those not used for longest
-// are likely to be full, and a full one is no different from none.
+// use finds or creates a bucket. If there are too many, full ones and the least recently used one
+// are removed: a removed full bucket makes no difference.
 func (b *Buckets[K]) use(key K, now time.Time) *bucket[K] {
 	if at, known := b.all[key]; known {
 		b.order.MoveToFront(at)
 		return at.Value.(*bucket[K])
 	}
+
 	one := &bucket[K]{key: key, full: now}
 	b.all[key] = b.order.PushFront(one)
 	for last := b.order.Back(); len(b.all) > 1; last = b.order.Back() {
@@ -135,6 +140,7 @@ func (b *Buckets[K]) use(key K, now time.Time) *bucket[K] {
 		b.order.Remove(last)
 		delete(b.all, old.key)
 	}
+
 	return one
 }
 

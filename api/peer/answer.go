@@ -14,21 +14,21 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
-// maxMessage bounds a peer service's words in our tables and events.
+// maxMessage bounds a peer service's message in tables and events, in bytes.
 const maxMessage = 4 << 10
 
-// answer is what a peer service said. Its body has passed the guard, or is nil.
+// answer is a response of a peer service. Its body has passed jsonguard.Check, or is nil.
 type answer struct {
 	name     string
 	status   int
 	body     []byte
-	broken   error          // why the body cannot be used; nil if it can
-	document *errorDocument // nil if the answer is no error document
-	after    time.Duration  // how long it asks to be left alone; 0 for nothing
+	broken   error          // why the body cannot be used; nil: usable
+	document *errorDocument // nil: the response is no error document
+	after    time.Duration  // Retry-After; 0: none
 }
 
-// errorDocument is how a peer service says no: {error:{code,message,details},
-// retryable?}. Some put retryable beside the code; the outer one wins.
+// errorDocument is a peer service's error: {error:{code,message,details}, retryable?}. Some
+// services put retryable beside the code; the outer member wins.
 type errorDocument struct {
 	Error struct {
 		Code      string          `json:"code"`
@@ -39,10 +39,10 @@ type errorDocument struct {
 	Retryable json.RawMessage `json:"retryable"`
 }
 
-// readError reads an error document; nil if there is none. It is read with patience: who
-// is in trouble writes carelessly, and a character that our tables cannot hold makes an
-// integration's error no outage of all integrations. What is not as agreed is mended, or
-// left out; a code there must be.
+// readError reads an error document; nil: the body is none. It is tolerant, because a service in
+// trouble writes carelessly, and an integration's error with an unusual character must not count as
+// an outage of all integrations. Members of the wrong type are converted or dropped; only a code is
+// required.
 func readError(body []byte) *errorDocument {
 	var d errorDocument
 	if json.Unmarshal(body, &d) != nil || d.Error.Code == "" {
@@ -55,10 +55,10 @@ func readError(body []byte) *errorDocument {
 // longestCode bounds a code, in bytes.
 const longestCode = 128
 
-// fit is a text that our tables can hold. What is no UTF-8, json has replaced already.
+// fit removes what the database cannot store. encoding/json has already replaced invalid UTF-8.
 func fit(text string) string { return strings.ReplaceAll(text, "\x00", "\uFFFD") }
 
-// message is the document's, or what stands in its place.
+// message is the document's message, or a replacement for a missing one.
 func (d *errorDocument) message() string {
 	var text string
 	if json.Unmarshal(d.Error.Message, &text) != nil {
@@ -67,31 +67,35 @@ func (d *errorDocument) message() string {
 	return fit(text)
 }
 
-// details are the document's, mended where our tables could not hold them; nil if there are
-// none, or they cannot be mended.
+// details are the document's details, converted where the database cannot store them; nil if there
+// are none.
 func (d *errorDocument) details() json.RawMessage {
 	raw := d.Error.Details
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
+
 	if jsonguard.Check(raw) == nil {
 		return raw
 	}
+
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.UseNumber()
 	var value any
 	if decoder.Decode(&value) != nil {
 		return nil
 	}
+
 	mended, err := json.Marshal(mend(value))
 	if err != nil || jsonguard.Check(mended) != nil {
 		return nil
 	}
+
 	return mended
 }
 
-// mend makes every part of a document one that our tables can hold: a number that they
-// cannot becomes its text.
+// mend converts the parts of a document that the database cannot store: a number out of range
+// becomes its text.
 func mend(value any) any {
 	switch v := value.(type) {
 	case string:
@@ -114,8 +118,7 @@ func mend(value any) any {
 	return value
 }
 
-// newAnswer reads an answer; body may be one byte over maxAnswer, and is then
-// refused.
+// newAnswer makes an answer. body may be one byte longer than maxAnswer, and is then refused.
 func newAnswer(name string, status int, body []byte) *answer {
 	a := &answer{name: name, status: status}
 	switch {
@@ -130,11 +133,12 @@ func newAnswer(name string, status int, body []byte) *answer {
 	if a.broken = jsonguard.Check(body); a.broken == nil {
 		a.body = body
 	}
+
 	return a
 }
 
-// refused is nil for a 2xx answer that is no error document, else the
-// *jobs.Failure that it amounts to.
+// refused returns nil for a 2xx response without an error document, else the *jobs.Failure that
+// describes the response.
 func (a *answer) refused() error {
 	switch {
 	case a.document != nil:
@@ -160,7 +164,8 @@ func (d *errorDocument) failure() *jobs.Failure {
 			retryable = false
 		}
 	}
-	// It is quoted in failures, in notices and in the log: none of them has a credential.
+
+	// The message is quoted in failures, in notices and in the log, so credentials are removed.
 	return &jobs.Failure{
 		Code:      redact.Text(d.Error.Code),
 		Message:   clip(redact.Text(clip(d.message(), 8*maxMessage)), maxMessage),
@@ -169,8 +174,8 @@ func (d *errorDocument) failure() *jobs.Failure {
 	}
 }
 
-// decode reads a good answer's body. One that cannot be read is a refusal: the
-// peer service did answer, and asking again would do it twice.
+// decode reads the body of a success. A body that cannot be read is a permanent failure: the peer
+// service has answered, and asking again would repeat the effect.
 func (a *answer) decode(out any) error {
 	if a.broken != nil {
 		return a.unusable(a.broken.Error())
@@ -185,7 +190,7 @@ func (a *answer) unusable(reason string) error {
 	return refusal("INTEGRATION_ERROR", fmt.Sprintf("the answer %d of the %s service cannot be used: %s", a.status, a.name, reason))
 }
 
-// refusal is a failure that no retry will mend.
+// refusal is a permanent failure.
 func refusal(code, message string) error {
 	retryable := false
 	return &jobs.Failure{Code: code, Message: message, Retryable: &retryable}

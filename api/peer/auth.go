@@ -9,12 +9,12 @@ import (
 	"github.com/maypok86/otter/v2"
 )
 
-// maxToken is the longest token that is worth a question.
+// maxToken is the longest token, in bytes, that is sent to the Auth Service.
 const maxToken = 8 << 10
 
-// What the Auth Service said of a token is gone by for a while, so that a person's next
-// click does not ask again: a good token at most until it expires, and a bad one hardly.
-// After that an outage is an outage: nobody is believed for having been known.
+// How long the result for a token is remembered, so that a person's next click needs no request: a
+// valid token at most until it expires, an invalid one only briefly. After that an outage is an
+// outage: no token is accepted because it used to be valid.
 const (
 	believedFor    = time.Minute
 	disbelievedFor = 3 * time.Second
@@ -27,7 +27,7 @@ type Auth struct {
 	known  *otter.Cache[[sha256.Size]byte, knownToken]
 }
 
-// knownToken is a past answer. The token itself is not kept.
+// knownToken is a remembered result. The token itself is not kept.
 type knownToken struct {
 	claims Claims
 	until  time.Time
@@ -38,13 +38,12 @@ func newAuth(c *caller) *Auth {
 		caller: c,
 		known: otter.Must(&otter.Options[[sha256.Size]byte, knownToken]{
 			MaximumSize: mostTokens,
-			Executor:    func(fn func()) { fn() }, // leaves no goroutine behind
+			Executor:    func(fn func()) { fn() }, // runs maintenance in the caller's goroutine, so that none is left behind
 		}),
 	}
 }
 
-// Claims is what the Auth Service says of a person's token. Without Valid the
-// rest is empty.
+// Claims are the claims of a person's token. Unless Valid, all other fields are empty.
 type Claims struct {
 	Valid       bool      `json:"valid"`
 	Subject     string    `json:"subject"`
@@ -55,22 +54,25 @@ type Claims struct {
 	ExpiresAt   time.Time `json:"expiresAt"` // zero if it was not said
 }
 
-// ValidateToken tells whether a person's token is good, as of at most a minute ago. A
-// token that is not is no error; an error means that nothing is known of it, and the
-// token must not be believed. The token is in none of the errors.
+// ValidateToken returns the claims of a person's token, as of at most a minute ago. An invalid
+// token is not an error. After an error nothing is known of the token, and it must not be accepted.
+// Errors never contain the token.
 func (c *Auth) ValidateToken(ctx context.Context, token string) (Claims, error) {
 	if token == "" || len(token) > maxToken {
 		return Claims{}, nil
 	}
+
 	key := sha256.Sum256([]byte(token))
 	if past, found := c.known.GetIfPresent(key); found && time.Now().Before(past.until) {
 		return past.claims, nil
 	}
+
 	asked := time.Now()
 	claims, err := c.ask(ctx, token)
 	if err != nil {
 		return Claims{}, err
 	}
+
 	until := asked.Add(disbelievedFor)
 	if claims.Valid {
 		until = asked.Add(believedFor)
@@ -78,6 +80,7 @@ func (c *Auth) ValidateToken(ctx context.Context, token string) (Claims, error) 
 			until = claims.ExpiresAt
 		}
 	}
+
 	c.known.Set(key, knownToken{claims, until})
 	return claims, nil
 }
@@ -94,8 +97,10 @@ func (c *Auth) ask(ctx context.Context, token string) (Claims, error) {
 	if err != nil || !claims.Valid {
 		return Claims{}, err
 	}
+
 	if claims.Subject == "" {
 		return Claims{}, refusal("INTEGRATION_ERROR", "the auth service calls a token valid and does not say whose it is")
 	}
+
 	return claims, nil
 }

@@ -15,33 +15,33 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// maxAnswer is the most that is read of an answer.
+// maxAnswer bounds the body of a response, in bytes.
 const maxAnswer = 4 << 20
 
-// caller asks one peer service.
+// caller sends requests to one peer service.
 type caller struct {
 	name   string
 	base   string
 	client *http.Client
 	token  func(ctx context.Context) (string, error)
 	line   *line
-	each   *each // for whom the peer service works; nil for those who do their own work
+	each   *each // the integrations behind the service; nil for services that do their own work
 }
 
-// question is one request, the same for every time that it is asked.
+// question is one request, unchanged for every repetition.
 type question struct {
 	method         string
-	path           string // escaped already
+	path           string // escaped
 	query          url.Values
-	body           any // marshalled to JSON; nil for none
+	body           any // marshalled to JSON; nil: no body
 	idempotencyKey string
 	correlationID  string
-	async          bool   // prefer an acceptance to an answer
-	of             string // whom the peer service is to ask; only where there is each
+	async          bool   // prefer a 202 to waiting for the result
+	of             string // the integration that the service shall use; only if each is set
 }
 
-// ask answers what the peer service answered, refusals included: see answer. The
-// error is a *jobs.Outage, or a *jobs.Failure for what cannot be asked.
+// ask sends a request and returns the response, whatever its status: see answer. An error is a
+// *jobs.Outage, or a *jobs.Failure for a request that cannot be sent.
 func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
 	var body []byte
 	if q.body != nil {
@@ -50,25 +50,28 @@ func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
 			return nil, refusal("VALIDATION_ERROR", fmt.Sprintf("the request to the %s service is not JSON: %v", c.name, err))
 		}
 	}
-	// Caught here because the transport refuses them too late: as a request
-	// that failed, which would be tried again and held against the peer service.
+
+	// The transport would refuse these only while sending. The call would look like an outage, be
+	// repeated, and count against the peer service.
 	if !headerSafe(q.idempotencyKey) || !headerSafe(q.correlationID) {
 		return nil, refusal("VALIDATION_ERROR", "a control character in the idempotency key or the correlation id")
 	}
+
 	request := func(ctx context.Context) (*answer, error) { return c.exchange(ctx, q, body) }
 	if c.each == nil || q.of == "" {
 		return c.line.ask(ctx, request)
 	}
+
 	return c.line.ask(ctx, func(ctx context.Context) (*answer, error) { return c.each.call(ctx, q.of, request) })
 }
 
-// exchange is one request and its answer. An error means that there was no
-// answer.
+// exchange sends one request and reads its response. An error means that there was no response.
 func (c *caller) exchange(ctx context.Context, q question, body []byte) (*answer, error) {
 	request, err := c.request(ctx, q, body)
 	if err != nil {
 		return nil, err
 	}
+
 	response, err := c.client.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", c.name, err)
@@ -78,15 +81,17 @@ func (c *caller) exchange(ctx context.Context, q question, body []byte) (*answer
 	if err != nil {
 		return nil, fmt.Errorf("read the answer of %s: %w", c.name, err)
 	}
+
 	got := newAnswer(c.name, response.StatusCode, read)
 	got.after = retry.After(response.Header, time.Now())
 	if got.status >= 500 && got.document == nil {
 		return nil, retry.Postpone(&speechless{c.name, got.status}, got.after)
 	}
+
 	return got, nil
 }
 
-// speechless is an answer that says nothing but that something is wrong.
+// speechless is an error response without an error document.
 type speechless struct {
 	name   string
 	status int
@@ -101,24 +106,27 @@ func (c *caller) request(ctx context.Context, q question, body []byte) (*http.Re
 	if len(q.query) > 0 {
 		target += "?" + q.query.Encode()
 	}
+
 	var reader io.Reader
 	if body != nil {
 		reader = bytes.NewReader(body)
 	}
+
 	request, err := http.NewRequestWithContext(ctx, q.method, target, reader)
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", c.name, err)
 	}
+
 	request.Header.Set("Accept", "application/json")
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
 	if q.idempotencyKey != "" {
-		// In lower case, which is the same on the wire, because net/http looks
-		// for the canonical name: where it finds it, it repeats a POST by itself
-		// when a kept connection is cut, and the policy's count is wrong.
+		// In lower case, which is equal on the wire. If net/http finds the canonical name, it repeats
+		// a POST by itself when a kept connection is cut, and the policy's count of requests is wrong.
 		request.Header["idempotency-key"] = []string{q.idempotencyKey}
 	}
+
 	if q.correlationID != "" {
 		request.Header.Set("X-Correlation-Id", q.correlationID)
 	}
@@ -132,26 +140,29 @@ func (c *caller) request(ctx context.Context, q question, body []byte) (*http.Re
 		}
 		request.Header.Set("Authorization", "Bearer "+token)
 	}
+
 	return request, nil
 }
 
-// call asks and decodes a 2xx answer into out; nil when nothing is expected.
+// call sends a request and decodes a 2xx response into out; nil: the body is ignored.
 func (c *caller) call(ctx context.Context, q question, out any) error {
 	got, err := c.ask(ctx, q)
 	if err != nil {
 		return err
 	}
+
 	if err := got.refused(); err != nil {
 		return err
 	}
 	if out == nil {
 		return nil
 	}
+
 	return got.decode(out)
 }
 
-// segment is a value as one segment of a path. Dots alone would climb: they are
-// no id of anything.
+// segment escapes a value as one segment of a path. Values of dots alone are refused: they would
+// lead to a parent directory.
 func segment(value string) (string, bool) {
 	if value == "" || value == "." || value == ".." || len(value) > 256 {
 		return "", false
@@ -168,7 +179,7 @@ func headerSafe(value string) bool {
 	return true
 }
 
-// outage reports whether an error says that the peer service was away.
+// outage returns whether an error means that the peer service was unavailable.
 func outage(err error) bool {
 	var away *jobs.Outage
 	return errors.As(err, &away)

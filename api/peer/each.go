@@ -14,61 +14,64 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// each tells one integration that fails from an Integration Service that does. The service's
-// breaker is for all integrations: one that hangs, or whose answers say nothing, would keep
-// the others waiting. So what fails for a few only is held against their own breakers.
+// each distinguishes a failing integration from a failing Integration Service. The service's
+// circuit breaker covers all integrations, so that one integration that hangs or answers nonsense
+// would stop the others. Failures of a few integrations therefore only count in their own breakers.
 type each struct {
 	policy  retry.Policy
 	changed func(retry.Status)
 
 	mu  sync.Mutex
-	all map[string]*one // by the integration's id; guarded by mu
+	all map[string]*one // by integration id; guarded by mu
 }
 
-// one is an integration that was called lately.
+// one is a recently called integration.
 type one struct {
 	breaker *retry.Breaker
-	failed  bool // its last request had no usable answer
+	failed  bool // its last request got no usable response
 	at      time.Time
 }
 
-// mostEach bounds how many integrations are remembered: their ids are the word of whoever
-// writes definitions.
+// mostEach bounds the number of remembered integrations, whose ids come from the authors of
+// definitions.
 const mostEach = 1000
 
-// errRests ends a call at once: the integration's own breaker is open. The task is given back
-// to its lane, and its place is another's.
+// errRests ends a call at once because the integration's own breaker is open. The task is released
+// to its queue, and its slot is free for another task.
 var errRests = errors.New("the integration fails too often and is left alone for a while")
 
-// call makes one request of an integration, and says against whom a failure is held.
+// call sends one request of an integration, and decides which breaker counts a failure.
 func (e *each) call(ctx context.Context, id string, request func(context.Context) (*answer, error)) (*answer, error) {
 	breaker := e.of(id).breaker
 	if !breaker.Allow() {
 		return nil, retry.Excuse(fmt.Errorf("%s: %w", id, errRests))
 	}
+
 	got, err := request(ctx)
 	if err == nil {
 		e.told(id, false)
 		breaker.Done(nil)
 		return got, nil
 	}
+
 	if ctx.Err() == nil && e.alone(id, err) {
 		breaker.Done(err)
 		return nil, retry.Excuse(err)
 	}
-	breaker.Done(nil) // nothing is known of the integration itself
+
+	breaker.Done(nil) // the result says nothing of the integration itself
 	return nil, err
 }
 
-// alone notes that a request failed, and says whether that is the integration's doing alone:
-// the service was reached, and at least half of the integrations that were called lately do
-// well.
+// alone notes a failed request and returns whether the integration alone is to blame: the service
+// was reached, and at least half of the recently called integrations work.
 func (e *each) alone(id string, err error) bool {
 	e.told(id, true)
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
 		return false
 	}
+
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	bad, all := 0, 0
@@ -81,6 +84,7 @@ func (e *each) alone(id string, err error) bool {
 			bad++
 		}
 	}
+
 	return 2*bad <= all
 }
 
@@ -91,16 +95,18 @@ func (e *each) told(id string, failed bool) {
 	o.failed, o.at = failed, time.Now()
 }
 
-// of finds an integration, and makes room for it.
+// of finds or creates the record of an integration.
 func (e *each) of(id string) *one {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if o := e.all[id]; o != nil {
 		return o
 	}
+
 	if e.all == nil || len(e.all) >= mostEach {
 		e.all = map[string]*one{}
 	}
+
 	o := &one{breaker: retry.NewBreaker(nameIntegration+"/"+id, e.policy, e.changed)}
 	e.all[id] = o
 	return o
@@ -113,6 +119,7 @@ func (e *each) states() []retry.Status {
 	for o := range maps.Values(e.all) {
 		breakers = append(breakers, o.breaker)
 	}
+
 	e.mu.Unlock()
 	var states []retry.Status
 	for _, b := range breakers {
@@ -120,6 +127,7 @@ func (e *each) states() []retry.Status {
 			states = append(states, s)
 		}
 	}
+
 	slices.SortFunc(states, func(a, b retry.Status) int { return strings.Compare(a.Name, b.Name) })
 	return states
 }

@@ -11,11 +11,11 @@ import (
 // Integrations calls the Integration Service.
 type Integrations struct {
 	caller *caller
-	once   *caller // the same, for a question that is not worth a retry
+	once   *caller // without retries
 }
 
-// InvokeRequest is what an integration is to do. CredentialRef is a reference:
-// the secret itself is resolved over there and never comes here.
+// InvokeRequest is a call of an integration. CredentialRef is a reference: the Integration Service
+// resolves the secret, which never reaches this process.
 type InvokeRequest struct {
 	Method        string          `json:"method"`
 	Parameters    json.RawMessage `json:"parameters"` // default {}
@@ -27,27 +27,27 @@ type InvokeRequest struct {
 	CorrelationID  string `json:"-"`
 }
 
-// InvokeAnswer is an invocation that succeeded, or was accepted.
+// InvokeAnswer is the result of an invocation that succeeded or was accepted.
 type InvokeAnswer struct {
-	Data         json.RawMessage // any JSON value; nil if there was none, and when accepted
-	InvocationID string          // set when accepted: the answer comes by event
+	Data         json.RawMessage // any JSON value; nil: none, or the invocation was accepted
+	InvocationID string          // of an accepted invocation, whose result arrives as an event
 }
 
-// integrationID is narrow because neither joining nor escaping a path keeps
-// ".." from climbing out of it.
+// integrationID is strict, because neither joining nor escaping a path would stop "..".
 var integrationID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
 
-// Invoke has the integration id do something, once as far as it answers: a
-// *jobs.Failure means one request was made (or none, for a request that cannot
-// be sent). Where no answer comes it is asked again under the same
-// IdempotencyKey, and a *jobs.Outage says that the policy, or ctx, has ended.
+// Invoke calls an integration. A *jobs.Failure means that the service was asked once and refused
+// (or not at all, for a request that cannot be sent). Without a response the request is repeated
+// under the same IdempotencyKey; a *jobs.Outage means that the policy, or ctx, has ended.
 func (c *Integrations) Invoke(ctx context.Context, id string, req InvokeRequest) (InvokeAnswer, error) {
 	if !integrationID.MatchString(id) {
 		return InvokeAnswer{}, refusal("VALIDATION_ERROR", "there can be no integration of that id")
 	}
+
 	if req.Parameters == nil {
 		req.Parameters = json.RawMessage("{}")
 	}
+
 	got, err := c.caller.ask(ctx, question{
 		method:         http.MethodPost,
 		path:           "/api/integrations/" + id + "/invoke",
@@ -60,23 +60,27 @@ func (c *Integrations) Invoke(ctx context.Context, id string, req InvokeRequest)
 	if err != nil {
 		return InvokeAnswer{}, err
 	}
+
 	if err := got.refused(); err != nil {
 		return InvokeAnswer{}, err
 	}
+
 	return invoked(got)
 }
 
-// invoked reads a good answer: 200 {status:"SUCCESS", data} or 202
-// {invocationId}, and nothing else.
+// invoked reads a success: 200 {status:"SUCCESS", data} or 202 {invocationId}. Other bodies are
+// refused.
 func invoked(got *answer) (InvokeAnswer, error) {
 	var body struct {
 		Status       string          `json:"status"`
 		Data         json.RawMessage `json:"data"`
 		InvocationID string          `json:"invocationId"`
 	}
+
 	if err := got.decode(&body); err != nil {
 		return InvokeAnswer{}, err
 	}
+
 	switch {
 	case got.status == http.StatusAccepted && body.InvocationID != "":
 		return InvokeAnswer{InvocationID: body.InvocationID}, nil
@@ -90,20 +94,23 @@ func invoked(got *answer) (InvokeAnswer, error) {
 	}
 }
 
-// Connection says how a connection of an integration stands, such as CONNECTED; an
-// empty name is the integration's own. It is asked once: who wants to know goes on
-// without the answer. One that is not known is a *jobs.Failure of the service's words.
+// Connection returns the state of an integration's connection, such as CONNECTED; an empty name
+// means the integration's own connection. It sends one request, because its callers can continue
+// without the result. An unknown connection is a *jobs.Failure with the service's message.
 func (c *Integrations) Connection(ctx context.Context, id, connection string) (string, error) {
 	if !integrationID.MatchString(id) {
 		return "", refusal("VALIDATION_ERROR", "there can be no integration of that id")
 	}
+
 	q := question{method: http.MethodGet, path: "/api/integrations/" + id + "/connection"}
 	if connection != "" {
 		q.query = url.Values{"connection": {connection}}
 	}
+
 	var body struct {
 		Status string `json:"status"`
 	}
+
 	err := c.once.call(ctx, q, &body)
 	return body.Status, err
 }

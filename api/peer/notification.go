@@ -5,12 +5,11 @@ import (
 	"net/http"
 )
 
-// Notifications calls the Notification Service. Each channel has a breaker of its own:
-// with one for all, a channel that is down would take those with it that stand in for it.
+// Notifications calls the Notification Service. Each channel has its own circuit breaker, because
+// the channels are each other's fallback.
 type Notifications struct{ channels map[string]*caller }
 
-// NotifyRequest is something that one user is told by one channel, such as in-app or
-// email, in the shape of a template.
+// NotifyRequest is a notice for one user through one channel, such as in-app or email.
 type NotifyRequest struct {
 	Channel  string `json:"channel"`
 	UserID   string `json:"userId"`
@@ -20,8 +19,7 @@ type NotifyRequest struct {
 	IdempotencyKey string `json:"-"` // the same, whenever it is sent again
 }
 
-// Notify sends it. When it fails, the next channel that the definition lists is for
-// the caller to try.
+// Notify sends a notice. After a failure the caller tries the definition's next channel.
 func (c *Notifications) Notify(ctx context.Context, r NotifyRequest) error {
 	caller, found := c.channels[r.Channel]
 	if !found {

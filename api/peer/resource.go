@@ -16,7 +16,7 @@ const (
 // Resources calls the Resource Service.
 type Resources struct{ caller *caller }
 
-// AllocateRequest asks for what a definition requires.
+// AllocateRequest asks for the resources that a definition requires.
 type AllocateRequest struct {
 	TaskID string `json:"taskId"`
 	CPU    string `json:"cpu"`    // default DefaultCPU
@@ -24,7 +24,7 @@ type AllocateRequest struct {
 	Disk   string `json:"disk"`   // default DefaultDisk
 }
 
-// Allocation is what a task may use.
+// Allocation is the granted resources of a task.
 type Allocation struct {
 	ID     string `json:"allocationId"` // empty in a fallback
 	CPU    string `json:"cpu"`
@@ -34,21 +34,20 @@ type Allocation struct {
 	Fallback bool `json:"-"` // the service was away: these are the request's own figures
 }
 
-// Defaults is what a task gets where nobody can be asked: what its definition requires,
-// and for what that leaves open the defaults. Nothing is reserved.
+// Defaults is the allocation without a Resource Service: the required resources, and defaults for
+// the others. Nothing is reserved.
 func (req AllocateRequest) Defaults() Allocation {
 	return Allocation{
 		CPU: cmp.Or(req.CPU, DefaultCPU), Memory: cmp.Or(req.Memory, DefaultMemory), Disk: cmp.Or(req.Disk, DefaultDisk), Fallback: true,
 	}
 }
 
-// Allocate reserves resources for a task. It has a fallback and so reports no
-// outage: the task runs with what its definition asked for, unreserved. An
-// error is a *jobs.Failure: the service was there and refused.
+// Allocate reserves resources for a task. During an outage it falls back to the required resources,
+// unreserved, and returns no error. An error is a *jobs.Failure: the service refused.
 func (c *Resources) Allocate(ctx context.Context, req AllocateRequest) (Allocation, error) {
 	fallback := req.Defaults()
 	req.CPU, req.Memory, req.Disk = fallback.CPU, fallback.Memory, fallback.Disk
-	// What the answer leaves out is as it was asked.
+	// Members that the response leaves out are granted as requested.
 	granted := Allocation{CPU: req.CPU, Memory: req.Memory, Disk: req.Disk}
 	err := c.caller.call(ctx, question{
 		method: http.MethodPost,

@@ -9,8 +9,8 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
-// checkCallback refuses every callbackUrl where nothing could be signed: what comes
-// unsigned, its taker would have to believe.
+// checkCallback refuses every callbackUrl if there is no secret: receivers could not verify
+// unsigned callbacks.
 func (c Config) checkCallback(string) error {
 	if len(c.secrets) == 0 {
 		return errors.New("callbacks are off here: TES_CALLBACK_SECRET, which signs them, is not set")
@@ -18,7 +18,7 @@ func (c Config) checkCallback(string) error {
 	return nil
 }
 
-// startCallbacks posts what is owed, if it can be signed.
+// startCallbacks delivers callbacks if they can be signed.
 func (s *service) startCallbacks(ctx context.Context) {
 	caller := webhook.New(webhook.Config{Secrets: s.cfg.secrets, Current: s.callbackSecrets, Allow: s.cfg.allow})
 	s.onStop(func(context.Context) error { caller.Close(); return nil })
@@ -27,6 +27,7 @@ func (s *service) startCallbacks(ctx context.Context) {
 		s.background(s.calls.Run)
 		return
 	}
+
 	if owed, err := db.New(s.engine).CallbackBacklog(ctx); err == nil && owed.Waiting > 0 {
 		s.log.Warn("callbacks wait: TES_CALLBACK_SECRET, which signs them, is not set", "tasks", owed.Waiting)
 	}

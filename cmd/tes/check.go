@@ -10,7 +10,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/check"
 )
 
-// checkCmd holds a database against the invariants.
+// checkCmd checks a database against the invariants.
 type checkCmd struct {
 	Ledger  string        `type:"existingfile" placeholder:"FILE" help:"What a consumer heard, as lines of JSON."`
 	Since   time.Time     `placeholder:"TIME" help:"When the ledger begins, such as 2026-01-31T09:00:00Z: older events need not be in it. Default: the beginning of the log."`
@@ -19,7 +19,7 @@ type checkCmd struct {
 	JSON    bool          `name:"json" help:"Print JSON."`
 }
 
-// Help says what it does to the database, and what a ledger is.
+// Help is the long help text of tes check.
 func (checkCmd) Help() string {
 	return `It reads only, all of it in one snapshot, and may be used while the service works. Role
 tes_app is enough. Each rule reads whole tables: at many millions of rows use a standby.
@@ -35,7 +35,7 @@ id, task and seq are the headers ce-id, ce-subject and ce-sequence; sha256 is th
 body, in hex. End the consumer's writing, or copy the file, before you check.`
 }
 
-// Run prints the report.
+// Run checks and prints the report.
 func (c *checkCmd) Run(s *cmdContext) error {
 	switch {
 	case c.Grace <= 0:
@@ -46,6 +46,7 @@ func (c *checkCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
+
 	o := check.Options{Grace: c.Grace, Timeout: c.Timeout, Since: c.Since}
 	if c.Ledger != "" {
 		var err error
@@ -53,6 +54,7 @@ func (c *checkCmd) Run(s *cmdContext) error {
 			return err
 		}
 	}
+
 	pool, err := pgpool.Open(s.ctx, s.cfg.direct(), pgpool.Config{Name: "tes check", MaxConns: 1, AnyServer: true})
 	if err != nil {
 		return err
@@ -62,11 +64,13 @@ func (c *checkCmd) Run(s *cmdContext) error {
 	if err != nil {
 		return err
 	}
+
 	if c.JSON {
 		err = printJSON(s, report)
 	} else {
 		printReport(s, report)
 	}
+
 	return join(err, verdict(report))
 }
 
@@ -80,10 +84,11 @@ func readLedger(name string) (*check.Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger %s: %w", name, err)
 	}
+
 	return ledger, nil
 }
 
-// verdict is the error with which a report ends the program.
+// verdict is the error for a report with broken or unchecked rules; nil if every rule holds.
 func verdict(r check.Report) error {
 	var errs []error
 	if r.Broken > 0 {
@@ -95,7 +100,7 @@ func verdict(r check.Report) error {
 	return errors.Join(errs...)
 }
 
-// printReport prints a line for each rule, and under a broken one what breaks it.
+// printReport prints a line for each rule, and the violations of a broken one.
 func printReport(s *cmdContext, r check.Report) {
 	s.printf("At %s, with a grace of %s.\n\n", r.At.UTC().Format(time.RFC3339), r.Grace)
 	blind := 0
@@ -106,6 +111,7 @@ func printReport(s *cmdContext, r check.Report) {
 		s.printf("%-11s  %-3s  %s%s\n", one.Verdict, one.ID, one.Sentence, because(one.Why))
 		printRules(s, one.Rules)
 	}
+
 	s.printf("\nBeyond the sixteen:\n")
 	printRules(s, r.More)
 	s.printf("\nBroken rules: %d. Invariants that were not checked, or in part: %d of %d.\n", r.Broken, blind, len(r.Invariants))

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
 
-// direct is the URL of the database itself, past any pooler.
+// direct is the URL of the server itself, without a pooler.
 func (c Config) direct() string {
 	if c.DatabaseDirectURL != "" {
 		return c.DatabaseDirectURL
@@ -21,22 +21,25 @@ func (c Config) direct() string {
 	return c.DatabaseURL
 }
 
-// connect opens the pools. With TES_DATABASE_DIRECT_URL, TES_DATABASE_URL may lead through a
-// pooler in transaction mode: moves and reads do, and the sessions that listen, publish and
-// lead do not.
+// connect opens the pools. With TES_DATABASE_DIRECT_URL, TES_DATABASE_URL may lead through a pooler
+// in transaction mode: transitions and reads use it, while the sessions that listen, publish and
+// lead connect directly.
 func (s *service) connect(ctx context.Context) (reads api.Reads, own *pgxpool.Pool, err error) {
 	if s.cfg.DatabaseDirectURL == "" {
 		reads, err = s.connectStraight(ctx)
 	} else {
 		reads, err = s.connectPooled(ctx)
 	}
+
 	if errors.Is(err, pgpool.ErrPooler) {
 		return nil, nil, fmt.Errorf("%w. Set TES_DATABASE_DIRECT_URL to the address of the PostgreSQL server itself: migrations, "+
 			"LISTEN and the publisher need sessions of their own. TES_DATABASE_URL may then lead through a pooler in transaction mode", err)
 	}
+
 	if err != nil {
 		return nil, nil, err
 	}
+
 	own, err = s.open(ctx, s.cfg.direct(), pgpool.Config{Name: "tes river", MaxConns: 4, Custom: true})
 	return reads, own, err
 }
@@ -51,9 +54,11 @@ func (s *service) connectStraight(ctx context.Context) (api.Reads, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if err := pgpool.Sessions(ctx, engine, engineConfig); err != nil {
 		return nil, err
 	}
+
 	s.engine, s.sessions = engine, engine
 	return s.open(ctx, s.cfg.DatabaseURL, readsConfig)
 }
@@ -64,9 +69,11 @@ func (s *service) connectPooled(ctx context.Context) (api.Reads, error) {
 	if s.sessions, err = s.open(ctx, s.cfg.DatabaseDirectURL, cfg); err != nil {
 		return nil, fmt.Errorf("TES_DATABASE_DIRECT_URL: %w", err)
 	}
+
 	if err := pgpool.Sessions(ctx, s.sessions, cfg); err != nil {
 		return nil, fmt.Errorf("TES_DATABASE_DIRECT_URL: %w", err)
 	}
+
 	moves, err := s.openPooled(ctx, engineConfig)
 	if err != nil {
 		return nil, err
@@ -74,6 +81,7 @@ func (s *service) connectPooled(ctx context.Context) (api.Reads, error) {
 	if err := sameDatabase(ctx, s.sessions, moves); err != nil {
 		return nil, err
 	}
+
 	s.engine = moves
 	return s.openPooled(ctx, readsConfig)
 }
@@ -96,12 +104,13 @@ func (s *service) openPooled(ctx context.Context, cfg pgpool.Config) (*pgpool.Po
 	return pool, nil
 }
 
-// sameDatabase says whether both URLs lead to one database: what one of them wrote the other
-// would not find.
+// sameDatabase returns an error if the URLs lead to two databases: rows written through one would
+// not be found through the other.
 func sameDatabase(ctx context.Context, direct *pgxpool.Pool, pooled *pgpool.Pooled) error {
 	type asked interface {
 		QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	}
+
 	var said [2]string
 	for i, pool := range []asked{direct, pooled} {
 		const ask = "SELECT current_database() || ' of the server that was started at ' || pg_postmaster_start_time()"
@@ -109,6 +118,7 @@ func sameDatabase(ctx context.Context, direct *pgxpool.Pool, pooled *pgpool.Pool
 			return fmt.Errorf("compare the two databases: %w", err)
 		}
 	}
+
 	if said[0] != said[1] {
 		return fmt.Errorf("TES_DATABASE_DIRECT_URL and TES_DATABASE_URL lead to two databases: %s, and %s", said[0], said[1])
 	}

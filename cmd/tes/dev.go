@@ -15,7 +15,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db/localpg"
 )
 
-// devCmd runs everything on one machine.
+// devCmd is tes dev: everything on one machine.
 type devCmd struct {
 	DataDir   string `help:"Keep the data in DIR." placeholder:"DIR"`
 	Ephemeral bool   `help:"Keep nothing: a temporary directory that is removed at the end."`
@@ -25,7 +25,7 @@ type devCmd struct {
 	ReadyFile string `help:"When all is ready, write where everything is to FILE, as JSON." placeholder:"FILE"`
 }
 
-// ready is what --ready-file gets; scripts rely on it.
+// ready is the content of --ready-file; scripts rely on it.
 type ready struct {
 	PID            int               `json:"pid"`
 	APIURL         string            `json:"apiUrl"`
@@ -39,14 +39,15 @@ type ready struct {
 	Tokens         map[string]string `json:"tokens"`
 }
 
-// callers are the services that tokens are made for.
+// callers are the services for which tokens are printed.
 var callers = []string{"workflow-orchestrator", "ui-framework", "monitoring-service", "task-worker", "error-handler"}
 
-// Run starts everything, says where it is, and stops it in order at Ctrl-C.
+// Run starts everything, prints the addresses, and stops everything at Ctrl-C.
 func (c *devCmd) Run(s *cmdContext) error {
 	if c.DataDir != "" && c.Ephemeral {
 		return &usageError{"--data-dir and --ephemeral exclude each other"}
 	}
+
 	if c.Reset && c.Ephemeral {
 		return &usageError{"--reset and --ephemeral exclude each other"}
 	}
@@ -56,11 +57,13 @@ func (c *devCmd) Run(s *cmdContext) error {
 	if c.HTTP == "" {
 		c.HTTP = s.cfg.httpAddress()
 	}
+
 	for flag, address := range map[string]string{"--http": c.HTTP, "--nats": c.NATS} {
 		if err := checkAddress(address); err != nil {
 			return &usageError{flag + ": " + err.Error()}
 		}
 	}
+
 	dir, err := c.place(s)
 	if err != nil {
 		return err
@@ -69,8 +72,9 @@ func (c *devCmd) Run(s *cmdContext) error {
 		if err := c.checkReadyFile(dir); err != nil {
 			return err
 		}
-		_ = os.Remove(c.ReadyFile) // of a run that was killed: nobody must read it
+		_ = os.Remove(c.ReadyFile) // the file of a killed run would mislead readers
 	}
+
 	if c.Reset {
 		aside, err := localpg.MoveAside(dir, "tes dev --reset")
 		if err != nil {
@@ -80,11 +84,13 @@ func (c *devCmd) Run(s *cmdContext) error {
 			s.printf("What was in %s is now in %s.\n", dir, aside)
 		}
 	}
-	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup; else its terminal has gone
+
+	if !signal.Ignored(syscall.SIGHUP) { // ignored under nohup; otherwise the terminal was closed
 		ctx, stop := signal.NotifyContext(s.ctx, syscall.SIGHUP)
 		defer stop()
 		s.ctx = ctx
 	}
+
 	begun := time.Now()
 	l, err := startLocal(s, localConfig{
 		dataDir: dir, throwaway: c.Ephemeral, http: c.HTTP, nats: c.NATS, peers: "127.0.0.1:9090", owner: "tes dev",
@@ -92,6 +98,7 @@ func (c *devCmd) Run(s *cmdContext) error {
 	if err != nil {
 		return err
 	}
+
 	r := l.ready(s.cfg)
 	if c.ReadyFile != "" {
 		text, err := indented(r)
@@ -102,12 +109,14 @@ func (c *devCmd) Run(s *cmdContext) error {
 			return join(err, l.stop(context.WithoutCancel(s.ctx)))
 		}
 	}
+
 	banner(s, l, r, time.Since(begun))
 	var ended error
-	var died <-chan struct{} // never, where the database is not ours
+	var died <-chan struct{} // nil, and so never ready, for the operator's own database
 	if l.cluster != nil {
 		died = l.cluster.Done()
 	}
+
 	select {
 	case <-s.ctx.Done():
 	case <-l.service.ordered:
@@ -118,14 +127,16 @@ func (c *devCmd) Run(s *cmdContext) error {
 	if c.ReadyFile != "" {
 		_ = os.Remove(c.ReadyFile)
 	}
+
 	if err := l.stop(context.WithoutCancel(s.ctx)); err != nil {
 		return join(ended, err)
 	}
+
 	return ended
 }
 
-// checkReadyFile is for a place that cannot be written: that is better known before all
-// has started. The data directory may not be there yet.
+// checkReadyFile reports a file that cannot be written before anything is started. A file inside
+// the data directory passes: that directory may not exist yet.
 func (c *devCmd) checkReadyFile(dataDir string) error {
 	file, err := tempBeside(c.ReadyFile)
 	if err != nil {
@@ -135,23 +146,27 @@ func (c *devCmd) checkReadyFile(dataDir string) error {
 		}
 		return err
 	}
+
 	_ = file.Close()
 	return os.Remove(file.Name())
 }
 
-// place is the data directory.
+// place is the absolute path of the data directory.
 func (c *devCmd) place(s *cmdContext) (dir string, err error) {
 	if dir = c.DataDir; dir == "" {
 		dir = s.cfg.DataDir
 	}
+
 	if dir == "" {
 		if dir, err = localpg.DefaultBaseDir(); err != nil {
 			return "", err
 		}
 	}
+
 	if dir, err = filepath.Abs(dir); err != nil {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
+
 	return dir, nil
 }
 
@@ -161,12 +176,15 @@ func (l *local) ready(cfg Config) ready {
 		RiverUIURL: l.service.url + "/riverui/", OpenAPIURL: l.service.url + "/openapi.yaml",
 		NeighboursURL: l.peers.URL(), SigningKeyFile: l.keyFile, CallbackSecret: l.secret, Tokens: map[string]string{},
 	}
+
 	if cfg.NATSURL != "" {
 		r.NATSURL = cfg.NATSURL
 	}
+
 	for _, caller := range callers {
 		r.Tokens[caller] = l.peers.Token(caller)
 	}
+
 	return r
 }
 
@@ -175,6 +193,7 @@ func banner(s *cmdContext, l *local, r ready, took time.Duration) {
 	if l.cluster != nil {
 		s.printf("; its data is in %s", l.dir)
 	}
+
 	s.printf(".\n\n")
 	for _, line := range [][2]string{
 		{"API", r.APIURL}, {"OpenAPI", r.OpenAPIURL}, {"River UI", r.RiverUIURL + " (log in with a token: monitoring-service looks, workflow-orchestrator acts)"}, {"Bus", r.NATSURL},
@@ -183,6 +202,7 @@ func banner(s *cmdContext, l *local, r ready, took time.Duration) {
 	} {
 		s.printf("  %-12s %s\n", line[0], line[1])
 	}
+
 	s.printf(`
 Tokens, good for an hour (tes token --key %s makes others):
 
@@ -190,6 +210,7 @@ Tokens, good for an hour (tes token --key %s makes others):
 	for _, caller := range callers {
 		s.printf("  %-22s %s\n", caller, r.Tokens[caller])
 	}
+
 	s.printf(`
 Try:
 

@@ -20,10 +20,12 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	users, err := s.newPeers("user", s.cfg.UserURL)
 	if err != nil {
 		return nil, err
 	}
+
 	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
 	s.integrations = integrations.Integrations
 	web := automated.NewHTTP(automated.HTTPConfig{
@@ -49,6 +51,7 @@ func checkDefinition(c jobs.ExecutionConfig) error {
 			return err
 		}
 	}
+
 	switch c.Executor {
 	case "expression":
 		return automated.CheckExpression(c.Expression)
@@ -64,10 +67,12 @@ func (s *service) resources() (allocator, error) {
 	if s.cfg.orElse(s.cfg.ResourceURL) == "" {
 		return allocator{}, nil
 	}
+
 	n, err := s.newPeers("resource", s.cfg.ResourceURL)
 	if err != nil {
 		return allocator{}, err
 	}
+
 	s.breakers = append(s.breakers, n.Resources.Breaker())
 	return allocator{n.Resources}, nil
 }
@@ -77,15 +82,17 @@ func (s *service) notices() (*jobs.Notices, error) {
 	if s.cfg.orElse(s.cfg.NotificationURL) == "" {
 		return jobs.NewNotices(s.tasks, nil), nil
 	}
+
 	n, err := s.newPeers("notification", s.cfg.NotificationURL)
 	if err != nil {
 		return nil, err
 	}
+
 	s.breakers = append(s.breakers, n.Notifications.Breakers()...)
 	return jobs.NewNotices(s.tasks, n.notifier()), nil
 }
 
-// peer services makes the clients of the peer service at url.
+// newPeers makes the clients of the peer services at url.
 func (s *service) newPeers(name, url string) (peers, error) {
 	n, err := peer.New(peer.Config{
 		BaseURL: s.cfg.orElse(url), Wrap: s.spans.Transport(name),
@@ -105,9 +112,11 @@ func (s *service) states() []retry.Status {
 	for i, b := range s.breakers {
 		all[i] = b.Status()
 	}
+
 	if s.integrations != nil {
 		all = append(all, s.integrations.Resting()...)
 	}
+
 	slices.SortFunc(all, func(a, b retry.Status) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }

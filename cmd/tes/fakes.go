@@ -11,18 +11,19 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
-// peersCmd runs the fake peer services alone.
+// peersCmd is tes neighbours: the fake peer services alone.
 type peersCmd struct {
 	HTTP string `default:"127.0.0.1:9090" help:"Address to listen on." placeholder:"HOST:PORT"`
 	Key  string `type:"existingfile" help:"Private key that signs service tokens, PEM. Default: a new one." placeholder:"FILE"`
 }
 
-// Run plays the peer services until Ctrl-C. Asynchronous answers go to the bus of TES_NATS_URL,
-// where that is set.
+// Run serves until Ctrl-C. Asynchronous results are published on the bus of TES_NATS_URL, if it is
+// set.
 func (c *peersCmd) Run(s *cmdContext) (err error) {
 	if err := checkAddress(c.HTTP); err != nil {
 		return &usageError{"--http: " + err.Error()}
 	}
+
 	var key *ecdsa.PrivateKey
 	if c.Key != "" {
 		text, err := os.ReadFile(c.Key)
@@ -33,6 +34,7 @@ func (c *peersCmd) Run(s *cmdContext) (err error) {
 			return fmt.Errorf("%s: %w", c.Key, err)
 		}
 	}
+
 	log := logger(s, slog.LevelInfo, "text")
 	config := peertest.Config{Listen: c.HTTP, Key: key, Logger: log}
 	if s.cfg.NATSURL != "" {
@@ -43,15 +45,18 @@ func (c *peersCmd) Run(s *cmdContext) (err error) {
 		defer func() { err = join(err, bus.Close(context.WithoutCancel(s.ctx))) }()
 		config.Respond = func(ctx context.Context, subject string, body []byte) error { return bus.Send(ctx, subject, nil, body) }
 	}
+
 	there, err := peertest.Start(config)
 	if err != nil {
 		return err
 	}
+
 	s.printf("Fakes of the peer services of tes: %s/_standin/ (Ctrl-C stops them)\n\n", there.URL())
 	s.printf("  TES_NEIGHBOURS_URL=%s\n  TES_SERVICE_TOKEN=%s\n\nTokens, good for an hour:\n\n", there.URL(), there.Token("task-execution-service"))
 	for _, service := range callers {
 		s.printf("  %-22s %s\n", service, there.Token(service))
 	}
+
 	<-s.ctx.Done()
 	return there.Close(context.WithoutCancel(s.ctx))
 }

@@ -11,18 +11,17 @@ import (
 	"time"
 )
 
-// healthcheckCmd asks a running service how it is: an image of one binary has nothing else
-// that could.
+// healthcheckCmd is the health probe of images that contain nothing but this binary.
 type healthcheckCmd struct {
 	URL   string        `help:"The service. Default: TES_HTTP on this machine." placeholder:"URL"`
 	Ready bool          `help:"Ask /readyz instead of /livez: whether it takes requests, and not only whether it lives."`
 	Wait  time.Duration `name:"timeout" default:"3s" help:"How long to wait for the answer."`
 }
 
-// mostHealth bounds what is read of the answer.
+// mostHealth bounds the body of the response.
 const mostHealth = 4 << 10
 
-// Run exits without an error if the answer is 200.
+// Run returns nil if the response is a 200.
 func (c *healthcheckCmd) Run(s *cmdContext) error {
 	base, client := c.URL, http.DefaultClient
 	if base == "" {
@@ -32,7 +31,7 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 			return &usageError{fmt.Sprintf("TES_HTTP: %q is no address: %v", address, err)}
 		}
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-			host = "127.0.0.1" // it listens everywhere
+			host = "127.0.0.1" // a listener on every address includes loopback
 		}
 		base = "http://" + net.JoinHostPort(host, port)
 		if s.cfg.TLSCert != "" {
@@ -42,16 +41,19 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 			}
 		}
 	}
+
 	path := "/livez"
 	if c.Ready {
 		path = "/readyz"
 	}
+
 	ctx, cancel := context.WithTimeout(s.ctx, c.Wait)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+path, nil)
 	if err != nil {
 		return &usageError{"--url: " + err.Error()}
 	}
+
 	response, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("no answer: %w", err)
@@ -61,13 +63,14 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answers %d: %s", request.URL, response.StatusCode, strings.TrimSpace(string(text)))
 	}
+
 	s.printf("%s\n", strings.TrimSpace(string(text)))
 	return nil
 }
 
-// ownClient asks the service of this machine over TLS. It does not judge the certificate, whose
-// name is that of the service and not of this machine's loopback. It presents the same one:
-// where callers have to present one, its authority has to be among TES_TLS_CLIENT_CA.
+// ownClient is the TLS client for the service on this machine. It does not verify the certificate,
+// which names the service and not loopback. It presents the same certificate as the server: if the
+// listener requires client certificates, its authority must be among TES_TLS_CLIENT_CA.
 func ownClient(cfg Config) (*http.Client, error) {
 	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
 	if err != nil {

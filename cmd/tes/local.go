@@ -31,11 +31,10 @@ import (
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
-// local is a whole tes on one machine, everything it needs included: what dev and
-// demo have in common.
+// local is a whole tes on one machine, as dev and demo run it.
 type local struct {
 	dir        string
-	temp       string           // to be removed; empty where the cluster sees to it
+	temp       string           // removed at stop; empty: the cluster removes its own directory
 	cluster    *localpg.Cluster // nil with TES_DATABASE_URL
 	bus        *natsbus.Bus
 	peers      *peertest.Server
@@ -47,18 +46,18 @@ type local struct {
 	databaseAt string
 }
 
-// localConfig says where a local tes lives.
+// localConfig configures startLocal.
 type localConfig struct {
-	dataDir   string // of a durable one
-	throwaway bool   // in a temporary directory that is removed at the end
+	dataDir   string // of a durable instance
+	throwaway bool   // in a temporary directory that stop removes
 	http      string
 	nats      string
 	peers     string // address of the fake peer services
-	owner     string // what the lock file calls us
+	owner     string // names this process in the lock file
 }
 
-// startLocal starts PostgreSQL, the bus, the fake peer services and the service,
-// in this order. If it fails nothing is left behind.
+// startLocal starts PostgreSQL, the bus, the fake peer services and the service, in this order.
+// After an error nothing is left behind.
 func startLocal(s *cmdContext, lc localConfig) (*local, error) {
 	l := &local{log: logger(s, slog.LevelWarn, "text")}
 	if err := l.start(s, lc); err != nil {
@@ -72,21 +71,26 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 	if cfg.DatabaseDirectURL != "" && cfg.DatabaseURL == "" {
 		return &usageError{"TES_DATABASE_DIRECT_URL goes with TES_DATABASE_URL, which is not set"}
 	}
+
 	if err := l.startDatabase(s, lc); err != nil {
 		return err
 	}
+
 	cfg.DatabaseURL = l.databaseAt
 	if err := migrations.Up(s.ctx, cfg.direct()); err != nil {
 		return err
 	}
+
 	key, err := l.signingKey()
 	if err != nil {
 		return err
 	}
+
 	files, err := cfg.watchFiles(l.log)
 	if err != nil {
 		return err
 	}
+
 	roots, own := files.natsTLS()
 	l.bus, err = natsbus.Open(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off",
@@ -104,6 +108,7 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 	if err != nil {
 		return err
 	}
+
 	cfg.HTTP = lc.http
 	cfg.grace = min(cfg.grace, 10*time.Second)
 	if cfg.NeighboursURL == "" {
@@ -112,9 +117,11 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 	if cfg.ServiceTok == "" {
 		cfg.ServiceTok = l.peers.Token("task-execution-service")
 	}
+
 	if err := l.callbackSecret(&cfg); err != nil {
 		return err
 	}
+
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 	l.service, err = startService(s.ctx, cfg, deps{bus: l.bus, sharedBus: true, log: l.log, files: files})
 	return err
@@ -129,9 +136,11 @@ func (l *local) startDatabase(s *cmdContext, lc localConfig) (err error) {
 			l.dir = l.temp
 			return err
 		}
+
 		l.dir = lc.dataDir
 		return os.MkdirAll(lc.dataDir, 0o755) //nolint:gosec // a PostgreSQL of another account may be kept here later; what is secret has its own mode
 	}
+
 	var bar *progressbar.ProgressBar
 	l.cluster, err = localpg.Start(s.ctx, localpg.Config{
 		DataDir: lc.dataDir, BinDir: cfg.PGBin, Version: cfg.PGVersion, User: cfg.PGUser, Port: cfg.PGPort,
@@ -149,34 +158,39 @@ func (l *local) startDatabase(s *cmdContext, lc localConfig) (err error) {
 	if err != nil {
 		return err
 	}
+
 	l.dir, l.databaseAt = l.cluster.Dir(), l.cluster.URL()
 	return nil
 }
 
-// signingKey is the private key whose public half the fake Auth service
-// serves. It stays with the data, so that tokens outlive a restart.
+// signingKey is the private key of the fake Auth Service. It is kept in the data directory, so that
+// tokens stay valid after a restart.
 func (l *local) signingKey() (*ecdsa.PrivateKey, error) {
 	l.keyFile = filepath.Join(l.dir, "signing-key.pem")
 	text, err := os.ReadFile(l.keyFile)
 	if err == nil {
 		return peertest.ParseKey(text)
 	}
+
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
+
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
+
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("signing key: %w", err)
 	}
+
 	return key, writeWhole(l.keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
-// callbackSecret makes sure that callbacks are signed. Ours stays with the data, so
-// that whoever was told it can go on.
+// callbackSecret sets the secret that signs callbacks. A generated secret is kept in the data
+// directory, so that receivers can keep it too.
 func (l *local) callbackSecret(cfg *Config) error {
 	l.secret = cfg.CallbackSecret
 	if l.secret == "" {
@@ -191,6 +205,7 @@ func (l *local) callbackSecret(cfg *Config) error {
 		}
 		l.secret = strings.TrimSpace(string(text))
 	}
+
 	var err error
 	if cfg.secrets, err = webhook.ParseSecrets(l.secret); err != nil {
 		return fmt.Errorf("callback secret: %w", err)
@@ -203,23 +218,27 @@ func startPeers(address string, key *ecdsa.PrivateKey, bus *natsbus.Bus, log *sl
 		Listen: address, Key: key, Logger: log,
 		Respond: func(ctx context.Context, subject string, body []byte) error { return bus.Send(ctx, subject, nil, body) },
 	}
+
 	server, err := peertest.Start(config)
 	if err != nil && address != "" {
-		// Nobody asked for this port: any other is as good.
+		// The port is only a default, so any other port is as good.
 		config.Listen = ""
 		server, err = peertest.Start(config)
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("fake peer services: %w", err)
 	}
+
 	return server, nil
 }
 
-// stop takes everything down in order and leaves nothing behind.
+// stop takes everything down in the opposite order and leaves nothing behind.
 func (l *local) stop(ctx context.Context) error {
 	if l.stopped {
 		return nil
 	}
+
 	l.stopped = true
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -230,6 +249,7 @@ func (l *local) stop(ctx context.Context) error {
 	if l.peers != nil {
 		errs = append(errs, l.peers.Close(ctx))
 	}
+
 	if l.bus != nil {
 		errs = append(errs, l.bus.Close(ctx))
 	}
@@ -242,7 +262,7 @@ func (l *local) stop(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// writeWhole writes a file so that nobody ever sees half of it.
+// writeWhole writes a file atomically: readers see the old content or the new one.
 func writeWhole(path string, text []byte, mode fs.FileMode) error {
 	temp, err := tempBeside(path)
 	if err != nil {
@@ -254,43 +274,45 @@ func writeWhole(path string, text []byte, mode fs.FileMode) error {
 	if err == nil {
 		err = os.Rename(temp.Name(), path)
 	}
+
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
 
-// tempBeside is a new file in the directory of another.
+// tempBeside creates a temporary file in the directory of another file.
 func tempBeside(path string) (*os.File, error) {
 	temp, err := os.CreateTemp(filepath.Dir(path), ".tes-*")
 	if err != nil {
 		var of *fs.PathError
 		if errors.As(err, &of) {
-			err = of.Err // the name is of our making, and would puzzle
+			err = of.Err // the error would name the temporary file, which the user does not know
 		}
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
+
 	return temp, nil
 }
 
-// failing are the attributes that hold what went wrong, in the words of whoever failed:
-// no credential in them reaches the log.
+// failing are the attributes with error texts. Credentials in them are redacted.
 var failing = []string{"error", "why", "reason", "panic", "stack", "detail"}
 
-// longestFailing bounds them, in bytes.
+// longestFailing bounds such a text, in bytes.
 const longestFailing = 64 << 10
 
-// logger writes to stderr; stdout is for what a command has to say.
+// logger writes to stderr. stdout is for the output of commands.
 func logger(s *cmdContext, level slog.Level, format string) *slog.Logger {
 	if s.level == nil {
 		s.level = &slog.LevelVar{}
 	}
+
 	s.levelDefault = level
 	s.level.Set(s.cfg.level(level))
 	options := &slog.HandlerOptions{Level: s.level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		switch {
 		case a.Value.Kind() == slog.KindDuration:
-			return slog.String(a.Key, a.Value.Duration().String()) // not a count of nanoseconds
+			return slog.String(a.Key, a.Value.Duration().String()) // slog would print nanoseconds
 		case slices.Contains(failing, a.Key):
 			text := a.Value.String()
 			return slog.String(a.Key, redact.Text(text[:min(len(text), longestFailing)]))
@@ -300,20 +322,22 @@ func logger(s *cmdContext, level slog.Level, format string) *slog.Logger {
 	if s.cfg.LogFormat != "" {
 		format = s.cfg.LogFormat
 	}
+
 	var lines slog.Handler = slog.NewTextHandler(s.stderr, options)
 	if format == "json" {
 		lines = slog.NewJSONHandler(s.stderr, options)
 	}
+
 	return slog.New(spans.Log(newRepeats(lines, time.Now)))
 }
 
-// terminal says whether a stream is one, and so may have colours and bars.
+// terminal returns whether a stream is a terminal, on which colours and progress bars make sense.
 func terminal(stream any) bool {
 	file, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// progress is a bar on stderr, or nothing where that is not a terminal.
+// progress is a progress bar on stderr; silent unless stderr is a terminal.
 func progress(s *cmdContext, total int64, what string) *progressbar.ProgressBar {
 	if !terminal(s.stderr) {
 		return progressbar.DefaultBytesSilent(total, what)

@@ -1,5 +1,10 @@
-// Command tes is the Task Execution Service: the service itself, and everything a
-// newcomer or an operator needs beside it.
+// Command tes is the Task Execution Service: the service, and commands to try, operate, check and
+// measure it.
+//
+// main.go parses the command line. Each command is a file: serve.go, dev.go, demo.go, migrate.go,
+// check.go, bench.go and so on. config.go reads the environment, and no other file does. service.go
+// starts and stops the service; serve, dev, demo and bench share it. Packages bench and demo hold
+// the two commands that are programs of their own.
 package main
 
 import (
@@ -28,8 +33,8 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
-// tune trades memory for time: what lives is small, what dies is much, and a
-// quarter of the work was collecting it. GOGC and GOMEMLIMIT go before.
+// tune trades memory for processor time: with Go's default a quarter of the time went into garbage
+// collection. GOGC and GOMEMLIMIT take precedence.
 func tune(env func(string) string) {
 	if env("GOGC") == "" {
 		debug.SetGCPercent(400)
@@ -42,20 +47,20 @@ func tune(env func(string) string) {
 // Exit codes.
 const (
 	exitOK    = 0
-	exitError = 1 // it did not work
-	exitUsage = 2 // the command line or the environment is wrong
+	exitError = 1 // the command failed
+	exitUsage = 2 // the command line or the environment is invalid
 )
 
-// cmdContext is the context of a command: its configuration and its streams.
+// cmdContext is what every command gets: its context, configuration and streams.
 type cmdContext struct {
 	ctx    context.Context
 	cfg    Config
-	env    []string // that cfg was read from
+	env    []string // the environment that cfg was read from
 	stdout io.Writer
 	stderr io.Writer
 
-	level        *slog.LevelVar // of the log, which may change while the program runs; nil before logger
-	levelDefault slog.Level     // where TES_LOG_LEVEL is not set
+	level        *slog.LevelVar // of the log; changes at SIGHUP; nil before logger
+	levelDefault slog.Level     // without TES_LOG_LEVEL
 }
 
 func (s *cmdContext) printf(format string, args ...any) { fmt.Fprintf(s.stdout, format, args...) }
@@ -83,7 +88,7 @@ New here? Run: tes demo
 
 Settings come from TES_* variables; tes serve --help lists them.`
 
-// run is the whole program; main is a shell round it.
+// run is the whole program without the process around it, so that tests can call it.
 func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	var c cli
 	exited := -1
@@ -95,9 +100,11 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 		fmt.Fprintln(stderr, "tes:", err)
 		return exitError
 	}
+
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
+
 	parsed, err := parser.Parse(args)
 	if exited >= 0 {
 		return exited
@@ -106,11 +113,13 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 		fmt.Fprintf(stderr, "tes: %v\ntes: try: %s\n", err, hint(parser, args))
 		return exitUsage
 	}
+
 	cfg, err := readConfig(env)
 	if err != nil {
 		fmt.Fprintln(stderr, "tes:", err)
 		return exitUsage
 	}
+
 	err = parsed.Run(&cmdContext{ctx: ctx, cfg: cfg, env: env, stdout: stdout, stderr: stderr})
 	var usage *usageError
 	var setting *localpg.SettingError
@@ -132,7 +141,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	}
 }
 
-// hint is the help that is nearest to a command line that went wrong.
+// hint is the help command for an invalid command line.
 func hint(parser *kong.Kong, args []string) string {
 	for _, command := range parser.Model.Children {
 		if len(args) > 0 && command.Name == args[0] {
@@ -142,7 +151,8 @@ func hint(parser *kong.Kong, args []string) string {
 	return "tes --help"
 }
 
-// usageError is a mistake of the caller's, not of the world's.
+// usageError is a mistake on the command line or in the environment. The program exits with
+// exitUsage.
 type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }

@@ -8,7 +8,7 @@ import (
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
-// migrateCmd moves the schema.
+// migrateCmd changes the database's schema.
 type migrateCmd struct {
 	Up     migrateUpCmd     `cmd:"" help:"Apply what is missing. Safe while the service runs, and for two at once."`
 	Down   migrateDownCmd   `cmd:"" help:"Take the newest step back. Loses what it holds."`
@@ -17,7 +17,7 @@ type migrateCmd struct {
 
 type migrateUpCmd struct{}
 
-// Run applies every step and lists them.
+// Run applies all missing steps and lists them.
 func (migrateUpCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
@@ -33,14 +33,16 @@ type migrateDownCmd struct {
 	Yes bool `help:"Yes, take it back with all that it holds."`
 }
 
-// Run takes one step back.
+// Run reverts one step.
 func (c migrateDownCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
+
 	if !c.Yes {
 		return &usageError{"taking a step back loses what it holds: say --yes"}
 	}
+
 	step, err := migrations.Down(s.ctx, s.cfg.direct())
 	if err != nil {
 		return err
@@ -49,6 +51,7 @@ func (c migrateDownCmd) Run(s *cmdContext) error {
 		s.printf("There was nothing to take back.\n")
 		return nil
 	}
+
 	s.printf("Taken back: %d %s\n", step.Version, step.Name)
 	return nil
 }
@@ -62,6 +65,7 @@ func (c migrateStatusCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
+
 	steps, err := migrations.Status(s.ctx, s.cfg.direct())
 	if err != nil {
 		return err
@@ -69,6 +73,7 @@ func (c migrateStatusCmd) Run(s *cmdContext) error {
 	if c.JSON {
 		return printJSON(s, steps)
 	}
+
 	for _, step := range steps {
 		mark := "missing"
 		if step.Applied {
@@ -76,6 +81,7 @@ func (c migrateStatusCmd) Run(s *cmdContext) error {
 		}
 		s.printf("%s  %5d  %s\n", mark, step.Version, step.Name)
 	}
+
 	return nil
 }
 
@@ -95,7 +101,7 @@ func printJSON(s *cmdContext, v any) error {
 	return nil
 }
 
-// indented leaves & and < as they are: addresses are to be read.
+// indented encodes JSON without escaping & and <, so that addresses stay readable.
 func indented(v any) ([]byte, error) {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)

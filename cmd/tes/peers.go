@@ -12,15 +12,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// peer services fits the clients of package peer to the interfaces that the
-// executors declare; neither knows the other.
+// peers adapts the clients of package peer to the interfaces that the executors declare. Neither
+// side imports the other.
 type peers struct{ *peer.Services }
 
 func (n peers) integration() integration.Service { return invoker{n.Integrations} }
 func (n peers) directory() manual.Directory      { return directory{n.Users} }
 func (n peers) userTokens() api.UserTokens       { return userTokens{n.Auth} }
 
-// allocator asks the Resource Service; nil where there is none.
+// allocator asks the Resource Service; nil: there is none.
 type allocator struct{ resources *peer.Resources }
 
 func (a allocator) allocate(ctx context.Context, job jobs.Job) (jobs.Allocation, error) {
@@ -33,11 +33,12 @@ func (a allocator) allocate(ctx context.Context, job jobs.Job) (jobs.Allocation,
 			return jobs.Allocation{}, err
 		}
 	}
+
 	return jobs.Allocation{ID: got.ID, CPU: got.CPU, Memory: got.Memory, Disk: got.Disk}, nil
 }
 
-// readiness lets the tasks of an executor wait in their lane while what it needs is
-// away, and one at a time try whether it is back.
+// readiness holds the tasks of an executor back in their queue while its peer service is
+// unavailable, and lets one through at a time to find out whether it is back.
 func readiness(b *retry.Breaker) func() int {
 	return func() int {
 		switch b.Status().State {

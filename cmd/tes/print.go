@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/peertest"
 )
 
-// openapiCmd prints the document that the running service serves.
+// openapiCmd prints the OpenAPI document, as the running service serves it.
 type openapiCmd struct{}
 
 // Run prints YAML.
@@ -26,7 +26,7 @@ func (openapiCmd) Run(s *cmdContext) error {
 	return nil
 }
 
-// asyncapiCmd prints the document of what is said on the bus.
+// asyncapiCmd prints the AsyncAPI document.
 type asyncapiCmd struct{}
 
 // Run prints YAML.
@@ -39,7 +39,7 @@ func (asyncapiCmd) Run(s *cmdContext) error {
 	return nil
 }
 
-// versionCmd prints what was built.
+// versionCmd prints the version.
 type versionCmd struct {
 	JSON bool `name:"json" help:"Print JSON."`
 }
@@ -53,22 +53,23 @@ func (c versionCmd) Run(s *cmdContext) error {
 	return nil
 }
 
-// version is the module's, or the commit it was built from.
+// version is the module's version, or the commit of a local build.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"
 	}
+
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" && info.Main.Version == "(devel)" {
 			return setting.Value[:min(12, len(setting.Value))]
 		}
 	}
+
 	return info.Main.Version
 }
 
-// tokenCmd makes a service token: for trying things, and for services whose key
-// the operator holds.
+// tokenCmd mints a service token, for trials and for services whose key the operator holds.
 type tokenCmd struct {
 	Key     string        `required:"" type:"existingfile" help:"Private key, PEM (dev prints where its own is)." placeholder:"FILE"`
 	Service string        `default:"workflow-orchestrator" help:"Caller: workflow-orchestrator, ui-framework, monitoring-service, task-worker or error-handler; another needs --scope."`
@@ -77,28 +78,33 @@ type tokenCmd struct {
 	TTL     time.Duration `name:"ttl" default:"1h" help:"How long it is good for."`
 }
 
-// Run prints the token alone, so that it can be put into a variable.
+// Run prints nothing but the token, so that scripts can capture it.
 func (c *tokenCmd) Run(s *cmdContext) error {
 	if len(c.Scope) == 0 && !slices.Contains(callers, c.Service) {
 		return &usageError{fmt.Sprintf("--service: %q is none of %s, and has no scopes unless --scope gives it some", c.Service, strings.Join(callers, ", "))}
 	}
+
 	for _, scope := range c.Scope {
 		if !slices.Contains(api.Scopes, scope) {
 			return &usageError{fmt.Sprintf("--scope: %q is none of %s", scope, strings.Join(api.Scopes, ", "))}
 		}
 	}
+
 	text, err := os.ReadFile(c.Key)
 	if err != nil {
 		return fmt.Errorf("read the key: %w", err)
 	}
+
 	key, err := peertest.ParseKey(text)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Key, err)
 	}
+
 	token, err := peertest.Mint(key, "", peertest.TokenOptions{Service: c.Service, Scopes: c.Scope, Tenant: c.Tenant, TTL: c.TTL})
 	if err != nil {
 		return err
 	}
+
 	s.printf("%s\n", token)
 	return nil
 }

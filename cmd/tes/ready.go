@@ -7,12 +7,11 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
 
-// ready says whether requests should be sent here: reads are answered by a server that is no
-// standby, and moves can be written.
+// ready is the readiness check: transitions can be written, and reads reach a primary server.
 func (s *service) ready(reads api.Reads) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if err := s.tasks.Writable(ctx); err != nil {
-			return err //nolint:wrapcheck // the door reads it
+			return err //nolint:wrapcheck // /readyz classifies the error itself
 		}
 		return pgpool.Primary(ctx, reads)
 	}

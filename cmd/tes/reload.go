@@ -12,17 +12,17 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
-// renewals are the settings that are read again from their files while the service runs. The
-// zero value, and nil, has none.
+// renewals are the settings that are read again from their files while the service runs. nil and
+// the zero value have none.
 type renewals struct {
 	listener  *watched[identity]        // nil: plain HTTP
-	nats      *watched[identity]        // nil: as TES_NATS_URL and the system say
+	nats      *watched[identity]        // nil: TES_NATS_URL and the system's authorities decide
 	peers     *watched[identity]        // nil: the system's authorities
-	token     *watched[string]          // nil: Config.ServiceTok, for good
-	callbacks *watched[webhook.Secrets] // nil: Config.secrets, for good
+	token     *watched[string]          // nil: Config.ServiceTok, unchanged
+	callbacks *watched[webhook.Secrets] // nil: Config.secrets, unchanged
 }
 
-// renewable is a watched value, of whichever type.
+// renewable is a watched value of any type.
 type renewable interface {
 	name() string
 	look() (changed bool, err error)
@@ -35,6 +35,7 @@ func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	if listener.ca != "" && listener.cert == "" && listener.key == "" {
 		return nil, &usageError{"TES_TLS_CLIENT_CA is set and TES_TLS_CERT is not: client certificates are asked for over TLS alone, so set TES_TLS_CERT and TES_TLS_KEY too"}
 	}
+
 	if w.listener, err = watchIdentity(log, listener); err != nil {
 		return nil, err
 	}
@@ -44,18 +45,22 @@ func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	if w.nats, err = watchIdentity(log, c.natsFiles()); err != nil {
 		return nil, err
 	}
+
 	if w.peers, err = watchIdentity(log, c.peerFiles()); err != nil {
 		return nil, err
 	}
+
 	return w, w.watchSecrets(c, log)
 }
 
-// watchSecrets watches the secrets that came in files. What came by a pipe stays.
+// watchSecrets watches secrets that were read from files. A secret that came through a pipe cannot
+// be read again.
 func (w *renewals) watchSecrets(c Config, log *slog.Logger) error {
 	var err error
 	if path := c.files["TES_SERVICE_TOKEN"]; path != "" && c.ServiceTok != "" {
 		w.token, err = newWatched(log, "TES_SERVICE_TOKEN_FILE", []string{path}, parseToken)
 	}
+
 	if path := c.files["TES_CALLBACK_SECRET"]; path != "" && len(c.secrets) > 0 && err == nil {
 		w.callbacks, err = newWatched(log, "TES_CALLBACK_SECRET_FILE", []string{path}, parseCallbackSecrets)
 	}
@@ -65,23 +70,26 @@ func (w *renewals) watchSecrets(c Config, log *slog.Logger) error {
 	return nil
 }
 
-// all are those that there are.
+// all lists the watched settings.
 func (w *renewals) all() (all []renewable) {
 	for _, one := range []*watched[identity]{w.listener, w.nats, w.peers} {
 		if one != nil {
 			all = append(all, one)
 		}
 	}
+
 	if w.token != nil {
 		all = append(all, w.token)
 	}
 	if w.callbacks != nil {
 		all = append(all, w.callbacks)
 	}
+
 	return all
 }
 
-// parseToken refuses what no header can carry: an empty file is one that is being written.
+// parseToken refuses a text that no header can carry. An empty file is usually being written at
+// that moment.
 func parseToken(texts [][]byte) (string, error) {
 	token := strings.TrimSpace(string(texts[0]))
 	if token == "" {
@@ -104,7 +112,8 @@ func parseCallbackSecrets(texts [][]byte) (webhook.Secrets, error) {
 	return secrets, nil
 }
 
-// serviceToken is our own token, as the peer services' clients ask for it at each request.
+// serviceToken is this service's own token. The clients of the peer services call it for each
+// request.
 func (s *service) serviceToken(context.Context) (string, error) {
 	if s.files != nil && s.files.token != nil {
 		return s.files.token.get(), nil
@@ -112,7 +121,7 @@ func (s *service) serviceToken(context.Context) (string, error) {
 	return s.cfg.ServiceTok, nil
 }
 
-// callbackSecrets sign a callback.
+// callbackSecrets are the current secrets that sign callbacks.
 func (s *service) callbackSecrets() webhook.Secrets {
 	if s.files != nil && s.files.callbacks != nil {
 		return s.files.callbacks.get()
@@ -120,8 +129,8 @@ func (s *service) callbackSecrets() webhook.Secrets {
 	return s.cfg.secrets
 }
 
-// reload reads the settings again at each SIGHUP, until ctx ends, and says what became of
-// them. Nothing that it finds ends the process.
+// reload reads the settings again at each SIGHUP until ctx ends, and logs the result. An invalid
+// setting never ends the process.
 func reload(ctx context.Context, hangups <-chan os.Signal, s *cmdContext, files *renewals, log *slog.Logger) {
 	for {
 		select {
@@ -133,7 +142,7 @@ func reload(ctx context.Context, hangups <-chan os.Signal, s *cmdContext, files 
 	}
 }
 
-// reloaded is what one SIGHUP did, by the names of settings.
+// reloaded is the result of one SIGHUP: names of settings.
 type reloaded struct {
 	changed, same, restart []string
 }
@@ -152,12 +161,14 @@ func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
 			r.same = append(r.same, one.name())
 		}
 	}
+
 	next, err := readConfig(s.env)
 	if err != nil {
 		wrong = append(wrong, err)
 	} else {
 		r.compare(s, next)
 	}
+
 	attrs := []any{"changed", r.changed, "unchanged", r.same}
 	if len(r.restart) > 0 {
 		attrs = append(attrs, "needRestart", r.restart)
@@ -166,11 +177,12 @@ func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
 		log.Error("SIGHUP: some settings cannot be used, and stay what they were", append(attrs, "error", errors.Join(wrong...))...)
 		return
 	}
+
 	log.Info("SIGHUP: the settings were read again", attrs...)
 }
 
-// compare holds the settings that came in files against what they say now. The environment of
-// a process does not change.
+// compare finds the settings from files that have changed but take effect only after a restart. The
+// environment of a process never changes.
 func (r *reloaded) compare(s *cmdContext, next Config) {
 	was, is := reflect.ValueOf(s.cfg), reflect.ValueOf(next)
 	for i := range was.NumField() {
@@ -189,7 +201,7 @@ func (r *reloaded) compare(s *cmdContext, next Config) {
 				r.same = append(r.same, name+"_FILE")
 			}
 		case name == "TES_SERVICE_TOKEN" && s.cfg.ServiceTok != "", name == "TES_CALLBACK_SECRET" && len(s.cfg.secrets) > 0:
-			// they have been looked at
+			// already renewed by their watched values
 		case other:
 			r.restart = append(r.restart, name+"_FILE")
 		}

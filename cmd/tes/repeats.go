@@ -11,23 +11,23 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// While the database is away every request and every loop says so, thousands of times a
-// second, and the log fills the disk that is left. One line of each kind in repeatsEvery is
-// enough, with the number of those that were left out since the one before.
+// While the database is unavailable every request and every loop logs its failure, thousands of
+// times per second, and the log fills the disk. One line of each kind per repeatsEvery is enough,
+// with the number of lines left out since the previous one.
 
-// repeatsEvery spaces the lines of one kind.
+// repeatsEvery is the interval between lines of one kind.
 const repeatsEvery = 10 * time.Second
 
-// mostRepeats bounds the kinds that are remembered.
+// mostRepeats bounds the number of remembered kinds.
 const mostRepeats = 1000
 
-// repeats is a slog.Handler that leaves out lines of an outage that was told a moment ago.
+// repeats is a slog.Handler that drops repeated lines of an outage.
 type repeats struct {
 	slog.Handler
 	kinds *kinds
 }
 
-// kinds are shared by a handler and those that were made from it.
+// kinds is shared by a handler and its derived handlers.
 type kinds struct {
 	now func() time.Time
 
@@ -35,32 +35,33 @@ type kinds struct {
 	said map[string]*saying // guarded by mu
 }
 
-// saying is one kind of line.
+// saying is the state of one kind.
 type saying struct {
 	at      time.Time // of the last line
-	leftOut int       // since then
+	leftOut int       // since the last line
 }
 
 func newRepeats(handler slog.Handler, now func() time.Time) *repeats {
 	return &repeats{Handler: handler, kinds: &kinds{now: now, said: map[string]*saying{}}}
 }
 
-// WithAttrs is part of slog.Handler.
+// WithAttrs implements slog.Handler.
 func (r *repeats) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &repeats{Handler: r.Handler.WithAttrs(attrs), kinds: r.kinds}
 }
 
-// WithGroup is part of slog.Handler.
+// WithGroup implements slog.Handler.
 func (r *repeats) WithGroup(name string) slog.Handler {
 	return &repeats{Handler: r.Handler.WithGroup(name), kinds: r.kinds}
 }
 
-// Handle passes a line on, unless it is one more of a kind that was told a moment ago.
+// Handle passes a line on unless a line of its kind was logged recently.
 func (r *repeats) Handle(ctx context.Context, record slog.Record) error {
 	kind := kindOfOutage(record)
 	if kind == "" {
 		return r.Handler.Handle(ctx, record)
 	}
+
 	leftOut, say := r.kinds.take(kind)
 	if !say {
 		return nil
@@ -69,10 +70,11 @@ func (r *repeats) Handle(ctx context.Context, record slog.Record) error {
 		record = record.Clone()
 		record.AddAttrs(slog.Int("left_out", leftOut))
 	}
+
 	return r.Handler.Handle(ctx, record)
 }
 
-// take says whether a line of a kind is due, and how many were left out before it.
+// take returns whether a line of this kind is due, and how many were left out before it.
 func (k *kinds) take(kind string) (leftOut int, say bool) {
 	now := k.now()
 	k.mu.Lock()
@@ -92,19 +94,20 @@ func (k *kinds) take(kind string) (leftOut int, say bool) {
 	return leftOut, true
 }
 
-// sqlState finds the code of an error that the server returned, as pgx writes it.
+// sqlState finds the SQLSTATE in an error's text, in pgx's format.
 var sqlState = regexp.MustCompile(`SQLSTATE ([0-9A-Z]{5})`)
 
-// outages are the classes of SQLSTATEs, and the codes, that speak of the server and not of
-// the statement: connection, resources, operators, system; read-only; a lock; a limit.
+// outages are SQLSTATE classes and codes that concern the server and not the statement: connection,
+// resources, operator intervention, system errors; read-only; lock timeout.
 var outages = []string{"08", "53", "57", "58", "25006", "55P03"}
 
-// kindOfOutage is what a line has in common with others of the same outage; empty for every
-// other line. The text of the error is no part of it: it may name a file, a row or a port.
+// kindOfOutage is the kind of an outage's line, and empty for any other line. The error's text is
+// not part of the kind, because it may name a file, a row or a port.
 func kindOfOutage(record slog.Record) string {
 	if record.Level < slog.LevelWarn {
 		return ""
 	}
+
 	var failure, route, doing string
 	record.Attrs(func(a slog.Attr) bool {
 		switch a.Key {

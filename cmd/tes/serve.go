@@ -12,7 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/natsbus"
 )
 
-// serveCmd runs the service for production.
+// serveCmd is tes serve: the service for production.
 type serveCmd struct {
 	HTTP string `name:"http" help:"Serve the API on HOST:PORT. Default: TES_HTTP, else 127.0.0.1:8080." placeholder:"HOST:PORT"`
 }
@@ -24,7 +24,7 @@ func (serveCmd) Help() string {
 
 // Run serves until it is told to stop, then drains.
 func (c *serveCmd) Run(s *cmdContext) error {
-	hangups := make(chan os.Signal, 1) // from the beginning: without it the signal would end the process
+	hangups := make(chan os.Signal, 1) // from the very start: without a handler SIGHUP would end the process
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 
@@ -35,6 +35,7 @@ func (c *serveCmd) Run(s *cmdContext) error {
 		}
 		cfg.HTTP = c.HTTP
 	}
+
 	cfg.HTTP = cfg.httpAddress()
 	if cfg.DatabaseURL == "" {
 		return &usageError{"TES_DATABASE_URL is not set: serve uses a database that is there (tes dev brings its own)"}
@@ -42,13 +43,15 @@ func (c *serveCmd) Run(s *cmdContext) error {
 	if cfg.orElse(cfg.AuthURL) == "" || cfg.orElse(cfg.IntegrationURL) == "" || cfg.orElse(cfg.UserURL) == "" {
 		return &usageError{"the peer services are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
 	}
+
 	log := logger(s, slog.LevelInfo, "json")
 	files, err := cfg.watchFiles(log)
 	if err != nil {
 		return err
 	}
+
 	roots, own := files.natsTLS()
-	// A bus that is away is no reason not to start: the outbox keeps what it would be told.
+	// An unavailable bus does not prevent the start: the outbox keeps the events.
 	bus, err := natsbus.Start(s.ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off", Logger: log,
 		StoreDir: cfg.natsDir(), Readers: cfg.natsReaders(), Replicas: cfg.natsReplicas,
@@ -57,10 +60,12 @@ func (c *serveCmd) Run(s *cmdContext) error {
 	if err != nil {
 		return fmt.Errorf("bus: %w", err)
 	}
+
 	service, err := startService(s.ctx, cfg, deps{bus: bus, log: log, files: files})
 	if err != nil {
 		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
 	}
+
 	log.Info("serving", "url", service.url, "process", service.tasks.ProcessID(), "version", version())
 	service.background(func(ctx context.Context) { reload(ctx, hangups, s, files, log) })
 	select {

@@ -84,6 +84,7 @@ func (s *service) start(ctx context.Context, in deps) error {
 	if err := s.startListener(); err != nil {
 		return err
 	}
+
 	reads, riverPool, err := s.connect(ctx)
 	if err != nil {
 		return err
@@ -96,6 +97,7 @@ func (s *service) start(ctx context.Context, in deps) error {
 	if err := s.startTracing(ctx, process); err != nil {
 		return err
 	}
+
 	// The bus stops after the relay, which publishes the last events while it stops.
 	if !in.sharedBus {
 		s.onStop(s.bus.Close)
@@ -108,6 +110,7 @@ func (s *service) start(ctx context.Context, in deps) error {
 	if err := s.startRunner(); err != nil {
 		return err
 	}
+
 	river, err := s.startRiver(ctx, riverPool)
 	if err != nil {
 		return err
@@ -117,6 +120,7 @@ func (s *service) start(ctx context.Context, in deps) error {
 	if err := s.startAPI(ctx, reads, river); err != nil {
 		return err
 	}
+
 	s.startInbox()
 
 	// The first step of stop: /readyz says 503 before anything is taken down.
@@ -131,6 +135,7 @@ func (s *service) startListener() error {
 	if err != nil {
 		return err
 	}
+
 	s.url = "http://" + listener.Addr().String()
 	if secure := s.files.listenerTLS(); secure != nil {
 		s.url, listener = "https://"+listener.Addr().String(), tls.NewListener(listener, secure)
@@ -182,6 +187,7 @@ func (s *service) startRunner() error {
 	if err != nil {
 		return err
 	}
+
 	resources, err := s.resources()
 	if err != nil {
 		return err
@@ -202,10 +208,12 @@ func (s *service) startRiver(ctx context.Context, pool *pgxpool.Pool) (*river.Cl
 	if err != nil {
 		return nil, err
 	}
+
 	client, err := jobs.NewRiver(pool, s.tasks.ProcessID(), s.log, notices)
 	if err != nil {
 		return nil, err
 	}
+
 	// River would stop as soon as its context ends, and so before the runner.
 	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
 		return nil, fmt.Errorf("start river: %w", err)
@@ -221,14 +229,17 @@ func (s *service) startAPI(ctx context.Context, reads api.Reads, river *river.Cl
 	if err != nil {
 		return err
 	}
+
 	page, err := s.riverUI(ctx, river)
 	if err != nil {
 		return err
 	}
+
 	authPeer, err := s.newPeers("auth", s.cfg.AuthURL)
 	if err != nil {
 		return err
 	}
+
 	s.breakers = append(s.breakers, authPeer.Auth.Breaker())
 
 	server, err := api.New(api.Config{
@@ -245,6 +256,7 @@ func (s *service) startAPI(ctx context.Context, reads api.Reads, river *river.Cl
 	if err != nil {
 		return err
 	}
+
 	s.serve(server.Handler())
 	return nil
 }
@@ -279,6 +291,7 @@ func (s *service) consume(ctx context.Context, inbox *inbox.Inbox) {
 			}
 		})
 	}
+
 	all.Wait()
 }
 
@@ -297,11 +310,13 @@ func migrated(ctx context.Context, url string, pool *pgxpool.Pool) error {
 	if err != nil {
 		return err
 	}
+
 	for _, step := range steps {
 		if !step.Applied {
 			return fmt.Errorf("the database lacks %s: run tes migrate up", step.Name)
 		}
 	}
+
 	return migrations.CheckRiver(ctx, pool)
 }
 

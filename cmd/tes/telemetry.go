@@ -11,27 +11,29 @@ import (
 	"github.com/seed-3f7a0631/tes/api/peer/spans"
 )
 
-// startTracing begins tracing, as far as anybody is to get spans. It stops after all
-// that makes spans, the bus among it.
+// startTracing starts tracing if there is a receiver of spans.
 func (s *service) startTracing(ctx context.Context, process string) error {
 	cfg := s.cfg
 	if cfg.otel["OTEL_SDK_DISABLED"] == "true" {
 		return nil
 	}
+
 	config := spans.Config{
 		OTLP: cfg.otlp(), Sampled: cfg.otel["OTEL_TRACES_SAMPLER"] != "",
 		Version: version(), Instance: process, Logger: s.log, Queue: cfg.otelNumber("OTEL_BSP_MAX_QUEUE_SIZE"),
 		Delay:   time.Duration(cfg.otelNumber("OTEL_BSP_SCHEDULE_DELAY")) * time.Millisecond,
 		Timeout: time.Duration(cfg.otelNumber("OTEL_BSP_EXPORT_TIMEOUT")) * time.Millisecond,
 	}
+
 	if url := cfg.orElse(cfg.Observability); url != "" && url != "off" {
-		there, err := s.newPeers("observability", url) // not traced, for s.spans is not there yet: it would never end
+		there, err := s.newPeers("observability", url) // untraced, because s.spans is still nil: a span of an export would cause another export
 		if err != nil {
 			return err
 		}
 		config.Observability = there.Tracing
 		s.breakers = append(s.breakers, there.Tracing.Breaker())
 	}
+
 	var err error
 	if s.spans, err = spans.New(ctx, config); err != nil {
 		return err
@@ -40,7 +42,7 @@ func (s *service) startTracing(ctx context.Context, process string) error {
 	return nil
 }
 
-// otlp says whether spans go to a collector: where one is named, and not refused.
+// otlp returns whether spans are exported to a collector: if one is named and not switched off.
 func (c Config) otlp() bool {
 	switch c.otel["OTEL_TRACES_EXPORTER"] {
 	case "otlp":
@@ -58,7 +60,8 @@ func (c *Config) setOTel(name, text string) {
 	c.otel[name] = strings.TrimSpace(text)
 }
 
-// parseOTel refuses what we could not do, and what OpenTelemetry would pass over.
+// parseOTel refuses values that are not supported, and values that OpenTelemetry would silently
+// ignore.
 func (c Config) parseOTel() (wrong []error) {
 	for name, known := range map[string][]string{
 		"OTEL_SDK_DISABLED":                  {"true", "false"},
@@ -73,11 +76,13 @@ func (c Config) parseOTel() (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("%s: %q is none of %s", name, text, strings.Join(known, ", ")))
 		}
 	}
+
 	for _, name := range []string{"OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT"} {
 		if text := c.otel[name]; text != "" && c.otelNumber(name) <= 0 {
 			wrong = append(wrong, fmt.Errorf("%s: %q is not a number above 0", name, text))
 		}
 	}
+
 	return wrong
 }
 

@@ -14,16 +14,16 @@ import (
 	"time"
 )
 
-// identity is what a client proves itself with, and whom it believes.
+// identity is a client's certificate and the authorities that it trusts.
 type identity struct {
-	roots *x509.CertPool   // nil: the system's
-	own   *tls.Certificate // nil: none
+	roots *x509.CertPool   // nil: the system's authorities
+	own   *tls.Certificate // nil: no certificate
 }
 
 // pemFiles are three settings that belong together.
 type pemFiles struct {
 	ca, cert, key             string // paths; empty: not set
-	caName, certName, keyName string // the settings
+	caName, certName, keyName string // the names of the settings
 }
 
 func (c Config) listenerFiles() pemFiles {
@@ -38,7 +38,7 @@ func (c Config) peerFiles() pemFiles {
 	return pemFiles{c.NeighboursCA, c.NeighboursCert, c.NeighboursKey, "TES_NEIGHBOURS_CA", "TES_NEIGHBOURS_CERT", "TES_NEIGHBOURS_KEY"}
 }
 
-// set lists the settings that are set.
+// set lists the settings that have a value.
 func (f pemFiles) set() (names, paths []string) {
 	for _, one := range [][2]string{{f.caName, f.ca}, {f.certName, f.cert}, {f.keyName, f.key}} {
 		if one[1] != "" {
@@ -48,7 +48,7 @@ func (f pemFiles) set() (names, paths []string) {
 	return names, paths
 }
 
-// pair refuses one half of a certificate and its key.
+// pair refuses a certificate without its key, and a key without its certificate.
 func (f pemFiles) pair() error {
 	if (f.cert == "") == (f.key == "") {
 		return nil
@@ -60,7 +60,7 @@ func (f pemFiles) pair() error {
 	return &usageError{fmt.Sprintf("%s is set and %s is not: a certificate and its private key go together, so set both or neither", is, isNot)}
 }
 
-// watchIdentity reads a client's files; nil where none is named.
+// watchIdentity watches a client's files; nil if no file is set.
 func watchIdentity(log *slog.Logger, f pemFiles) (*watched[identity], error) {
 	if err := f.pair(); err != nil {
 		return nil, err
@@ -68,25 +68,28 @@ func watchIdentity(log *slog.Logger, f pemFiles) (*watched[identity], error) {
 	return f.watch(log)
 }
 
-// watch reads what is named, and gives what is wrong the name of its setting.
+// watch reads the files that are set. Its errors name the setting.
 func (f pemFiles) watch(log *slog.Logger) (*watched[identity], error) {
 	names, paths := f.set()
 	if len(names) == 0 {
-		return nil, nil //nolint:nilnil // nothing is named
+		return nil, nil //nolint:nilnil // no file is set
 	}
-	for i, path := range paths { // each by itself, so that the error names the one setting
+
+	for i, path := range paths { // one by one, so that the error names the setting
 		if _, err := readRegular(path); err != nil {
 			return nil, &usageError{names[i] + ": " + err.Error()}
 		}
 	}
+
 	w, err := newWatched(log, names[0], paths, f.parse)
 	if err != nil {
 		return nil, &usageError{err.Error()}
 	}
+
 	return w, nil
 }
 
-// parse makes an identity of the texts of the files that are set, in the order of set.
+// parse makes an identity from the texts of the files, in the order of set.
 func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
 	if f.ca != "" {
 		if id.roots, err = authorities(texts[0]); err != nil {
@@ -94,6 +97,7 @@ func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
 		}
 		texts = texts[1:]
 	}
+
 	if f.cert == "" {
 		return id, nil
 	}
@@ -103,18 +107,19 @@ func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
 	if block, _ := pem.Decode(texts[1]); block == nil {
 		return identity{}, fmt.Errorf("%s: %s: the file has no PEM block of a private key", f.keyName, f.key)
 	}
+
 	own, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
 		return identity{}, fmt.Errorf("%s: the key in %s does not fit the certificate in %s (%s); name the key that the certificate was made for, "+
 			"unencrypted, and the certificate first in its file: %w", f.keyName, f.key, f.cert, f.certName, err)
 	}
+
 	id.own = &own
 	return id, nil
 }
 
-// authorities reads every certificate of a PEM file. One that cannot be read is an error, and
-// so is a file that was cut off: a pool that has silently lost an authority refuses strangers
-// later.
+// authorities reads every certificate of a PEM file. An unreadable certificate or a truncated file
+// is an error: a pool that silently lacks an authority would refuse valid peers later.
 func authorities(text []byte) (*x509.CertPool, error) {
 	pool, found := x509.NewCertPool(), 0
 	for {
@@ -133,24 +138,27 @@ func authorities(text []byte) (*x509.CertPool, error) {
 		pool.AddCert(cert)
 		found++
 	}
+
 	if found == 0 {
 		return nil, errors.New("the file has no PEM block of a certificate")
 	}
 	if bytes.Contains(text, []byte(pemBegin)) {
 		return nil, fmt.Errorf("the file ends in the middle of a PEM block, after %d certificates", found)
 	}
+
 	return pool, nil
 }
 
-// listenerTLS is how the listener speaks TLS; nil where it does not. Each handshake takes the
-// files as they are.
+// listenerTLS is the listener's TLS configuration; nil: plain HTTP. Each handshake uses the current
+// files.
 //
-// The API is spoken in HTTP/1.1 alone: what package api does to callers that read or write too
-// slowly, or leave, it does to their connections, and in HTTP/2 many requests share one.
+// The listener offers HTTP/1.1 only. Package api cuts the connections of clients that read or write
+// too slowly, and in HTTP/2 many requests share a connection.
 func (w *renewals) listenerTLS() *tls.Config {
 	if w == nil || w.listener == nil {
 		return nil
 	}
+
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -158,14 +166,14 @@ func (w *renewals) listenerTLS() *tls.Config {
 			now := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{*id.own}}
 			if id.roots != nil {
 				now.ClientAuth, now.ClientCAs = tls.RequireAndVerifyClientCert, id.roots
-				now.SessionTicketsDisabled = true // an authority that was taken away would live on in tickets
+				now.SessionTicketsDisabled = true // tickets would outlive a removed authority
 			}
 			return now, nil
 		},
 	}
 }
 
-// natsTLS is what the bus asks for at each connection; nil where TES_NATS_URL alone decides.
+// natsTLS is the TLS configuration of each connection to the bus; nil: TES_NATS_URL alone decides.
 func (w *renewals) natsTLS() (roots func() (*x509.CertPool, error), own func() (tls.Certificate, error)) {
 	if w == nil || w.nats == nil {
 		return nil, nil
@@ -177,12 +185,13 @@ func (w *renewals) natsTLS() (roots func() (*x509.CertPool, error), own func() (
 	return roots, own
 }
 
-// peersTLS is what the clients of the peer services ask for at each connection; nil leaves
-// them to the system's authorities.
+// peersTLS is the TLS configuration of each connection to a peer service; nil: the system's
+// authorities.
 func (w *renewals) peersTLS() func() *tls.Config {
 	if w == nil || w.peers == nil {
 		return nil
 	}
+
 	return func() *tls.Config {
 		id := w.peers.get()
 		now := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: id.roots}
@@ -193,17 +202,19 @@ func (w *renewals) peersTLS() func() *tls.Config {
 	}
 }
 
-// keysTransport fetches the keys of the Auth Service; nil is the default.
+// keysTransport is the transport for the Auth Service's keys; nil: the default transport.
 func (w *renewals) keysTransport() http.RoundTripper {
 	config := w.peersTLS()
 	if config == nil {
 		return nil
 	}
+
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.Proxy = nil // a proxy's connection would not come by DialTLSContext; the peer services are inside
+	transport.Proxy = nil // connections of a proxy would bypass DialTLSContext; the peer services are in the same network
 	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: config()}
 		return dialer.DialContext(ctx, network, address)
 	}
+
 	return transport
 }

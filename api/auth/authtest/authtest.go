@@ -68,6 +68,7 @@ func New(t *testing.T) *Authority {
 			a.Write(t, w, a.Keys(t))
 			return
 		}
+
 		a.Fetches.Add(1)
 		a.mu.Lock()
 		answer := a.answer
@@ -163,5 +164,6 @@ func Merge(o object, change ...object) object {
 			}
 		}
 	}
+
 	return o
 }

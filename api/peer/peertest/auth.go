@@ -19,10 +19,11 @@ func (s *Server) jwks(w http.ResponseWriter, _ *http.Request, _ Steering) {
 			"kid": KeyID(&key.PublicKey), "alg": "ES256", "use": "sig",
 		})
 	}
+
 	writeJSON(w, http.StatusOK, map[string]any{"keys": keys})
 }
 
-// verdict is the answer of validate-token.
+// verdict is the response of validate-token.
 type verdict struct {
 	Valid       bool       `json:"valid"`
 	Subject     string     `json:"subject,omitempty"`
@@ -33,7 +34,7 @@ type verdict struct {
 	ExpiresAt   *time.Time `json:"expiresAt,omitempty"`
 }
 
-// userClaims is what a person's token says of the person.
+// userClaims are the claims of a person's token.
 type userClaims struct {
 	jwt.RegisteredClaims
 	Scope       string   `json:"scope"`
@@ -47,20 +48,24 @@ func (s *Server) validateToken(w http.ResponseWriter, r *http.Request, _ Steerin
 	var asked struct {
 		Token string `json:"token"`
 	}
+
 	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || asked.Token == "" {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", "a token is asked for")
 		return
 	}
+
 	claims, err := s.verify(asked.Token)
 	if err != nil {
-		// A token that is no good is a good question: 200 and a no.
+		// An invalid token is a valid question: the response is a 200.
 		writeJSON(w, http.StatusOK, verdict{Roles: []string{}, Permissions: []string{}})
 		return
 	}
+
 	permissions := claims.Permissions
 	if permissions == nil {
 		permissions = strings.Fields(claims.Scope)
 	}
+
 	expiry := claims.ExpiresAt.UTC()
 	writeJSON(w, http.StatusOK, verdict{
 		Valid:       true,
@@ -81,6 +86,7 @@ func (s *Server) verify(token string) (*userClaims, error) {
 				return &key.PublicKey, nil
 			}
 		}
+
 		return nil, errors.New("unknown key")
 	}, jwt.WithValidMethods([]string{"ES256"}), jwt.WithIssuer(Issuer), jwt.WithAudience(Audience), jwt.WithExpirationRequired())
 	return claims, err

@@ -10,21 +10,23 @@ import (
 	"github.com/google/uuid"
 )
 
-// echo answers a method that nobody knows: the parameters, and beside them what an
-// integration of their type would say. The type is told by the members: nothing else
-// of an invocation has it.
+// echo is the response to an unknown method: the parameters, and a result of the type that the
+// parameters suggest.
 func echo(parameters json.RawMessage, id uuid.UUID) map[string]any {
 	if parameters == nil {
 		parameters = json.RawMessage("{}")
 	}
+
 	data := map[string]any{"echo": parameters}
 	var members map[string]json.RawMessage
 	if json.Unmarshal(parameters, &members) != nil {
 		return data
 	}
+
 	has := func(names ...string) bool {
 		return slices.Equal(slices.Sorted(maps.Keys(members)), names)
 	}
+
 	switch {
 	case has("xml"), has("action", "xml"):
 		var text string
@@ -47,8 +49,7 @@ func echo(parameters json.RawMessage, id uuid.UUID) map[string]any {
 	return data
 }
 
-// soapEcho answers an envelope with the same content, in an element named after the
-// one that was asked.
+// soapEcho returns an envelope with the same content, in an element named after the request's.
 func soapEcho(text string) string {
 	var envelope struct {
 		Body struct {
@@ -58,10 +59,12 @@ func soapEcho(text string) string {
 			} `xml:",any"`
 		} `xml:"Body"`
 	}
+
 	if err := xml.NewDecoder(strings.NewReader(text)).Decode(&envelope); err != nil {
 		return `<soap:Envelope xmlns:soap="http://schemas.xmlsoap.org/soap/envelope/"><soap:Body><soap:Fault>` +
 			`<faultcode>soap:Client</faultcode><faultstring>the envelope cannot be read</faultstring></soap:Fault></soap:Body></soap:Envelope>`
 	}
+
 	c := envelope.Body.Content
 	name := c.XMLName.Local + "Response"
 	return `<soap:Envelope xmlns:soap="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><soap:Body><` +

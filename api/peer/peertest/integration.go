@@ -13,13 +13,13 @@ import (
 	"github.com/google/uuid"
 )
 
-// ResponseSubject is where the answers to accepted invocations are published.
+// ResponseSubject is the subject of the results of accepted invocations.
 const ResponseSubject = "integration.response_received"
 
 // ResponseDelay is how long an accepted e-mail takes.
 const ResponseDelay = 200 * time.Millisecond
 
-// RejectedContact is the contact that no invoice is made for.
+// RejectedContact is the contact whose invoices are refused.
 const RejectedContact = "CONT-REJECTED"
 
 var integrationID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
@@ -38,11 +38,13 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request, st Steering) {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", "there can be no such integration")
 		return
 	}
+
 	var asked invocation
 	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || asked.Method == "" {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", "a method is asked for")
 		return
 	}
+
 	id := invocationID(r)
 	switch {
 	case st.Status == http.StatusAccepted:
@@ -60,8 +62,7 @@ func (s *Server) invoke(w http.ResponseWriter, r *http.Request, st Steering) {
 	}
 }
 
-// invocationID is the same for every repetition under one Idempotency-Key, as
-// it would be where the key is obeyed.
+// invocationID is equal for every repetition under one Idempotency-Key.
 func invocationID(r *http.Request) uuid.UUID {
 	key := r.Header.Get("Idempotency-Key")
 	if key == "" {
@@ -78,10 +79,12 @@ func createInvoice(w http.ResponseWriter, id uuid.UUID, parameters json.RawMessa
 	var invoice struct {
 		ContactID string `json:"contact_id"`
 	}
+
 	if err := json.Unmarshal(parameters, &invoice); err != nil {
 		writeError(w, http.StatusUnprocessableEntity, "VALIDATION_ERROR", "the parameters are not those of an invoice")
 		return
 	}
+
 	if invoice.ContactID == RejectedContact {
 		writeJSON(w, http.StatusUnprocessableEntity, map[string]any{
 			"error": map[string]any{
@@ -93,6 +96,7 @@ func createInvoice(w http.ResponseWriter, id uuid.UUID, parameters json.RawMessa
 		})
 		return
 	}
+
 	succeed(w, map[string]any{
 		"invoice_id":     id,
 		"invoice_number": fmt.Sprintf("INV-%06d", binary.BigEndian.Uint32(id[:4])%1_000_000),
@@ -100,18 +104,19 @@ func createInvoice(w http.ResponseWriter, id uuid.UUID, parameters json.RawMessa
 	})
 }
 
-// answerLater publishes the invocation's success, unless nobody listens or it
-// is not known whose task it was.
+// answerLater publishes the invocation's success, unless there is no bus or the task is unknown.
 func (s *Server) answerLater(r *http.Request, integration string, id uuid.UUID, data any) {
 	if s.respond == nil {
 		return
 	}
+
 	key := r.Header.Get("Idempotency-Key")
 	taskID, _, found := strings.Cut(key, ":")
 	if !found {
 		s.logger.Warn("no response will be published: the Idempotency-Key is not <taskId>:<attempt>", "key", key)
 		return
 	}
+
 	body, err := json.Marshal(map[string]any{
 		"type":      ResponseSubject,
 		"id":        uuid.New(),
@@ -132,14 +137,15 @@ func (s *Server) answerLater(r *http.Request, integration string, id uuid.UUID, 
 	if err != nil || !s.enter() {
 		return
 	}
+
 	go func() {
 		defer s.busy.Done()
 		s.publish(body)
 	}()
 }
 
-// publish waits as long as the mail takes. It must not use the request's
-// context, which ends with the 202.
+// publish waits ResponseDelay and publishes. It must not use the request's context, which ends with
+// the 202.
 func (s *Server) publish(body []byte) {
 	timer := time.NewTimer(ResponseDelay)
 	defer timer.Stop()
@@ -155,7 +161,7 @@ func (s *Server) publish(body []byte) {
 	}
 }
 
-// UnknownConnection is a connection that nobody has set up.
+// UnknownConnection is a connection that does not exist.
 const UnknownConnection = "NO-SUCH"
 
 func connection(w http.ResponseWriter, r *http.Request, _ Steering) {
@@ -164,9 +170,11 @@ func connection(w http.ResponseWriter, r *http.Request, _ Steering) {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", "there can be no such integration")
 		return
 	}
+
 	if r.URL.Query().Get("connection") == UnknownConnection {
 		writeError(w, http.StatusNotFound, "NOT_FOUND", "there is no such connection")
 		return
 	}
+
 	writeJSON(w, http.StatusOK, map[string]any{"integrationId": integration, "type": "REST", "status": "CONNECTED"})
 }

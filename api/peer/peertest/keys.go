@@ -13,8 +13,7 @@ import (
 	"sync"
 )
 
-// keyring holds the signing key and the one before it, whose tokens are still
-// good.
+// keyring holds the signing key and the previous one, whose tokens are still valid.
 type keyring struct {
 	mu   sync.Mutex
 	keys []*ecdsa.PrivateKey // owned by mu; the signing key first, at most two
@@ -27,9 +26,11 @@ func (k *keyring) start(key *ecdsa.PrivateKey) error {
 			return err
 		}
 	}
+
 	if key.Curve != elliptic.P256() {
 		return errors.New("the key is not on P-256")
 	}
+
 	k.keys = []*ecdsa.PrivateKey{key}
 	return nil
 }
@@ -48,7 +49,7 @@ func newKey() (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// Key is the private key that signs tokens now.
+// Key is the current signing key.
 func (s *Server) Key() *ecdsa.PrivateKey { return s.keys.all()[0] }
 
 // KeyPEM is Key as PKCS#8 in PEM, as ParseKey reads it.
@@ -83,15 +84,16 @@ func ParseKey(text []byte) (*ecdsa.PrivateKey, error) {
 		}
 		return ec, nil
 	}
+
 	return nil, errors.New("parse key: no private key in PEM")
 }
 
-// Rotate signs with a new key from now on and answers its id. The JWKS names
-// the new key and the one before it; a second Rotate takes the first key away.
+// Rotate replaces the signing key and returns the new key's id. The JWKS lists the new key and the
+// previous one.
 func (s *Server) Rotate() string {
 	key, err := newKey()
 	if err != nil {
-		panic("peertest: " + err.Error()) // only without any source of randomness
+		panic("peertest: " + err.Error()) // only if the system has no source of randomness
 	}
 	s.keys.mu.Lock()
 	defer s.keys.mu.Unlock()
@@ -99,16 +101,15 @@ func (s *Server) Rotate() string {
 	return KeyID(&key.PublicKey)
 }
 
-// KeyID names a key by its thumbprint (RFC 7638), so that whoever holds the
-// key alone mints tokens under the id that the JWKS publishes. The key must be
-// on P-256.
+// KeyID is the thumbprint of a key (RFC 7638), so that tokens can be minted outside under the id
+// that the JWKS publishes. The key must be on P-256.
 func KeyID(key *ecdsa.PublicKey) string {
 	x, y := coordinates(key)
 	sum := sha256.Sum256([]byte(`{"crv":"P-256","kty":"EC","x":"` + x + `","y":"` + y + `"}`))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// coordinates are the two halves of the point, padded as JWK asks.
+// coordinates are the two halves of the point, padded as JWK requires.
 func coordinates(key *ecdsa.PublicKey) (x, y string) {
 	point, err := key.Bytes() // 0x04, x, y
 	if err != nil || len(point) != 65 {

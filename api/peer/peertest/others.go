@@ -8,10 +8,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// channels are those that a notification may take.
+// channels are the channels of notifications.
 var channels = []string{"in-app", "email", "push", "chat"}
 
-// person is the User Service's answer.
+// person is a user in the User Service's responses.
 type person struct {
 	ID        string   `json:"id"`
 	Name      string   `json:"name"`
@@ -20,13 +20,13 @@ type person struct {
 	Available bool     `json:"available"`
 }
 
-// userByID knows everybody: any id is an available user of that name.
+// userByID knows every id: an available user of that name.
 func userByID(w http.ResponseWriter, r *http.Request, _ Steering) {
 	id := r.PathValue("id")
 	writeJSON(w, http.StatusOK, person{ID: id, Name: id, Roles: []string{}, Skills: []string{}, Available: true})
 }
 
-// usersByRole finds two of each role, who can do whatever is asked of them.
+// usersByRole finds two users for each role, with all requested skills.
 func usersByRole(w http.ResponseWriter, r *http.Request, _ Steering) {
 	role := r.URL.Query().Get("role")
 	people := []person{}
@@ -36,6 +36,7 @@ func usersByRole(w http.ResponseWriter, r *http.Request, _ Steering) {
 			people = append(people, person{ID: id, Name: id, Roles: []string{role}, Skills: skills, Available: true})
 		}
 	}
+
 	writeJSON(w, http.StatusOK, people)
 }
 
@@ -44,10 +45,12 @@ func notify(w http.ResponseWriter, r *http.Request, _ Steering) {
 		Channel string `json:"channel"`
 		UserID  string `json:"userId"`
 	}
+
 	if err := json.NewDecoder(r.Body).Decode(&note); err != nil || note.UserID == "" || !slices.Contains(channels, note.Channel) {
 		writeError(w, http.StatusUnprocessableEntity, "VALIDATION_ERROR", "a userId and one of the channels in-app, email, push, chat are asked for")
 		return
 	}
+
 	writeJSON(w, http.StatusAccepted, map[string]any{"notificationId": uuid.New(), "channel": note.Channel})
 }
 
@@ -58,22 +61,24 @@ func allocate(w http.ResponseWriter, r *http.Request, _ Steering) {
 		Memory string `json:"memory"`
 		Disk   string `json:"disk"`
 	}
+
 	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || asked.TaskID == "" {
 		writeError(w, http.StatusUnprocessableEntity, "VALIDATION_ERROR", "a taskId is asked for")
 		return
 	}
+
 	writeJSON(w, http.StatusCreated, map[string]any{
 		"allocationId": uuid.New(), "taskId": asked.TaskID,
 		"cpu": asked.CPU, "memory": asked.Memory, "disk": asked.Disk,
 	})
 }
 
-// accepted takes a batch of spans and keeps nothing.
+// accepted accepts a batch of spans.
 func accepted(w http.ResponseWriter, _ *http.Request, _ Steering) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
-// callback takes a status update; its steering decides whether it is believed.
+// callback accepts a status update, unless steering says otherwise.
 func callback(w http.ResponseWriter, _ *http.Request, _ Steering) {
 	writeJSON(w, http.StatusOK, map[string]any{"received": true})
 }

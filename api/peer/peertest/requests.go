@@ -10,17 +10,16 @@ import (
 	"time"
 )
 
-// How many requests of a peer service are remembered. Batches of spans are long, and
-// come all the time.
+// How many requests of a peer service are remembered. Batches of spans are long and frequent.
 const (
 	maxRequests = 1000
 	maxBatches  = 100
 )
 
-// redacted stands where a secret stood.
+// redacted replaces a secret.
 const redacted = "[redacted]"
 
-// Request is one request a peer service was sent, whatever it did with it.
+// Request is one request to a peer service, whatever the response was.
 type Request struct {
 	Method  string            `json:"method"`
 	Path    string            `json:"path"`            // as sent, escapes and all
@@ -35,11 +34,13 @@ func newRequest(r *http.Request, body []byte) Request {
 	for name, values := range r.Header {
 		headers[name] = strings.Join(values, ", ")
 	}
+
 	for _, name := range []string{"Authorization", "Proxy-Authorization", "X-User-Token", "Cookie"} {
 		if value, found := headers[name]; found {
 			headers[name] = redact(value)
 		}
 	}
+
 	return Request{
 		Method:  r.Method,
 		Path:    r.URL.EscapedPath(),
@@ -50,8 +51,7 @@ func newRequest(r *http.Request, body []byte) Request {
 	}
 }
 
-// redact keeps the scheme of a credential: a test may want to know that one
-// was sent, and of what kind.
+// redact keeps the scheme of a credential, for tests that check for one.
 func redact(value string) string {
 	if scheme, _, found := strings.Cut(value, " "); found && (scheme == "Bearer" || scheme == "Basic") {
 		return scheme + " " + redacted
@@ -59,21 +59,23 @@ func redact(value string) string {
 	return redacted
 }
 
-// redactBody hides the one secret that travels in a body: the token that the
-// Auth Service is asked about.
+// redactBody hides the only secret in a body: the token that the Auth Service is asked about.
 func redactBody(body []byte) json.RawMessage {
 	if len(body) == 0 {
 		return nil
 	}
+
 	if !json.Valid(body) {
 		quoted, _ := json.Marshal(string(body))
 		return quoted
 	}
+
 	var members map[string]json.RawMessage
 	if json.Unmarshal(body, &members) == nil && members["token"] != nil {
 		members["token"] = json.RawMessage(`"` + redacted + `"`)
 		body, _ = json.Marshal(members)
 	}
+
 	return body
 }
 
@@ -94,8 +96,8 @@ func (p *part) recorded() ([]Request, <-chan struct{}) {
 	return slices.Clone(p.requests), p.grown
 }
 
-// Requests lists what a peer service was sent, oldest first: the last thousand
-// (Observability: hundred) since they were last cleared.
+// Requests lists the requests to a peer service, oldest first: the last thousand (Observability:
+// hundred) since Clear.
 func (s *Server) Requests(service string) []Request {
 	p, found := s.parts[service]
 	if !found {
@@ -105,12 +107,13 @@ func (s *Server) Requests(service string) []Request {
 	return requests
 }
 
-// Await is Requests, once there are n of them or more.
+// Await waits until there are n requests or more, and returns them.
 func (s *Server) Await(ctx context.Context, service string, n int) ([]Request, error) {
 	p, found := s.parts[service]
 	if !found {
 		return nil, fmt.Errorf("there is no peer service %q", service)
 	}
+
 	for {
 		requests, grown := p.recorded()
 		if len(requests) >= n {
@@ -126,7 +129,7 @@ func (s *Server) Await(ctx context.Context, service string, n int) ([]Request, e
 	}
 }
 
-// Clear forgets what a peer service was sent.
+// Clear forgets the requests to a peer service.
 func (s *Server) Clear(service string) {
 	if p, found := s.parts[service]; found {
 		p.clear()

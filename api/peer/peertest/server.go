@@ -1,19 +1,18 @@
-// Package peertest plays the peer services over real HTTP: Auth, Integration,
-// Observability, User, Notification, Resource and the Orchestrator.
+// Package peertest fakes the peer services over real HTTP: Auth, Integration, Observability, User,
+// Notification, Resource and the Orchestrator.
 //
-// Each has its usual answers, and each can be told to misbehave, from Go by
-// Steer and from outside by PUT {url}/_standin/{service}:
+// Each service has its usual responses and can be steered to misbehave, from Go by Steer and from
+// outside by PUT {url}/_standin/{service}:
 //
-//	ok     answers as usual, or with the given status and body
-//	error  answers the given status (503), with body as its error document if there is one
-//	slow   waits delayMs (2000), then answers as ok
-//	hang   takes the request and never answers it
-//	gone   closes the connection without an answer
+//	ok     responds as usual, or with the given status and body
+//	error  responds with the given status (503), with body as its error document if there is one
+//	slow   waits delayMs (2000), then responds as ok
+//	hang   accepts the request and never responds
+//	gone   closes the connection without a response
 //
-// What a peer service was sent is listed by Requests and by GET
-// {url}/_standin/{service}/requests, without the secrets. Nothing is stored:
-// what must be the same for a repeated request is computed from its
-// Idempotency-Key.
+// The requests to a service are listed by Requests and by GET {url}/_standin/{service}/requests,
+// without secrets. Nothing is stored: a result that must be equal for a repeated request is
+// computed from its Idempotency-Key.
 package peertest
 
 import (
@@ -33,7 +32,7 @@ import (
 const (
 	Auth          = "auth"
 	Integration   = "integration"
-	Connection    = "connection" // the Integration Service, asked how its connections stand
+	Connection    = "connection" // the Integration Service's endpoint for the state of connections
 	Observability = "observability"
 	User          = "user"
 	Notification  = "notification"
@@ -41,21 +40,21 @@ const (
 	Orchestrator  = "orchestrator"
 )
 
-// Services lists every peer service that is played.
+// Services lists every faked peer service.
 var Services = []string{Auth, Integration, Connection, Observability, User, Notification, Resource, Orchestrator}
 
-// Config says where the fake peer services listen and whom they tell.
+// Config configures Start. The zero value is usable.
 type Config struct {
-	Listen string            // default 127.0.0.1:0
-	Key    *ecdsa.PrivateKey // signs service tokens; P-256; default a new one
-	Logger *slog.Logger      // default discards
+	Listen string            // default: 127.0.0.1:0
+	Key    *ecdsa.PrivateKey // signs service tokens; P-256; default: a new one
+	Logger *slog.Logger      // default: discards
 
-	// Respond publishes an asynchronous answer on the bus. Default none: what
-	// was taken with 202 is then never answered.
+	// Respond publishes an asynchronous result on the bus. Default: none, and accepted invocations
+	// never get a result.
 	Respond func(ctx context.Context, subject string, body []byte) error
 }
 
-// Server is the peer services, all at one address.
+// Server is all the peer services, at one address.
 type Server struct {
 	respond func(ctx context.Context, subject string, body []byte) error
 	logger  *slog.Logger
@@ -64,35 +63,40 @@ type Server struct {
 	parts   map[string]*part // fixed by Start
 	keys    keyring
 
-	// Ends every hanging request and every answer that is still to be published.
+	// Ends every hanging request and every result that is still to be published.
 	ctx    context.Context
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
-	closed bool           // owned by mu; no handler or answer starts once it is set
-	busy   sync.WaitGroup // handlers and answers under way; added to under mu
+	closed bool           // owned by mu; no handler or publication starts once it is set
+	busy   sync.WaitGroup // running handlers and publications; added to under mu
 }
 
-// Start listens and answers until Close.
+// Start serves until Close.
 func Start(cfg Config) (*Server, error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
+
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+
 	s := &Server{respond: cfg.Respond, logger: cfg.Logger, parts: map[string]*part{}}
 	for _, service := range Services {
 		s.parts[service] = newPart(maxRequests)
 	}
+
 	s.parts[Observability].most = maxBatches
 	if err := s.keys.start(cfg.Key); err != nil {
 		return nil, fmt.Errorf("start fake peer services: %w", err)
 	}
+
 	listener, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("start fake peer services: %w", err)
 	}
+
 	s.url = "http://" + listener.Addr().String()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.http = &http.Server{
@@ -101,6 +105,7 @@ func Start(cfg Config) (*Server, error) {
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
+
 	s.busy.Add(1)
 	go func() {
 		defer s.busy.Done()
@@ -114,18 +119,18 @@ func Start(cfg Config) (*Server, error) {
 // URL is the base address of every peer service, without a trailing slash.
 func (s *Server) URL() string { return s.url }
 
-// Close drops every connection, lets hanging requests go, and waits until
-// nothing of the fake peer services runs or ctx ends.
+// Close cuts every connection, ends hanging requests, and waits until no goroutine of the server
+// runs or ctx ends.
 func (s *Server) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
-	// Not Shutdown: it waits for seconds on connections that a client opened
-	// and has not used yet.
+	// Not Shutdown, which waits for seconds on connections that a client opened and has not used yet.
 	if err := s.http.Close(); err != nil {
 		return fmt.Errorf("close fake peer services: %w", err)
 	}
+
 	idle := make(chan struct{})
 	go func() {
 		s.busy.Wait()
@@ -139,7 +144,7 @@ func (s *Server) Close(ctx context.Context) error {
 	}
 }
 
-// enter counts one more thing under way, unless the server is closing.
+// enter counts one more running handler, unless the server is closing.
 func (s *Server) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,14 +184,14 @@ func (s *Server) routes() http.Handler {
 	return mux
 }
 
-// writeJSON answers v. What it fails to write, the client has not waited for.
+// writeJSON responds with v. Write errors mean that the client has gone.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// writeError answers an error document that is not worth a retry.
+// writeError responds with an error document of a permanent error.
 func writeError(w http.ResponseWriter, status int, code, message string) {
 	writeJSON(w, status, map[string]any{
 		"error":     map[string]any{"code": code, "message": message},

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// maxBody bounds what is read of any request.
+// maxBody bounds the body of a request.
 const maxBody = 8 << 20
 
 // The modes of a peer service.
@@ -22,7 +22,7 @@ const (
 	ModeGone  = "gone"
 )
 
-// Steering says how a peer service behaves.
+// Steering is the behaviour of a peer service.
 type Steering struct {
 	Mode    string          `json:"mode"`             // default ok
 	Status  int             `json:"status,omitempty"` // default 503 in mode error, 200 elsewhere
@@ -50,6 +50,7 @@ func (st *Steering) setDefaults() error {
 	if st.Status != 0 && (st.Status < 200 || st.Status > 599) {
 		return fmt.Errorf("status %d is not between 200 and 599", st.Status)
 	}
+
 	if st.DelayMs < 0 || st.Times < 0 {
 		return fmt.Errorf("delayMs and times are not negative")
 	}
@@ -59,14 +60,14 @@ func (st *Steering) setDefaults() error {
 	return nil
 }
 
-// part is one peer service's state.
+// part is the state of one peer service.
 type part struct {
-	most     int // requests that are remembered
+	most     int // the number of remembered requests
 	mu       sync.Mutex
 	steering Steering      // owned by mu
-	changed  chan struct{} // owned by mu; closed and replaced when somebody steers
-	requests []Request     // owned by mu; the last of them
-	grown    chan struct{} // owned by mu; closed and replaced when a request comes
+	changed  chan struct{} // owned by mu; closed and replaced by Steer
+	requests []Request     // owned by mu; the last ones
+	grown    chan struct{} // owned by mu; closed and replaced when a request arrives
 }
 
 func newPart(most int) *part {
@@ -86,8 +87,8 @@ func (p *part) steer(st Steering) {
 	p.changed = make(chan struct{})
 }
 
-// take spends one of the steering's times. The request that spends the last
-// still gets the steering; that is not a change to those that hang.
+// take uses up one of the steering's times. The request that uses the last still gets the steering;
+// hanging requests are not woken by that.
 func (p *part) take() (Steering, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -98,11 +99,12 @@ func (p *part) take() (Steering, <-chan struct{}) {
 			p.steering = Steering{Mode: ModeOK}
 		}
 	}
+
 	return st, p.changed
 }
 
-// Steer tells a peer service how to behave from now on. Requests that hang are
-// answered as st says. It panics if there is no such peer service or mode.
+// Steer sets the behaviour of a peer service from now on. Hanging requests get the response of st.
+// It panics for an unknown service or mode.
 func (s *Server) Steer(service string, st Steering) {
 	p, found := s.parts[service]
 	if !found {
@@ -114,10 +116,10 @@ func (s *Server) Steer(service string, st Steering) {
 	p.steer(st)
 }
 
-// answerFunc is a peer service in a good mood.
+// answerFunc is the usual response of a peer service.
 type answerFunc func(w http.ResponseWriter, r *http.Request, st Steering)
 
-// play records the request and answers it as the service is steered.
+// play records the request and responds as the service is steered.
 func (s *Server) play(service string, answer answerFunc) http.Handler {
 	p := s.parts[service]
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -125,8 +127,8 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 		defer s.busy.Done()
-		// Read whole before anything else: the server notices that a client has
-		// gone only when the body has been read.
+		// Read completely before anything else: net/http notices a disconnected client only after the
+		// body has been read.
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 		if err != nil {
 			writeError(w, http.StatusRequestEntityTooLarge, "VALIDATION_ERROR", "the body could not be read")
@@ -144,6 +146,7 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 				panic(http.ErrAbortHandler)
 			}
 		}
+
 		if st.DelayMs > 0 {
 			select {
 			case <-time.After(time.Duration(st.DelayMs) * time.Millisecond):
@@ -151,9 +154,10 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 				panic(http.ErrAbortHandler)
 			}
 		}
+
 		switch {
 		case st.Mode == ModeGone:
-			panic(http.ErrAbortHandler) // closes the connection, unanswered
+			panic(http.ErrAbortHandler) // closes the connection without a response
 		case st.Mode == ModeError, st.Body != nil, st.Status >= 300:
 			steered(w, st)
 		default:
@@ -162,8 +166,8 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 	})
 }
 
-// with lets another peer service, on the same machine so to speak, be gone or hang for both.
-// It is not one of the other's requests.
+// with lets the steering of another peer service apply too if it is gone or hangs, as if both were
+// on one machine. The request is not recorded for the other.
 func (s *Server) with(other string, then http.Handler) http.Handler {
 	p := s.parts[other]
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -188,20 +192,22 @@ func (s *Server) with(other string, then http.Handler) http.Handler {
 	})
 }
 
-// steered answers what the steering says instead of the usual.
+// steered writes the response of the steering.
 func steered(w http.ResponseWriter, st Steering) {
 	status := st.Status
 	if status == 0 {
 		status = http.StatusOK
 	}
+
 	if st.Body != nil {
 		w.Header().Set("Content-Type", "application/json")
 	}
+
 	w.WriteHeader(status)
 	_, _ = w.Write(st.Body)
 }
 
-// getAll is for whoever opens the address that dev prints.
+// getAll is the page at the address that tes dev prints.
 func (s *Server) getAll(w http.ResponseWriter, _ *http.Request) {
 	services := map[string]Steering{}
 	for name, p := range s.parts {
@@ -209,6 +215,7 @@ func (s *Server) getAll(w http.ResponseWriter, _ *http.Request) {
 		services[name] = p.steering
 		p.mu.Unlock()
 	}
+
 	writeJSON(w, http.StatusOK, map[string]any{
 		"services": services,
 		"usage": map[string]string{
@@ -234,9 +241,10 @@ func (s *Server) putSteering(w http.ResponseWriter, r *http.Request) {
 	if p == nil {
 		return
 	}
+
 	var st Steering
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	decoder.DisallowUnknownFields() // a misspelt field would steer nothing and say so nowhere
+	decoder.DisallowUnknownFields() // a misspelt member would have no effect
 	err := decoder.Decode(&st)
 	if err == nil {
 		err = st.setDefaults()
@@ -245,11 +253,12 @@ func (s *Server) putSteering(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, "VALIDATION_ERROR", err.Error())
 		return
 	}
+
 	p.steer(st)
 	writeJSON(w, http.StatusOK, st)
 }
 
-// find is the peer service of the path, or nil when it has answered 404.
+// find is the peer service of the path, or nil after a 404.
 func (s *Server) find(w http.ResponseWriter, r *http.Request) *part {
 	service := r.PathValue("service")
 	p := s.parts[service]

@@ -11,21 +11,21 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// door is where spans go out to one of those who get them. OpenTelemetry's batching
-// is behind it; the door stands in front, because batching tells nobody what it drops.
+// door is the queue in front of one receiver of spans. OpenTelemetry's batch processor is behind
+// it; the door bounds and counts, because the batch processor reports no drops.
 type door struct {
 	name    string
 	log     *slog.Logger
 	batch   sdktrace.SpanProcessor
 	most    int64
-	waiting atomic.Int64 // in the queue, or on their way
+	waiting atomic.Int64 // in the queue or being sent
 	dropped atomic.Int64
-	closed  chan struct{} // when nothing is on its way any more
+	closed  chan struct{} // closed when nothing is being sent any more
 
 	mu    sync.Mutex
-	last  error     // why the last ones were dropped; guarded by mu
-	said  time.Time // when we last spoke of it; guarded by mu
-	known int64     // how many we spoke of; guarded by mu
+	last  error     // why the last spans were dropped; guarded by mu
+	said  time.Time // time of the last log line; guarded by mu
+	known int64     // drops in that line; guarded by mu
 }
 
 var errFull = errors.New("more spans come than are taken away")
@@ -41,24 +41,26 @@ func newDoor(life context.Context, name string, to sdktrace.SpanExporter, cfg Co
 // OnStart does nothing.
 func (d *door) OnStart(context.Context, sdktrace.ReadWriteSpan) {}
 
-// OnEnd takes a span, or drops it. It never waits: the queue behind it has room for
-// all that it lets through.
+// OnEnd queues a span or drops it. It never blocks: the queue behind it has room for every span
+// that passes.
 func (d *door) OnEnd(s sdktrace.ReadOnlySpan) {
 	if !s.SpanContext().IsSampled() {
 		return
 	}
+
 	if d.waiting.Add(1) > d.most {
 		d.waiting.Add(-1)
 		d.drop(1, errFull)
 		return
 	}
+
 	d.batch.OnEnd(s)
 }
 
-// Shutdown takes away what waits, until ctx ends.
+// Shutdown sends the queued spans, until ctx ends.
 func (d *door) Shutdown(ctx context.Context) error { return d.batch.Shutdown(ctx) }
 
-// ForceFlush takes away what waits.
+// ForceFlush sends the queued spans.
 func (d *door) ForceFlush(ctx context.Context) error { return d.batch.ForceFlush(ctx) }
 
 func (d *door) drop(n int, why error) {
@@ -69,10 +71,10 @@ func (d *door) drop(n int, why error) {
 	d.say(false)
 }
 
-// sayEvery spaces the lines about dropped spans.
+// sayEvery is the interval between log lines about dropped spans.
 const sayEvery = time.Minute
 
-// say logs what was dropped since it was last said.
+// say logs the drops since the last line.
 func (d *door) say(now bool) {
 	d.mu.Lock()
 	n := d.dropped.Load()
@@ -81,21 +83,22 @@ func (d *door) say(now bool) {
 	if speak {
 		d.said, d.known = time.Now(), n
 	}
+
 	d.mu.Unlock()
 	if speak {
 		d.log.Warn("spans were dropped; tasks are not concerned", "to", d.name, "spans", fresh, "since_start", n, "error", why)
 	}
 }
 
-// carrier takes batches away, in the batching's own goroutine.
+// carrier sends batches, in the batch processor's goroutine.
 type carrier struct {
 	door *door
 	to   sdktrace.SpanExporter
 	life context.Context //nolint:containedctx // it is the process's, not a call's
 }
 
-// ExportSpans takes a batch away. What fails is dropped, counted, and no error to
-// anybody: OpenTelemetry would print it.
+// ExportSpans sends a batch. A failed batch is dropped and counted. It returns no error, because
+// OpenTelemetry would print it.
 func (c *carrier) ExportSpans(ctx context.Context, batch []sdktrace.ReadOnlySpan) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -108,7 +111,7 @@ func (c *carrier) ExportSpans(ctx context.Context, batch []sdktrace.ReadOnlySpan
 	return nil
 }
 
-// Shutdown comes after the last batch.
+// Shutdown is called after the last batch.
 func (c *carrier) Shutdown(ctx context.Context) error {
 	defer close(c.door.closed)
 	return c.to.Shutdown(ctx)

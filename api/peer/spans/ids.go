@@ -10,10 +10,10 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// ids are drawn, but for the spans of attempts, whose ids are known beforehand.
+// ids are random, except for the spans of attempts, whose ids are known before the span starts.
 type ids struct{}
 
-// NewIDs is for a span that begins a trace.
+// NewIDs is called for a span that begins a trace.
 func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	if id, span, ok := jobs.WishedIDs(ctx); ok {
 		return id, span
@@ -24,7 +24,7 @@ func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	return id, drawn()
 }
 
-// NewSpanID is for a span within a trace.
+// NewSpanID is called for a span within a trace.
 func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) trace.SpanID {
 	if _, span, ok := jobs.WishedIDs(ctx); ok {
 		return span
@@ -37,7 +37,7 @@ func drawn() (span trace.SpanID) {
 	return span
 }
 
-// some is any number but zero, which is no id.
+// some is a random number other than zero, which would be an invalid id.
 func some() uint64 {
 	for {
 		if n := rand.Uint64(); n != 0 {

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
-// observability speaks OTLP's JSON, {"resourceSpans": [...]}, to the Observability
-// Service: its own document names no shape, and this is the one that everybody reads.
+// observability exports OTLP's JSON, {"resourceSpans": [...]}, to the Observability Service. The
+// interface document names no format, and this one is common.
 type observability struct{ sender Sender }
 
 // Start does nothing.
@@ -42,12 +42,13 @@ func encode(batch []*tracepb.ResourceSpans) (json.RawMessage, error) {
 			}
 		}
 	}
+
 	return protojson.MarshalOptions{UseEnumNumbers: true}.Marshal(&tracepb.TracesData{ResourceSpans: batch})
 }
 
-// inHex makes of an id the bytes whose base64 is the id in hex. OTLP's JSON wants hex,
-// protojson writes base64, and hex digits are base64's too, eight or sixteen bytes
-// making whole groups of four.
+// inHex converts an id to bytes whose base64 is the id in hex. OTLP's JSON has ids in hex,
+// protojson writes base64; hex digits are valid base64, and ids of 8 or 16 bytes make whole groups
+// of four digits.
 func inHex(id []byte) []byte {
 	made, err := base64.StdEncoding.DecodeString(hex.EncodeToString(id))
 	if err != nil {

@@ -8,15 +8,14 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// roots takes so many traces a second of those that begin here: all of them where
-// little happens, and no more than can be carried where much does.
+// roots samples traces that begin here, up to a number per second.
 type roots struct{ left *rate.Limiter }
 
 func newRoots(perSecond int) roots {
 	return roots{rate.NewLimiter(rate.Limit(perSecond), perSecond)}
 }
 
-// ShouldSample takes a trace while there is something left of the second.
+// ShouldSample samples a trace while this second's number is not used up.
 func (r roots) ShouldSample(p sdktrace.SamplingParameters) sdktrace.SamplingResult {
 	decision := sdktrace.Drop
 	if r.left.Allow() {

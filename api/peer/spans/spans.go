@@ -1,7 +1,8 @@
-// Package spans makes OpenTelemetry's spans and takes them to those who keep them:
-// the Observability Service, and a collector that speaks OTLP. It is best effort.
-// Spans wait in a queue of bounded length; what finds it full, or is not taken in
-// time, is dropped and counted. Whoever ends a span never waits.
+// Package spans creates OpenTelemetry spans and exports them to the Observability Service and to an
+// OTLP collector.
+//
+// Export is best effort. Spans wait in a bounded queue; a span that finds the queue full, or is not
+// exported in time, is dropped and counted. Ending a span never blocks.
 package spans
 
 import (
@@ -24,39 +25,39 @@ type Sender interface {
 	Send(ctx context.Context, batch any) error
 }
 
-// Config says who gets spans, and of what. Nobody named: there is no tracing.
+// Config configures New. Without a receiver there is no tracing.
 type Config struct {
-	Observability Sender // default none
-	// OTLP takes spans to a collector too; OTEL_EXPORTER_OTLP_* say where, and are
-	// read by OpenTelemetry. Default false.
+	Observability Sender // default: none
+	// OTLP exports to a collector too. OpenTelemetry reads its address from OTEL_EXPORTER_OTLP_*.
+	// Default: false.
 	OTLP bool
-	// Sampled says that OTEL_TRACES_SAMPLER tells which traces to take, and
-	// OpenTelemetry reads it. Default false: whatever the caller decided, and of the
-	// traces that begin here Roots each second.
+	// Sampled leaves sampling to OTEL_TRACES_SAMPLER, which OpenTelemetry reads. Default: false: the
+	// caller's decision, and Roots traces per second among those that begin here.
 	Sampled bool
-	Roots   int           // default 100
-	Queue   int           // spans that may wait, for each who gets them; default 8192
-	Delay   time.Duration // until a batch that is not full goes out; default 1 s
-	Timeout time.Duration // of one batch on its way; default 5 s
+	Roots   int           // default: 100
+	Queue   int           // spans that may wait for each receiver; default: 8192
+	Delay   time.Duration // until a partly filled batch is sent; default: 1 s
+	Timeout time.Duration // of sending one batch; default: 5 s
 
-	// Version and Instance describe this process, beside what
-	// OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say, which goes before.
+	// Version and Instance describe this process. OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take
+	// precedence.
 	Version, Instance string
-	Logger            *slog.Logger // default slog.Default
+	Logger            *slog.Logger // default: slog.Default
 }
 
-// Spans is tracing at work; nil is none, and every method may be called on it.
+// Spans is the running tracing. Every method may be called on nil, which means no tracing.
 type Spans struct {
 	provider *sdktrace.TracerProvider
 	doors    []*door
-	end      context.CancelFunc // of whatever is on its way
+	end      context.CancelFunc // cancels what is being sent
 }
 
-// New begins tracing. It calls nobody. It answers nil where nobody gets spans.
+// New starts tracing. It sends nothing yet. It returns nil if there is no receiver.
 func New(ctx context.Context, cfg Config) (*Spans, error) {
 	if cfg.Observability == nil && !cfg.OTLP {
 		return nil, nil
 	}
+
 	cfg.defaults()
 	about, err := resource.New(ctx,
 		resource.WithAttributes(
@@ -65,6 +66,7 @@ func New(ctx context.Context, cfg Config) (*Spans, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tracing: describe the process: %w", err)
 	}
+
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Spans{end: end}
 	if cfg.Observability != nil {
@@ -78,13 +80,16 @@ func New(ctx context.Context, cfg Config) (*Spans, error) {
 		}
 		s.doors = append(s.doors, newDoor(life, "otlp", otlp, cfg))
 	}
+
 	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(about), sdktrace.WithIDGenerator(ids{})}
 	if !cfg.Sampled {
 		options = append(options, sdktrace.WithSampler(sdktrace.ParentBased(newRoots(cfg.Roots))))
 	}
+
 	for _, d := range s.doors {
 		options = append(options, sdktrace.WithSpanProcessor(d))
 	}
+
 	s.provider = sdktrace.NewTracerProvider(options...)
 	return s, nil
 }
@@ -93,6 +98,7 @@ func (cfg *Config) defaults() {
 	if cfg.Roots == 0 {
 		cfg.Roots = 100
 	}
+
 	if cfg.Queue == 0 {
 		cfg.Queue = 8192
 	}
@@ -102,12 +108,13 @@ func (cfg *Config) defaults() {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 5 * time.Second
 	}
+
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 }
 
-// Tracer makes spans for one room; nil where there is no tracing.
+// Tracer makes spans for one package; nil without tracing.
 func (s *Spans) Tracer(room string) trace.Tracer {
 	if s == nil {
 		return nil
@@ -115,7 +122,7 @@ func (s *Spans) Tracer(room string) trace.Tracer {
 	return s.provider.Tracer("github.com/seed-3f7a0631/tes/" + room)
 }
 
-// Dropped counts the spans that somebody did not get.
+// Dropped returns the number of spans that a receiver did not get.
 func (s *Spans) Dropped() (n int64) {
 	if s != nil {
 		for _, d := range s.doors {
@@ -125,10 +132,10 @@ func (s *Spans) Dropped() (n int64) {
 	return n
 }
 
-// closeTime bounds the last words.
+// closeTime bounds the last export.
 const closeTime = 2 * time.Second
 
-// Close takes away what waits, for two seconds at most, and ends tracing.
+// Close exports the queued spans, for two seconds at most, and ends tracing.
 func (s *Spans) Close(ctx context.Context) error {
 	if s == nil {
 		return nil
@@ -136,15 +143,17 @@ func (s *Spans) Close(ctx context.Context) error {
 	defer s.end()
 	ctx, cancel := context.WithTimeout(ctx, closeTime)
 	defer cancel()
-	var all sync.WaitGroup // each has the whole time, whatever becomes of the others
+	var all sync.WaitGroup // each receiver has the whole time, however the others behave
 	for _, d := range s.doors {
 		all.Go(func() { _ = d.Shutdown(ctx) })
 	}
+
 	all.Wait()
 	s.end()
 	for _, d := range s.doors {
-		<-d.closed // what was on its way has let go
+		<-d.closed // nothing is being sent any more
 		d.say(true)
 	}
+
 	return nil
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// Transport makes a span of each request to a service, and tells the service of it.
-// Without tracing it passes on what it was told. The URL is not in the span, for it
-// may hold a person's name or a key; nor are headers and bodies.
+// Transport makes a span for each request to a service and sends the span's context along. Without
+// tracing it forwards the caller's context. The URL is not recorded, because it may contain a
+// person's name or a key; nor are headers and bodies.
 func (s *Spans) Transport(service string) func(http.RoundTripper) http.RoundTripper {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return &transport{next: next, service: service, tracer: s.Tracer("api/peer")}
@@ -29,12 +29,13 @@ type transport struct {
 	tracer  trace.Tracer
 }
 
-// RoundTrip makes one request.
+// RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	if t.tracer == nil {
 		return t.next.RoundTrip(told(r, ctx))
 	}
+
 	ctx, span := t.tracer.Start(ctx, r.Method+" "+t.service, trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
 	if span.IsRecording() {
@@ -44,6 +45,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			span.SetAttributes(semconv.ServerPort(port))
 		}
 	}
+
 	response, err := t.next.RoundTrip(told(r, ctx))
 	switch {
 	case !span.IsRecording():
@@ -60,8 +62,8 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// told is the request with the header that tells of ctx's span; a transport may not
-// change the one that it was given.
+// told returns the request with the header of ctx's span. A transport may not modify the request
+// that it was given.
 func told(r *http.Request, ctx context.Context) *http.Request { //nolint:revive // it is the request's context that changes
 	header := jobs.Traceparent(ctx)
 	if header == "" {
@@ -73,7 +75,7 @@ func told(r *http.Request, ctx context.Context) *http.Request { //nolint:revive 
 	return r
 }
 
-// kind says in a word why there was no answer.
+// kind classifies the error of a request without a response.
 func kind(err error) string {
 	switch {
 	case errors.Is(err, context.Canceled):
