@@ -169,7 +169,7 @@ func (b *eventSchemas) envelope(s subject) *huma.Schema {
 // except in a task request, which follows the rules of POST /api/internal/tasks.
 func (b *eventSchemas) validate(address string, doc gjson.Result) *Problem {
 	if !doc.IsObject() {
-		return b.reader.holds("", b.envelopes[address], outline(doc))
+		return b.holds("", b.envelopes[address], outline(doc))
 	}
 
 	members := map[string]any{}
@@ -184,7 +184,7 @@ func (b *eventSchemas) validate(address string, doc gjson.Result) *Problem {
 		}
 		return true
 	})
-	return b.reader.holds("", b.envelopes[address], members)
+	return b.holds("", b.envelopes[address], members)
 }
 
 // AsyncAPI returns the document (3.0, YAML) that is checked in as asyncapi.yaml.

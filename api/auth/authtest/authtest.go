@@ -22,8 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// object is JSON.
-type object = map[string]any
+// Object is a JSON object.
+type Object = map[string]any
 
 // Authority is a fake Auth Service with one signing key of each kind. Its key ids are ec, rsa and
 // ed. Tests decide how it answers.
@@ -88,19 +88,19 @@ func (a *Authority) Answer(answer http.HandlerFunc) {
 }
 
 // Publish lets the key set consist of these keys.
-func (a *Authority) Publish(t *testing.T, keys []object) {
+func (a *Authority) Publish(t *testing.T, keys []Object) {
 	a.Answer(func(w http.ResponseWriter, _ *http.Request) { a.Write(t, w, keys) })
 }
 
 // Write writes a key set of these keys.
-func (a *Authority) Write(t *testing.T, w io.Writer, keys []object) {
-	if err := json.NewEncoder(w).Encode(object{"keys": keys}); err != nil {
+func (a *Authority) Write(t *testing.T, w io.Writer, keys []Object) {
+	if err := json.NewEncoder(w).Encode(Object{"keys": keys}); err != nil {
 		t.Error(err)
 	}
 }
 
 // JWK is a key as a key set shows it, private parts included where key has any.
-func JWK(t *testing.T, key any, kid string, alg jwkset.ALG) object {
+func JWK(t *testing.T, key any, kid string, alg jwkset.ALG) Object {
 	t.Helper()
 	k, err := jwkset.NewJWKFromKey(key, jwkset.JWKOptions{
 		Marshal: jwkset.JWKMarshalOptions{Private: true}, Metadata: jwkset.JWKMetadataOptions{KID: kid, ALG: alg, USE: jwkset.UseSig},
@@ -108,30 +108,30 @@ func JWK(t *testing.T, key any, kid string, alg jwkset.ALG) object {
 	require.NoError(t, err)
 	text, err := json.Marshal(k.Marshal())
 	require.NoError(t, err)
-	var out object
+	var out Object
 	require.NoError(t, json.Unmarshal(text, &out))
 	return out
 }
 
 // Keys are the public halves of the three keys.
-func (a *Authority) Keys(t *testing.T) []object {
-	return []object{
+func (a *Authority) Keys(t *testing.T) []Object {
+	return []Object{
 		JWK(t, a.EC.Public(), "ec", jwkset.AlgES256), JWK(t, a.RSA.Public(), "rsa", ""), JWK(t, a.Ed.Public(), "ed", jwkset.AlgEdDSA),
 	}
 }
 
 // Claims are those of a valid token of workflow-orchestrator in tenant acme, with members replaced;
 // nil takes a member away.
-func Claims(change ...object) object {
+func Claims(change ...Object) Object {
 	now := time.Now()
-	return Merge(object{
+	return Merge(Object{
 		"iss": "auth-service", "aud": "api", "sub": "s", "exp": now.Add(time.Hour).Unix(), "nbf": now.Unix(), "iat": now.Unix(), "jti": rand.Text(),
 		"scope": "tasks:read tasks:create", "is_service_account": true, "service_name": "workflow-orchestrator", "tenant_id": "acme",
 	}, change...)
 }
 
 // Sign makes a token of these claims, with more members of the header.
-func Sign(t *testing.T, method jwt.SigningMethod, key any, kid string, claims object, header ...object) string {
+func Sign(t *testing.T, method jwt.SigningMethod, key any, kid string, claims Object, header ...Object) string {
 	t.Helper()
 	token := jwt.NewWithClaims(method, jwt.MapClaims(claims))
 	token.Header["kid"] = kid
@@ -154,7 +154,7 @@ func (a *Authority) Crafted(t *testing.T, header, claims string) string {
 func Segment(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 
 // Merge puts members over others; nil takes one away.
-func Merge(o object, change ...object) object {
+func Merge(o Object, change ...Object) Object {
 	for _, c := range change {
 		for name, v := range c {
 			if v == nil {
