@@ -101,7 +101,7 @@ func TestMounts(t *testing.T) {
 	r.fails(t, 500, "INTERNAL_ERROR")
 	require.NotContains(t, string(r.body), "SUPERSECRET")
 	eventually(t, func() bool { return strings.Contains(log.String(), "SUPERSECRET") })
-	require.Contains(t, log.String(), "door_test.go", "with its stack")
+	require.Contains(t, log.String(), "api_test.go", "with its stack")
 
 	resp, err := http.Get(b.url + "/riverui/half") //nolint:noctx // the server is ours
 	require.NoError(t, err)
