@@ -57,8 +57,11 @@ func TestTaskEventsAndAttempts(t *testing.T) {
 		story = append(story, []any{e["type"], e["attempt"], e["was"], e["now"]})
 	}
 	require.Equal(t, []any{
-		[]any{"created", 0.0, nil, "PENDING"}, []any{"started", 1.0, "PENDING", "RUNNING"}, []any{"released", 1.0, "RUNNING", "PENDING"},
-		[]any{"started", 2.0, "PENDING", "RUNNING"}, []any{"failed", 2.0, "RUNNING", "FAILED"},
+		[]any{"created", 0.0, nil, "PENDING"},
+		[]any{"started", 1.0, "PENDING", "RUNNING"},
+		[]any{"released", 1.0, "RUNNING", "PENDING"},
+		[]any{"started", 2.0, "PENDING", "RUNNING"},
+		[]any{"failed", 2.0, "RUNNING", "FAILED"},
 	}, story)
 	require.Equal(t, task["createdAt"], events[0].(object)["at"])
 	require.Equal(t, orchestrator, events[0].(object)["actor"])

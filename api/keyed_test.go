@@ -295,8 +295,12 @@ func TestTheSameEndAgainIsTheSameAnswer(t *testing.T) {
 	b := setup(t)
 	failure := object{"code": "X", "message": "y", "details": object{"n": 1.0}}
 	for _, body := range []object{
-		{"status": "COMPLETED", "output": object{"n": 1}}, {"status": "COMPLETED"}, {"status": "FAILED", "error": failure}, {"status": "FAILED", "reason": "r"},
-		{"status": "TIMED_OUT"}, {"status": "CANCELLED"},
+		{"status": "COMPLETED", "output": object{"n": 1}},
+		{"status": "COMPLETED"},
+		{"status": "FAILED", "error": failure},
+		{"status": "FAILED", "reason": "r"},
+		{"status": "TIMED_OUT"},
+		{"status": "CANCELLED"},
 	} {
 		path, _ := b.create(t, noop())
 		b.put(t, path, object{"status": "RUNNING"}).is(t, 200)

@@ -20,7 +20,8 @@ import (
 type nobody struct{}
 
 func (nobody) ByRole(context.Context, string, []string) ([]manually.Person, error) { return nil, nil }
-func (nobody) Name(context.Context, string) (string, error)                        { return "", nil }
+
+func (nobody) Name(context.Context, string) (string, error) { return "", nil }
 
 // assigning lets the manual handler run while a test makes tasks.
 func (b *testBundle) assigning(t *testing.T) {

@@ -1,11 +1,10 @@
 package jobs
 
 import (
-	"testing"
-	"time"
-
 	"context"
 	"sync"
+	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"

@@ -196,8 +196,13 @@ func banner(s *cmdContext, l *local, r ready, took time.Duration) {
 
 	s.printf(".\n\n")
 	for _, line := range [][2]string{
-		{"API", r.APIURL}, {"OpenAPI", r.OpenAPIURL}, {"River UI", r.RiverUIURL + " (log in with a token: monitoring-service looks, workflow-orchestrator acts)"}, {"Bus", r.NATSURL},
-		{"Database", r.DatabaseURL}, {"Stand-ins", r.NeighboursURL + "/_standin/"}, {"Signing key", r.SigningKeyFile},
+		{"API", r.APIURL},
+		{"OpenAPI", r.OpenAPIURL},
+		{"River UI", r.RiverUIURL + " (log in with a token: monitoring-service looks, workflow-orchestrator acts)"},
+		{"Bus", r.NATSURL},
+		{"Database", r.DatabaseURL},
+		{"Stand-ins", r.NeighboursURL + "/_standin/"},
+		{"Signing key", r.SigningKeyFile},
 		{"Callbacks", "signed with " + r.CallbackSecret},
 	} {
 		s.printf("  %-12s %s\n", line[0], line[1])

@@ -146,8 +146,10 @@ func TestResolvedSecretAppearsNowhere(t *testing.T) {
 	api := serving(t, p)
 	orchestrator := b.peers.Token("workflow-orchestrator")
 	secret := "s3cr3t-" + uuid.NewString()
-	data := object{"id": 7, "credential": secret, "headers": object{"Authorization": "Bearer " + secret}, "list": []any{object{"api_key": secret}},
-		"db_password": secret, "apiToken": secret, "note": "Bearer " + secret, "dsn": "postgres://u:" + secret + "@h/db"}
+	data := object{
+		"id": 7, "credential": secret, "headers": object{"Authorization": "Bearer " + secret}, "list": []any{object{"api_key": secret}},
+		"db_password": secret, "apiToken": secret, "note": "Bearer " + secret, "dsn": "postgres://u:" + secret + "@h/db",
+	}
 	problem := object{"code": "AUTHENTICATION_ERROR", "message": "Bearer " + secret + " refused by https://u:" + secret + "@books: DB_PASSWORD=" + secret + " pwd=" + secret, "details": object{
 		"clientSecret": secret, "cause": "Authorization: Bearer " + secret, "url": "https://u:" + secret + "@books/x", "env": []any{"DB_PASSWORD=" + secret + " client_secret=" + secret},
 	}}

@@ -182,7 +182,8 @@ func (f *fleet) ask(method, path string, body any, headers ...string) (answer ob
 // startFleet starts the processes, and defines what the tasks are.
 func startFleet(t *testing.T, world *served, change ...func(*fleet)) *fleet {
 	t.Helper()
-	f := &fleet{t: t, world: world, size: killFleet, ears: newRecorder(), killed: map[string]time.Time{},
+	f := &fleet{
+		t: t, world: world, size: killFleet, ears: newRecorder(), killed: map[string]time.Time{},
 		dice: rand.New(rand.NewPCG(*seed, 1)), //nolint:gosec // the seed is the test's
 	}
 	for _, fn := range change {

@@ -213,9 +213,11 @@ var breakages = []struct {
 	{"i03_history_contiguous", "done", []string{"UPDATE task SET version = version + 1 WHERE task_id = <done>"}},
 	{"i03_history_legal", "done", []string{"UPDATE task_event SET was = 'ASSIGNED' WHERE task_id = <done> AND type = 'completed'"}},
 	{"i03_history_legal", "pending", []string{"UPDATE task_event SET type = 'started' WHERE task_id = <pending>"}},
-	{"i03_history_task", "", []string{`
+	{"i03_history_task", "", []string{
+		`
 		INSERT INTO task_event (id, task_id, at, seq, attempt, type, now, actor) VALUES (-1, gen_random_uuid(), now(), 1, 0, 'created', 'PENDING', 'x')`,
-		"INSERT INTO outbox (lo, hi) VALUES (-1, 0)"}},
+		"INSERT INTO outbox (lo, hi) VALUES (-1, 0)",
+	}},
 	{"i04_told_once", "", []string{"DELETE FROM outbox_published WHERE id = (SELECT max(id) FROM outbox_published)"}},
 	{"i04_told_once", "", []string{"INSERT INTO outbox (lo, hi) SELECT lo, hi FROM outbox_published ORDER BY id LIMIT 1"}},
 	{"i06_told_order", "", []string{"UPDATE outbox_published SET id = -id"}},
@@ -231,13 +233,15 @@ var breakages = []struct {
 	{"i10_failures_counted", "done", []string{"UPDATE task SET failures = 1 WHERE task_id = <done>"}},
 	{"i10_failures_counted", "failed", []string{"UPDATE task SET crashes = 1 WHERE task_id = <failed>"}},
 	{"i10_completed_by_last", "done", []string{"UPDATE task_attempt SET outcome = 'RELEASED' WHERE task_id = <done>"}},
-	{"i11_one_end", "failed", []string{`
+	{"i11_one_end", "failed", []string{
+		`
 		INSERT INTO task_event (id, task_id, at, seq, attempt, type, was, now, actor)
 		SELECT -2, task_id, now(), version + 1, attempt, 'released'::task_event_type, 'FAILED'::task_status, 'PENDING'::task_status, 'x' FROM task WHERE task_id = <failed>
 		UNION ALL
 		SELECT -1, task_id, now(), version + 2, attempt, 'failed', 'PENDING', 'FAILED', 'x' FROM task WHERE task_id = <failed>`,
 		"UPDATE task SET version = version + 2 WHERE task_id = <failed>",
-		"INSERT INTO outbox (lo, hi) VALUES (-2, 0)"}},
+		"INSERT INTO outbox (lo, hi) VALUES (-2, 0)",
+	}},
 	{"i12_request_key", "done", []string{"UPDATE task_request SET request_key = 'another' WHERE task_id = <done>"}},
 	{"i12_request_key", "done", []string{"DELETE FROM task_request WHERE task_id = <done>"}},
 	{"i12_request_key", "failed", []string{"UPDATE task SET request_id = 'key-done' WHERE task_id = <failed>"}},

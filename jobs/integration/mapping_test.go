@@ -35,7 +35,8 @@ var table = []struct {
 	requests, answers            map[string]string
 }{
 	{
-		"REST API", "Sends request parameters, receives response data", jobs.IntegrationCall{Type: "REST", Method: "m", Instance: "i"},
+		"REST API", "Sends request parameters, receives response data",
+		jobs.IntegrationCall{Type: "REST", Method: "m", Instance: "i"},
 		map[string]string{
 			`{"contact_id": 7, "lines": [1.50]}`: `{"contact_id": 7, "lines": [1.50]}`,
 			`{"body": {"a": 1}}`:                 `{"body": {"a": 1}}`,
@@ -90,7 +91,8 @@ var table = []struct {
 		},
 	},
 	{
-		"Database", "Sends query parameters, receives result sets", jobs.IntegrationCall{Type: "DATABASE", Method: "open_orders", Instance: "i"},
+		"Database", "Sends query parameters, receives result sets",
+		jobs.IntegrationCall{Type: "DATABASE", Method: "open_orders", Instance: "i"},
 		map[string]string{
 			`{"query": "SELECT 1 WHERE a = :a", "parameters": {"a": 1.50}}`: `{"query": "SELECT 1 WHERE a = :a", "parameters": {"a": 1.50}}`,
 			`{"operation": "close", "parameters": [1, null]}`:               `{"operation": "close", "parameters": [1, null]}`,
@@ -117,7 +119,8 @@ var table = []struct {
 		},
 	},
 	{
-		"Message Queue", "Sends messages, receives acknowledgments", jobs.IntegrationCall{Type: "MESSAGE_QUEUE", Method: "publish", Instance: "i"},
+		"Message Queue", "Sends messages, receives acknowledgments",
+		jobs.IntegrationCall{Type: "MESSAGE_QUEUE", Method: "publish", Instance: "i"},
 		map[string]string{
 			`{"destination": "orders", "message": {"n": 1.50}, "headers": {"type": "order"}}`: `{"destination": "orders", "message": {"n": 1.50}, "headers": {"type": "order"}}`,
 			`{"destination": "orders", "message": "text"}`:                                    `{"destination": "orders", "message": "text"}`,
@@ -136,7 +139,8 @@ var table = []struct {
 		},
 	},
 	{
-		"File Transfer", "Sends file data, receives transfer status", jobs.IntegrationCall{Type: "FILE_TRANSFER", Method: "transfer", Instance: "i"},
+		"File Transfer", "Sends file data, receives transfer status",
+		jobs.IntegrationCall{Type: "FILE_TRANSFER", Method: "transfer", Instance: "i"},
 		map[string]string{
 			`{"operation": "upload", "source": "s3://bucket/a.pdf", "destination": "sftp://host/in/a.pdf"}`:  `{"operation": "UPLOAD", "source": "s3://bucket/a.pdf", "destination": "sftp://host/in/a.pdf"}`,
 			`{"operation": "DELETE", "source": "a.pdf"}`:                                                     `{"operation": "DELETE", "source": "a.pdf"}`,
@@ -161,7 +165,8 @@ var table = []struct {
 		},
 	},
 	{
-		"Custom", "Sends custom parameters, receives custom responses", jobs.IntegrationCall{Type: "CUSTOM", Method: "m", Instance: "i"},
+		"Custom", "Sends custom parameters, receives custom responses",
+		jobs.IntegrationCall{Type: "CUSTOM", Method: "m", Instance: "i"},
 		map[string]string{`{"xml": 1, "path": 2, "any": [1.50]}`: `{"xml": 1, "path": 2, "any": [1.50]}`},
 		map[string]string{`{"any": 1.50}`: `{"any": 1.50}`, `null`: `{"data": null}`},
 	},

@@ -125,10 +125,22 @@ func TestCovers(t *testing.T) {
 		pattern, subject string
 		want             bool
 	}{
-		{"workflow.>", "workflow.task_requested", true}, {"workflow.>", "workflow.a.b", true}, {"workflow.>", "workflow.>", true}, {"workflow.>", "workflow.*", true},
-		{"workflow.*", "workflow.a", true}, {"workflow.*", "workflow.*", true}, {">", "a", true}, {"a.*.c", "a.b.c", true}, {"a", "a", true},
-		{"workflow.>", "workflow", false}, {"workflow.*", "workflow.>", false}, {"workflow.*", "workflow.a.b", false}, {"workflow.a", "workflow.*", false},
-		{"workflow.>", "integration.a", false}, {"a.b", "a", false}, {"a.b", "a.b.c", false},
+		{"workflow.>", "workflow.task_requested", true},
+		{"workflow.>", "workflow.a.b", true},
+		{"workflow.>", "workflow.>", true},
+		{"workflow.>", "workflow.*", true},
+		{"workflow.*", "workflow.a", true},
+		{"workflow.*", "workflow.*", true},
+		{">", "a", true},
+		{"a.*.c", "a.b.c", true},
+		{"a", "a", true},
+		{"workflow.>", "workflow", false},
+		{"workflow.*", "workflow.>", false},
+		{"workflow.*", "workflow.a.b", false},
+		{"workflow.a", "workflow.*", false},
+		{"workflow.>", "integration.a", false},
+		{"a.b", "a", false},
+		{"a.b", "a.b.c", false},
 	} {
 		require.Equal(t, tt.want, covers(tt.pattern, tt.subject), "%s %s", tt.pattern, tt.subject)
 	}

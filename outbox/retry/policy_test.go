@@ -32,7 +32,8 @@ var table = []struct {
 		[]time.Duration{
 			100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1600 * time.Millisecond,
 			3200 * time.Millisecond, 6400 * time.Millisecond, 12800 * time.Millisecond, 25600 * time.Millisecond, 30 * time.Second,
-		}, 30 * time.Second, 50,
+		},
+		30 * time.Second, 50,
 	},
 	{
 		"Service Calls", "Exponential (200ms-60s)", 5, "Yes, 30% failure threshold", retry.ServiceCalls,
@@ -41,7 +42,8 @@ var table = []struct {
 	},
 	{
 		"Task Queue Operations", "Fixed (5s)", 3, "No", retry.QueueOperations,
-		[]time.Duration{5 * time.Second, 5 * time.Second, 5 * time.Second}, 5 * time.Second, 0,
+		[]time.Duration{5 * time.Second, 5 * time.Second, 5 * time.Second},
+		5 * time.Second, 0,
 	},
 }
 

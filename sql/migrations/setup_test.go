@@ -53,7 +53,8 @@ func (b *testBundle) task(status string) uuid.UUID {
 
 func list[T any](t *testing.T, conn interface {
 	Query(context.Context, string, ...any) (pgx.Rows, error)
-}, sql string, args ...any) []T {
+}, sql string, args ...any,
+) []T {
 	t.Helper()
 	rows, err := conn.Query(t.Context(), sql, args...)
 	require.NoError(t, err)

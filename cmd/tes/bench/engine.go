@@ -42,7 +42,7 @@ type engine struct {
 	pool      *pgxpool.Pool
 	tasks     *jobs.Tasks
 	relay     *relay.Relay // nil: no relay runs
-	committed atomic.Int64  // when the last batch was committed, Unix time in ns
+	committed atomic.Int64 // when the last batch was committed, Unix time in ns
 	closers   []func() error
 }
 

@@ -18,9 +18,11 @@ import (
 	"time"
 )
 
-var url = cmp.Or(os.Getenv("TES_URL"), "http://127.0.0.1:8080") + "/api/internal/leases"
-var worker = cmp.Or(os.Getenv("WORKER_ID"), fmt.Sprintf("go-%d", os.Getpid()))
-var client = http.Client{Timeout: 90 * time.Second} // longer than any dequeue waits
+var (
+	url    = cmp.Or(os.Getenv("TES_URL"), "http://127.0.0.1:8080") + "/api/internal/leases"
+	worker = cmp.Or(os.Getenv("WORKER_ID"), fmt.Sprintf("go-%d", os.Getpid()))
+	client = http.Client{Timeout: 90 * time.Second} // longer than any dequeue waits
+)
 
 const lastWords = 10 * time.Second // to wait for an absent server when the worker stops
 
