@@ -14,11 +14,11 @@ import (
 // ErrCancelled is the cause of an executor's context when its task is cancelled.
 var ErrCancelled = errors.New("the task was cancelled")
 
-// Ask is what every act on somebody's behalf carries.
+// Ask says on whose behalf an operation is done, and under which conditions.
 type Ask struct {
 	Tenant  string
-	By      string // who acts, for the audit trail
-	IfMatch int32  // the version the caller has seen; 0: whichever
+	By      string // the actor, for the audit trail
+	IfMatch int32  // the version that the caller has seen; 0: any
 	Reason  string
 	Call    *Call // under an idempotency key; nil: without
 }
@@ -52,8 +52,9 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 	return t.readBack(ctx, ask.Tenant, m, out)
 }
 
-// readBack reads the task back once a move was made, or says why it was not. A call that is
-// answered in the transaction of its move is answered with the task as that left it.
+// readBack returns the task after its transition was applied, or the error that says why it was
+// not. A call under an idempotency key was answered in the transaction of its transition, and
+// gets the task as that left it.
 func (t *Tasks) readBack(ctx context.Context, tenant string, m *transition, out transitionResult) (db.Task, error) {
 	if !out.made {
 		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.rejection(out))

@@ -13,27 +13,27 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A dead letter can be leased like a task, by whoever handles errors. Its task has
-// ended and stays as it is; what the last word means is the letter's:
+// An error handler can lease a dead letter like a task. The letter's task has ended and stays
+// as it is; the calls that end the lease act on the letter:
 //
-//	complete   it was dealt with, and is laid aside as by Discard
-//	fail       it was not: it goes back, and rests
-//	release    it goes back
+//	complete   discards it, as Discard does
+//	fail       puts it back, to be leased after requeueDelay
+//	release    puts it back
 //
-// Whoever redrives or discards it at the desk meanwhile has the last word.
+// A redrive or a discard through the dead-letter API meanwhile wins.
 
-// requeueDelay is how long a dead letter rests that its handler failed at: the queue
-// operations' interval of the interface document.
+// requeueDelay is the delay before a dead letter is leased again that its handler failed at: the
+// interface document's interval of queue operations.
 const requeueDelay = 5 * time.Second
 
-// IsDeadLetter says whether a token is of a dead letter.
+// IsDeadLetter reports whether a token is a dead letter's.
 func (l *Leases) IsDeadLetter(ctx context.Context, token string) (bool, error) {
 	id, err := l.tokens.read(ctx, token)
 	return id.deadLetter, err
 }
 
-// claimDeadLetters takes dead letters and says how many there were. given is what another call
-// of the request has been given.
+// claimDeadLetters leases up to most dead letters and returns how many. given are the leases
+// that another call of the request has got already.
 func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
 	waits, err := l.t.q.LetterWaits(ctx)
 	if err != nil {
@@ -70,8 +70,7 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 	return n, nil, nil
 }
 
-// acknowledgeDeadLetter lays a leased dead letter aside. What its handler said of it is kept as
-// the reason.
+// acknowledgeDeadLetter discards a leased dead letter. The handler's output is kept as the reason.
 func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output json.RawMessage) (db.Task, error) {
 	reason := handledReason(output)
 	lease, err := l.t.q.LeaseGet(ctx, w.id.task)
@@ -98,7 +97,7 @@ func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output
 	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
-// handledReason is output.reason where there is one, else all that was said.
+// handledReason is output.reason, or the whole output where it has none.
 func handledReason(output json.RawMessage) string {
 	var said struct {
 		Reason string `json:"reason"`
@@ -112,8 +111,7 @@ func handledReason(output json.RawMessage) string {
 	return "handled"
 }
 
-// requeueDeadLetter puts a leased dead letter back. Said again, it is answered as the
-// first time.
+// requeueDeadLetter puts a leased dead letter back. A repeated call is answered as the first time.
 func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string, delay time.Duration) (db.Task, error) {
 	why = redactedText(why, longestMessage)
 	back, err := l.t.q.LetterReturn(ctx, db.LetterReturnParams{
@@ -130,7 +128,7 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 		case err != nil:
 			return db.Task{}, readError("job of a lease", err)
 		case before != why:
-			return db.Task{}, &Conflict{Message: "the dead letter was put back already, with another word"}
+			return db.Task{}, &Conflict{Message: "the dead letter was put back already, with a different body"}
 		}
 		return w.task, nil
 	}
@@ -140,7 +138,7 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
-// requeueExpiredDeadLetters puts back what was leased and not heard of again.
+// requeueExpiredDeadLetters puts back the dead letters whose lease has run out.
 func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
 	rows, err := l.t.q.LetterExpired(ctx)
 	if err != nil {
@@ -164,7 +162,7 @@ func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
 	return nil
 }
 
-// wakeDeadLetterWaiters tells parked dequeues that there is a dead letter.
+// wakeDeadLetterWaiters wakes the parked dequeues: there is a dead letter.
 func (l *Leases) wakeDeadLetterWaiters(ctx context.Context) {
 	var kinds [len(wakeKinds)]bool
 	kinds[wakeIndex(LaneDeadLetter, KindDeadLetter)] = true

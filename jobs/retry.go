@@ -24,14 +24,14 @@ const (
 	CodeAssignment   = "ASSIGNMENT_ERROR"
 )
 
-// poisonAfter is how many expired leases a task may have: the next ends it, or a
-// task that kills its worker would kill them all.
+// poisonAfter is how many leases of a task may run out: the last of them ends it. A task that
+// kills its worker would else kill every worker.
 const poisonAfter = 5
 
-// outageDelay is how long a task waits in its lane when a neighbour is away.
+// outageDelay is how long a task waits in its queue when a peer service is unreachable.
 const outageDelay = 5 * time.Second
 
-// attemptRef names the attempt that a result belongs to.
+// attemptRef is the attempt that a result belongs to, with what its task's next step depends on.
 type attemptRef struct {
 	task     uuid.UUID
 	job      int64
@@ -50,8 +50,8 @@ func (h attemptRef) waitingKind() string {
 	return waitingKind(h.kind, h.executor, h.settings.config.Handler)
 }
 
-// failTransition is the move after an attempt that did not succeed: another attempt, if
-// the policy allows, or the end and a dead letter.
+// failTransition ends a failed attempt: another attempt follows if the retry policy allows, else
+// the task ends and becomes a dead letter.
 func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 	m := &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
@@ -79,10 +79,10 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 		}
 		delay := policy.Delay(count, rand.Float64())
 		if m.crashes > 0 {
-			delay = 0 // it was nobody's fault but the worker's
+			delay = 0 // the worker crashed, not the task
 		}
 		delay = max(delay, min(f.After, time.Duration(policy.longest())))
-		delay = delay.Truncate(time.Millisecond) // as it is told
+		delay = delay.Truncate(time.Millisecond) // as the event says
 		m.to, m.event = Pending, db.TaskEventTypeRetry
 		m.next = &nextJob{lane: LaneRetry, kind: h.waitingKind(), delay: delay}
 		m.payload = outbox.RetryNote{
@@ -98,9 +98,9 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 	return m
 }
 
-// releaseTransition is the move that gives an attempt back: it spends nothing, and the next
-// one has the same number. A neighbour that did hear of it, though no answer came,
-// knows the next by the same idempotency key.
+// releaseTransition ends an attempt that does not count: the next one reuses its number, and so
+// its idempotency key. A peer service that received the request of this attempt, though its
+// answer was lost, recognizes the next one.
 func releaseTransition(h attemptRef, at time.Time, delay time.Duration) *transition {
 	return &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
@@ -110,15 +110,15 @@ func releaseTransition(h attemptRef, at time.Time, delay time.Duration) *transit
 	}
 }
 
-// The bounds of what is kept of an error.
+// The bounds of a stored error.
 const (
 	longestCode    = 128
 	longestMessage = 2000
 	longestStack   = 16 << 10
 )
 
-// problemJSON is the document's error, as the tables keep it: the one place where a failure
-// is written, and so where it is redacted. The statement that writes it puts its timestamp in.
+// problemJSON encodes a failure as the interface document's error, redacted: every stored failure
+// passes here. The statement that writes it adds the timestamp.
 func problemJSON(f *Failure, retryable bool) json.RawMessage {
 	if len(f.Details) > longestStack || len(f.Details) > 0 && jsonguard.Check(f.Details) != nil {
 		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
@@ -134,7 +134,7 @@ func problemJSON(f *Failure, retryable bool) json.RawMessage {
 	return text
 }
 
-// storableText makes text fit for jsonb: valid UTF-8, no NUL, not endless.
+// storableText makes text fit for jsonb: valid UTF-8 without NUL, at most longest characters.
 func storableText(s string, longest int) string {
 	out := make([]rune, 0, min(len(s), longest))
 	for _, r := range s {
@@ -149,7 +149,7 @@ func storableText(s string, longest int) string {
 	return string(out)
 }
 
-// failureOf reads what an executor returned.
+// failureOf makes a *Failure of an executor's error.
 func failureOf(err error) *Failure {
 	var f *Failure
 	if errors.As(err, &f) {

@@ -9,34 +9,35 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A dequeue that has an ID may be asked again while it is under way, of another process
-// too. All of its calls must be answered with the same leases, so one of them takes:
+// A dequeue with an ID may be repeated while it is under way, in another process too. All of its
+// calls must get the same leases, so only one of them claims:
 //
-//   - in a process, one call at a time looks (turns);
-//   - between processes, a call that has found work writes its turn into dequeue_turn, and
-//     looks again at what the request has. The commit that brings the leases ends the turn,
-//     and brings none if another call has written its own since. A killed process's commit
-//     that is still on its way is waited for by who writes the next turn.
+//   - within a process, requestLocks lets one call of a request look for work at a time;
+//   - between processes, a call that has found work writes its turn into table dequeue_turn and
+//     reads the request's leases again. The commit that writes the leases ends the turn, and
+//     writes none if another call has written its own turn since. The next turn waits for a
+//     commit of a killed process that is still under way.
 //
-// Who lost its turn frees what it had claimed, and finds the other's leases at its next look.
+// A call that has lost its turn frees the jobs that it had claimed, and finds the other call's
+// leases when it looks again.
 
-// requestKey names a dequeue that can be asked again.
+// requestKey identifies a dequeue that can be repeated.
 type requestKey struct{ tenant, worker, id string }
 
-// dequeueTurn is a call's right to take for its request; n is a number that no other call has.
+// dequeueTurn is a call's right to claim for its request. n is random, and no other call's.
 type dequeueTurn struct {
 	requestKey
 	n    int64
-	lost bool // another call has written its own
+	lost bool // another call has written its turn
 }
 
-// requestLocks lets one call of a request at a time look for work, in this process.
+// requestLocks lets one call of a request at a time look for work in this process.
 type requestLocks struct {
 	mu    sync.Mutex
 	taken map[requestKey]chan struct{} // closed when the turn is over; guarded by mu
 }
 
-// lock waits for a turn. done ends it.
+// lock waits until no other call of the request looks for work. done unlocks.
 func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(), err error) {
 	mine := make(chan struct{})
 	for {
@@ -62,7 +63,8 @@ func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(),
 	}
 }
 
-// takeTurn makes this call the one that takes. given is what another call has been given.
+// takeTurn writes the call's turn, once. given are the leases that another call of the request
+// has got already.
 func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease, err error) {
 	if !req.shared || req.turn != nil {
 		return nil, nil
@@ -74,16 +76,16 @@ func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease
 	req.turn = mine
 	given, err = l.held(ctx, *req)
 	if len(given) > 0 {
-		// Left behind, the turn would be forgotten later.
+		// A turn that stays behind is deleted by the sweep.
 		_, _ = l.t.q.LeaseTurnsEnd(ctx, dequeueTurnsOf([]*transition{{leaseTurn: mine}}))
 	}
 	return given, err
 }
 
-// dequeueTurnsOf are the turns that a round needs, each once.
+// dequeueTurnsOf returns the turns of a batch, each once.
 func dequeueTurnsOf(round []*transition) (p db.LeaseTurnsEndParams) {
 	var last *dequeueTurn
-	for _, m := range round { // the moves of a call stand together
+	for _, m := range round { // the transitions of a call are neighbours
 		if mine := m.leaseTurn; mine != nil && mine != last {
 			p.TenantIds, p.Owners = append(p.TenantIds, mine.tenant), append(p.Owners, mine.worker)
 			p.RequestIds, p.Turns = append(p.RequestIds, mine.id), append(p.Turns, mine.n)
@@ -93,7 +95,7 @@ func dequeueTurnsOf(round []*transition) (p db.LeaseTurnsEndParams) {
 	return p
 }
 
-// endTurns ends the turns of a round, and keeps the moves of a lost one from being made.
+// endTurns ends the turns of a batch. A transition whose turn is lost will not be applied.
 func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.LeaseTurnsEndParams, wantJobs []int64) error {
 	if len(p.Turns) == 0 {
 		return nil

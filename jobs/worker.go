@@ -13,14 +13,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// A remote worker's last word. Each call names its lease by the token; a lease
-// that ran out and was not reaped yet still counts. The same word again is
-// answered as the first time, wherever the task is by then; another word is a
-// *Conflict. A lease that went to somebody else is ErrLeaseLost, a task that ended
-// meanwhile a *TaskEnded, a token that we never made ErrNotFound.
+// The calls by which a remote worker ends an attempt. Each names its lease by the token. A
+// lease that has run out and was not reaped yet still counts.
+//
+// A repeated call is answered as the first time, whatever has become of the task; the same
+// call with a different body is a *Conflict. Where the lease went to another worker the error
+// is ErrLeaseLost, where the task has ended a *TaskEnded, for an unknown token ErrNotFound.
 
-// Complete ends the task with an output. One that the definition's schema refuses
-// is an *Invalid, and the lease is kept.
+// Complete ends the task with an output. An output that does not fit the definition's schema is
+// an *Invalid, and the worker keeps the lease.
 func (l *Leases) Complete(ctx context.Context, tenant, token string, output json.RawMessage) (db.Task, error) {
 	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
@@ -42,8 +43,8 @@ func (l *Leases) Complete(ctx context.Context, tenant, token string, output json
 	return l.submit(ctx, w, m, output, nil, 0)
 }
 
-// Fail ends the attempt; the task's policy decides whether there is another. It
-// is not before later, if that is longer than the policy's delay.
+// Fail ends the attempt; the task's retry policy decides whether another follows. later is the
+// least delay before it, 0 for the policy's.
 func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, later time.Duration) (db.Task, error) {
 	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
@@ -65,8 +66,8 @@ func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, lat
 	return l.submit(ctx, w, m, nil, f, later)
 }
 
-// Release gives the task back: it waits in the lane that it was taken from, and
-// nothing is spent.
+// Release gives the task back: it waits in the queue that it was leased from, and the attempt
+// does not count.
 func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.Duration, reason string) (db.Task, error) {
 	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
@@ -93,8 +94,8 @@ func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.D
 	return l.t.readBack(ctx, tenant, m, out)
 }
 
-// releasedNote goes with a worker's release. It is not told, and stays in the audit
-// trail; by the job the same word is known again.
+// releasedNote is the payload of a worker's release in the audit trail; it is not published. A
+// repeated call is recognized by the job.
 type releasedNote struct {
 	Reason  string `json:"reason,omitempty"`
 	DelayMs int64  `json:"delayMs,omitempty"`
@@ -114,12 +115,12 @@ func (l *Leases) replayRelease(ctx context.Context, w *leaseCall, said releasedN
 		return db.Task{}, fmt.Errorf("read a release of task %s: %w", w.id.task, err)
 	}
 	if then != said {
-		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was given back already, with another word", w.id.attempt)}
+		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was given back already, with a different body", w.id.attempt)}
 	}
 	return w.asOf(before.Seq, db.TaskStatusPENDING, w.id.attempt-1, nil), nil
 }
 
-// leaseCall is a call about one lease: its token read, its task as it stands.
+// leaseCall is a call about one lease: its verified token, and its task as it is now.
 type leaseCall struct {
 	id       leaseID
 	tenant   string
@@ -143,7 +144,7 @@ func (l *Leases) openCall(ctx context.Context, tenant, token string) (*leaseCall
 	return w, nil
 }
 
-// holds says whether the token's attempt is the one that runs.
+// holds reports whether the token's attempt is the running one.
 func (w *leaseCall) holds() bool {
 	return w.task.Status == db.TaskStatusRUNNING && w.task.JobID == w.id.job && w.task.Attempt == w.id.attempt
 }
@@ -155,21 +156,20 @@ func (w *leaseCall) ref() attemptRef {
 	}
 }
 
-// asOf is the task as it stood after a word that is said again, so that it is
-// answered as the first time, wherever the task is by now.
+// asOf returns the task as it was after the first call, for the answer to a repeated one.
 func (w *leaseCall) asOf(version int32, status db.TaskStatus, attempt int32, next *time.Time) db.Task {
 	task := w.task
 	task.Version, task.Status, task.Attempt, task.NextRetryAt = version, status, attempt, next
 	return task
 }
 
-// submit makes a worker's last move.
+// submit applies the transition of a call; where it is rejected, the call may be a repetition.
 func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	out := l.t.apply(ctx, m)
 	if out.made || out.err != nil {
 		return l.t.readBack(ctx, w.tenant, m, out)
 	}
-	// Somebody was as quick; perhaps this very call, sent twice.
+	// Another write was first; perhaps this call's own, sent twice.
 	task, err := l.t.Get(ctx, w.tenant, w.id.task)
 	if err != nil {
 		return db.Task{}, err
@@ -178,7 +178,8 @@ func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output
 	return l.replay(ctx, w, output, f, later)
 }
 
-// replay answers a word about an attempt that is over.
+// replay answers a call about an attempt that has ended: as the first time where the call is the
+// one that ended it.
 func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	p := db.WorkerSaidParams{TaskID: w.id.task, Attempt: w.id.attempt, JobID: w.id.job, Output: string(output)}
 	if f != nil {
@@ -202,13 +203,13 @@ func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessag
 				return db.Task{}, fmt.Errorf("read a retry of task %s: %w", w.id.task, err)
 			}
 		}
-		// How long it asked for is not kept; that it got less than this is known.
+		// The delay that the first call asked for is not stored; the delay that it got is.
 		same = f != nil && before.SameError && (before.Now != db.TaskStatusPENDING || later.Milliseconds() <= note.RetryDelay)
-	default: // it ran out, or was cancelled: the worker had said nothing
+	default: // the lease ran out, or the task was cancelled: the worker had not ended the attempt
 		return db.Task{}, leaseLostError(w.task)
 	}
 	if !same {
-		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d has ended already as %s, with another word", w.id.attempt, *before.Outcome)}
+		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d has ended already as %s, with a different body", w.id.attempt, *before.Outcome)}
 	}
 	var next *time.Time
 	if before.Now == db.TaskStatusPENDING {
