@@ -29,14 +29,17 @@ func (a ability) takes(kind string) bool {
 	if one := executorOf[kind]; one != "" {
 		return a.has(one, "")
 	}
+
 	if kind != KindAutomated {
 		return true
 	}
+
 	for _, name := range executors[Automated] {
 		if _, ok := a.executors[name]; ok && name != executorGo {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -56,6 +59,7 @@ func (a ability) some() []string {
 			}
 		}
 	}
+
 	return kinds
 }
 
@@ -85,16 +89,19 @@ func (r *Runner) flushMisfiled(batch []misfiled) {
 	for _, one := range batch {
 		p.JobIds, p.Kinds = append(p.JobIds, one.job), append(p.Kinds, one.kind)
 	}
+
 	lanes, err := r.tasks.q.LaneRefile(ctx, p)
 	if err != nil {
 		r.logTrouble("give jobs back that others can run", err) // the sweep gives their tasks new tokens
 		return
 	}
+
 	slices.Sort(lanes)
 	lanes = slices.Compact(lanes)
 	for _, lane := range lanes {
 		r.tasks.notifier.queueNotified(lane)
 	}
+
 	if err := r.tasks.q.LaneNotify(ctx, lanes); err != nil {
 		r.tasks.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
 	}

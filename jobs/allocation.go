@@ -27,6 +27,7 @@ func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 	if !r.allocates() {
 		return nil, nil //nolint:nilnil // most need none
 	}
+
 	job := r.job()
 	var got Allocation
 	err := r.foreign(ctx, func() (err error) {
@@ -36,6 +37,7 @@ func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("allocate resources: %w", err)
 	}
+
 	r.r.tasks.cfg.Logger.Info("resources of an attempt", "task", job.TaskID, "attempt", job.Attempt,
 		"cpu", got.CPU, "memory", got.Memory, "disk", got.Disk, "allocation", got.ID)
 	return &got, nil

@@ -102,12 +102,14 @@ func (w *batchWriter[T]) deferLocked(batch []T) []T {
 			free = append(free, item)
 			continue
 		}
+
 		w.b.Aside(func() {
 			if left, err := w.retryCommit([]T{item}, true); err != nil {
 				w.awaitRow(left[0], err)
 			}
 		})
 	}
+
 	return free
 }
 
@@ -124,9 +126,11 @@ func (w *batchWriter[T]) retryCommit(batch []T, brief bool) (left []T, blame err
 		if !isDatabaseAbsent(err) {
 			return err
 		}
+
 		if batch = w.items.failWaiters(batch, err); len(batch) == 0 {
 			return nil
 		}
+
 		return err
 	})
 	if !isDatabaseAbsent(err) {
@@ -137,6 +141,7 @@ func (w *batchWriter[T]) retryCommit(batch []T, brief bool) (left []T, blame err
 	for _, item := range batch {
 		w.items.reject(item, fmt.Errorf("%w: %w", ErrUnavailable, err))
 	}
+
 	return nil, nil
 }
 
@@ -152,6 +157,7 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 		if err := w.items.assignIDs(ctx, batch); err != nil {
 			return err
 		}
+
 		if brief {
 			return w.commitBriefly(ctx, batch)
 		}
@@ -160,6 +166,7 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 		if err == nil {
 			answer(ctx)
 		}
+
 		return err
 	})
 
@@ -169,6 +176,7 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 	if err == nil || isDatabaseAbsent(err) {
 		w.t.writes.note(err)
 	}
+
 	return err
 }
 
@@ -185,6 +193,7 @@ func (w *batchWriter[T]) commitBriefly(ctx context.Context, batch []T) error {
 	if err == nil {
 		answer(ctx)
 	}
+
 	return err
 }
 
@@ -220,6 +229,7 @@ func (w *batchWriter[T]) awaitRow(item T, err error) {
 		if pause == rowRetryFirst && !wait.skip {
 			w.t.cfg.Logger.Warn("one of the "+w.items.plural()+" waits apart: another session has locked its row", "row", row, "error", err)
 		}
+
 		if wait.skip || (wait.hasCaller && time.Since(begun) > callerPatience) || !w.t.waitUnlessGone(pause, wait.callerGone) {
 			w.items.reject(item, fmt.Errorf("%w: %w", ErrUnavailable, err))
 			return
@@ -229,6 +239,7 @@ func (w *batchWriter[T]) awaitRow(item T, err error) {
 		if failed == nil {
 			return
 		}
+
 		item, err = left[0], failed
 	}
 }
@@ -238,12 +249,14 @@ func (w *batchWriter[T]) awaitRow(item T, err error) {
 func (t *Tasks) waitUnlessGone(d time.Duration, callerGone <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+
 	select {
 	case <-timer.C:
 		return true
 	case <-callerGone:
 	case <-t.abandonCtx.Done():
 	}
+
 	return false
 }
 

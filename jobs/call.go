@@ -163,10 +163,12 @@ func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) err
 	if answer.Header == nil {
 		answer.Header = map[string]string{}
 	}
+
 	headers, err := json.Marshal(answer.Header)
 	if err != nil {
 		return fmt.Errorf("write the answer's headers: %w", err)
 	}
+
 	n, err := q.CallSettle(ctx, db.CallSettleParams{
 		TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn,
 		Status: int32(answer.Status), Headers: headers, Body: answer.Body, //nolint:gosec // an HTTP status
@@ -177,6 +179,7 @@ func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) err
 	case n == 0:
 		return &CallUnderWay{time.Second}
 	}
+
 	c.settled = &answer
 	return nil
 }
@@ -200,10 +203,12 @@ func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (ma
 	if err != nil || c == nil || made == nil {
 		return err
 	}
+
 	answer, err := c.Answer(made)
 	if err != nil {
 		return fmt.Errorf("answer a call of %s: %w", c.Operation, err)
 	}
+
 	return c.settle(ctx, q, answer)
 }
 
@@ -231,14 +236,17 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []
 	if len(calls) == 0 {
 		return nil
 	}
+
 	held, err := q.CallHold(ctx, holdsOf(calls))
 	if err != nil {
 		return fmt.Errorf("hold calls: %w", err)
 	}
+
 	kept := make(map[int64]bool, len(held))
 	for _, turn := range held {
 		kept[turn] = true
 	}
+
 	for i, m := range round {
 		if m.call == nil {
 			continue
@@ -248,6 +256,7 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []
 			wantJobs[i] = noJob
 		}
 	}
+
 	return nil
 }
 
@@ -256,16 +265,19 @@ func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls 
 	if len(calls) == 0 {
 		return nil
 	}
+
 	ok := make(map[uuid.UUID]bool, len(rows))
 	for _, row := range rows {
 		ok[row.TaskID] = row.Ok
 	}
+
 	var ids []uuid.UUID
 	for _, m := range round {
 		if m.call != nil && ok[m.task] {
 			ids = append(ids, m.task)
 		}
 	}
+
 	if len(ids) == 0 {
 		return nil
 	}
@@ -274,24 +286,30 @@ func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls 
 	if err != nil {
 		return fmt.Errorf("read what calls have moved: %w", err)
 	}
+
 	after := make(map[uuid.UUID]*db.Task, len(tasks))
 	for i := range tasks {
 		after[tasks[i].TaskID] = &tasks[i]
 	}
+
 	for _, m := range round {
 		task := after[m.task]
 		if m.call == nil || task == nil {
 			continue
 		}
+
 		answer, err := m.call.Answer(task)
 		if err != nil {
 			return fmt.Errorf("answer a call of %s: %w", m.call.Operation, err)
 		}
+
 		if err := m.call.settle(ctx, q, answer); err != nil {
 			return fmt.Errorf("keep the answer to a call of %s: %w", m.call.Operation, err)
 		}
+
 		m.call.task = task
 	}
+
 	return nil
 }
 

@@ -8,6 +8,7 @@ func (t *Tasks) checkCallback(address string) error {
 	if address == "" {
 		return nil
 	}
+
 	to, err := url.Parse(address)
 	switch {
 	case err != nil || to.Host == "" || to.Hostname() == "" || to.Opaque != "": // the parser's error quotes it
@@ -19,8 +20,10 @@ func (t *Tasks) checkCallback(address string) error {
 	case t.cfg.CheckCallback == nil:
 		return nil
 	}
+
 	if err := t.cfg.CheckCallback(address); err != nil {
 		return invalid("/callbackUrl", "%v", err)
 	}
+
 	return nil
 }

@@ -30,6 +30,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 	if err != nil {
 		return db.Task{}, err
 	}
+
 	if task.Status == db.TaskStatusCANCELLED {
 		again := ask.IfMatch == 0 || ask.IfMatch == task.Version
 		if !again {
@@ -39,16 +40,19 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 			return task, err
 		}
 	}
+
 	m := &transition{
 		task: id, expect: atVersion(ask.IfMatch, Pending, Assigned, Running),
 		to: Cancelled, event: db.TaskEventTypeCanceled, actor: ask.By, executor: ask.By,
 		payload: outbox.CanceledNote{Reason: ask.Reason},
 		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, span: runningSpan(task), call: ask.Call,
 	}
+
 	out := t.apply(ctx, m)
 	if !out.made && out.was == Cancelled && ask.IfMatch == 0 {
 		return t.Get(ctx, ask.Tenant, id) // somebody else was as quick
 	}
+
 	return t.readBack(ctx, ask.Tenant, m, out)
 }
 

@@ -100,11 +100,13 @@ func (c *claimer) run(ctx context.Context) {
 		if !pause(ctx, cooldown) {
 			return
 		}
+
 		// A job inserted within notifyEvery of the one that woke this claimer was not announced.
 		var echo <-chan time.Time
 		if woken {
 			echo = time.After(notifyEvery)
 		}
+
 		woken = false
 		if more {
 			if !c.waitForCapacity(ctx) {
@@ -112,6 +114,7 @@ func (c *claimer) run(ctx context.Context) {
 			}
 			continue
 		}
+
 		select {
 		case <-ctx.Done():
 			return
@@ -128,11 +131,13 @@ func (c *claimer) run(ctx context.Context) {
 func (c *claimer) waitForCapacity(ctx context.Context) bool {
 	patience := time.NewTimer(claimPatience)
 	defer patience.Stop()
+
 	for {
 		free := c.freeSlots()
 		if free >= min(claimWorth, c.slots) {
 			return true
 		}
+
 		select {
 		case <-ctx.Done():
 			return false
@@ -152,14 +157,17 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	if c.some == nil {
 		return c.claimKind(ctx, c.kind)
 	}
+
 	kinds := c.some()
 	if len(kinds) == 0 {
 		return 0, false, nil
 	}
+
 	waiting, err := c.waiting(ctx, kinds)
 	if err != nil {
 		return 0, false, err
 	}
+
 	for _, kind := range waiting {
 		n, rest, err := c.claimKind(ctx, kind)
 		if err != nil {
@@ -167,6 +175,7 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 		}
 		found, more = found+n, more || rest
 	}
+
 	return found, more, nil
 }
 
@@ -180,6 +189,7 @@ func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error)
 		c.r.logTrouble("look for jobs", err)
 		return nil, err
 	}
+
 	// Fairness: no handler comes first each time.
 	rand.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
 	return waiting, nil
@@ -191,11 +201,13 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 	if n <= 0 {
 		return 0, true, nil
 	}
+
 	if c.ready != nil {
 		if n = min(n, c.ready()-c.slots+c.freeSlots()); n <= 0 {
 			return 0, false, nil // the executor is not ready; the next poll asks again
 		}
 	}
+
 	c.mu.Lock()
 	c.busy += n
 	c.mu.Unlock()
@@ -203,6 +215,7 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 	if c.some != nil {
 		becomes = KindAutomated
 	}
+
 	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	rows, err := c.r.tasks.q.LaneClaim(asked, db.LaneClaimParams{
 		Lane: c.lane, Kind: kind, Becomes: becomes, Slots: int32(n), ExecutorID: c.r.tasks.cfg.ProcessID,
@@ -213,9 +226,11 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 		c.r.logTrouble("claim", err)
 		return 0, false, err
 	}
+
 	if len(rows) < n {
 		c.release(n - len(rows))
 	}
+
 	var heavy []db.LaneClaimRow
 	var paused []int64
 	for _, row := range rows {
@@ -228,12 +243,14 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 			c.r.dispatch(c, row)
 		}
 	}
+
 	if len(paused) > 0 {
 		c.r.work.Go(func() { c.park(kind, paused) })
 	}
 	if len(heavy) > 0 {
 		c.r.work.Go(func() { c.load(heavy) })
 	}
+
 	return len(rows), len(rows) == n, nil
 }
 
@@ -247,6 +264,7 @@ func (c *claimer) load(rows []db.LaneClaimRow) {
 	r := c.r
 	r.loading.add(rows)
 	defer r.loading.drop(rows)
+
 	for len(rows) > 0 {
 		n, bytes := 0, int64(0)
 		for n < len(rows) && (n == 0 || bytes+rows[n].Weight <= batch.MaxBytes) {
@@ -266,6 +284,7 @@ func (c *claimer) loadSome(rows []db.LaneClaimRow) {
 	for i, row := range rows {
 		ids[i] = row.TaskID
 	}
+
 	var found []db.LanePayloadsRow
 	err := r.tasks.retryWhileUnavailable(r.ctx, r.logRetry("read payloads"), func(ctx context.Context) (err error) {
 		asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
@@ -278,10 +297,12 @@ func (c *claimer) loadSome(rows []db.LaneClaimRow) {
 		c.release(len(rows)) // the sweep gives their tasks new jobs
 		return
 	}
+
 	payloads := make(map[uuid.UUID]db.LanePayloadsRow, len(found))
 	for _, one := range found {
 		payloads[one.TaskID] = one
 	}
+
 	for _, row := range rows {
 		row.Input, row.Context = payloads[row.TaskID].Input, payloads[row.TaskID].Context
 		r.dispatch(c, row)

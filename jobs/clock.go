@@ -44,12 +44,14 @@ func (c *clock) measured(asked time.Time, said time.Time, answered time.Time) {
 	if took > clockTolerance && c.read.Load() {
 		return // it says too little
 	}
+
 	off := said.Sub(asked.Add(took / 2))
 	c.off.Store(int64(off))
 	c.read.Store(true)
 	if off.Abs() <= clockTolerance {
 		return
 	}
+
 	at, before := answered.Unix(), c.said.Load()
 	if at-before >= int64(sayClockEvery.Seconds()) && c.said.CompareAndSwap(before, at) {
 		c.log.Warn("this process's clock and the database's differ; the database's decides", "database_ahead", off)
@@ -67,6 +69,7 @@ func (t *Tasks) Now(ctx context.Context) time.Time {
 			t.clock.measured(asked, said, t.clock.wall())
 		}
 	}
+
 	return t.clock.now()
 }
 
@@ -84,6 +87,7 @@ func (t *Tasks) seen(ctx context.Context, p db.ExecutorSeenParams) error {
 		}
 		return err
 	}
+
 	t.clock.measured(asked, said, t.clock.wall())
 	return nil
 }

@@ -48,6 +48,7 @@ func (r *run) complete(output json.RawMessage) {
 	if combined {
 		r.phase = combining
 	}
+
 	r.mu.Unlock()
 
 	if gone {
@@ -59,6 +60,7 @@ func (r *run) complete(output json.RawMessage) {
 	if r.endedAt.Before(r.startedAt) { // the clock was set back
 		r.endedAt = r.startedAt
 	}
+
 	r.r.tasks.completes.Add(&completion{
 		task: r.id(), job: r.claim.JobID, attempt: r.attempt(), combined: combined, started: r.startedAt, ended: r.endedAt,
 		output: output, onWritten: r.completionWritten,
@@ -102,16 +104,19 @@ func (t completionItems) assignIDs(ctx context.Context, batch []*completion) err
 			fresh++
 		}
 	}
+
 	event, err := t.ids.events(ctx, 2*fresh)
 	if err != nil {
 		return err
 	}
+
 	for _, c := range batch {
 		if c.event == 0 {
 			c.event = event
 			event += 2
 		}
 	}
+
 	return nil
 }
 
@@ -129,6 +134,7 @@ func (t completionItems) write(ctx context.Context, on querier, batch []*complet
 		done[row.JobID] = true
 		callsBack = callsBack || row.CallsBack
 	}
+
 	if len(rows) < len(batch) {
 		if err := addCommittedEarlier(ctx, db.New(on), batch, done); err != nil {
 			return nil, err
@@ -154,11 +160,13 @@ func (t completionItems) params(batch []*completion) db.TaskCompleteParams {
 		Combined: make([]bool, n), EndedAgos: make([]int64, n), Rans: make([]int64, n),
 		Outputs: make([]string, n), Payloads: make([]string, n),
 	}
+
 	for i, c := range batch {
 		p.TaskIds[i], p.JobIds[i], p.Attempts[i], p.EventIds[i] = c.task, c.job, c.attempt, c.event
 		p.Combined[i], p.EndedAgos[i], p.Rans[i] = c.combined, t.clock.since(c.ended).Microseconds(), c.ended.Sub(c.started).Microseconds()
 		p.Outputs[i], p.Payloads[i] = string(c.output), summaryNote(c.output)
 	}
+
 	return p
 }
 
@@ -171,6 +179,7 @@ func addCommittedEarlier(ctx context.Context, q *db.Queries, batch []*completion
 			events = append(events, c.event+1)
 		}
 	}
+
 	if events == nil {
 		return nil
 	}
@@ -179,11 +188,13 @@ func addCommittedEarlier(ctx context.Context, q *db.Queries, batch []*completion
 	if err != nil {
 		return err
 	}
+
 	for _, c := range batch {
 		if committed[c.event+1] {
 			done[c.job] = true
 		}
 	}
+
 	return nil
 }
 
@@ -208,6 +219,7 @@ func (r *run) completionWritten(ok bool, err error) {
 		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt())
 		r.r.endOrphanedJob(r.claim.JobID)
 	}
+
 	r.release()
 }
 
@@ -240,22 +252,27 @@ func summaryNote(output json.RawMessage) string {
 	if len(output) <= 2 {
 		return ""
 	}
+
 	var members map[string]json.RawMessage
 	if json.Unmarshal(output, &members) != nil {
 		return ""
 	}
+
 	short := make(map[string]json.RawMessage, len(members))
 	for name, value := range members {
 		if len(short) < summaryMembers && len(value) <= summaryText && value[0] != '{' && value[0] != '[' {
 			short[name] = value
 		}
 	}
+
 	if len(short) == 0 {
 		return ""
 	}
+
 	text, err := json.Marshal(map[string]any{"outputSummary": short})
 	if err != nil {
 		return ""
 	}
+
 	return string(text)
 }

@@ -68,13 +68,16 @@ func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created 
 		was := t.replayRejected(ctx, []rejectedRequest{{req, err}})[0]
 		return was.Task, false, was.Err
 	}
+
 	t.creates.Add(c)
 	if err := c.wait(ctx); err != nil {
 		return db.Task{}, false, err
 	}
+
 	if c.created {
 		return c.made(), true, nil
 	}
+
 	out := t.tasksOfKeys(ctx, []*creation{c})[0]
 	return out.Task, false, out.Err
 }
@@ -99,40 +102,49 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if err := defaults(&req, def); err != nil {
 		return nil, err
 	}
+
 	if err := t.checkCallback(req.CallbackURL); err != nil {
 		return nil, err
 	}
+
 	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), answer: make(chan error, 1), left: ctx.Done()}
 	if c.executor, err = executorFor(req.TaskType, c.settings.config.Executor); err != nil {
 		return nil, err
 	}
+
 	c.settings.config.Executor = c.executor
 	if err := checkConfig(c.settings.config); err != nil {
 		return nil, err
 	}
+
 	if def == nil {
 		if err := checkRequestHeaders(c.settings.config.HTTP); err != nil {
 			return nil, err
 		}
 	}
+
 	if def == nil && t.cfg.CheckDefinition != nil {
 		if err := t.cfg.CheckDefinition(c.settings.config); err != nil {
 			return nil, invalid("/executionConfig", "%v", err)
 		}
 	}
+
 	if def != nil {
 		if err := misfit(ctx, def.input, "input", req.Input); err != nil {
 			return nil, err
 		}
 	}
+
 	if req.Config != nil && req.Config.Timeout != 0 {
 		if err := checkTimeout("/executionConfig/timeout", req.Config.Timeout); err != nil {
 			return nil, err
 		}
 	}
+
 	if req.Config != nil {
 		text, err := storedConfig(req.Config, req.Config.HTTP)
 		if err != nil {
@@ -140,12 +152,15 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		}
 		c.config = string(text)
 	}
+
 	if c.hash, err = req.hash(); err != nil {
 		return nil, err
 	}
+
 	if c.id, err = uuid.NewV7(); err != nil {
 		return nil, fmt.Errorf("make a task id: %w", err)
 	}
+
 	return c, nil
 }
 
@@ -173,6 +188,7 @@ func defaults(req *Request, def *definition) error {
 	case def != nil:
 		req.TaskType = def.Type
 	}
+
 	if req.Priority == "" {
 		req.Priority = Medium
 	}
@@ -182,6 +198,7 @@ func defaults(req *Request, def *definition) error {
 	if len(req.Input) == 0 {
 		req.Input = json.RawMessage("{}")
 	}
+
 	var err error
 	req.DueDate, err = timeAt("/dueDate", req.DueDate)
 	return err
@@ -259,6 +276,7 @@ func (t createItems) failWaiters(batch []*creation, err error) (patient []*creat
 	for _, c := range batch {
 		c.answer <- fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+
 	return nil
 }
 
@@ -305,20 +323,24 @@ func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 	for i, c := range batch {
 		ids[i] = c.id
 	}
+
 	rows, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
 		return fmt.Errorf("look up a flush: %w", err)
 	}
+
 	made := make(map[uuid.UUID]time.Time, len(rows))
 	for _, row := range rows {
 		made[row.TaskID] = row.CreatedAt.UTC()
 	}
+
 	for _, c := range batch {
 		c.at, c.created = made[c.id]
 		if !c.created && c.req.Key == "" {
 			return errors.New("the connection was lost, and nothing was written")
 		}
 	}
+
 	return nil
 }
 
@@ -329,20 +351,24 @@ func (t createItems) assignIDs(ctx context.Context, batch []*creation) error {
 			fresh++
 		}
 	}
+
 	event, err := t.ids.events(ctx, fresh)
 	if err != nil {
 		return err
 	}
+
 	jobIDs, err := t.ids.job(ctx, fresh)
 	if err != nil {
 		return err
 	}
+
 	for _, c := range batch {
 		if c.event == 0 {
 			c.event, c.job, jobIDs = event, jobIDs[0], jobIDs[1:]
 			event++
 		}
 	}
+
 	return nil
 }
 
@@ -353,13 +379,16 @@ func (t createItems) write(ctx context.Context, on querier, batch []*creation) (
 	if err != nil {
 		return nil, fmt.Errorf("insert tasks: %w", err)
 	}
+
 	made := make(map[uuid.UUID]time.Time, len(fresh))
 	for _, row := range fresh {
 		made[row.TaskID] = row.CreatedAt.UTC()
 	}
+
 	for _, c := range batch {
 		c.at, c.created = made[c.id]
 	}
+
 	return func(ctx context.Context) { t.answer(ctx, batch) }, nil
 }
 
@@ -399,6 +428,7 @@ func createParams(batch []*creation) db.TaskCreateParams {
 		p.Metadata = append(p.Metadata, metadata(c.req.CorrelationID, c.req.Traceparent))
 		p.Tags = append(p.Tags, "wf-"+tag(c.req.WorkflowID))
 	}
+
 	return p
 }
 
@@ -408,10 +438,12 @@ func metadata(correlation, traceparent string) string {
 	if traceparent != "" {
 		m["traceparent"] = traceparent
 	}
+
 	text, err := json.Marshal(m)
 	if err != nil {
 		return "{}"
 	}
+
 	return string(text)
 }
 
@@ -442,8 +474,10 @@ func eventsCommitted(ctx context.Context, q *db.Queries, events []int64) (map[in
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("look up a flush: %w", err)
 	}
+
 	for _, id := range ids {
 		found[id] = true
 	}
+
 	return found, nil
 }

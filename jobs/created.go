@@ -36,30 +36,37 @@ func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 		all[i] = c
 		fit = append(fit, c)
 	}
+
 	if len(fit) > 0 {
 		t.creates.Add(fit...)
 	}
+
 	for i, was := range t.replayRejected(ctx, unfit) {
 		out[unfitAt[i]] = was
 	}
+
 	var old []*creation
 	var places []int
 	for i, c := range all {
 		if c == nil {
 			continue
 		}
+
 		if out[i].Err = c.wait(ctx); out[i].Err != nil {
 			continue
 		}
+
 		if out[i].Fresh = c.created; c.created {
 			out[i].Task = c.made()
 		} else {
 			old, places = append(old, c), append(places, i)
 		}
 	}
+
 	for i, was := range t.tasksOfKeys(ctx, old) {
 		out[places[i]] = was
 	}
+
 	return out
 }
 
@@ -81,20 +88,25 @@ func (t *Tasks) replayRejected(ctx context.Context, all []rejectedRequest) []Cre
 		if r.req.Key == "" || errors.Is(r.err, ErrUnavailable) {
 			continue
 		}
+
 		hash, err := r.req.hash()
 		if err != nil {
 			continue // its body is what is wrong with it
 		}
+
 		asked, places = append(asked, &creation{req: r.req, hash: hash}), append(places, i)
 	}
+
 	if len(asked) == 0 {
 		return out
 	}
+
 	for i, was := range t.tasksOfKeys(ctx, asked) {
 		if !errors.Is(was.Err, errKeyUnknown) {
 			out[places[i]] = was
 		}
 	}
+
 	return out
 }
 
@@ -108,6 +120,7 @@ func (t *Tasks) tasksOfKeys(ctx context.Context, all []*creation) []Created {
 	for _, c := range all {
 		keys[c.req.Tenant] = append(keys[c.req.Tenant], c.req.Key)
 	}
+
 	made := map[tenantKey]db.TaskRequestGetRow{}
 	var ids []uuid.UUID
 	var failed error
@@ -116,11 +129,13 @@ func (t *Tasks) tasksOfKeys(ctx context.Context, all []*creation) []Created {
 		if err != nil {
 			failed = readError("idempotency key", err)
 		}
+
 		for _, row := range rows {
 			made[tenantKey{tenant, row.RequestKey}] = row
 			ids = append(ids, row.TaskID)
 		}
 	}
+
 	tasks := map[uuid.UUID]db.Task{}
 	if len(ids) > 0 && failed == nil {
 		rows, err := t.q.TaskGetMany(ctx, ids)
@@ -131,6 +146,7 @@ func (t *Tasks) tasksOfKeys(ctx context.Context, all []*creation) []Created {
 			tasks[row.TaskID] = row
 		}
 	}
+
 	for i, c := range all {
 		row, known := made[tenantKey{c.req.Tenant, c.req.Key}]
 		task, there := tasks[row.TaskID]
@@ -147,5 +163,6 @@ func (t *Tasks) tasksOfKeys(ctx context.Context, all []*creation) []Created {
 			out[i].Task = task
 		}
 	}
+
 	return out
 }

@@ -61,6 +61,7 @@ func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetter
 	case !errors.Is(err, pgx.ErrNoRows):
 		return nil, nil, readError("dead letters", err)
 	}
+
 	rows, err = q.DeadLetterList(ctx, db.DeadLetterListParams{
 		AfterPriority: from.Priority, AfterAt: from.At, AfterID: from.Job,
 		UntilPriority: until.Priority, UntilAt: until.At, UntilID: until.Job, Walk: DeadLetterWalk,
@@ -70,11 +71,13 @@ func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetter
 	if err != nil {
 		return nil, nil, readError("dead letters", err)
 	}
+
 	if len(rows) > int(page) {
 		rows = rows[:page]
 		last := rows[page-1]
 		next = &DeadLetterPlace{last.Priority, last.ScheduledAt, last.ID}
 	}
+
 	return rows, next, nil
 }
 
@@ -116,16 +119,19 @@ func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Dis
 			return *made, nil
 		})
 	})
+
 	switch {
 	case err != nil:
 		return Discarded{}, readError("task "+id.String(), err)
 	case made != nil:
 		return *made, nil
 	}
+
 	task, err := d.t.Get(ctx, ask.Tenant, id)
 	if err != nil {
 		return Discarded{}, err
 	}
+
 	row, err := d.t.q.DeadLetterDiscarded(ctx, id)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -133,5 +139,6 @@ func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Dis
 	case err != nil:
 		return Discarded{}, readError("task "+id.String(), err)
 	}
+
 	return Discarded{id, row.At.UTC(), row.Actor, row.Reason}, nil
 }

@@ -41,6 +41,7 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 	if !ours(task, chain) || task.AssignedAt == nil || task.DueAt == nil {
 		return step{}
 	}
+
 	from, due, now := *task.AssignedAt, *task.DueAt, task.ReadAt
 	last := func(than int) (found int) {
 		for _, p := range steps {
@@ -53,6 +54,7 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 	if percent > 0 {
 		percent = max(percent, last(percent))
 	}
+
 	out := step{percent: percent}
 	switch {
 	case percent == 0:
@@ -69,6 +71,7 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 			out.escalate = e.ReassignTo != nil && !e.ReassignTo.has(task)
 		}
 	}
+
 	// An assignment that began overdue has no deadline: an escalated task would be
 	// escalated again for ever.
 	if percent < 100 && from.Before(due) {
@@ -80,6 +83,7 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 		}
 		out.nextAt = s.part(from, due, out.next)
 	}
+
 	return out
 }
 
@@ -130,14 +134,17 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 	if err != nil {
 		return err
 	}
+
 	var do step
 	if s != nil {
 		do = s.step(task, args.DeadlineID, args.Percent)
 	}
+
 	ids, err := t.ids.job(ctx, len(do.tell)+2)
 	if err != nil {
 		return err
 	}
+
 	p := db.DeadlineStepParams{
 		JobID: job.ID, Attempt: int16(job.Attempt), TaskID: args.TaskID, DeadlineID: args.DeadlineID, Percent: int16(do.percent),
 		NoticeIds: ids[2:], Whats: []string{}, UserIds: []string{}, NextAt: unset,
@@ -145,15 +152,18 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 	for _, one := range do.tell {
 		p.Whats, p.UserIds = append(p.Whats, one.what), append(p.UserIds, one.user)
 	}
+
 	if do.escalate {
 		p.EscalationJob = ids[0]
 	}
 	if do.next > 0 {
 		p.NextJob, p.NextAt, p.NextPercent = ids[1], do.nextAt, int32(do.next)
 	}
+
 	if _, err := t.q.DeadlineStep(ctx, p); err != nil {
 		return fmt.Errorf("write the deadline of task %s: %w", args.TaskID, err)
 	}
+
 	return nil
 }
 
@@ -166,6 +176,7 @@ func (t *Tasks) deadlineTask(ctx context.Context, id uuid.UUID) (db.DeadlineTask
 	if err != nil {
 		return task, nil, fmt.Errorf("read task %s: %w", id, err)
 	}
+
 	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	return task, s, err
 }

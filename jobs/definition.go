@@ -70,18 +70,21 @@ func (d *Definitions) PutFor(ctx context.Context, ask Ask, in Definition) (out P
 	if err := d.check(&in); err != nil {
 		return Put{}, err
 	}
+
 	for range mostWriters {
 		out, err = d.put(ctx, ask, in)
 		if !revisionTaken(err) {
 			break
 		}
 	}
+
 	switch {
 	case revisionTaken(err):
 		return Put{}, fmt.Errorf("definition %s: others write it all the time: %w", in.ID, ErrUnavailable)
 	case err != nil:
 		return Put{}, err
 	}
+
 	d.t.defs.forget(in.ID)
 	d.t.notifier.notify(ctx, channelDefinition, in.ID)
 	return out, nil
@@ -107,28 +110,34 @@ func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, err
 	if ask.IfMatch != 0 && ask.IfMatch != old.Revision {
 		return Put{}, fmt.Errorf("definition %s is at revision %d: %w", in.ID, old.Revision, ErrStale)
 	}
+
 	if in.ExecutionConfig.HTTP, err = in.ExecutionConfig.HTTP.keepMasked(old.ExecutionConfig.HTTP); err != nil {
 		return Put{}, err
 	}
+
 	if found && old.equal(in) {
 		return Put{old, false}, nil
 	}
+
 	config, err := storedConfig(in.ExecutionConfig, in.ExecutionConfig.HTTP)
 	if err != nil {
 		return Put{}, fmt.Errorf("write definition %s: %w", in.ID, err)
 	}
+
 	var policy []byte
 	if in.RetryPolicy != nil {
 		if policy, err = json.Marshal(in.RetryPolicy); err != nil {
 			return Put{}, fmt.Errorf("write definition %s: %w", in.ID, err)
 		}
 	}
+
 	p := db.DefinitionPutParams{
 		TenantID: in.TenantID, DefinitionID: in.ID, Revision: old.Revision + 1,
 		Type: db.TaskType(in.Type), TimeoutMs: in.Timeout, Version: in.Version, Name: in.Name,
 		Description: in.Description, CreatedBy: ask.By, InputSchema: in.InputSchema, OutputSchema: in.OutputSchema,
 		RetryPolicy: policy, ExecutionConfig: config,
 	}
+
 	var out Put
 	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
@@ -144,6 +153,7 @@ func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, err
 	if err != nil {
 		return Put{}, readError("definition "+in.ID, err)
 	}
+
 	return out, nil
 }
 
@@ -157,6 +167,7 @@ func (d *Definitions) own(ctx context.Context, tenant, id string) (def Definitio
 	case err != nil:
 		return Definition{}, false, readError("definition "+id, err)
 	}
+
 	def, err = definitionOf(row)
 	return def, err == nil, err
 }
@@ -191,6 +202,7 @@ func (d *Definitions) List(ctx context.Context, tenant, after string, limit int3
 	if err != nil {
 		return nil, readError("definitions", err)
 	}
+
 	out := make([]Definition, 0, len(rows))
 	for _, row := range rows {
 		def, err := definitionOf(row)
@@ -199,6 +211,7 @@ func (d *Definitions) List(ctx context.Context, tenant, after string, limit int3
 		}
 		out = append(out, def)
 	}
+
 	return out, nil
 }
 
@@ -209,22 +222,27 @@ func (d *Definitions) check(in *Definition) error {
 	if in.Name == "" {
 		in.Name = in.ID
 	}
+
 	if err := checkTimeout("/timeout", in.Timeout); err != nil {
 		return err
 	}
+
 	executor, err := executorFor(in.Type, in.ExecutionConfig.Executor)
 	if err != nil {
 		return err
 	}
+
 	in.ExecutionConfig.Executor = executor
 	if err := checkConfig(in.ExecutionConfig); err != nil {
 		return err
 	}
+
 	if d.t.cfg.CheckDefinition != nil {
 		if err := d.t.cfg.CheckDefinition(in.ExecutionConfig); err != nil {
 			return invalid("/executionConfig", "%v", err)
 		}
 	}
+
 	_, err = compile(*in)
 	return err
 }
@@ -241,14 +259,17 @@ func executorFor(t Type, name string) (string, error) {
 	if name == "" {
 		name = allowed[0]
 	}
+
 	for _, a := range allowed {
 		if a == name && a != "" {
 			return name, nil
 		}
 	}
+
 	if name == "" {
 		return "", invalid("/executionConfig/executor", "an %s task needs an executor: one of expression, http, noop, go, worker", t)
 	}
+
 	return "", invalid("/executionConfig/executor", "a task of type %s has no executor %q", t, name)
 }
 
@@ -275,9 +296,11 @@ func checkConfig(c ExecutionConfig) error {
 	case c.Executor == "integration" && c.Integration == nil:
 		return invalid("/executionConfig/integration", "the integration executor needs {type, method, instance}")
 	}
+
 	if err := checkHeaders(c.HTTP); err != nil {
 		return err
 	}
+
 	return checkManual(c)
 }
 
@@ -290,6 +313,7 @@ func (d Definition) equal(o Definition) bool {
 		if err != nil {
 			return nil
 		}
+
 		text, err := json.Marshal(struct {
 			Definition
 			ExecutionConfig json.RawMessage `json:"executionConfig"` // instead of the masked one
@@ -297,12 +321,15 @@ func (d Definition) equal(o Definition) bool {
 		if err != nil {
 			return nil
 		}
+
 		sum, err := canonical.Hash(text)
 		if err != nil {
 			return nil
 		}
+
 		return sum[:]
 	}
+
 	a := strip(d)
 	return a != nil && bytes.Equal(a, strip(o))
 }
@@ -319,9 +346,11 @@ func definitionOf(row db.TaskDefinition) (Definition, error) {
 			return Definition{}, fmt.Errorf("read definition %s: %w", row.DefinitionID, err)
 		}
 	}
+
 	if err := json.Unmarshal(row.ExecutionConfig, &def.ExecutionConfig); err != nil {
 		return Definition{}, fmt.Errorf("read definition %s: %w", row.DefinitionID, err)
 	}
+
 	return def, nil
 }
 

@@ -86,18 +86,22 @@ func (d *definitions) get(ctx context.Context, tenant, id string) (*definition, 
 	if ok && time.Now().Before(hit.until) {
 		return d.at(ctx, hit.key)
 	}
+
 	row, err := d.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
 	if errors.Is(err, pgx.ErrNoRows) {
 		d.remember(tenant, id, definitionKey{}, changes)
 		return nil, nil
 	}
+
 	if err != nil {
 		return nil, readError("definition "+id, err)
 	}
+
 	def, err := d.compiled(row)
 	if err != nil {
 		return nil, err
 	}
+
 	d.remember(tenant, id, definitionKey{row.TenantID, row.DefinitionID, row.Revision}, changes)
 	return def, nil
 }
@@ -107,13 +111,16 @@ func (d *definitions) at(ctx context.Context, key definitionKey) (*definition, e
 	if key.revision == 0 {
 		return nil, nil
 	}
+
 	if def := d.cached(key); def != nil {
 		return def, nil
 	}
+
 	row, err := d.q.DefinitionGet(ctx, db.DefinitionGetParams{TenantID: key.tenant, DefinitionID: key.id, Revision: key.revision})
 	if err != nil {
 		return nil, readError(key.String(), err)
 	}
+
 	return d.compiled(row)
 }
 
@@ -128,14 +135,17 @@ func (d *definitions) compiled(row db.TaskDefinition) (*definition, error) {
 	if def := d.cached(key); def != nil {
 		return def, nil
 	}
+
 	public, err := definitionOf(row)
 	if err != nil {
 		return nil, err
 	}
+
 	def, err := compile(public)
 	if err != nil {
 		return nil, err
 	}
+
 	def.weight = len(row.InputSchema) + len(row.OutputSchema) + len(row.ExecutionConfig) + len(row.Description)
 	d.keep(key, def)
 	return def, nil
@@ -152,6 +162,7 @@ func (d *definitions) keep(key definitionKey, def *definition) {
 	if d.revisions[key] != nil {
 		return // another goroutine was as quick
 	}
+
 	for other, old := range d.revisions {
 		if len(d.revisions) < cachedDefinitions && d.weight+def.weight <= cachedBytes {
 			break
@@ -159,6 +170,7 @@ func (d *definitions) keep(key definitionKey, def *definition) {
 		delete(d.revisions, other)
 		d.weight -= old.weight
 	}
+
 	d.revisions[key] = def
 	d.weight += def.weight
 }
@@ -174,25 +186,31 @@ func (d *definitions) remember(tenant, id string, key definitionKey, changes uin
 	if d.newest == nil {
 		d.newest = map[string]map[string]newestRevision{}
 	}
+
 	for other, tenants := range d.newest {
 		if d.known < cachedDefinitions {
 			break
 		}
+
 		for asker := range tenants {
 			d.known--
 			delete(tenants, asker)
 			break
 		}
+
 		if len(tenants) == 0 {
 			delete(d.newest, other)
 		}
 	}
+
 	if d.newest[id] == nil {
 		d.newest[id] = map[string]newestRevision{}
 	}
+
 	if _, there := d.newest[id][tenant]; !there {
 		d.known++
 	}
+
 	d.newest[id][tenant] = newestRevision{key, time.Now().Add(newestFor)}
 }
 
@@ -211,9 +229,11 @@ func compile(public Definition) (*definition, error) {
 	if def.input, err = schema.Compile(public.InputSchema); err != nil {
 		return nil, badSchema("/inputSchema", "the input schema", err)
 	}
+
 	if def.output, err = schema.Compile(public.OutputSchema); err != nil {
 		return nil, badSchema("/outputSchema", "the output schema", err)
 	}
+
 	return def, nil
 }
 

@@ -53,6 +53,7 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 		if s == nil || !ours(task, job.Args.DeadlineID) || s.config.Escalation == nil || s.config.Escalation.ReassignTo == nil {
 			return nil
 		}
+
 		to := s.config.Escalation.ReassignTo
 		m := t.assignTransition(ctx, db.Task{TaskID: task.TaskID, DefinitionID: task.DefinitionID, DueAt: task.DueAt}, s, byEscalation,
 			Assignment{AssigneeID: to.AssigneeID, GroupID: to.GroupID}, "the due date passed")
@@ -60,6 +61,7 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 		m.at = time.Time{} // as it is written: the database has said that the date has passed
 		m.expect, m.callerWaits = atVersion(task.Version, Assigned, Running), true
 		m.outcome = db.AttemptOutcomeRELEASED
+
 		switch out := t.apply(ctx, m); {
 		case out.err != nil:
 			return fmt.Errorf("escalate task %s: %w", task.TaskID, out.err)

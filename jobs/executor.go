@@ -88,6 +88,7 @@ func (a Assignment) checked() (_ Assignment, err error) {
 	if a.DueDate, err = timeAt("", a.DueDate); err != nil {
 		return refuse("due date", err)
 	}
+
 	for _, one := range []struct{ what, id string }{{"assignee", a.AssigneeID}, {"group", a.GroupID}} {
 		if one.id == "" {
 			continue
@@ -96,11 +97,13 @@ func (a Assignment) checked() (_ Assignment, err error) {
 			return refuse(one.what, err)
 		}
 	}
+
 	for _, id := range slices.Concat(a.CandidateUsers, a.CandidateRoles, a.CandidateGroups) {
 		if err := GuardID(id); err != nil {
 			return refuse("candidate", err)
 		}
 	}
+
 	return a, nil
 }
 
@@ -214,10 +217,12 @@ func (c *SecurityContext) of(tenant string) *SecurityContext {
 	if tenant == "" || c != nil && c.TenantID == tenant {
 		return c
 	}
+
 	var out SecurityContext
 	if c != nil {
 		out = *c
 	}
+
 	out.TenantID = tenant
 	return &out
 }

@@ -67,10 +67,12 @@ func (v *HeaderValue) UnmarshalJSON(text []byte) error {
 	if len(text) > 0 && text[0] == '"' {
 		return json.Unmarshal(text, &v.Text)
 	}
+
 	var ref headerReference
 	if err := json.Unmarshal(text, &ref); err != nil || ref.SecretRef == "" {
 		return errors.New(`a header's value is a text or {"secretRef": "name"}`)
 	}
+
 	v.SecretRef = ref.SecretRef
 	return nil
 }
@@ -90,10 +92,12 @@ func storedConfig(config any, call *HTTPCall) (json.RawMessage, error) {
 	if err != nil || call == nil || len(call.Headers) == 0 {
 		return text, err //nolint:wrapcheck // the caller says what it wrote
 	}
+
 	headers := make(map[string]any, len(call.Headers))
 	for name, value := range call.Headers {
 		headers[name] = value.stored()
 	}
+
 	return withMember(text, headers, "http", "headers")
 }
 
@@ -102,14 +106,17 @@ func withMember(object json.RawMessage, value any, path ...string) (json.RawMess
 	if len(path) == 0 {
 		return json.Marshal(value) //nolint:wrapcheck // the caller says what it wrote
 	}
+
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(object, &members); err != nil {
 		return nil, err //nolint:wrapcheck // the caller says what it wrote
 	}
+
 	inner, err := withMember(members[path[0]], value, path[1:]...)
 	if err != nil {
 		return nil, err
 	}
+
 	members[path[0]] = inner
 	return json.Marshal(members) //nolint:wrapcheck // the caller says what it wrote
 }
@@ -124,11 +131,13 @@ func checkHeaders(call *HTTPCall) error {
 	if call == nil {
 		return nil
 	}
+
 	for name, value := range call.Headers {
 		if value.SecretRef != "" && !ValidSecretName(value.SecretRef) {
 			return invalid(headerPath(name), "a secret's name is 1 to 128 letters, digits, dots, hyphens and underscores, and does not begin with a dot")
 		}
 	}
+
 	return nil
 }
 
@@ -138,6 +147,7 @@ func checkRequestHeaders(call *HTTPCall) error {
 	if call == nil {
 		return nil
 	}
+
 	for name, value := range call.Headers {
 		switch {
 		case value.SecretRef != "":
@@ -146,6 +156,7 @@ func checkRequestHeaders(call *HTTPCall) error {
 			return invalid(headerPath(name), "%s stands for a value that is not shown: give the value", Mask)
 		}
 	}
+
 	return nil
 }
 
@@ -157,8 +168,10 @@ func (h *HTTPCall) keepMasked(old *HTTPCall) (*HTTPCall, error) {
 	if h == nil {
 		return nil, nil
 	}
+
 	out := *h
 	out.Headers = make(map[string]HeaderValue, len(h.Headers))
+
 	for name, value := range h.Headers {
 		if value.SecretRef == "" && value.Text == Mask {
 			kept, found := old.header(name)
@@ -168,10 +181,13 @@ func (h *HTTPCall) keepMasked(old *HTTPCall) (*HTTPCall, error) {
 			case !sameOrigin(h.URL, old.URL):
 				return nil, invalid(headerPath(name), "%s keeps a value for the address that it was given for: give it again for another scheme, host or port", Mask)
 			}
+
 			value = kept
 		}
+
 		out.Headers[name] = value
 	}
+
 	return &out, nil
 }
 
@@ -180,18 +196,22 @@ func (h *HTTPCall) header(name string) (HeaderValue, bool) {
 	if h == nil {
 		return HeaderValue{}, false
 	}
+
 	if value, found := h.Headers[name]; found {
 		return value, true
 	}
+
 	names := make([]string, 0, len(h.Headers))
 	for other := range h.Headers {
 		if http.CanonicalHeaderKey(other) == http.CanonicalHeaderKey(name) {
 			names = append(names, other)
 		}
 	}
+
 	if len(names) == 0 {
 		return HeaderValue{}, false
 	}
+
 	return h.Headers[slices.Min(names)], true
 }
 

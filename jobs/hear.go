@@ -47,6 +47,7 @@ func (r *Runner) listen(ctx context.Context) {
 	var looking sync.WaitGroup
 	looking.Go(func() { r.lookAt(ctx, heard) })
 	defer looking.Wait()
+
 	for ctx.Err() == nil {
 		if err := r.hear(ctx, heard); err != nil && ctx.Err() == nil {
 			r.logTrouble("listen", err)
@@ -62,17 +63,21 @@ func (r *Runner) hear(ctx context.Context, heard *hearsay) error {
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
+
 	defer func() {
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = own.Close(bye)
 	}()
+
 	for _, channel := range []string{channelShutdown, channelLane, channelCancel, channelDefinition} {
 		if err := listenTo(ctx, own, channel); err != nil {
 			return err
 		}
 	}
+
 	heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown}) // what was told while nobody listened
+
 	for {
 		n, err := r.notification(ctx, own)
 		if err != nil {
@@ -109,11 +114,13 @@ func (r *Runner) notification(ctx context.Context, own *pgx.Conn) (*pgconn.Notif
 	case wait.Err() == nil || ctx.Err() != nil || own.IsClosed():
 		return nil, fmt.Errorf("wait for a notification: %w", err)
 	}
+
 	ask, enough := context.WithTimeout(ctx, min(pingTime, r.cfg.ListenPing))
 	defer enough()
 	if err := own.Ping(ask); err != nil {
 		return nil, fmt.Errorf("the listening session does not answer: %w", err)
 	}
+
 	return nil, nil //nolint:nilnil // there was none
 }
 
@@ -122,8 +129,10 @@ func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 	if len(n.Payload) > longestHeard {
 		return
 	}
+
 	h.mu.Lock()
 	defer h.mu.Unlock()
+
 	switch n.Channel {
 	case channelShutdown:
 		h.orders = true
@@ -153,6 +162,7 @@ func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 		}
 		h.runs[c.task] = c.job
 	}
+
 	select {
 	case h.come <- struct{}{}:
 	default:
@@ -167,6 +177,7 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 			return
 		case <-heard.come:
 		}
+
 		heard.mu.Lock()
 		orders, lanes, definitions, runs := heard.orders, heard.lanes, heard.definitions, heard.runs
 		heard.orders, heard.lanes, heard.definitions, heard.runs = false, nil, nil, nil
@@ -175,12 +186,15 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 		for lane := range lanes {
 			r.tasks.notifier.queueNotified(lane)
 		}
+
 		for id := range definitions {
 			r.tasks.defs.forget(id)
 		}
+
 		if err := r.tasks.notifier.cancelNotified(ctx, runs); err != nil && ctx.Err() == nil {
 			r.logTrouble("look at cancelled tasks", err) // heartbeats will tell
 		}
+
 		if orders {
 			if err := r.orders(ctx); err != nil && ctx.Err() == nil {
 				r.logTrouble("read the orders to stop", err)
@@ -188,6 +202,7 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 				pause(ctx, time.Second)
 			}
 		}
+
 		if !pause(ctx, hearEvery) {
 			return
 		}
@@ -199,11 +214,13 @@ func knownLane(name string) bool {
 	if name == KindWorker {
 		return true
 	}
+
 	for _, w := range wakeKinds {
 		if w.lane == name {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -220,21 +237,26 @@ func (n *notifier) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64)
 	if len(runs) == 0 {
 		return nil
 	}
+
 	ids := make([]uuid.UUID, 0, len(runs))
 	for id := range runs {
 		ids = append(ids, id)
 	}
+
 	rows, err := n.t.q.TaskTokens(ctx, ids)
 	if err != nil {
 		return readError("tasks", err)
 	}
+
 	for _, row := range rows {
 		if row.JobID == runs[row.TaskID] && !Status(row.Status).Terminal() {
 			delete(runs, row.TaskID)
 		}
 	}
+
 	for id, job := range runs {
 		n.t.running.cancel(attemptID{id, job}, ErrCancelled)
 	}
+
 	return nil
 }

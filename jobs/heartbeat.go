@@ -53,19 +53,23 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]
 			out[i].Err = err
 			continue
 		}
+
 		ids[i] = id
 		p.TaskIds, p.JobIds = append(p.TaskIds, id.task), append(p.JobIds, id.job)
 		p.ExtendMs = append(p.ExtendMs, b.Extend.Milliseconds())
 		p.Progress, p.Checkpoints = append(p.Progress, string(b.Progress)), append(p.Checkpoints, string(b.Checkpoint))
 	}
+
 	until, err := l.beatAll(ctx, p)
 	if err != nil {
 		return nil, err
 	}
+
 	for i, b := range beats {
 		if out[i].Err != nil {
 			continue
 		}
+
 		id := ids[i]
 		expires, kept := until[id.job]
 		switch {
@@ -80,6 +84,7 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]
 			out[i] = Beaten{ExpiresAt: expires, Directive: Continue}
 		}
 	}
+
 	return out, nil
 }
 
@@ -90,6 +95,7 @@ func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[
 	if len(p.JobIds) == 0 {
 		return until, nil
 	}
+
 	// What ends leases locks them in the order of its own.
 	rows, err := retryDeadlock(ctx, func() ([]db.WorkerBeatRow, error) { return l.t.q.WorkerBeat(ctx, p) })
 	if isLockTimeout(err) {
@@ -98,10 +104,12 @@ func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[
 	if err != nil {
 		return nil, readError("heartbeat", err)
 	}
+
 	for _, row := range rows {
 		until[row.JobID] = row.ExpiresAt.UTC()
 		l.t.workers.beat(p.TenantID, row.Owner)
 	}
+
 	return until, nil
 }
 
@@ -121,6 +129,7 @@ func (l *Leases) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.
 			rows, err = q.WorkerBeat(ctx, one)
 			return err
 		})
+
 		switch {
 		case err == nil:
 			all = append(all, rows...)
@@ -128,6 +137,7 @@ func (l *Leases) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.
 			return nil, err
 		}
 	}
+
 	return all, nil
 }
 
@@ -148,6 +158,7 @@ func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend t
 	if err != nil {
 		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
 	}
+
 	lease, err := l.t.q.LeaseGet(ctx, id.task)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return Beaten{}, readError("lease", err)
@@ -158,19 +169,23 @@ func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend t
 	if id.deadLetter {
 		return Beaten{Err: ErrLeaseLost}, nil
 	}
+
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
 		s, err := l.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {
 			return Beaten{}, err
 		}
+
 		until := task.EndedAt.Add(max(id.visibility, extend))
 		if deadline := task.StartedAt.Add(s.timeout); until.After(deadline) {
 			until = deadline
 		}
+
 		if l.t.Now(ctx).Before(until) {
 			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
 		}
 	}
+
 	return Beaten{Err: leaseLostError(task)}, nil
 }
 

@@ -36,6 +36,7 @@ func (i *ids) events(ctx context.Context, n int) (int64, error) {
 		}
 		i.nextEvent, i.endEvent = last-eventBlock+1, last+1
 	}
+
 	first := i.nextEvent
 	i.nextEvent += int64(n)
 	return first, nil
@@ -45,6 +46,7 @@ func (i *ids) events(ctx context.Context, n int) (int64, error) {
 func (i *ids) job(ctx context.Context, n int) ([]int64, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+
 	for len(i.jobs) < n {
 		more, err := i.q.JobIDs(ctx, max(jobBlock, int32(n)))
 		if err != nil {
@@ -52,6 +54,7 @@ func (i *ids) job(ctx context.Context, n int) ([]int64, error) {
 		}
 		i.jobs = append(i.jobs, more...)
 	}
+
 	taken := i.jobs[:n:n]
 	i.jobs = i.jobs[n:]
 	return taken, nil

@@ -98,6 +98,7 @@ func someKind(executor, handler string) string {
 	if len(kind) <= longestKind {
 		return kind
 	}
+
 	sum := sha256.Sum256([]byte(kind))
 	return strings.ToValidUTF8(kind[:longestKind-33], "") + "~" + hex.EncodeToString(sum[:16])
 }

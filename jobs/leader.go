@@ -46,9 +46,11 @@ func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices
 	if notices == nil {
 		stubs = slices.Concat(Kinds, NoticeKinds)
 	}
+
 	for _, kind := range stubs {
 		river.AddWorkerArgs(workers, stubArgs{kind}, stubWorker{})
 	}
+
 	cfg := &river.Config{
 		ID:          riverID(processID),
 		Logger:      logger,
@@ -71,10 +73,12 @@ func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices
 	if notices != nil {
 		notices.register(workers, cfg)
 	}
+
 	client, err := river.NewClient(riverpgxv5.New(pool), cfg)
 	if err != nil {
 		return nil, fmt.Errorf("river client: %w", err)
 	}
+
 	return client, nil
 }
 

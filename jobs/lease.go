@@ -107,10 +107,12 @@ func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 	if req.ID == "" {
 		req.ID, look = uuid.NewString(), l.acquireOnce
 	}
+
 	wait := time.NewTimer(req.Wait)
 	defer wait.Stop()
 	poll := time.NewTicker(leasePoll)
 	defer poll.Stop()
+
 	for {
 		l.t.workers.note(&req)
 		work := l.t.notifier.wakes.leasable()
@@ -118,6 +120,7 @@ func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
 			return found, err
 		}
+
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -145,6 +148,7 @@ func (l *Leases) acquireOnce(ctx context.Context, req LeaseRequest) ([]Lease, er
 		}
 		return nil, context.Cause(ctx)
 	}
+
 	return found, err
 }
 
@@ -155,10 +159,12 @@ func (l *Leases) acquireAgain(ctx context.Context, req LeaseRequest) ([]Lease, e
 	if err != nil {
 		return nil, err
 	}
+
 	defer done()
 	if found, err := l.held(ctx, req); err != nil || len(found) > 0 {
 		return found, err
 	}
+
 	return l.acquire(ctx, req)
 }
 
@@ -167,6 +173,7 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+
 	// Cut short, a claim would leave its jobs to the sweep.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
@@ -182,6 +189,7 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 		if most <= 0 {
 			continue
 		}
+
 		if from.lane == LaneDeadLetter { // which come first
 			n, given, err := l.claimDeadLetters(work, &req, sel, most)
 			if err != nil || len(given) > 0 {
@@ -191,16 +199,19 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 			taken[from.selection] += n
 			continue
 		}
+
 		p := db.WorkerClaimParams{
 			MostBytes: batch.MaxBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: l.t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
 		}
 		if from.lane == LaneRetry {
 			p.Type = string(typeOf(sel.Lane))
 		}
+
 		rows, err := l.t.Leases.claim(work, p)
 		if err != nil {
 			return nil, readError("claim for a worker", err)
 		}
+
 		for _, row := range rows {
 			m, err := l.leaseTransition(work, row, req, sel)
 			if err != nil {
@@ -208,14 +219,18 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 			}
 			begun = append(begun, m)
 		}
+
 		taken[from.selection] += len(rows)
 	}
+
 	if len(begun)+letters == 0 {
 		return nil, nil
 	}
+
 	if given, err := l.start(work, &req, begun); err != nil || len(given) > 0 {
 		return given, err
 	}
+
 	return l.held(work, req)
 }
 
@@ -240,6 +255,7 @@ func sources(all []Selection) []source {
 			standard = append(standard, source{i, sel.Lane})
 		}
 	}
+
 	return slices.Concat(letters, retries, standard)
 }
 
@@ -260,10 +276,12 @@ func (l *Leases) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req
 	if err != nil {
 		return nil, err
 	}
+
 	visibility := s.visibility
 	if sel.Visibility > 0 {
 		visibility = sel.Visibility
 	}
+
 	return &transition{
 		task: row.TaskID, expect: atAttempt(row.JobID, row.Attempt, Pending),
 		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: l.t.cfg.Clock(),
@@ -277,17 +295,20 @@ func (l *Leases) held(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if err != nil {
 		return nil, readError("leases of a worker", err)
 	}
+
 	found := make([]Lease, len(rows))
 	for i, row := range rows {
 		s, err := l.t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 		if err != nil {
 			return nil, err
 		}
+
 		letter, visibility := row.Kind == db.LeaseKindLetter, time.Duration(row.VisibilityMs)*time.Millisecond
 		token, err := l.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter, visibility})
 		if err != nil {
 			return nil, err
 		}
+
 		found[i] = Lease{
 			Token: token, Attempt: int(row.Attempt), ExpiresAt: row.ExpiresAt.UTC(), Visibility: visibility,
 			EnqueuedAt: row.EnqueuedAt.UTC(), Checkpoint: row.Checkpoint, Status: Status(row.Status),
@@ -305,5 +326,6 @@ func (l *Leases) held(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			found[i].Traceparent = l.traceparent(*row.Traceparent, row.TaskID, row.Attempt)
 		}
 	}
+
 	return found, nil
 }

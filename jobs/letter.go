@@ -42,13 +42,16 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 	if !waits {
 		return 0, nil, nil
 	}
+
 	if given, err = l.takeTurn(ctx, req); err != nil || len(given) > 0 {
 		return 0, given, err
 	}
+
 	visibility := sel.Visibility
 	if visibility == 0 {
 		visibility = DefaultVisibility
 	}
+
 	err = pgx.BeginFunc(ctx, l.t.pool, func(tx pgx.Tx) error {
 		q := l.t.q.WithTx(tx)
 		if req.turn != nil {
@@ -57,6 +60,7 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 				return err
 			}
 		}
+
 		taken, err := q.LetterClaim(ctx, db.LetterClaimParams{
 			TenantID: req.Tenant, Worker: req.Worker, RequestID: req.ID, DefinitionIds: append([]string{}, sel.Definitions...),
 			VisibilityMs: visibility.Milliseconds(), Most: int32(most), //nolint:gosec // at most a request's hundred
@@ -67,6 +71,7 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 	if err != nil {
 		return 0, nil, readError("claim of dead letters", err)
 	}
+
 	return n, nil, nil
 }
 
@@ -77,12 +82,14 @@ func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return db.Task{}, readError("lease of task "+w.id.task.String(), err)
 	}
+
 	rows, err := l.t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
 		TaskID: w.id.task, TenantID: w.tenant, WantJob: w.id.job, Actor: lease.Owner, Reason: reason,
 	})
 	if err != nil {
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
+
 	if len(rows) == 0 {
 		before, err := l.t.q.DeadLetterDiscarded(ctx, w.id.task)
 		switch {
@@ -94,6 +101,7 @@ func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output
 			return db.Task{}, &Conflict{Message: fmt.Sprintf("the dead letter was laid aside already, by %s, for another reason", before.Actor)}
 		}
 	}
+
 	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
@@ -108,6 +116,7 @@ func handledReason(output json.RawMessage) string {
 	case len(output) > 0:
 		return redactedText(string(output), longestMessage)
 	}
+
 	return "handled"
 }
 
@@ -120,6 +129,7 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 	if err != nil {
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
+
 	if len(back) == 0 {
 		before, err := l.t.q.LetterReturned(ctx, db.LetterReturnedParams{JobID: w.id.job, TaskID: w.id.task.String()})
 		switch {
@@ -130,11 +140,14 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 		case before != why:
 			return db.Task{}, &Conflict{Message: "the dead letter was put back already, with a different body"}
 		}
+
 		return w.task, nil
 	}
+
 	if delay == 0 {
 		l.wakeDeadLetterWaiters(ctx)
 	}
+
 	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
@@ -147,18 +160,22 @@ func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
 	if len(rows) == 0 {
 		return nil
 	}
+
 	p := db.LetterReturnParams{Expired: true, Why: CodeLeaseExpired}
 	for _, row := range rows {
 		p.TaskIds, p.JobIds = append(p.TaskIds, row.TaskID), append(p.JobIds, row.JobID)
 	}
+
 	back, err := l.t.q.LetterReturn(ctx, p)
 	if err != nil {
 		return fmt.Errorf("put dead letters back: %w", err)
 	}
+
 	if len(back) > 0 {
 		l.t.cfg.Logger.Info("leases of dead letters ran out", "letters", len(back))
 		l.wakeDeadLetterWaiters(ctx)
 	}
+
 	return nil
 }
 

@@ -50,5 +50,6 @@ func GuardID(id string) error {
 	case !utf8.ValidString(id) || strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return errors.New("an id is UTF-8 without control characters")
 	}
+
 	return nil
 }

@@ -20,13 +20,16 @@ func (w *Worklist) OpenTasks(ctx context.Context, users []string) (map[string]in
 	if len(users) == 0 {
 		return open, nil
 	}
+
 	rows, err := w.t.q.AssigneeLoad(ctx, db.AssigneeLoadParams{UserIds: users, Since: firstIDAt(time.Now().Add(-loadSpan))})
 	if err != nil {
 		return nil, readError("what people have to do", err)
 	}
+
 	for _, row := range rows {
 		open[row.UserID] = int(row.Open)
 	}
+
 	return open, nil
 }
 

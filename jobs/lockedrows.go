@@ -46,6 +46,7 @@ func (l *lockedRows) expire() {
 	if l.none() {
 		return
 	}
+
 	l.mu.Lock()
 	defer l.mu.Unlock()
 
@@ -55,5 +56,6 @@ func (l *lockedRows) expire() {
 			delete(l.until, row)
 		}
 	}
+
 	l.n.Store(int64(len(l.until)))
 }

@@ -27,12 +27,14 @@ func (o *Operators) SetMaintenance(ctx context.Context, m Maintenance) (changed 
 	if err != nil {
 		return 0, err
 	}
+
 	rows, err := o.t.q.MaintenanceSet(ctx, db.MaintenanceSetParams{
 		EventID: m.EventID, Lanes: m.Lanes, Enabled: m.Enabled, Until: until, Reason: m.Reason, Actor: m.By, SaidAt: m.At,
 	})
 	if err != nil {
 		return 0, readError("maintenance", err)
 	}
+
 	o.t.notifier.notify(ctx, channelLane, KindWorker) // the parked dequeues, which no lane's name wakes
 	return len(rows), nil
 }

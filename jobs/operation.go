@@ -31,16 +31,20 @@ func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UU
 	if out.RedriveOperation, err = q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: tenant}); err != nil {
 		return Operation{}, readError(what, err)
 	}
+
 	if out.RedriveCountRow, err = q.RedriveCount(ctx, id); err != nil {
 		return Operation{}, readError(what, err)
 	}
+
 	rows, err := q.RedriveRejected(ctx, id)
 	if err != nil {
 		return Operation{}, readError(what, err)
 	}
+
 	for _, row := range rows {
 		out.Refused = append(out.Refused, Rejected{row.TaskID, row.Code})
 	}
+
 	return out, nil
 }
 
@@ -59,6 +63,7 @@ func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 	if _, err := d.t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
 		return readError(what, err)
 	}
+
 	for begun := time.Now(); ; {
 		err := d.t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason})
 		switch {
@@ -78,13 +83,16 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 	if err := d.stopRedrive(ctx, id, ask); err != nil {
 		return Operation{}, err
 	}
+
 	op, err := d.Operation(ctx, ask.Tenant, id)
 	if err != nil || op.State == db.RedriveStateUNDONE {
 		return op, err
 	}
+
 	if err := d.recall(ctx, id); err != nil {
 		return Operation{}, err
 	}
+
 	for after := int32(0); ; {
 		rows, err := d.t.q.RedriveUndoable(ctx, db.RedriveUndoableParams{OperationID: id, After: after, Page: int32(stepOf(nil))}) //nolint:gosec // small
 		if err != nil {
@@ -93,14 +101,17 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 		if len(rows) == 0 {
 			break
 		}
+
 		after = rows[len(rows)-1].N
 		if err := d.undo(ctx, id, ask, rows); err != nil {
 			return Operation{}, err
 		}
 	}
+
 	if err := d.t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: ask.By, UndoReason: ask.Reason}); err != nil {
 		return Operation{}, readError(what, err)
 	}
+
 	return d.Operation(ctx, ask.Tenant, id)
 }
 
@@ -110,25 +121,31 @@ func (d *DeadLetterOps) recall(ctx context.Context, id uuid.UUID) error {
 	if err != nil || len(items) == 0 {
 		return err
 	}
+
 	doubtful, gone := map[uuid.UUID]string{}, map[uuid.UUID]int32{}
 	for _, item := range items { // a lost step is the first of what waits
 		doubtful[item.TaskID] = RejectedNotDeadLetter
 	}
+
 	if err := d.traced(ctx, id, doubtful, gone); err != nil {
 		return err
 	}
+
 	found := db.RedriveSettleParams{OperationID: id}
 	for _, item := range items {
 		if seq := gone[item.TaskID]; seq > 0 {
 			settle(&found, item.N, db.RedriveItemStateREDRIVEN, seq, "")
 		}
 	}
+
 	if len(found.Ns) == 0 {
 		return nil
 	}
+
 	if err := d.t.q.RedriveSettle(ctx, found); err != nil {
 		return readError("operation "+id.String(), err)
 	}
+
 	return nil
 }
 
@@ -141,6 +158,7 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []
 				return fmt.Errorf("read the redrive of task %s: %w", row.TaskID, err)
 			}
 		}
+
 		back[i] = &transition{
 			task: row.TaskID, expect: atVersion(row.Version, Pending),
 			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: ask.By, executor: ask.By,
@@ -148,6 +166,7 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []
 			endJob: db.RiverJobStateCancelled, next: &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}, callerWaits: true,
 		}
 	}
+
 	done := db.RedriveSettleParams{OperationID: id}
 	outs := d.t.applyAll(back)
 	var lost error
@@ -159,11 +178,13 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []
 			settle(&done, rows[i].N, db.RedriveItemStateUNDONE, 0, "")
 		}
 	}
+
 	if len(done.Ns) > 0 {
 		if err := d.t.q.RedriveSettle(ctx, done); err != nil {
 			return readError("operation "+id.String(), err)
 		}
 	}
+
 	return lost
 }
 
@@ -203,17 +224,20 @@ func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) 
 	if err != nil {
 		return false, fmt.Errorf("redrive: %w", err)
 	}
+
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	q := d.t.q.WithTx(tx)
 	found, err := q.RedriveNext(ctx)
 	if err != nil || len(found) == 0 {
 		return false, err
 	}
+
 	op := found[0].RedriveOperation
 	patch, err := readPatch(op.InputPatch)
 	if err != nil {
 		return false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
 	}
+
 	saved := min(found[0].Elapsed, pacedFor)
 	n := min(int(saved*float64(op.Rate)), stepOf(patch))
 	pace := db.RedrivePaceParams{OperationID: op.OperationID, State: op.State, StoppedBy: d.t.cfg.ProcessID}
@@ -222,21 +246,26 @@ func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) 
 			return false, err
 		}
 	}
+
 	if n > 0 {
 		moved, locked, err := d.redriveSome(ctx, q, op, patch, n)
 		if err != nil {
 			return false, err
 		}
+
 		if locked {
 			n = 0 // the next look is at the next tick, when others have had their turn
 		} else if moved < n && pace.State == db.RedriveStateRUNNING {
 			pace.State = db.RedriveStateDONE
 		}
+
 		pace.UnusedSeconds = max(0, saved-float64(n)/float64(op.Rate))
 	}
+
 	if err := q.RedrivePace(ctx, pace); err != nil {
 		return false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
 	}
+
 	return n > 0, tx.Commit(ctx)
 }
 
@@ -247,10 +276,12 @@ func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.Redrive
 	if err != nil {
 		return 0, fmt.Errorf("redrive %s: %w", op.OperationID, err)
 	}
+
 	out := c.Redriven
 	if c.Waiting > 0 {
 		out = max(out, op.CanaryCount) // so many will have gone
 	}
+
 	ended := c.Completed + c.Failed + c.Cancelled
 	switch {
 	case float64(c.Failed) > op.CanaryRatio*float64(out):
@@ -266,6 +297,7 @@ func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.Redrive
 		pace.State = db.RedriveStateDONE
 		return 0, nil
 	}
+
 	pace.State = db.RedriveStateRUNNING
 	return n, nil
 }
@@ -277,14 +309,17 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 	if err != nil || len(items) == 0 {
 		return 0, false, err
 	}
+
 	ids := make([]uuid.UUID, len(items))
 	for i, item := range items {
 		ids[i] = item.TaskID
 	}
+
 	known, err := d.candidates(ctx, ids, patch)
 	if err != nil {
 		return 0, false, err
 	}
+
 	done := db.RedriveSettleParams{OperationID: op.OperationID}
 	refused := map[uuid.UUID]string{}
 	var going []*transition
@@ -294,16 +329,20 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 		if err != nil {
 			return 0, false, err
 		}
+
 		if refused[id] = code; code != "" {
 			continue
 		}
+
 		m, err := d.redriveTransition(ctx, op, row, input)
 		if err != nil {
 			return 0, false, err
 		}
+
 		m.skipLocked = true
 		going = append(going, m)
 	}
+
 	gone := map[uuid.UUID]int32{}
 	waiting := map[uuid.UUID]bool{}
 	for i, out := range d.t.applyAll(going) {
@@ -318,22 +357,27 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 			refused[going[i].task] = RejectedNotDeadLetter
 		}
 	}
+
 	if err := d.traced(ctx, op.OperationID, refused, gone); err != nil {
 		return 0, false, err
 	}
+
 	for _, item := range items {
 		if waiting[item.TaskID] {
 			continue
 		}
+
 		if seq := gone[item.TaskID]; seq > 0 {
 			settle(&done, item.N, db.RedriveItemStateREDRIVEN, seq, "")
 		} else {
 			settle(&done, item.N, db.RedriveItemStateREJECTED, 0, refused[item.TaskID])
 		}
 	}
+
 	if err := q.RedriveSettle(ctx, done); err != nil {
 		return 0, false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
 	}
+
 	return len(items), locked, nil
 }
 
@@ -345,15 +389,19 @@ func (d *DeadLetterOps) traced(ctx context.Context, op uuid.UUID, refused map[uu
 			doubtful = append(doubtful, id)
 		}
 	}
+
 	if doubtful == nil {
 		return nil
 	}
+
 	rows, err := d.t.q.RedriveTrace(ctx, db.RedriveTraceParams{TaskIds: doubtful, OperationID: op.String()})
 	if err != nil {
 		return fmt.Errorf("redrive %s: %w", op, err)
 	}
+
 	for _, row := range rows {
 		gone[row.TaskID] = row.Seq
 	}
+
 	return nil
 }

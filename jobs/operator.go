@@ -26,6 +26,7 @@ func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string
 	if err != nil {
 		return readError("tasks of jobs", err)
 	}
+
 	reason := "the job was " + verb + " in River UI"
 	var moves []*transition
 	for _, row := range rows {
@@ -47,12 +48,14 @@ func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string
 			})
 		}
 	}
+
 	var failed []error
 	for i, out := range o.t.applyAll(moves) {
 		if out.err != nil {
 			failed = append(failed, fmt.Errorf("cancel task %s: %w", moves[i].task, out.err))
 		}
 	}
+
 	return errors.Join(failed...)
 }
 
@@ -64,6 +67,7 @@ func (o *Operators) RetryJobs(ctx context.Context, ids []int64, by string) (rest
 	if err != nil {
 		return nil, readError("tasks of jobs", err)
 	}
+
 	known := make(map[int64]db.JobTasksRow, len(rows))
 	dead := map[string][]uuid.UUID{} // by tenant
 	for _, row := range rows {
@@ -72,16 +76,19 @@ func (o *Operators) RetryJobs(ctx context.Context, ids []int64, by string) (rest
 			dead[row.TenantID] = append(dead[row.TenantID], row.TaskID)
 		}
 	}
+
 	for _, id := range ids {
 		if row, ours := known[id]; !ours || row.Current && Status(row.Status) == Pending {
 			rest = append(rest, id)
 		}
 	}
+
 	for tenant, tasks := range dead {
 		r := Redrive{TaskIDs: tasks, Rate: MostRedriven}
 		if _, err := o.t.DeadLetters.Redrive(ctx, Ask{Tenant: tenant, By: by, Reason: "the job was retried in River UI"}, r); err != nil {
 			return nil, err
 		}
 	}
+
 	return rest, nil
 }

@@ -44,6 +44,7 @@ const (
 // such jobs, it looks further.
 func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
 	p.Walk = p.Most
+
 	for range parkPages {
 		rows, err := l.t.q.WorkerClaim(ctx, p)
 		if err != nil {
@@ -56,10 +57,13 @@ func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.Worker
 				claimed = append(claimed, row)
 			}
 		}
+
 		if len(claimed) > 0 || len(rows) == 0 {
 			return claimed, nil
 		}
+
 		p.Walk = parkPage
 	}
+
 	return nil, nil
 }

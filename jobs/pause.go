@@ -66,6 +66,7 @@ func PauseOf(row db.Pause) Pause {
 		at := row.ResumedAt.UTC()
 		p.ResumedAt, p.ResumedBy, p.ResumeReason = &at, *row.ResumedBy, *row.ResumeReason
 	}
+
 	return p
 }
 
@@ -94,6 +95,7 @@ func (p *Pauses) changeQueue(ctx context.Context, name string, ask Ask, change f
 		if err := q.PauseBy(ctx, db.PauseByParams{Actor: ask.By, Reason: ask.Reason}); err != nil {
 			return db.Pause{}, err
 		}
+
 		n, err := change(q, ctx, name)
 		switch {
 		case err != nil:
@@ -101,6 +103,7 @@ func (p *Pauses) changeQueue(ctx context.Context, name string, ask Ask, change f
 		case n == 0:
 			return db.Pause{}, ErrNotFound
 		}
+
 		return lastPause(ctx, q, PauseOfQueue, "", name)
 	})
 }
@@ -182,6 +185,7 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, ask Ask
 	if err := p.release(released); err != nil {
 		p.t.cfg.Logger.Warn("jobs that were held back are released at the next tick", "error", err)
 	}
+
 	return out, nil
 }
 
@@ -199,6 +203,7 @@ func (p *Pauses) change(ctx context.Context, what string, ask Ask, change func(q
 				return out, nil
 			})
 		})
+
 		switch {
 		case err == nil:
 			return out, nil
@@ -231,9 +236,11 @@ func (p *Pauses) release(ctx context.Context) error {
 	if locked > 0 {
 		return nil // somebody acts on these jobs this moment: they are looked at again
 	}
+
 	if err := p.t.q.PauseReleased(ctx, ids); err != nil {
 		return fmt.Errorf("note that pauses are released: %w", err)
 	}
+
 	return nil
 }
 
@@ -246,6 +253,7 @@ func (p *Pauses) releasePage(ctx context.Context, at *db.PauseReleaseParams) (lo
 		*at = db.PauseReleaseParams{}
 		return 0, false, nil
 	}
+
 	if err != nil {
 		return 0, false, fmt.Errorf("release jobs that were held back: %w", err)
 	}

@@ -32,9 +32,11 @@ func (p Person) Principals() []string {
 	for _, g := range p.Groups {
 		out = append(out, "group:"+g)
 	}
+
 	for _, r := range p.Roles {
 		out = append(out, "role:"+r)
 	}
+
 	return out
 }
 
@@ -67,6 +69,7 @@ func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user stri
 		case heldBy != user:
 			return nil, ErrForbidden
 		}
+
 		return w.personTransition(ctx, task, user, ask.Reason, Update{Status: Assigned})
 	})
 }
@@ -81,6 +84,7 @@ func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, ask Ask, user str
 		if err != nil || again {
 			return nil, err
 		}
+
 		switch from := Status(task.Status); {
 		case from.Terminal():
 			return nil, illegal(from, Completed)
@@ -89,16 +93,19 @@ func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, ask Ask, user str
 		case from == Running && heldBy != user, from == Assigned && stringOf(task.AssigneeID) != user:
 			return nil, ErrForbidden
 		}
+
 		m, err := w.personTransition(ctx, task, user, "", done)
 		if err != nil || comment == "" {
 			return m, err
 		}
+
 		note := outbox.CompletedNote{}
 		if told, ok := m.payload.(json.RawMessage); ok {
 			if err := json.Unmarshal(told, &note); err != nil {
 				return nil, fmt.Errorf("read the summary: %w", err)
 			}
 		}
+
 		note.Comment = comment
 		m.payload = note
 		return m, nil
@@ -126,18 +133,21 @@ func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task
 		if len(tasks) == 0 {
 			return nil, nil
 		}
+
 		for try := 0; try < nextTries && len(tasks) > 0; try++ {
 			// First the best. Who loses it has company, and spreads out.
 			at := 0
 			if try > 0 {
 				at = rand.IntN(len(tasks))
 			}
+
 			task := tasks[at]
 			tasks = slices.Delete(tasks, at, at+1)
 			m, err := w.claimTransition(ctx, task, "", who)
 			if err != nil {
 				return nil, err
 			}
+
 			m.callerWaits, m.call = true, ask.Call
 			out := w.t.apply(ctx, m)
 			switch {
@@ -149,6 +159,7 @@ func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task
 			}
 		}
 	}
+
 	return nil, &Conflict{"others were quicker each time: ask again"}
 }
 
@@ -164,10 +175,12 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func
 		case task.Type != db.TaskTypeMANUAL:
 			return db.Task{}, &Conflict{fmt.Sprintf("task %s is %s: only a manual task is done by a person", id, task.Type)}
 		}
+
 		stale := ask.IfMatch != 0 && ask.IfMatch != task.Version
 		if stale && !Status(task.Status).Terminal() {
 			return db.Task{}, staleAt(task)
 		}
+
 		m, err := decide(task, heldBy)
 		var illegal *IllegalMove
 		switch {
@@ -176,14 +189,17 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func
 		case err != nil:
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
+
 		if m == nil {
 			return task, nil
 		}
+
 		m.callerWaits, m.call = true, ask.Call
 		out := w.t.apply(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // each round is somebody else's move, so this ends
 		}
+
 		return w.t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
@@ -206,15 +222,18 @@ func (w *Worklist) claimTransition(ctx context.Context, task db.Task, heldBy str
 	case !who.mayClaim(task):
 		return nil, ErrForbidden
 	}
+
 	m, err := w.personTransition(ctx, task, who.ID, "", Update{Status: Running})
 	if err != nil {
 		return nil, err
 	}
+
 	m.executor = who.ID
 	m.payload = nil // it would say who does the work, where the actor is another
 	if stringOf(task.AssigneeID) != who.ID {
 		m.assignment = &assignment{AssigneeID: who.ID, AssigneeName: who.ID, GroupID: stringOf(task.GroupID), DueAt: task.DueAt}
 	}
+
 	return m, nil
 }
 
@@ -236,8 +255,10 @@ func (w *Worklist) assignmentBefore(ctx context.Context, id uuid.UUID) (note out
 	case err != nil:
 		return note, readError("the assignment of task "+id.String(), err)
 	}
+
 	if err := json.Unmarshal([]byte(*payload), &note); err != nil {
 		return note, fmt.Errorf("read the assignment of task %s: %w", id, err)
 	}
+
 	return note, nil
 }

@@ -58,11 +58,13 @@ func (p RetryPolicy) Delay(n int, rnd float64) time.Duration {
 	if !(rnd >= 0 && rnd < 1) { // NaN too
 		rnd = 0.5
 	}
+
 	d *= 1 - jitter + 2*jitter*rnd
 	if d > longest {
 		// Mirrored, not cut: cutting would gather half of all waits on one instant.
 		d = 2*longest - d
 	}
+
 	return time.Duration(d)
 }
 

@@ -38,24 +38,29 @@ func (r *Runner) beatAll(ctx context.Context) error {
 	if len(due) == 0 {
 		return nil
 	}
+
 	p := db.LeaseExtendParams{Owner: r.tasks.cfg.ProcessID}
 	for job, one := range due {
 		p.JobIds = append(p.JobIds, job)
 		p.TaskIds = append(p.TaskIds, one.id())
 	}
+
 	kept, err := r.tasks.q.LeaseExtend(ctx, p)
 	if err != nil {
 		return fmt.Errorf("extend leases: %w", err)
 	}
+
 	for _, job := range kept {
 		if one := due[job]; one != nil {
 			one.extended(at)
 		}
 		delete(due, job)
 	}
+
 	if len(due) == 0 {
 		return nil
 	}
+
 	return r.checkNotExtended(ctx, due)
 }
 
@@ -67,16 +72,20 @@ func (r *Runner) checkNotExtended(ctx context.Context, missing map[int64]*run) e
 		p.JobIds = append(p.JobIds, job)
 		p.TaskIds = append(p.TaskIds, one.id())
 	}
+
 	locked, err := r.tasks.q.LeasesOf(ctx, p)
 	if err != nil {
 		return fmt.Errorf("look for leases that were not extended: %w", err)
 	}
+
 	for _, job := range locked {
 		delete(missing, job)
 	}
+
 	for _, one := range missing {
 		one.loseLease()
 	}
+
 	return nil
 }
 
@@ -93,6 +102,7 @@ func (r *Runner) due(at time.Time) map[int64]*run {
 		}
 		one.mu.Unlock()
 	}
+
 	return due
 }
 
@@ -122,14 +132,17 @@ func (r *Runner) reap(ctx context.Context) {
 			if err != nil {
 				return fmt.Errorf("find expired leases: %w", err)
 			}
+
 			made := r.reapAll(ctx, rows)
 			if len(rows) < reapPage || made == 0 {
 				break
 			}
 		}
+
 		if err := r.tasks.Leases.requeueExpiredDeadLetters(ctx); err != nil {
 			return err
 		}
+
 		_, err := r.tasks.q.LeaseSweep(ctx)
 		return err
 	})
@@ -147,10 +160,12 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 			r.logTrouble("read a definition", err)
 			continue
 		}
+
 		end := expireTransition(row, s, r.tasks.cfg.Clock())
 		end.skipLocked = true // the next tick finds the lease again
 		ends = append(ends, end)
 	}
+
 	for i, out := range r.tasks.applyAll(ends) {
 		if m := ends[i]; out.made {
 			made++
@@ -159,6 +174,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 			r.tasks.running.cancel(attemptID{m.task, m.expect.job}, ErrLeaseLost)
 		}
 	}
+
 	return made
 }
 
@@ -172,6 +188,7 @@ func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *t
 			traceparent: row.Traceparent, startedAt: timeOf(row.StartedAt),
 		},
 	}
+
 	f := &Failure{Code: CodeLeaseExpired, Message: "no heartbeat from " + row.Owner + " within the visibility timeout"}
 	h.crashed = !row.TimedOut
 	if row.TimedOut {
@@ -180,6 +197,7 @@ func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *t
 			f.Message = fmt.Sprintf("no response came within the timeout of %v", s.timeout)
 		}
 	}
+
 	m := failTransition(h, f, noticed)
 	m.expect.expired = true
 	return m
@@ -197,12 +215,15 @@ func (r *Runner) sweep(ctx context.Context) {
 		if err := r.tasks.q.LaneKeep(ctx, Lanes); err != nil {
 			return fmt.Errorf("keep the queues: %w", err)
 		}
+
 		if err := r.tasks.q.LeaseTurnsForget(ctx); err != nil {
 			return fmt.Errorf("forget turns of dequeues: %w", err)
 		}
+
 		if err := r.tasks.Calls.forget(ctx); err != nil {
 			return err
 		}
+
 		grace := min(orphanGrace, r.cfg.Silence)
 		found, err := r.tasks.q.LaneOrphans(ctx, db.LaneOrphansParams{
 			Lanes: Lanes[:4], GraceSeconds: grace.Seconds(), SilenceSeconds: r.cfg.Silence.Seconds(),
@@ -211,6 +232,7 @@ func (r *Runner) sweep(ctx context.Context) {
 		if err != nil {
 			return fmt.Errorf("find orphans: %w", err)
 		}
+
 		woken := map[string]bool{}
 		for _, row := range found {
 			if !woken[row.Lane] {
@@ -218,9 +240,11 @@ func (r *Runner) sweep(ctx context.Context) {
 			}
 			woken[row.Lane] = true
 		}
+
 		if len(found) > 0 {
 			r.tasks.cfg.Logger.Info("claimed jobs whose process is gone are free again", "jobs", len(found))
 		}
+
 		return nil
 	})
 }
@@ -244,13 +268,16 @@ func (r *Runner) age(ctx context.Context) {
 			if w.kind == kindSome {
 				kinds = r.ability.some()
 			}
+
 			p.Lane = w.lane
+
 			for _, p.Kind = range kinds {
 				if _, err := r.tasks.q.LaneAge(ctx, p); err != nil {
 					return fmt.Errorf("age %s: %w", w.lane, err)
 				}
 			}
 		}
+
 		return nil
 	})
 }

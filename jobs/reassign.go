@@ -29,6 +29,7 @@ func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reass
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
 	}
+
 	for path, id := range map[string]string{"/assigneeId": to.AssigneeID, "/groupId": to.GroupID} {
 		if id == "" {
 			continue
@@ -37,23 +38,28 @@ func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reass
 			return db.Task{}, invalid(path, "%v", err)
 		}
 	}
+
 	var err error
 	if to.DueDate, err = timeAt("/dueDate", to.DueDate); err != nil {
 		return db.Task{}, err
 	}
+
 	for {
 		task, err := w.t.Get(ctx, ask.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
 		}
+
 		m, err := w.reassignTransition(ctx, task, ask, to)
 		if err != nil {
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
+
 		out := w.t.apply(ctx, m)
 		if to.Who != nil && ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // it moved meanwhile, and may be another's now: decided anew
 		}
+
 		return w.t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
@@ -63,10 +69,12 @@ func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
 	}
+
 	s, err := w.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return nil, err
 	}
+
 	version := ask.IfMatch
 	if to.Who != nil {
 		switch {
@@ -77,6 +85,7 @@ func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask
 		}
 		version = task.Version // whose it is was looked up at this one
 	}
+
 	m := w.t.assignTransition(ctx, task, s, ask.By, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, ask.Reason)
@@ -105,25 +114,30 @@ func (t *Tasks) assignTransition(ctx context.Context, task db.Task, s *settings,
 	if due == nil {
 		due = task.DueAt
 	}
+
 	if due == nil {
 		d := s.dueFrom(t.Now(ctx), t.cfg.ManualDue)
 		due = &d
 	}
+
 	name := to.AssigneeName
 	if name == "" {
 		name = to.AssigneeID
 	}
+
 	name = storableText(name, longestID) // the directory's word, which is not ours to refuse
 	a := &assignment{AssigneeID: to.AssigneeID, AssigneeName: name, GroupID: to.GroupID, DueAt: due}
 	if to.CandidateUsers != nil || to.CandidateRoles != nil || to.CandidateGroups != nil {
 		a.Candidates = &candidates{Users: to.CandidateUsers, Roles: to.CandidateRoles, Groups: to.CandidateGroups}
 	}
+
 	note := outbox.AssignedNote{
 		AssigneeID: to.AssigneeID, AssigneeName: name, GroupID: to.GroupID, TaskName: task.DefinitionID, DueDate: *due, Reason: reason,
 	}
 	if s.def != nil {
 		note.TaskName, note.TaskDescription = s.def.Name, s.def.Description
 	}
+
 	return &transition{
 		task: task.TaskID, to: Assigned, event: db.TaskEventTypeAssigned, actor: by, executor: by, at: t.cfg.Clock(), payload: note,
 		assignment: a, endJob: db.RiverJobStateCompleted, timeout: s.timeout,

@@ -67,22 +67,27 @@ func (d *DeadLetterOps) Redrive(ctx context.Context, ask Ask, r Redrive) (Matche
 	if err != nil {
 		return Matched{}, err
 	}
+
 	if r.Filter != nil && !r.Filter.Since.IsZero() {
 		if err := GuardTime(r.Filter.Since); err != nil {
 			return Matched{}, invalid("/filter/since", "%v", err)
 		}
 	}
+
 	ids, out, err := d.matched(ctx, ask.Tenant, r, patch)
 	if err != nil {
 		return Matched{}, err
 	}
+
 	out.Tasks = len(ids)
 	if r.DryRun {
 		return out, nil
 	}
+
 	if out.OperationID, err = uuid.NewV7(); err != nil {
 		return Matched{}, fmt.Errorf("make an operation id: %w", err)
 	}
+
 	return out, d.note(ctx, ask, r, out, ids)
 }
 
@@ -94,14 +99,18 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 		if patch != nil {
 			most = MostPatched
 		}
+
 		rows, next, err := DeadLetters(ctx, d.t.q, tenant, *r.Filter, DeadLetterPlace{}, most)
 		if err != nil {
 			return nil, out, err
 		}
+
 		out.Complete = next == nil
+
 		for _, row := range rows {
 			ids = append(ids, row.TaskID)
 		}
+
 		if patch == nil {
 			return ids, out, nil
 		}
@@ -114,6 +123,7 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 			seen[id] = true
 		}
 	}
+
 	var fit []uuid.UUID
 	for rest := ids; len(rest) > 0; {
 		n := min(len(rest), stepOf(patch))
@@ -121,6 +131,7 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 		if err != nil {
 			return nil, out, err
 		}
+
 		for _, id := range rest[:n] {
 			code, _, err := d.fits(ctx, tenant, known[id], patch)
 			switch {
@@ -132,8 +143,10 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 				fit = append(fit, id)
 			}
 		}
+
 		rest = rest[n:]
 	}
+
 	return fit, out, nil
 }
 
@@ -144,10 +157,12 @@ func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matche
 	if r.Filter != nil {
 		selection = map[string]any{"filter": r.Filter}
 	}
+
 	text, err := json.Marshal(selection)
 	if err != nil {
 		return fmt.Errorf("write the filter: %w", err)
 	}
+
 	p := db.RedriveCreateParams{
 		OperationID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason, State: db.RedriveStateRUNNING,
 		Rate: r.Rate, Matched: int32(len(ids)), Selection: text, InputPatch: string(r.InputPatch), //nolint:gosec // at most MostRedriven
@@ -158,10 +173,12 @@ func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matche
 	if len(ids) == 0 {
 		p.State = db.RedriveStateDONE
 	}
+
 	add := db.RedriveAddParams{OperationID: id, Ns: make([]int32, len(ids)), TaskIds: ids}
 	for i := range ids {
 		add.Ns[i] = int32(i) + 1 //nolint:gosec // at most MostRedriven
 	}
+
 	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			if err := q.RedriveCreate(ctx, p); err != nil {
@@ -176,6 +193,7 @@ func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matche
 	if err != nil {
 		return readError("redrive", err)
 	}
+
 	return nil
 }
 
@@ -186,10 +204,12 @@ func (d *DeadLetterOps) redriveTransition(ctx context.Context, op db.RedriveOper
 	if err != nil {
 		return nil, err
 	}
+
 	note := outbox.RedrivenNote{OperationID: op.OperationID.String(), Reason: op.Reason}
 	if input != nil {
 		note.Input = row.Input
 	}
+
 	return &transition{
 		task: row.TaskID, expect: atJobAndVersion(row.JobID, row.Version, Failed, TimedOut),
 		to: Pending, event: db.TaskEventTypeRedriven, actor: op.Actor, executor: op.Actor, payload: note, input: input,
@@ -203,10 +223,12 @@ func (d *DeadLetterOps) candidates(ctx context.Context, ids []uuid.UUID, patch j
 	if err != nil {
 		return nil, readError("dead letters", err)
 	}
+
 	known := make(map[uuid.UUID]db.DeadLetterTasksRow, len(rows))
 	for _, row := range rows {
 		known[row.TaskID] = row
 	}
+
 	return known, nil
 }
 
@@ -221,14 +243,17 @@ func (d *DeadLetterOps) fits(ctx context.Context, tenant string, row db.DeadLett
 	case patch == nil:
 		return "", nil, nil
 	}
+
 	input, err = patched(row.Input, patch)
 	if err != nil {
 		return RejectedInput, nil, nil //nolint:nilerr // the code says it
 	}
+
 	def, err := d.t.defs.at(ctx, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision))
 	if err != nil {
 		return "", nil, err
 	}
+
 	if def != nil {
 		broken, err := def.input.Validate(ctx, input)
 		if err != nil {
@@ -238,6 +263,7 @@ func (d *DeadLetterOps) fits(ctx context.Context, tenant string, row db.DeadLett
 			return RejectedInput, nil, nil
 		}
 	}
+
 	return "", input, nil
 }
 
@@ -263,12 +289,15 @@ func patched(input json.RawMessage, patch jsonpatch.Patch) (json.RawMessage, err
 	case len(out) > longestInput:
 		return nil, errors.New("the patched input is too long")
 	}
+
 	if err := jsonguard.Check(out); err != nil {
 		return nil, err
 	}
+
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(out, &members); err != nil || members == nil {
 		return nil, errors.New("the patched input is no object")
 	}
+
 	return out, nil
 }

@@ -39,12 +39,14 @@ func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Up
 	if len(rows) == 0 || rows[0].Actor != word.by {
 		return false, nil
 	}
+
 	var note outbox.CompletedNote
 	if to.Status == Completed && rows[0].Payload != "" {
 		if err := json.Unmarshal([]byte(rows[0].Payload), &note); err != nil {
 			return false, fmt.Errorf("read how task %s ended: %w", task.TaskID, err)
 		}
 	}
+
 	return note.Comment == word.comment, nil
 }
 
@@ -65,10 +67,12 @@ func sameJSON(a, b json.RawMessage) bool {
 	if len(a) == 0 || len(b) == 0 {
 		return len(a) == len(b)
 	}
+
 	x, err := canonical.Hash(a)
 	if err != nil {
 		return false
 	}
+
 	y, err := canonical.Hash(b)
 	return err == nil && bytes.Equal(x[:], y[:])
 }
@@ -79,10 +83,12 @@ func withoutTimestamp(problem json.RawMessage) json.RawMessage {
 	if json.Unmarshal(problem, &members) != nil {
 		return problem
 	}
+
 	delete(members, "timestamp")
 	text, err := json.Marshal(members)
 	if err != nil {
 		return problem
 	}
+
 	return text
 }

@@ -41,6 +41,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	if err != nil {
 		return "unknown", nil //nolint:nilerr // no task has such an id, and that is all there is to say
 	}
+
 	task, err := t.q.TaskGet(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "unknown", nil
@@ -48,6 +49,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	if err != nil {
 		return "", readError("task "+in.TaskID, err)
 	}
+
 	if task.Status != db.TaskStatusRUNNING {
 		// Not begun, or given back, for whose answer was lost on the way: the attempt to
 		// come asks under the same key, and may be told no more than that it has been.
@@ -56,6 +58,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 		}
 		return "late", nil
 	}
+
 	lease, err := t.q.LeaseGet(ctx, id)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -69,14 +72,17 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	case in.InvocationID != "" && lease.InvocationID != nil && *lease.InvocationID != in.InvocationID:
 		return "late", nil // the answer to an attempt before this one
 	}
+
 	s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {
 		return "", err
 	}
+
 	m, err := t.responseTransition(ctx, task, s, in)
 	if err != nil {
 		return "", err
 	}
+
 	m.callerWaits = true // the bus keeps the response, and tells it again
 	if out := t.apply(ctx, m); !out.made {
 		if out.err != nil {
@@ -84,9 +90,11 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 		}
 		return "late", nil
 	}
+
 	if m.to == Completed {
 		return "completed", nil
 	}
+
 	return "failed", nil
 }
 
@@ -97,6 +105,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 		failures: task.Failures, crashes: task.Crashes, settings: s, by: answeredBy(s),
 		span: runningSpan(task),
 	}
+
 	no := false
 	if in.Status != "SUCCESS" {
 		f := &Failure{Code: "INTEGRATION_ERROR", Message: "the integration failed and said no more", Retryable: in.Retryable}
@@ -106,15 +115,19 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 				f.Code = in.Error.Code
 			}
 		}
+
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
+
 		return failTransition(h, t.mapFailure(f), t.cfg.Clock()), nil
 	}
+
 	var call IntegrationCall
 	if s.config.Integration != nil {
 		call = *s.config.Integration
 	}
+
 	var output json.RawMessage
 	err := isolated(func() (err error) {
 		output, err = t.cfg.Answers.Output(call, in.Data)
@@ -123,6 +136,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 	if err != nil {
 		return failTransition(h, failureOf(err), t.cfg.Clock()), nil
 	}
+
 	if s.def != nil {
 		err := badOutput(ctx, s.def.output, "response", output)
 		if bad := (*Failure)(nil); errors.As(err, &bad) {
@@ -132,6 +146,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 			return nil, err
 		}
 	}
+
 	return completeTransition(h, output, t.cfg.Clock()), nil
 }
 

@@ -70,6 +70,7 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 	default:
 		m.outcome, m.failures = db.AttemptOutcomeFAILED, 1
 	}
+
 	m.failureCode = redactedText(f.Code, longestCode)
 	m.problem = problemJSON(f, policy.Retryable(f))
 	if retry {
@@ -77,10 +78,12 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 		if m.crashes > 0 {
 			count = int(h.crashes) + 1
 		}
+
 		delay := policy.Delay(count, rand.Float64())
 		if m.crashes > 0 {
 			delay = 0 // the worker crashed, not the task
 		}
+
 		delay = max(delay, min(f.After, time.Duration(policy.longest())))
 		delay = delay.Truncate(time.Millisecond) // as the event says
 		m.to, m.event = Pending, db.TaskEventTypeRetry
@@ -90,10 +93,12 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 		}
 		return m
 	}
+
 	m.to, m.event = Failed, db.TaskEventTypeFailed
 	if m.outcome == db.AttemptOutcomeTIMEDOUT {
 		m.to = TimedOut
 	}
+
 	m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	return m
 }
@@ -123,6 +128,7 @@ func problemJSON(f *Failure, retryable bool) json.RawMessage {
 	if len(f.Details) > longestStack || len(f.Details) > 0 && jsonguard.Check(f.Details) != nil {
 		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
 	}
+
 	f = f.Redacted()
 	p := outbox.Problem{
 		Code: f.Code, Message: f.Message, StackTrace: f.StackTrace, Details: f.Details, Retryable: retryable,
@@ -131,6 +137,7 @@ func problemJSON(f *Failure, retryable bool) json.RawMessage {
 	if err != nil {
 		return json.RawMessage(`{"code": "` + CodeExecution + `"}`)
 	}
+
 	return text
 }
 
@@ -146,6 +153,7 @@ func storableText(s string, longest int) string {
 		}
 		out = append(out, r)
 	}
+
 	return string(out)
 }
 
@@ -158,9 +166,11 @@ func failureOf(err error) *Failure {
 		}
 		return f
 	}
+
 	if errors.Is(err, context.DeadlineExceeded) {
 		// Its own deadline: the attempt's is written by timeOut.
 		return &Failure{Code: "TIMEOUT_ERROR", Message: err.Error()}
 	}
+
 	return &Failure{Code: CodeExecution, Message: err.Error()}
 }

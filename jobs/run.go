@@ -98,14 +98,17 @@ func (r *run) do() {
 		r.end(ctx, Result{}, err)
 		return
 	}
+
 	// An assignment is no attempt, and has no timeout: its executor bounds itself.
 	if !r.exec.Assigns {
 		defer time.AfterFunc(r.settings.timeout, r.onTimeout).Stop()
 	}
+
 	if r.asks() {
 		ctx = context.WithValue(ctx, unansweredKey{}, &r.unanswered)
 		defer time.AfterFunc(r.settings.timeout-min(r.settings.timeout/10, outageLead), r.onOutageDeadline).Stop()
 	}
+
 	switch {
 	case r.exec.Assigns:
 	case r.pure():
@@ -116,10 +119,12 @@ func (r *run) do() {
 			return
 		}
 	}
+
 	result, err := r.execute(ctx, allocation)
 	if r.grace != nil {
 		r.grace.Stop()
 	}
+
 	r.end(ctx, result, err)
 }
 
@@ -142,11 +147,13 @@ func (r *run) execute(ctx context.Context, allocation *Allocation) (result Resul
 	if !r.exec.Assigns {
 		job.Deadline = r.startedAt.Add(r.settings.timeout)
 	}
+
 	err = r.foreign(ctx, func() error {
 		var err error
 		result, err = r.exec.Executor.Execute(ctx, job)
 		return err
 	})
+
 	return result, err
 }
 
@@ -164,6 +171,7 @@ func (r *run) foreign(ctx context.Context, call func() error) (err error) {
 		}
 		r.end(ctx, Result{}, goexit())
 	}()
+
 	defer recovered(&err)
 	err = call()
 	returned = true
@@ -180,10 +188,12 @@ func (r *run) job() Job {
 	if c.StepID != nil {
 		job.StepID = *c.StepID
 	}
+
 	if r.settings.def != nil {
 		def := r.settings.def
 		job.Name, job.Description, job.Owner = def.Name, def.Description, &def.TenantID
 	}
+
 	job.Config.SecurityContext = job.Config.SecurityContext.of(*c.TenantID)
 	return job
 }
@@ -196,6 +206,7 @@ func (r *run) start() bool {
 	if r.phase != unwritten {
 		return r.phase == leased
 	}
+
 	out := r.r.tasks.apply(r.r.ctx, &transition{
 		task: r.id(), expect: atAttempt(r.claim.JobID, r.attempt()-1, Pending),
 		to: Running, event: db.TaskEventTypeStarted, actor: r.r.tasks.cfg.ProcessID, executor: r.r.tasks.cfg.ProcessID,
@@ -207,6 +218,7 @@ func (r *run) start() bool {
 		r.endOrphan(out)
 		return false
 	}
+
 	r.phase, r.extendedAt = leased, time.Now()
 	return true
 }
@@ -221,17 +233,21 @@ func (r *run) finish(result Result, err error) {
 			return
 		}
 	}
+
 	if err == nil && result.Await != nil {
 		r.await(*result.Await)
 		return
 	}
+
 	if err == nil {
 		err = r.checkOutput(result.Output)
 	}
+
 	if err != nil {
 		r.fail(err)
 		return
 	}
+
 	r.complete(result.Output)
 }
 
@@ -242,9 +258,11 @@ func (r *run) checkOutput(output json.RawMessage) error {
 			return &Failure{Code: CodeOutput, Message: err.Error(), Retryable: &no}
 		}
 	}
+
 	if r.settings.def == nil {
 		return nil
 	}
+
 	// The executor has done its work, which a stop of the process must not lose. The check
 	// costs a bounded time.
 	return badOutput(context.WithoutCancel(r.r.ctx), r.settings.def.output, "output", output)
@@ -258,14 +276,17 @@ func (r *run) fail(err error) {
 		r.returnToQueue(err, outageDelay)
 		return
 	}
+
 	f := failureOf(err)
 	if r.exec.Assigns {
 		r.failUnassigned(f)
 		return
 	}
+
 	if !r.start() {
 		return
 	}
+
 	r.apply(failTransition(r.ref(), f, r.r.tasks.cfg.Clock()))
 }
 
@@ -318,10 +339,12 @@ func (r *run) onOutageDeadline() {
 	if why == nil {
 		return
 	}
+
 	away := (*why)()
 	if away == nil || !r.ended.CompareAndSwap(false, true) {
 		return
 	}
+
 	r.cancel(errTimeout)
 	r.fail(away)
 }

@@ -108,19 +108,23 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.ListenPing == 0 {
 		cfg.ListenPing = 15 * time.Second
 	}
+
 	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, shutdownOrdersSeen: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.orphanedJobs = batch.New(r.flushOrphanedJobs, batch.Config[int64]{MaxItems: flushMost})
 	r.others = batch.New(r.flushMisfiled, batch.Config[misfiled]{MaxItems: flushMost})
+
 	for _, l := range lanesOf {
 		slots := cfg.Slots[string(l.lane)]
 		if slots == 0 {
 			slots = defaultSlots[string(l.lane)]
 		}
+
 		for _, kind := range l.kinds {
 			if !r.ability.takes(kind) {
 				continue
 			}
+
 			place := &claimer{
 				r: r, lane: string(l.lane), kind: kind, slots: slots, ready: cfg.Executors[executorOf[kind]].Ready,
 				woken: make(chan struct{}, 1), slotFreed: make(chan struct{}, 1),
@@ -128,9 +132,11 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 			if kind == kindSome {
 				place.some = r.ability.some
 			}
+
 			r.claimers = append(r.claimers, place)
 		}
 	}
+
 	return r
 }
 
@@ -144,15 +150,19 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	if err := r.seen(ctx); err != nil {
 		return fmt.Errorf("announce the process: %w", err)
 	}
+
 	loops, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	var loopsDone sync.WaitGroup
 	r.tasks.notifier.wakes.mu.Lock()
+
 	for _, c := range r.claimers {
 		r.tasks.notifier.wakes.local[wakeIndex(c.lane, c.kind)] = c
 		r.claims.Go(func() { c.run(ctx) })
 	}
+
 	r.tasks.notifier.wakes.mu.Unlock()
+
 	for _, loop := range []func(context.Context){r.announce, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.releases, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
 		loopsDone.Go(func() { loop(loops) })
 	}
@@ -161,10 +171,12 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	if ordered := r.grace.Load(); ordered != nil {
 		grace = *ordered
 	}
+
 	r.close()
 	r.claims.Wait()
 	finished := make(chan struct{})
 	go func() { r.work.Wait(); close(finished) }()
+
 	select {
 	case <-finished:
 	case <-time.After(grace):
@@ -175,6 +187,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 			r.tasks.cfg.Logger.Warn("executors do not obey their contexts; their leases run out")
 		}
 	}
+
 	r.stop(nil)
 	r.drain(grace)
 	r.orphanedJobs.Drain()
@@ -187,6 +200,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	if err := r.tasks.q.ExecutorGone(bye, r.tasks.cfg.ProcessID); err != nil {
 		r.tasks.cfg.Logger.Debug("the process did not say goodbye; others notice its silence", "error", err)
 	}
+
 	return nil
 }
 
@@ -219,6 +233,7 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 		c.release(1)
 		return
 	}
+
 	one := &run{r: r, claim: row, claimer: c}
 	r.work.Go(func() {
 		s, err := r.tasks.settings(r.ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
@@ -227,11 +242,13 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 			one.abandonClaim(err)
 			return
 		}
+
 		if !r.ability.has(*row.Executor, s.config.Handler) {
 			r.others.Add(misfiled{row.JobID, someKind(*row.Executor, s.config.Handler)})
 			c.release(1)
 			return
 		}
+
 		one.exec = r.cfg.Executors[*row.Executor]
 		one.do()
 	})
@@ -270,11 +287,13 @@ func (r *Runner) report(level slog.Level, what string, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
+
 	r.troubleMu.Lock()
 	quiet := time.Since(r.troubleSaid[level]) < troubleEvery
 	if !quiet {
 		r.troubleSaid[level] = time.Now()
 	}
+
 	r.troubleMu.Unlock()
 	if !quiet {
 		r.tasks.cfg.Logger.Log(r.ctx, level, "the engine goes on when the database answers", "doing", what, "error", err)

@@ -59,6 +59,7 @@ func (g *runRegistry) enter(r *run) {
 	if before := g.runs[r.id()]; before != nil {
 		before.cancel(ErrLeaseLost)
 	}
+
 	g.runs[r.id()] = r
 }
 

@@ -58,10 +58,12 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 	case w.n.notifier == nil:
 		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "off", Detail: "there is no Notification Service"})
 	}
+
 	s, err := t.settings(ctx, n.Type, taskDefinition(n.TenantID, n.OwnDefinition, n.DefinitionID, n.Revision), n.Config)
 	if err != nil {
 		return err
 	}
+
 	channel, why, again := w.send(ctx, n, s)
 	why = redact.Text(why) // the Notification Service's words
 	switch {
@@ -73,13 +75,16 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 		t.cfg.Logger.Warn("every channel refused a notice", "task", n.TaskID, "what", n.What, "why", why)
 		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "refused", Detail: why, Tried: 1})
 	}
+
 	wait := patiently(int(n.Tries) + 1)
 	if n.Tries == 0 {
 		t.cfg.Logger.Warn("a notice waits for the Notification Service", "task", n.TaskID, "what", n.What, "why", why, "again_in", wait)
 	}
+
 	if err := t.q.NoticeTried(context.WithoutCancel(ctx), db.NoticeTriedParams{NoticeID: n.NoticeID, Detail: why}); err != nil {
 		return fmt.Errorf("write down that a notice waits: %w", err)
 	}
+
 	return river.JobSnooze(wait)
 }
 
@@ -108,10 +113,12 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 			template = cfg.Template
 		}
 	}
+
 	name := n.DefinitionID
 	if s.def != nil {
 		name = s.def.Name
 	}
+
 	due := timeOf(n.DueAt)
 	var reasons []string
 	for _, channel := range channels {
@@ -123,15 +130,18 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 				Priority: priorityOf(n.Priority), Percent: int(n.Percent),
 			},
 		}
+
 		err := isolated(func() error { return w.n.notifier.Notify(one, notice) })
 		cancel()
 		if err == nil {
 			return channel, brief(reasons), false
 		}
+
 		var no *Failure
 		again = again || !errors.As(err, &no) || (no.Retryable != nil && *no.Retryable)
 		reasons = append(reasons, channel+": "+err.Error())
 	}
+
 	return "", brief(reasons), again
 }
 

@@ -37,10 +37,12 @@ func (t *Tasks) settings(ctx context.Context, kind db.TaskType, of definitionKey
 	if s := t.known.get(key, own); s != nil {
 		return s, nil
 	}
+
 	def, err := t.defs.at(ctx, of)
 	if err != nil {
 		return nil, err
 	}
+
 	var config *RequestConfig
 	if len(own) > 0 {
 		config = &RequestConfig{}
@@ -48,12 +50,14 @@ func (t *Tasks) settings(ctx context.Context, kind db.TaskType, of definitionKey
 			return nil, fmt.Errorf("read the task's config: %w", err)
 		}
 	}
+
 	s := combine(Type(kind), def, config)
 	if s.config.SLA != nil {
 		if s.working, err = s.config.SLA.Calendar.open(); err != nil {
 			return nil, fmt.Errorf("read the calendar of %s: %w", of, err)
 		}
 	}
+
 	t.known.put(key, own, s)
 	return s, nil
 }
@@ -83,6 +87,7 @@ func (k *knownSettings) put(key settingsKey, own []byte, s *settings) {
 	if len(own) > longestKnown {
 		return
 	}
+
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.all == nil || k.n >= cachedDefinitions {
@@ -91,6 +96,7 @@ func (k *knownSettings) put(key settingsKey, own []byte, s *settings) {
 	if k.all[key] == nil {
 		k.all[key] = map[string]*settings{}
 	}
+
 	k.all[key][string(own)] = s
 	k.n++
 }
@@ -106,6 +112,7 @@ func combine(kind Type, def *definition, own *RequestConfig) *settings {
 			s.retry = *def.RetryPolicy
 		}
 	}
+
 	if own != nil {
 		if def == nil {
 			s.config = own.ExecutionConfig
@@ -126,8 +133,10 @@ func combine(kind Type, def *definition, own *RequestConfig) *settings {
 			s.retry = *own.RetryPolicy
 		}
 	}
+
 	if s.config.VisibilityTimeout != 0 {
 		s.visibility = time.Duration(s.config.VisibilityTimeout) * time.Millisecond
 	}
+
 	return s
 }

@@ -40,20 +40,25 @@ func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours 
 	if err != nil {
 		return false, readError("processes", err)
 	}
+
 	for _, process := range live {
 		ours = ours || o.concerns(process)
 	}
+
 	if !ours {
 		return false, nil
 	}
+
 	p := db.ShutdownPutParams{EventID: o.EventID, SaidAt: o.At, Target: o.Target, Reason: o.Reason, Actor: o.By}
 	if o.Grace != nil {
 		seconds := o.Grace.Seconds()
 		p.GraceSeconds = &seconds
 	}
+
 	if err := ops.t.q.ShutdownPut(ctx, p); err != nil {
 		return false, readError("shutdown order", err)
 	}
+
 	return true, nil
 }
 
@@ -63,18 +68,22 @@ func (r *Runner) orders(ctx context.Context) error {
 	if err != nil {
 		return readError("shutdown orders", err)
 	}
+
 	for _, row := range rows {
 		o := ShutdownOrder{EventID: row.EventID, At: row.SaidAt, Target: row.Target, Reason: row.Reason, By: row.Actor}
 		if r.shutdownOrdersSeen[o.EventID] || !o.concerns(r.tasks.cfg.ProcessID) {
 			continue
 		}
+
 		r.shutdownOrdersSeen[o.EventID] = true
 		if row.GraceSeconds != nil {
 			grace := time.Duration(*row.GraceSeconds * float64(time.Second))
 			o.Grace = &grace
 			r.grace.Store(&grace)
 		}
+
 		r.tasks.cfg.Shutdown(o)
 	}
+
 	return nil
 }

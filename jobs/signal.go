@@ -39,6 +39,7 @@ func (r *Runner) signals(ctx context.Context) {
 			if len(rows) == 0 {
 				return nil
 			}
+
 			if err := r.applySignals(ctx, rows); err != nil {
 				return err
 			}
@@ -59,6 +60,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 		if row.Status == nil {
 			continue
 		}
+
 		id, who := uuid.UUID(row.TaskID.Bytes), "river:"+row.ByRole
 		if s := Status(*row.Status); row.What != "discarded" && (s == Failed || s == TimedOut) {
 			if err := r.discardDeadLetter(ctx, row, id, who); err != nil {
@@ -66,10 +68,12 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 			}
 			continue
 		}
+
 		s, err := r.tasks.settings(ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
 		if err != nil {
 			return err
 		}
+
 		ends := &attemptSpan{
 			task: id, attempt: *row.Attempt, kind: Type(*row.Type), lane: string(*row.Lane), definition: *row.DefinitionID,
 			traceparent: row.Traceparent, startedAt: timeOf(row.StartedAt),
@@ -95,6 +99,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 			lost.add(id, row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
 	}
+
 	var trouble error
 	for i, out := range r.tasks.applyAll(moves) {
 		m := moves[i]
@@ -106,12 +111,15 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 			delete(done, asked[i])
 		}
 	}
+
 	if err := r.requeue(ctx, lost); err != nil {
 		return err
 	}
+
 	if err := r.tasks.q.SignalDone(ctx, slices.AppendSeq([]int64{}, maps.Keys(done))); err != nil {
 		return fmt.Errorf("forget signals: %w", err)
 	}
+
 	return trouble
 }
 
@@ -126,6 +134,7 @@ func (r *Runner) discardDeadLetter(ctx context.Context, row db.SignalListRow, id
 	if len(laid) > 0 {
 		r.tasks.cfg.Logger.Info("the job of a dead letter was ended in the queue, and so it is laid aside", "task", id, "by", who)
 	}
+
 	return nil
 }
 
@@ -149,19 +158,23 @@ func (r *Runner) requeue(ctx context.Context, lost jobless) error {
 	if len(lost.TaskIds) == 0 {
 		return nil
 	}
+
 	found, err := r.tasks.q.LaneRequeue(ctx, lost.LaneRequeueParams)
 	if err != nil {
 		return fmt.Errorf("requeue tasks: %w", err)
 	}
+
 	for _, row := range found {
 		r.tasks.notifier.queueNotified(row.Lane)
 		if row.BrokenJob != 0 {
 			r.tasks.cfg.Logger.Warn("a job did not name its task, and was ended", "job", row.BrokenJob, "task", row.TaskID)
 		}
 	}
+
 	if len(found) > 0 {
 		r.tasks.cfg.Logger.Warn("tasks waited without a job and have one again", "tasks", len(found))
 	}
+
 	return nil
 }
 
@@ -178,10 +191,12 @@ func (r *Runner) reconcile(ctx context.Context) {
 		if _, err := r.tasks.q.LaneStale(ctx, db.LaneStaleParams{Lanes: Lanes[:4], GraceSeconds: grace.Seconds()}); err != nil {
 			return fmt.Errorf("end stale tokens: %w", err)
 		}
+
 		rows, err := r.tasks.q.TaskAdrift(ctx, db.TaskAdriftParams{After: after, Page: reconcilePage})
 		if err != nil {
 			return fmt.Errorf("look for tasks without a job: %w", err)
 		}
+
 		after = uuid.Nil // from the beginning again, once the end is reached
 		var lost jobless
 		for _, row := range rows {
@@ -189,12 +204,15 @@ func (r *Runner) reconcile(ctx context.Context) {
 			if row.JobID == nil {
 				continue
 			}
+
 			s, err := r.tasks.settings(ctx, *row.Type, taskDefinition(*row.TenantID, *row.OwnDefinition, *row.DefinitionID, *row.Revision), row.Config)
 			if err != nil {
 				return err
 			}
+
 			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
+
 		return r.requeue(ctx, lost)
 	})
 }

@@ -23,9 +23,11 @@ func checkManual(c ExecutionConfig) error {
 			return invalid("/executionConfig/assignmentRules/expression", "give either an assignee or an expression")
 		}
 	}
+
 	if err := checkNamed(c); err != nil {
 		return err
 	}
+
 	if n := c.Notifications; n != nil {
 		for i, channel := range n.Channels {
 			if !slices.Contains(Channels, channel) || slices.Contains(n.Channels[:i], channel) {
@@ -33,11 +35,13 @@ func checkManual(c ExecutionConfig) error {
 			}
 		}
 	}
+
 	if e := c.Escalation; e != nil {
 		if to := e.ReassignTo; to != nil && (to.AssigneeID == "") == (to.GroupID == "") {
 			return invalid("/executionConfig/escalation/reassignTo", "give either assigneeId or groupId")
 		}
 	}
+
 	switch {
 	case c.SLA == nil:
 		return nil
@@ -46,6 +50,7 @@ func checkManual(c ExecutionConfig) error {
 	case c.SLA.Calendar == nil:
 		return nil
 	}
+
 	working, err := c.SLA.Calendar.open()
 	if err != nil {
 		return invalid("/executionConfig/sla/calendar", "%v", err)
@@ -53,6 +58,7 @@ func checkManual(c ExecutionConfig) error {
 	if c.SLA.work().Hours()/working.Week().Hours()*7*24 > longestSLA.Hours() {
 		return invalid("/executionConfig/sla/hours", "that many business hours take more than ten years")
 	}
+
 	return nil
 }
 
@@ -79,6 +85,7 @@ func checkNamed(c ExecutionConfig) error {
 			named{"assignmentRules/candidateRoles", r.CandidateRoles}, named{"assignmentRules/candidateGroups", r.CandidateGroups},
 			named{"assignmentRules/reassignRoles", r.ReassignRoles})
 	}
+
 	if e := c.Escalation; e != nil {
 		all = append(all, named{"escalation/notify", e.Notify})
 		if e.ReassignTo != nil {
@@ -86,6 +93,7 @@ func checkNamed(c ExecutionConfig) error {
 			one("escalation/reassignTo/groupId", e.ReassignTo.GroupID)
 		}
 	}
+
 	for _, of := range all {
 		for _, id := range of.ids {
 			if err := GuardID(id); err != nil {
@@ -93,6 +101,7 @@ func checkNamed(c ExecutionConfig) error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -131,11 +140,13 @@ func (s *settings) part(from, due time.Time, percent int) time.Time {
 	if percent >= 100 || !from.Before(due) {
 		return due
 	}
+
 	share := func(d time.Duration) time.Duration { return d / 100 * time.Duration(percent) }
 	if s.working != nil && due.Sub(from) <= longestSLA {
 		if work := s.working.Between(from, due); work > 0 {
 			return s.working.Add(from, share(work)).Truncate(time.Microsecond)
 		}
 	}
+
 	return from.Add(share(due.Sub(from))).Truncate(time.Microsecond)
 }

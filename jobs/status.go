@@ -25,25 +25,30 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 	if to.Status == Cancelled {
 		return t.Cancel(ctx, id, ask)
 	}
+
 	for {
 		task, err := t.Get(ctx, ask.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
 		}
+
 		from := Status(task.Status)
 		if again, err := t.isRepeat(ctx, task, ask.IfMatch, to, ask.Reason, last{by: ask.By}); err != nil || again {
 			return task, err
 		}
+
 		if ask.IfMatch != 0 && ask.IfMatch != task.Version {
 			return db.Task{}, ErrStale
 		}
 		if from.Terminal() || !slices.Contains(Legal(from), to.Status) {
 			return db.Task{}, illegal(from, to.Status)
 		}
+
 		s, err := t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {
 			return db.Task{}, err
 		}
+
 		// What is decided here holds for this version only.
 		now := ask
 		now.IfMatch = task.Version
@@ -51,11 +56,13 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 		if err != nil {
 			return db.Task{}, err
 		}
+
 		m.callerWaits, m.call = true, ask.Call
 		out := t.apply(ctx, m)
 		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // somebody was quicker, and the caller did not insist: decided anew
 		}
+
 		return t.readBack(ctx, ask.Tenant, m, out)
 	}
 }
@@ -67,6 +74,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 	if task.AssigneeID != nil {
 		who = *task.AssigneeID
 	}
+
 	m := &transition{
 		task: task.TaskID, expect: atVersion(ask.IfMatch, from),
 		to: to.Status, actor: ask.By, executor: who, at: t.cfg.Clock(), timeout: s.timeout, visibility: s.visibility,
@@ -75,6 +83,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 	if from != Running { // it may begin and end in one word
 		m.span = wholeSpan(task, t.Now(ctx))
 	}
+
 	switch to.Status {
 	case Completed:
 		if s.def != nil {
@@ -105,6 +114,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 		return t.backToAssigned(ctx, task, m, ask.Reason)
 	case Cancelled:
 	}
+
 	return m, nil
 }
 
@@ -116,22 +126,27 @@ func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *transition,
 	if reason == "" {
 		reason = "unclaimed"
 	}
+
 	// A claim made it the claimer's; the event before it says whose it was.
 	note, err := t.Worklist.assignmentBefore(ctx, task.TaskID)
 	if err != nil {
 		return nil, err
 	}
+
 	if note.AssigneeID == "" && note.GroupID == "" && task.Candidates == nil {
 		// Nothing is told of it any more: it stays with whom it is.
 		note.AssigneeID, note.AssigneeName, note.GroupID = stringOf(task.AssigneeID), stringOf(task.AssigneeName), stringOf(task.GroupID)
 	}
+
 	if note.TaskName == "" {
 		note.TaskName = task.DefinitionID
 	}
+
 	note.Reason = reason
 	if task.DueAt != nil {
 		note.DueDate = *task.DueAt
 	}
+
 	m.event, m.outcome, m.payload = db.TaskEventTypeAssigned, db.AttemptOutcomeRELEASED, note
 	m.assignment = &assignment{AssigneeID: note.AssigneeID, AssigneeName: note.AssigneeName, GroupID: note.GroupID, DueAt: task.DueAt}
 	return m, nil

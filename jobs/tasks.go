@@ -110,6 +110,7 @@ func New(pool Pool, cfg Config) *Tasks {
 		clock:      &clock{wall: cfg.Clock, log: cfg.Logger},
 		running:    runRegistry{runs: map[uuid.UUID]*run{}},
 	}
+
 	t.abandonCtx, t.abandon = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
 
 	// A flusher more than one pays where a batch costs the database more than it costs us to
@@ -158,6 +159,7 @@ func (cfg Config) withDefaults(pool Pool) Config {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+
 	return cfg
 }
 

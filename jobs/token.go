@@ -51,14 +51,17 @@ func (k *tokens) secret(ctx context.Context) ([]byte, error) {
 	if k.key != nil {
 		return k.key, nil
 	}
+
 	fresh := make([]byte, 32)
 	if _, err := rand.Read(fresh); err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
+
 	key, err := k.q.SecretKey(ctx, db.SecretKeyParams{Name: "lease token", Key: fresh})
 	if err != nil {
 		return nil, readError("key of lease tokens", err)
 	}
+
 	k.key = key
 	return key, nil
 }
@@ -79,10 +82,12 @@ func (k *tokens) read(ctx context.Context, token string) (leaseID, error) {
 	if err != nil {
 		return leaseID{}, err
 	}
+
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err != nil || len(raw) != leaseIDBytes+leaseMAC || !hmac.Equal(raw[leaseIDBytes:], mac(key, raw[:leaseIDBytes])) {
 		return leaseID{}, fmt.Errorf("lease token: %w", ErrNotFound)
 	}
+
 	return leaseID{
 		task: uuid.UUID(raw[:16]), job: int64(binary.BigEndian.Uint64(raw[16:])), attempt: int32(binary.BigEndian.Uint32(raw[24:])),
 		deadLetter: raw[28] == 1, visibility: time.Duration(binary.BigEndian.Uint32(raw[29:])) * time.Millisecond,
@@ -98,6 +103,7 @@ func (id leaseID) append(to []byte) []byte {
 	} else {
 		to = append(to, 0)
 	}
+
 	return binary.BigEndian.AppendUint32(to, uint32(id.visibility.Milliseconds())) //nolint:gosec // at most twelve hours
 }
 

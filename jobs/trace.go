@@ -91,6 +91,7 @@ func (t *Tasks) startSpan(ctx context.Context, a *attemptSpan) (context.Context,
 			span.AddLink(trace.Link{SpanContext: before})
 		}
 	}
+
 	return trace.ContextWithSpan(ctx, span), span
 }
 
@@ -111,6 +112,7 @@ func endSpan(span trace.Span, outcome, code string, at time.Time) {
 			span.SetStatus(codes.Error, code)
 		}
 	}
+
 	span.End(trace.WithTimestamp(at))
 }
 
@@ -134,6 +136,7 @@ func (r *run) withSpan(ctx context.Context) context.Context {
 	if tracer == nil {
 		return ContextWithTraceparent(ctx, stringOf(r.claim.Traceparent))
 	}
+
 	a := &attemptSpan{
 		task: r.id(), attempt: r.attempt(), kind: Type(*r.claim.Type), lane: r.claimer.lane, definition: *r.claim.DefinitionID,
 		traceparent: r.claim.Traceparent, startedAt: r.startedAt,
@@ -142,6 +145,7 @@ func (r *run) withSpan(ctx context.Context) context.Context {
 		ctx, r.span = r.r.tasks.startSpan(ctx, a)
 		return ctx
 	}
+
 	// No attempt begins, and the span is one like any other.
 	ctx, r.span = tracer.Start(ContextWithTraceparent(ctx, stringOf(a.traceparent)), "task.assign", trace.WithTimestamp(a.startedAt))
 	r.span.SetAttributes(a.attributes()...)

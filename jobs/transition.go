@@ -104,11 +104,13 @@ func (t *Tasks) apply(ctx context.Context, m *transition) transitionResult {
 	if m.callerWaits {
 		m.callerGone = ctx.Done()
 	}
+
 	t.transitions.Add(m)
 
 	if !m.callerWaits {
 		return <-m.answer
 	}
+
 	select {
 	case out := <-m.answer:
 		return out
@@ -123,6 +125,7 @@ func (t *Tasks) applyAll(all []*transition) []transitionResult {
 	for _, m := range all {
 		m.answer = make(chan transitionResult, 1)
 	}
+
 	if len(all) > 0 {
 		t.transitions.Add(all...)
 	}
@@ -131,6 +134,7 @@ func (t *Tasks) applyAll(all []*transition) []transitionResult {
 	for i, m := range all {
 		out[i] = <-m.answer
 	}
+
 	return out
 }
 
@@ -146,6 +150,7 @@ func (m *transition) rejection(out transitionResult) error {
 	case !m.expect.hasStatus(out.was):
 		return illegal(out.was, m.to)
 	}
+
 	return ErrLeaseLost
 }
 
@@ -189,6 +194,7 @@ func (transitionItems) failWaiters(batch []*transition, err error) (patient []*t
 			patient = append(patient, m)
 		}
 	}
+
 	return patient
 }
 
@@ -215,10 +221,12 @@ func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) err
 			}
 		}
 	}
+
 	event, err := t.ids.events(ctx, fresh)
 	if err != nil {
 		return err
 	}
+
 	jobIDs, err := t.ids.job(ctx, jobs)
 	if err != nil {
 		return err
@@ -231,6 +239,7 @@ func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) err
 		if m.at.IsZero() {
 			m.at = t.cfg.Clock()
 		}
+
 		m.eventID = event
 		event++
 		if m.next != nil {
@@ -240,6 +249,7 @@ func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) err
 			m.deadlineID, jobIDs = jobIDs[0], jobIDs[1:]
 		}
 	}
+
 	return nil
 }
 
@@ -255,6 +265,7 @@ func (t transitionItems) write(ctx context.Context, on querier, batch []*transit
 	if err != nil {
 		return nil, err
 	}
+
 	rows, err := execTransitions(ctx, on, batch, p)
 	if err != nil {
 		return nil, fmt.Errorf("write moves: %w", err)
@@ -266,6 +277,7 @@ func (t transitionItems) write(ctx context.Context, on querier, batch []*transit
 			return nil, err
 		}
 	}
+
 	return func(ctx context.Context) { t.answer(ctx, batch, rows, before) }, nil
 }
 
@@ -278,6 +290,7 @@ func committedEarlier(ctx context.Context, q *db.Queries, batch []*transition) (
 			events = append(events, m.eventID)
 		}
 	}
+
 	if events == nil {
 		return nil, nil
 	}
@@ -286,9 +299,11 @@ func committedEarlier(ctx context.Context, q *db.Queries, batch []*transition) (
 	if err != nil {
 		return nil, err
 	}
+
 	for _, id := range events {
 		committed[id] = committed[id] || false // an entry for each: not empty
 	}
+
 	return committed, nil
 }
 
@@ -311,19 +326,24 @@ func execTransitions(ctx context.Context, on querier, batch []*transition, p db.
 		if err := holdCalls(ctx, q, batch, calls, p.WantJobs); err != nil {
 			return err
 		}
+
 		if err := endTurns(ctx, q, batch, turns, p.WantJobs); err != nil {
 			return err
 		}
+
 		if unfenced {
 			if err := q.TaskLock(ctx, p.TaskIds); err != nil {
 				return err
 			}
 		}
+
 		if rows, err = q.TaskMove(ctx, p); err != nil {
 			return err
 		}
+
 		return settleCalls(ctx, q, batch, calls, rows)
 	})
+
 	return rows, err
 }
 
@@ -354,6 +374,7 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 		if out.made && m.endJob == db.RiverJobStateCancelled && out.was == Running {
 			ended = append(ended, attemptID{m.task, out.job})
 		}
+
 		t.endAttemptSpan(m, out)
 		m.answer <- out
 	}
@@ -362,6 +383,7 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 	if callsBack {
 		t.cfg.CalledBack()
 	}
+
 	t.notifier.wakeQueues(ctx, kinds)
 	if len(ended) > 0 {
 		t.notifier.cancelEverywhere(ctx, ended)
@@ -377,16 +399,19 @@ func (t transitionItems) params(batch []*transition) (p db.TaskMoveParams, err e
 		if m.next != nil {
 			next = *m.next
 		}
+
 		note, err := encode(m.payload)
 		if err != nil {
 			return p, fmt.Errorf("write the event of task %s: %w", m.task, err)
 		}
+
 		var assigned string
 		if m.assignment != nil {
 			if assigned, err = encode(m.assignment); err != nil {
 				return p, fmt.Errorf("write the assignment of task %s: %w", m.task, err)
 			}
 		}
+
 		p.TaskIds = append(p.TaskIds, m.task)
 		p.WantJobs = append(p.WantJobs, m.expect.job)
 		p.WantAttempts = append(p.WantAttempts, m.expect.attempt)
@@ -421,6 +446,7 @@ func (t transitionItems) params(batch []*transition) (p db.TaskMoveParams, err e
 		p.Inputs = append(p.Inputs, string(m.input))
 		p.Deadlines = append(p.Deadlines, m.deadlineID)
 	}
+
 	return p, nil
 }
 

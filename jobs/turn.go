@@ -46,6 +46,7 @@ func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(),
 		if other == nil {
 			t.taken[which] = mine
 		}
+
 		t.mu.Unlock()
 		if other == nil {
 			return func() {
@@ -55,6 +56,7 @@ func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(),
 				close(mine)
 			}, nil
 		}
+
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -69,16 +71,19 @@ func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease
 	if !req.shared || req.turn != nil {
 		return nil, nil
 	}
+
 	mine := &dequeueTurn{requestKey: requestKey{req.Tenant, req.Worker, req.ID}, n: rand.Int64N(math.MaxInt64)}
 	if err := l.t.q.LeaseTurn(ctx, db.LeaseTurnParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: mine.n}); err != nil {
 		return nil, readError("turn of a dequeue", err)
 	}
+
 	req.turn = mine
 	given, err = l.held(ctx, *req)
 	if len(given) > 0 {
 		// A turn that stays behind is deleted by the sweep.
 		_, _ = l.t.q.LeaseTurnsEnd(ctx, dequeueTurnsOf([]*transition{{leaseTurn: mine}}))
 	}
+
 	return given, err
 }
 
@@ -92,6 +97,7 @@ func dequeueTurnsOf(round []*transition) (p db.LeaseTurnsEndParams) {
 			last = mine
 		}
 	}
+
 	return p
 }
 
@@ -100,14 +106,17 @@ func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.Leas
 	if len(p.Turns) == 0 {
 		return nil
 	}
+
 	held, err := q.LeaseTurnsEnd(ctx, p)
 	if err != nil {
 		return err
 	}
+
 	kept := make(map[int64]bool, len(held))
 	for _, n := range held {
 		kept[n] = true
 	}
+
 	for i, m := range round {
 		if m.leaseTurn == nil {
 			continue
@@ -116,6 +125,7 @@ func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.Leas
 			wantJobs[i] = noJob
 		}
 	}
+
 	return nil
 }
 
@@ -126,13 +136,16 @@ func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transiti
 	if len(begun) == 0 {
 		return nil, nil
 	}
+
 	if given, err = l.takeTurn(ctx, req); err != nil || len(given) > 0 {
 		l.freeClaimed(ctx, begun)
 		return given, err
 	}
+
 	for _, m := range begun {
 		m.leaseTurn = req.turn
 	}
+
 	var stale, overtaken []*transition
 	outcomes := l.t.applyAll(begun)
 	for i, m := range begun {
@@ -146,12 +159,14 @@ func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transiti
 			stale = append(stale, m)
 		}
 	}
+
 	l.freeClaimed(ctx, overtaken)
 	if len(stale) > 0 {
 		if err := l.t.q.JobsEnd(ctx, jobIDsOf(stale)); err != nil {
 			l.t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
 		}
 	}
+
 	return nil, err
 }
 

@@ -56,6 +56,7 @@ func (t *Tasks) retryWhile(ctx context.Context, retryable func(error) bool, log 
 			log(slog.LevelError, err, policy.Pause(1))
 		}
 	}
+
 	return err
 }
 
@@ -77,14 +78,17 @@ func isUnavailable(err error) bool {
 	if err == nil {
 		return false
 	}
+
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		return isConnError(err)
 	}
+
 	switch pg.Code[:2] {
 	case "21", "22", "23", "42", "44", "54", "P0": // cardinality, data, constraints, syntax and rights, views, limits, our guard
 		return false
 	}
+
 	return !isSerializationFailure(err)
 }
 
@@ -96,6 +100,7 @@ func isConnError(err error) bool {
 	if errors.As(err, &connect) || errors.As(err, &network) {
 		return true
 	}
+
 	for _, known := range []error{context.DeadlineExceeded, context.Canceled, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
 		if errors.Is(err, known) {
 			return true

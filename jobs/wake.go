@@ -43,9 +43,11 @@ func wakeIndex(lane, kind string) int {
 			return i
 		}
 	}
+
 	if (lane == LaneAutomated || lane == LaneRetry) && kind != kindSome {
 		return wakeIndex(lane, kindSome)
 	}
+
 	return len(wakeKinds) - 1
 }
 
@@ -92,28 +94,34 @@ type notifier struct {
 func (n *notifier) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
 	var lanes []string
 	n.wakes.mu.Lock()
+
 	for i, set := range kinds {
 		if !set {
 			continue
 		}
+
 		what := wakeKinds[i].lane
 		if i >= leasesFrom {
 			n.wakes.unpark()
 			what = KindWorker
 		}
+
 		// A claimer of this process has a free slot: the others need not be notified.
 		if c := n.wakes.local[i]; c != nil && c.wake() {
 			continue
 		}
+
 		if at := time.Now(); at.Sub(n.wakes.last[i]) >= notifyEvery {
 			n.wakes.last[i] = at
 			lanes = append(lanes, what)
 		}
 	}
+
 	n.wakes.mu.Unlock()
 	if lanes == nil {
 		return
 	}
+
 	if err := n.t.q.LaneNotify(ctx, lanes); err != nil {
 		n.t.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
 	}
@@ -127,6 +135,7 @@ func (n *notifier) queueNotified(lane string) {
 		n.wakes.unpark()
 		return
 	}
+
 	for i, w := range wakeKinds {
 		if c := n.wakes.local[i]; c != nil && w.lane == lane {
 			c.wake()
@@ -156,9 +165,11 @@ func (n *notifier) cancelEverywhere(ctx context.Context, all []attemptID) {
 			elsewhere = append(elsewhere, fmt.Sprintf("%s %d", c.task, c.job))
 		}
 	}
+
 	if elsewhere == nil {
 		return
 	}
+
 	if err := n.t.q.CancelNotify(ctx, elsewhere); err != nil {
 		n.t.cfg.Logger.Debug("cancellation was not notified; heartbeats will tell", "error", err)
 	}

@@ -33,11 +33,13 @@ func (l *Leases) Complete(ctx context.Context, tenant, token string, output json
 	if !w.holds() {
 		return l.replay(ctx, w, output, nil, 0)
 	}
+
 	if w.settings.def != nil {
 		if err := misfit(ctx, w.settings.def.output, "output", orEmpty(output)); err != nil {
 			return db.Task{}, err
 		}
 	}
+
 	m := completeTransition(w.ref(), output, l.t.cfg.Clock())
 	m.callerWaits = true
 	return l.submit(ctx, w, m, output, nil, 0)
@@ -56,12 +58,14 @@ func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, lat
 	if !w.holds() {
 		return l.replay(ctx, w, nil, f, later)
 	}
+
 	m := failTransition(w.ref(), f, l.t.cfg.Clock())
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.delay = later.Truncate(time.Millisecond)
 		note.RetryDelay = later.Milliseconds()
 		m.payload = note
 	}
+
 	m.callerWaits = true
 	return l.submit(ctx, w, m, nil, f, later)
 }
@@ -76,10 +80,12 @@ func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.D
 	if w.id.deadLetter {
 		return l.requeueDeadLetter(ctx, w, "", delay)
 	}
+
 	said := releasedNote{Reason: redactedText(reason, longestMessage), DelayMs: delay.Milliseconds(), JobID: w.id.job}
 	if !w.holds() {
 		return l.replayRelease(ctx, w, said)
 	}
+
 	m := releaseTransition(w.ref(), l.t.cfg.Clock(), delay)
 	m.next.lane = string(w.task.Lane)
 	m.payload = said
@@ -91,6 +97,7 @@ func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.D
 		}
 		return l.replayRelease(ctx, w, said)
 	}
+
 	return l.t.readBack(ctx, tenant, m, out)
 }
 
@@ -110,13 +117,16 @@ func (l *Leases) replayRelease(ctx context.Context, w *leaseCall, said releasedN
 	case err != nil:
 		return db.Task{}, readError("events of task "+w.id.task.String(), err)
 	}
+
 	var then releasedNote
 	if err := json.Unmarshal([]byte(before.Payload), &then); err != nil {
 		return db.Task{}, fmt.Errorf("read a release of task %s: %w", w.id.task, err)
 	}
+
 	if then != said {
 		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was given back already, with a different body", w.id.attempt)}
 	}
+
 	return w.asOf(before.Seq, db.TaskStatusPENDING, w.id.attempt-1, nil), nil
 }
 
@@ -134,13 +144,16 @@ func (l *Leases) openCall(ctx context.Context, tenant, token string) (*leaseCall
 	if err != nil {
 		return nil, err
 	}
+
 	w := &leaseCall{id: id, tenant: tenant}
 	if w.task, w.by, err = l.t.getWithHolder(ctx, tenant, id.task); err != nil {
 		return nil, err
 	}
+
 	if w.settings, err = l.t.settings(ctx, w.task.Type, taskDefinition(w.task.TenantID, w.task.OwnDefinition, w.task.DefinitionID, w.task.Revision), w.task.Config); err != nil {
 		return nil, err
 	}
+
 	return w, nil
 }
 
@@ -169,11 +182,13 @@ func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output
 	if out.made || out.err != nil {
 		return l.t.readBack(ctx, w.tenant, m, out)
 	}
+
 	// Another write was first; perhaps this call's own, sent twice.
 	task, err := l.t.Get(ctx, w.tenant, w.id.task)
 	if err != nil {
 		return db.Task{}, err
 	}
+
 	w.task = task
 	return l.replay(ctx, w, output, f, later)
 }
@@ -185,6 +200,7 @@ func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessag
 	if f != nil {
 		p.Error = string(problemJSON(f, w.settings.retry.Retryable(f)))
 	}
+
 	before, err := l.t.q.WorkerSaid(ctx, p)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -192,6 +208,7 @@ func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessag
 	case err != nil:
 		return db.Task{}, readError("attempt", err)
 	}
+
 	var same bool
 	var note outbox.RetryNote
 	switch *before.Outcome {
@@ -208,12 +225,15 @@ func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessag
 	default: // the lease ran out, or the task was cancelled: the worker had not ended the attempt
 		return db.Task{}, leaseLostError(w.task)
 	}
+
 	if !same {
 		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d has ended already as %s, with a different body", w.id.attempt, *before.Outcome)}
 	}
+
 	var next *time.Time
 	if before.Now == db.TaskStatusPENDING {
 		next = &note.NextRetryTime
 	}
+
 	return w.asOf(before.Seq, before.Now, w.id.attempt, next), nil
 }

@@ -49,12 +49,14 @@ func (w *workersSeen) note(req *LeaseRequest) {
 			asked[sel.Lane] = slices.Concat(before, sel.Definitions)
 		}
 	}
+
 	at := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.all == nil {
 		w.all, w.tenants = map[workerKey]workerSeen{}, map[string]int{}
 	}
+
 	for lane, definitions := range asked {
 		key := workerKey{req.Tenant, req.Worker, lane}
 		if _, known := w.all[key]; !known {
@@ -63,6 +65,7 @@ func (w *workersSeen) note(req *LeaseRequest) {
 			}
 			w.tenants[req.Tenant]++
 		}
+
 		w.all[key] = workerSeen{definitions, at}
 	}
 }
@@ -108,10 +111,12 @@ func (r *Runner) tellWorkers(ctx context.Context) error {
 			p.TenantIds, p.WorkerIds, p.Queues = append(p.TenantIds, key.tenant), append(p.WorkerIds, key.worker), append(p.Queues, key.lane)
 			p.Definitions, p.Agos = append(p.Definitions, string(definitions)), append(p.Agos, time.Since(one.at).Microseconds())
 		}
+
 		if err := r.tasks.q.WorkersSeen(ctx, p); err != nil {
 			return fmt.Errorf("write which workers asked: %w", err)
 		}
 	}
+
 	if len(beats) > 0 {
 		p := db.WorkersBeatParams{}
 		for key := range beats {
@@ -121,8 +126,10 @@ func (r *Runner) tellWorkers(ctx context.Context) error {
 			return fmt.Errorf("write which workers sent heartbeats: %w", err)
 		}
 	}
+
 	if _, err := r.tasks.q.WorkersForget(ctx); err != nil {
 		return fmt.Errorf("forget workers: %w", err)
 	}
+
 	return nil
 }

@@ -80,6 +80,7 @@ func (t *Tasks) Writable(ctx context.Context) error {
 	if lately, _ := t.writes.known(); lately {
 		return nil
 	}
+
 	w := &t.writes
 	w.probing.Lock()
 	defer w.probing.Unlock()
@@ -90,17 +91,20 @@ func (t *Tasks) Writable(ctx context.Context) error {
 	if time.Since(w.looked) < lookedLately {
 		return w.found
 	}
+
 	var err error
 	if failed == nil {
 		err = t.probe.locks(ctx)
 	} else {
 		err = t.probe.write(ctx)
 	}
+
 	if err != nil {
 		err = &NotWritable{Why: whyNotWritable(err), err: err}
 	} else if failed != nil {
 		w.note(nil)
 	}
+
 	w.looked, w.found = time.Now(), err
 	return err
 }
@@ -125,6 +129,7 @@ func (p *writeProbe) write(ctx context.Context) error {
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
 	}
+
 	one := &creation{
 		id: uuid.New(), executor: "noop", settings: &settings{timeout: time.Minute},
 		req: Request{
@@ -132,22 +137,27 @@ func (p *writeProbe) write(ctx context.Context) error {
 			Input: fmt.Appendf(nil, `{"noise": "%s"}`, hex.EncodeToString(noise)),
 		},
 	}
+
 	err := pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 		batch := []*creation{one}
 		if err := (createItems{p.t}).assignIDs(ctx, batch); err != nil {
 			return err
 		}
+
 		if _, err := db.New(tx).TaskCreate(ctx, createParams(batch)); err != nil {
 			return fmt.Errorf("make a task: %w", err)
 		}
+
 		return errTakenBack
 	})
 	if err != nil && !errors.Is(err, errTakenBack) {
 		return err
 	}
+
 	if err := p.t.seen(ctx, db.ExecutorSeenParams{ExecutorID: p.t.cfg.ProcessID}); err != nil {
 		return fmt.Errorf("say that the process lives: %w", err)
 	}
+
 	return nil
 }
 
@@ -162,6 +172,7 @@ func (p *writeProbe) lockedTables(ctx context.Context) bool {
 		_, err := q.TaskCreate(ctx, createParams(nil))
 		return err
 	})
+
 	return isLockTimeout(err)
 }
 
@@ -177,6 +188,7 @@ func whyNotWritable(err error) string {
 	case !errors.As(err, &refused):
 		return "it does not answer"
 	}
+
 	switch refused.Code {
 	case "25006":
 		return "it is read-only, or a standby"
@@ -195,5 +207,6 @@ func whyNotWritable(err error) string {
 	case "28000", "28P01":
 		return "it refuses our login"
 	}
+
 	return "SQLSTATE " + refused.Code
 }

@@ -44,24 +44,8 @@ var callers = []string{"workflow-orchestrator", "ui-framework", "monitoring-serv
 
 // Run starts everything, prints the addresses, and stops everything at Ctrl-C.
 func (c *devCmd) Run(s *cmdContext) error {
-	if c.DataDir != "" && c.Ephemeral {
-		return &usageError{"--data-dir and --ephemeral exclude each other"}
-	}
-
-	if c.Reset && c.Ephemeral {
-		return &usageError{"--reset and --ephemeral exclude each other"}
-	}
-	if s.cfg.PGPort != 0 && c.Ephemeral {
-		return &usageError{"TES_PG_PORT says nothing with --ephemeral, whose PostgreSQL listens on a socket alone: leave one of the two out"}
-	}
-	if c.HTTP == "" {
-		c.HTTP = s.cfg.httpAddress()
-	}
-
-	for flag, address := range map[string]string{"--http": c.HTTP, "--nats": c.NATS} {
-		if err := checkAddress(address); err != nil {
-			return &usageError{flag + ": " + err.Error()}
-		}
+	if err := c.check(s); err != nil {
+		return err
 	}
 
 	dir, err := c.place(s)
@@ -99,6 +83,43 @@ func (c *devCmd) Run(s *cmdContext) error {
 		return err
 	}
 
+	if err := c.announce(s, l, begun); err != nil {
+		return join(err, l.stop(context.WithoutCancel(s.ctx)))
+	}
+
+	ended := c.untilStopped(s, l)
+	s.printf("\nStopping.\n")
+	if c.ReadyFile != "" {
+		_ = os.Remove(c.ReadyFile)
+	}
+	return join(ended, l.stop(context.WithoutCancel(s.ctx)))
+}
+
+// check rejects flags that contradict each other or the settings, and fills in the address.
+func (c *devCmd) check(s *cmdContext) error {
+	if c.DataDir != "" && c.Ephemeral {
+		return &usageError{"--data-dir and --ephemeral exclude each other"}
+	}
+	if c.Reset && c.Ephemeral {
+		return &usageError{"--reset and --ephemeral exclude each other"}
+	}
+	if s.cfg.PGPort != 0 && c.Ephemeral {
+		return &usageError{"TES_PG_PORT says nothing with --ephemeral, whose PostgreSQL listens on a socket alone: leave one of the two out"}
+	}
+	if c.HTTP == "" {
+		c.HTTP = s.cfg.httpAddress()
+	}
+
+	for flag, address := range map[string]string{"--http": c.HTTP, "--nats": c.NATS} {
+		if err := checkAddress(address); err != nil {
+			return &usageError{flag + ": " + err.Error()}
+		}
+	}
+	return nil
+}
+
+// announce writes the ready file and prints the banner.
+func (c *devCmd) announce(s *cmdContext, l *local, begun time.Time) error {
 	r := l.ready(s.cfg)
 	if c.ReadyFile != "" {
 		text, err := indented(r)
@@ -106,12 +127,16 @@ func (c *devCmd) Run(s *cmdContext) error {
 			err = writeWhole(c.ReadyFile, text, 0o600)
 		}
 		if err != nil {
-			return join(err, l.stop(context.WithoutCancel(s.ctx)))
+			return err
 		}
 	}
 
 	banner(s, l, r, time.Since(begun))
-	var ended error
+	return nil
+}
+
+// untilStopped waits for a signal, an order to stop, or the end of PostgreSQL, which is an error.
+func (c *devCmd) untilStopped(s *cmdContext, l *local) error {
 	var died <-chan struct{} // nil, and so never ready, for the operator's own database
 	if l.cluster != nil {
 		died = l.cluster.Done()
@@ -121,18 +146,9 @@ func (c *devCmd) Run(s *cmdContext) error {
 	case <-s.ctx.Done():
 	case <-l.service.ordered:
 	case <-died:
-		ended = fmt.Errorf("PostgreSQL ended: %w", l.cluster.Err())
+		return fmt.Errorf("PostgreSQL ended: %w", l.cluster.Err())
 	}
-	s.printf("\nStopping.\n")
-	if c.ReadyFile != "" {
-		_ = os.Remove(c.ReadyFile)
-	}
-
-	if err := l.stop(context.WithoutCancel(s.ctx)); err != nil {
-		return join(ended, err)
-	}
-
-	return ended
+	return nil
 }
 
 // checkReadyFile reports a file that cannot be written before anything is started. A file inside

@@ -42,11 +42,9 @@ func NewBouncer(t testing.TB, dsn string, lines ...string) string {
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}
-
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
-
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	port := freePort(t)
 	login := "user=" + conf.User

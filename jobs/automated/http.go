@@ -326,7 +326,6 @@ func toOutput(status int, body []byte) (json.RawMessage, error) {
 		Status int    `json:"status"`
 		Body   string `json:"body"`
 	}{status, text})
-
 	if err != nil {
 		return nil, fmt.Errorf("http answer: %w", err)
 	}

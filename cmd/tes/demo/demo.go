@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"reflect"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -57,20 +56,6 @@ type System struct {
 	Bus   *natsbus.Bus
 	Peers *peertest.Server // the fake peer services
 	Stop  func(context.Context) error
-}
-
-// entry is one entry of requests.json: the body to send, and the state that the task must
-// reach.
-type entry struct {
-	body   map[string]any
-	expect struct {
-		Status   string         `json:"status"`
-		Output   map[string]any `json:"output"`
-		Assignee string         `json:"assignee"`
-		Error    *struct {
-			Code string `json:"code"`
-		} `json:"error"`
-	}
 }
 
 // row is one submitted task, as a row of the final table.
@@ -222,42 +207,6 @@ func (d *demo) register(ctx context.Context) error {
 	return nil
 }
 
-func readRequests() ([]entry, error) {
-	raw, err := data.ReadFile("requests.json")
-	if err != nil {
-		return nil, err
-	}
-
-	var bodies []map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &bodies); err != nil {
-		return nil, fmt.Errorf("requests.json: %w", err)
-	}
-
-	out := make([]entry, len(bodies))
-	for i, body := range bodies {
-		if err := json.Unmarshal(body["expect"], &out[i].expect); err != nil {
-			return nil, fmt.Errorf("requests.json, entry %d: %w", i, err)
-		}
-
-		delete(body, "expect") // the API refuses members that it does not know
-
-		out[i].body = map[string]any{}
-		for name, value := range body {
-			out[i].body[name] = value
-		}
-
-		// As a string, for comparisons with a definition's id.
-		var id string
-		if err := json.Unmarshal(body["taskDefinitionId"], &id); err != nil {
-			return nil, fmt.Errorf("requests.json, entry %d: %w", i, err)
-		}
-
-		out[i].body["taskDefinitionId"] = id
-	}
-
-	return out, nil
-}
-
 func (d *demo) submit(ctx context.Context, e entry) (*row, error) {
 	name := fmt.Sprint(e.body["taskDefinitionId"])
 	task := &row{Definition: name}
@@ -345,25 +294,6 @@ func (d *demo) person(ctx context.Context, task *row, now map[string]any) (map[s
 		output = map[string]any{"decision": "approved", "reviewerId": who, "reviewedAt": time.Now().UTC().Format(time.RFC3339), "reviewComments": "fair terms"}
 	}
 	return d.call(ctx, http.MethodPut, "/api/internal/tasks/"+task.ID+"/status", map[string]any{"status": "COMPLETED", "output": output, "reason": "done by " + who})
-}
-
-// check compares a task with its entry and describes the first difference; empty for none.
-func (e entry) check(now map[string]any) string {
-	if e.expect.Output != nil && !reflect.DeepEqual(now["output"], any(e.expect.Output)) {
-		return fmt.Sprintf("expected output %v, got %v", e.expect.Output, now["output"])
-	}
-
-	if e.expect.Assignee != "" && now["assignee"] != e.expect.Assignee {
-		return fmt.Sprintf("expected assignee %s, got %v", e.expect.Assignee, now["assignee"])
-	}
-	if e.expect.Error != nil {
-		problem, _ := now["error"].(map[string]any)
-		if problem["code"] != e.expect.Error.Code {
-			return fmt.Sprintf("expected error %s, got %v", e.expect.Error.Code, now["error"])
-		}
-	}
-
-	return ""
 }
 
 // note copies what the table shows of a task.
