@@ -7,13 +7,13 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// What a process can run decides what it takes. A task whose executor, or whose Go handler,
-// no process has waits; it is not failed, so that a deploy which brings them comes in time.
+// A process claims the tasks that it can run. A task whose executor or Go handler no process has
+// waits, and does not fail: a deploy that brings the executor comes in time.
 
-// ability is what this process can run.
+// ability is the set of executors of this process.
 type ability struct{ executors map[string]Registration }
 
-// has says whether the process has an executor and, for Go code, the handler.
+// has reports whether the process has the executor and, for Go code, the handler.
 func (a ability) has(executor, handler string) bool {
 	one, ok := a.executors[executor]
 	if !ok || executor != executorGo {
@@ -22,9 +22,8 @@ func (a ability) has(executor, handler string) bool {
 	return one.Handlers != nil && slices.Contains(one.Handlers(), handler)
 }
 
-// takes says whether the process claims jobs of a kind at all: those of integration and
-// manual if it has their executor, KindAutomated if it has one of the executors whose jobs
-// wait under that kind.
+// takes reports whether the process claims jobs of a kind: integration and manual jobs if it has
+// their executor, KindAutomated if it has an executor whose jobs wait under that kind.
 func (a ability) takes(kind string) bool {
 	if one := executorOf[kind]; one != "" {
 		return a.has(one, "")
@@ -43,8 +42,8 @@ func (a ability) takes(kind string) bool {
 	return false
 }
 
-// some lists the kinds under which jobs wait for a process with an ability that this one
-// has: see waitingKind and refile.
+// some lists the kinds of the jobs that wait for a process with a certain executor or handler, as
+// far as this process has them: see waitingKind and LaneRefile.
 func (a ability) some() []string {
 	var kinds []string
 	for _, name := range executors[Automated] {
@@ -63,7 +62,7 @@ func (a ability) some() []string {
 	return kinds
 }
 
-// kinds lists every kind that the process claims, for the others to know.
+// kinds lists every kind that the process claims, for the other processes to know.
 func (r *Runner) kinds() []string {
 	kinds := r.ability.some()
 	for _, c := range r.claimers {
@@ -80,8 +79,8 @@ type misfiled struct {
 	kind string // under which a process waits for it that can
 }
 
-// flushMisfiled gives jobs back under the kinds of the processes that can run them. They
-// keep their places in the queue, and nothing is spent.
+// flushMisfiled gives jobs back under the kinds of the processes that can run them. The jobs keep
+// their places in the queue, and no attempt counts.
 func (r *Runner) flushMisfiled(batch []misfiled) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()

@@ -16,50 +16,51 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A caller that gives a write an idempotency key may repeat it, and is answered as the first
-// time. The key's row in call_answer says so:
+// A caller may repeat a write that has an idempotency key, and gets the first answer again. The
+// key's row in table call_answer makes sure of that:
 //
-//   - it is written, in a commit of its own, before the call acts: the call is under way;
-//   - the transaction of the effect locks the row, finds the call's turn in it, and writes the
-//     answer to it. Effect and answer are one commit;
-//   - a call that was refused takes its row away, and the key is free again;
-//   - a call that does not end loses its turn after callTurn. Whoever repeats it takes the
-//     turn over, and the effect of the first, if it is still on its way, finds that out.
+//   - a first commit writes the row before the call acts: the call is under way;
+//   - the transaction of the effect locks the row, finds the call's turn in the row, and writes
+//     the answer there. Effect and answer are one commit;
+//   - a rejected call deletes its row, and the key is free again;
+//   - a call without an end loses its turn after callTurn. The next call with the key takes the
+//     turn over; the first call's effect, if it is still under way, finds the turn gone and rolls
+//     back.
 //
-// A write whose effect is no single transaction (see Call.Settled) is answered from its
-// effect when it is repeated, and its answer is kept behind it.
+// A write whose effect is not a single transaction (see Call.Settled) is answered from its effect
+// when repeated, and its answer is stored after the effect.
 
 const (
-	// callTurn is how long a call may be under way before another takes its turn over. It is
-	// more than a request may take. The fence does not depend on it.
+	// callTurn is how long a call may be under way before another call takes its turn over: longer
+	// than a request may take. The fence does not depend on it.
 	callTurn = 15 * time.Second
 	// callKept is how long an answer is kept.
 	callKept = 24 * time.Hour
-	// callPage is how many answers are forgotten at a time.
+	// callPage is the page in which old answers are deleted.
 	callPage = 1000
 	// callEnd is how long the end of a call that has done nothing may take.
 	callEnd = 2 * time.Second
 )
 
-// CallID is what a key is unique in: the caller of a tenant, and the operation.
+// CallID is the scope of a key (tenant, caller, operation) and the key.
 type CallID struct {
 	Tenant, Caller, Operation, Key string
 }
 
-// CallAnswer is how a call was answered.
+// CallAnswer is the HTTP answer to a call.
 type CallAnswer struct {
 	Status int
 	Header map[string]string // what goes with this answer: ETag, Location …
 	Body   []byte            // JSON, as it was sent
 }
 
-// Call is a write under an idempotency key, which has its turn. It is one request's, and not
-// safe for concurrent use.
+// Call is a write under an idempotency key that has its turn. It belongs to one request, and is
+// not safe for concurrent use.
 type Call struct {
 	CallID
-	// Answer writes the answer to what a transaction has made, within it: a *db.Task after a
-	// move, a Put, a Matched, a Discarded. It must not block. It is called from another
-	// goroutine than the call's.
+	// Answer encodes the answer to an effect, inside its transaction. made is a *db.Task after a
+	// transition, or a Put, a Matched, a Discarded. Answer must not block; another goroutine than the
+	// call's calls it.
 	Answer func(made any) (CallAnswer, error)
 
 	turn    int64
@@ -68,24 +69,23 @@ type Call struct {
 	lost    bool        // the last move found that the turn is another's
 }
 
-// Settled is the answer that was committed with the effect of the call; nil where the call
-// has had no effect, or one that is its own memory. Ask when the call has succeeded.
+// Settled returns the answer that was committed with the call's effect; nil where there was no
+// effect, or where the effect itself is the answer's memory. Ask after the call has succeeded.
 func (c *Call) Settled() *CallAnswer { return c.settled }
 
-// CallUnderWay says that a call with this key is under way, and when to ask again.
+// CallUnderWay is the error of a call whose key another call is using; Wait is when to try again.
 type CallUnderWay struct{ Wait time.Duration }
 
 func (e *CallUnderWay) Error() string {
 	return "a call with this idempotency key is under way"
 }
 
-// Calls keeps the answers to writes under an idempotency key.
+// Calls stores the answers to writes under an idempotency key.
 type Calls struct{ t *Tasks }
 
-// Begin takes the turn of a call. hash is what two calls with one key are compared by.
-// before is what the call was answered already; then there is no turn. The error is
-// ErrKeyReused where the key came with another hash, and a *CallUnderWay where the first call
-// has not ended.
+// Begin takes the turn of a call. hash identifies the body of the call. before is the stored
+// answer of an earlier call; then there is no turn. The error is ErrKeyReused where the key came
+// with another hash, and a *CallUnderWay where the first call has not ended.
 func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, before *CallAnswer, err error) {
 	call = &Call{CallID: id, turn: rand.Int64N(math.MaxInt64)}
 	what := "call of " + id.Operation
@@ -137,7 +137,7 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 	}
 }
 
-// Settle keeps the answer to a call whose effect did not bring it.
+// Settle stores the answer to a call whose effect did not bring the answer along.
 func (k *Calls) Settle(ctx context.Context, c *Call, answer CallAnswer) error {
 	err := c.settle(ctx, k.t.q, answer)
 	if err != nil {
@@ -146,9 +146,8 @@ func (k *Calls) Settle(ctx context.Context, c *Call, answer CallAnswer) error {
 	return nil
 }
 
-// Release ends a call that was refused, or of which nothing is known: its key is free,
-// unless its effect was committed all the same. What cannot be released now is taken over
-// later.
+// Release ends a call that was rejected, or whose fate is unknown: its key is free, unless the
+// effect was committed. A row that cannot be deleted now is taken over later.
 func (k *Calls) Release(ctx context.Context, c *Call) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callEnd)
 	defer cancel()
@@ -158,7 +157,7 @@ func (k *Calls) Release(ctx context.Context, c *Call) {
 	}
 }
 
-// settle writes the answer if the turn is the call's.
+// settle writes the answer if the call still has its turn.
 func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) error {
 	if answer.Header == nil {
 		answer.Header = map[string]string{}
@@ -184,8 +183,8 @@ func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) err
 	return nil
 }
 
-// within makes an effect and keeps its answer in one transaction, if the turn is the call's.
-// made is what do has made, nil for nothing. A nil call has no key, and no answer to keep.
+// within runs do and stores its answer in one transaction, if the call still has its turn. made
+// is the effect, nil for none. A nil call has no key and stores no answer.
 func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (made any, err error)) error {
 	q := db.New(tx)
 	if c != nil {
@@ -220,7 +219,7 @@ func holdsOf(calls []*Call) (p db.CallHoldParams) {
 	return p
 }
 
-// callsOf are the moves of a round that are made under a key.
+// callsOf returns the calls of a batch's transitions.
 func callsOf(round []*transition) (calls []*Call) {
 	for _, m := range round {
 		if m.call != nil {
@@ -230,8 +229,8 @@ func callsOf(round []*transition) (calls []*Call) {
 	return calls
 }
 
-// holdCalls locks the calls of a round, and keeps the moves of those that have lost their
-// turn from being made.
+// holdCalls locks the calls of a batch. A transition whose call has lost its turn will not be
+// applied.
 func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, wantJobs []int64) error {
 	if len(calls) == 0 {
 		return nil
@@ -260,7 +259,7 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []
 	return nil
 }
 
-// settleCalls keeps the answers to the moves of a round that were made.
+// settleCalls stores the answers to the transitions of a batch that were applied.
 func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, rows []db.TaskMoveRow) error {
 	if len(calls) == 0 {
 		return nil
@@ -313,7 +312,7 @@ func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls 
 	return nil
 }
 
-// forget drops, by pages, the answers that were kept long enough.
+// forget deletes, in pages, the answers older than callKept.
 func (k *Calls) forget(ctx context.Context) error {
 	for {
 		n, err := k.t.q.CallForget(ctx, db.CallForgetParams{KeptSeconds: callKept.Seconds(), Page: callPage})

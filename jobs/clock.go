@@ -9,13 +9,12 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The database's clock decides. A moment that a statement judges was written by a
-// statement; what a process knows is how long ago something happened and how long
-// something is to wait, and it hands in these. Where a process needs to know what time it
-// is at the database (due dates in business hours, serverTime) it reckons: its own clock
-// and the difference, which is measured once a second.
+// The database's clock decides. A moment that a statement compares was written by a statement. A
+// process hands in how long ago something happened, or how long something is to wait. Where a process
+// needs the database's time (due dates in business hours, serverTime), it adds the difference of the
+// clocks, measured once a second, to its own.
 
-// clock is a process's clock, and what it knows of the database's.
+// clock is a process's clock with its difference from the database's.
 type clock struct {
 	wall func() time.Time
 	log  *slog.Logger
@@ -24,13 +23,13 @@ type clock struct {
 	said atomic.Int64 // when a difference was logged, in Unix seconds
 }
 
-// clockTolerance is the difference that is not worth a line in the log.
+// clockTolerance is the largest difference that is not logged.
 const clockTolerance = time.Second
 
-// sayClockEvery spaces the lines in the log about a difference.
+// sayClockEvery spaces the log lines about a difference.
 const sayClockEvery = 10 * time.Minute
 
-// now is the database's time, as far as is known.
+// now is the database's time, as far as it is known.
 func (c *clock) now() time.Time {
 	return c.wall().Add(time.Duration(c.off.Load())).UTC().Truncate(time.Microsecond)
 }
@@ -38,7 +37,7 @@ func (c *clock) now() time.Time {
 // since is how long ago a moment of this process's clock was.
 func (c *clock) since(at time.Time) time.Duration { return max(0, c.wall().Sub(at)) }
 
-// measured notes what the database said between two moments of ours.
+// measured records a reading of the database's clock, taken between two readings of this process's.
 func (c *clock) measured(asked time.Time, said time.Time, answered time.Time) {
 	took := answered.Sub(asked)
 	if took > clockTolerance && c.read.Load() {
@@ -58,8 +57,8 @@ func (c *clock) measured(asked time.Time, said time.Time, answered time.Time) {
 	}
 }
 
-// Now is the database's time. It is asked when nobody has before, and reckoned from then
-// on; while the database is away it is this process's.
+// Now is the database's time. The first call asks the database; later ones add the known difference.
+// While the database is away, Now is this process's time.
 func (t *Tasks) Now(ctx context.Context) time.Time {
 	if !t.clock.read.Load() {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -73,11 +72,10 @@ func (t *Tasks) Now(ctx context.Context) time.Time {
 	return t.clock.now()
 }
 
-// ClockOffset is how far the database's clock is ahead of this process's; zero before it
-// was first measured.
+// ClockOffset is how far the database's clock is ahead of this process's; zero until measured.
 func (t *Tasks) ClockOffset() time.Duration { return time.Duration(t.clock.off.Load()) }
 
-// seen says that the process is there, and reads the database's clock.
+// seen writes this process's sign of life and reads the database's clock.
 func (t *Tasks) seen(ctx context.Context, p db.ExecutorSeenParams) error {
 	asked := t.clock.wall()
 	said, err := t.q.ExecutorSeen(ctx, p)

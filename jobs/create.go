@@ -42,7 +42,7 @@ type Request struct {
 	Traceparent string
 }
 
-// creation is one request on its way through the batcher.
+// creation is a request on its way through the batcher.
 type creation struct {
 	req      Request
 	id       uuid.UUID
@@ -59,9 +59,9 @@ type creation struct {
 	created  bool            // made by this request, not by one before it
 }
 
-// Create makes a task and answers when it is committed. The same key and body again answer
-// the task that the first made (created is false), also where it could not be made any more;
-// another body is ErrKeyReused.
+// Create makes a task and returns once the task is committed. A repeated key with the same body
+// returns the first task (created is false), even where the task could not be made any more; with
+// a different body the error is ErrKeyReused.
 func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created bool, err error) {
 	c, err := t.prepare(ctx, req)
 	if err != nil {
@@ -82,7 +82,7 @@ func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created 
 	return out.Task, false, out.Err
 }
 
-// wait waits until it is known what became of a creation that was handed in.
+// wait waits until the creation was written or rejected.
 func (c *creation) wait(ctx context.Context) error {
 	select {
 	case err := <-c.answer:
@@ -91,12 +91,12 @@ func (c *creation) wait(ctx context.Context) error {
 		}
 		return nil
 	case <-ctx.Done():
-		// It may still be made: the same key asked again will tell.
+		// The task may still be made: a repeated key will tell.
 		return fmt.Errorf("create task: %w: %w", ErrUnavailable, context.Cause(ctx))
 	}
 }
 
-// prepare checks a request and gives it an id.
+// prepare validates a request and gives the task an id.
 func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	def, err := t.defs.get(ctx, req.Tenant, req.TaskDefinitionID)
 	if err != nil {
@@ -164,7 +164,7 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	return c, nil
 }
 
-// hash is what two requests with one key are compared by; nil without a key.
+// hash identifies the body of a request with a key; nil without one.
 func (r Request) hash() ([]byte, error) {
 	if r.Key == "" {
 		return nil, nil
@@ -176,7 +176,7 @@ func (r Request) hash() ([]byte, error) {
 	return sum[:], nil
 }
 
-// defaults fills in what the request leaves to its definition.
+// defaults fills in the members that a request leaves to its definition.
 func defaults(req *Request, def *definition) error {
 	switch {
 	case def == nil && (req.TaskType == "" || req.Config == nil || req.Config.Executor == ""):
@@ -225,10 +225,10 @@ func (c *creation) revision() int32 {
 	return c.def.Revision
 }
 
-// own says that the task is made under a definition of its tenant, not the platform's.
+// own reports whether the task's definition is the tenant's own, not the platform's.
 func (c *creation) own() bool { return c.def != nil && c.def.TenantID != "" }
 
-// made is the task as the flush wrote it.
+// made returns the task as the flush has written it.
 func (c *creation) made() db.Task {
 	return db.Task{
 		TaskID: c.id, JobID: c.job, CreatedAt: c.at, DueAt: c.req.DueDate, Version: 1, Status: db.TaskStatusPENDING,
@@ -290,8 +290,8 @@ func (t *Tasks) flushCreates(batch []*creation) {
 	(&batchWriter[*creation]{t, t.creates, createItems{t}}).flush(batch)
 }
 
-// row is what a creation may have to wait for: a request with its key that is being
-// written by somebody else.
+// row is the row that a creation may have to wait for: a request with the same key that another
+// session is writing.
 func (c *creation) row() any {
 	if c.req.Key == "" {
 		return c.id
@@ -301,10 +301,10 @@ func (c *creation) row() any {
 
 type tenantKey struct{ tenant, key string }
 
-// String is for the log, which needs no keys.
+// String is for the log, where keys do not belong.
 func (k tenantKey) String() string { return "an idempotency key of tenant " + strconv.Quote(k.tenant) }
 
-// bytes is what a flush counts of a creation.
+// bytes is the size of a creation to the batcher.
 func (c *creation) bytes() int { return len(c.req.Input) + len(c.req.Context) + len(c.config) }
 
 // answer answers a batch that has committed.
@@ -316,8 +316,8 @@ func (t createItems) answer(ctx context.Context, batch []*creation) {
 	t.wakeFor(ctx, batch)
 }
 
-// findCreated looks up what became of a flush whose answer was lost. It returns
-// an error unless all of the batch is there.
+// findCreated looks up a flush whose answer was lost. It returns an error unless every task of the
+// batch is there.
 func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 	ids := make([]uuid.UUID, len(batch))
 	for i, c := range batch {
@@ -432,7 +432,7 @@ func createParams(batch []*creation) db.TaskCreateParams {
 	return p
 }
 
-// metadata of a River job: what traces it, nothing of what it works on.
+// metadata is a River job's: for tracing, and nothing of the task's content.
 func metadata(correlation, traceparent string) string {
 	m := map[string]string{"correlationId": correlation}
 	if traceparent != "" {
@@ -449,7 +449,7 @@ func metadata(correlation, traceparent string) string {
 
 var notTag = regexp.MustCompile(`[^\w-]`)
 
-// tag makes a workflow's name fit for River's tags, which River UI filters by.
+// tag makes a workflow's name fit for River's tags, by which River UI filters.
 func tag(name string) string {
 	name = notTag.ReplaceAllString(name, "_")
 	return name[:min(len(name), 200)]
@@ -466,8 +466,8 @@ func (t createItems) wakeFor(ctx context.Context, batch []*creation) {
 	t.notifier.wakeQueues(ctx, kinds)
 }
 
-// eventsCommitted says which of these event ids were committed. Ids are never used twice,
-// so an event that is there is the trace of our own flush.
+// eventsCommitted returns which of these event ids were committed. An id is used once, so that an
+// event found is the trace of this process's flush.
 func eventsCommitted(ctx context.Context, q *db.Queries, events []int64) (map[int64]bool, error) {
 	found := map[int64]bool{}
 	ids, err := q.EventsFound(ctx, events)

@@ -15,16 +15,15 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// Each move that makes it somebody's turn begins a chain of jobs, in its own commit.
-// One job of a chain is there at a time; each leaves the next in the commit in which
-// it ends, so that none is lost and none is done twice. The task names the chain that
-// counts (deadline_id): a later assignment supersedes it, and its job ends without
-// doing anything.
+// Each assignment begins a chain of jobs, in its own commit. A chain has one job at a time; each
+// job leaves the next in the commit in which it ends, so that none is lost and none works twice.
+// The task names its present chain (deadline_id): a later assignment supersedes it, and the job of
+// an old chain ends without effect.
 
-// steps are the hundredths of the time to the due date at which something is said.
+// steps are the percentages of the time to the due date at which notices are sent.
 var steps = []int{0, 50, 75, 90, 100}
 
-// step is what one job of a chain leaves.
+// step is what a job of a chain has to do.
 type step struct {
 	percent  int
 	tell     []telling
@@ -35,8 +34,8 @@ type step struct {
 
 type telling struct{ what, user string }
 
-// step says what is to be done for a task whose percent has come. Of steps that were
-// missed only the last is done: nobody wants three reminders at once.
+// step says what to do for a task at a percentage. Of missed steps only the last is done: three
+// reminders at once would help no one.
 func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step {
 	if !ours(task, chain) || task.AssignedAt == nil || task.DueAt == nil {
 		return step{}
@@ -58,7 +57,7 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 	out := step{percent: percent}
 	switch {
 	case percent == 0:
-		// Whoever has begun it knows.
+		// The person who has begun the task knows of the assignment.
 		if task.Status == db.TaskStatusASSIGNED {
 			out.say(noticeAssigned, holders(task)...)
 		}
@@ -72,8 +71,8 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 		}
 	}
 
-	// An assignment that began overdue has no deadline: an escalated task would be
-	// escalated again for ever.
+	// An assignment that begins overdue has no deadline: an escalated task would be escalated
+	// for ever.
 	if percent < 100 && from.Before(due) {
 		out.next = last(percent)
 		for i := 0; out.next == 0; i++ {
@@ -87,7 +86,7 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 	return out
 }
 
-// say tells each of them, unless they are told something already.
+// say adds a notice for each user who gets none yet.
 func (s *step) say(what string, users ...string) {
 	for _, user := range users {
 		if !slices.ContainsFunc(s.tell, func(t telling) bool { return t.user == user }) {
@@ -96,8 +95,8 @@ func (s *step) say(what string, users ...string) {
 	}
 }
 
-// holders are the persons who are told of a task: its assignee, else the candidates
-// who are named. A group and a role are no persons.
+// holders are the persons to remind: the assignee, else the named candidates. Groups and roles are
+// no persons.
 func holders(task db.DeadlineTaskRow) []string {
 	if task.AssigneeID != nil {
 		return []string{*task.AssigneeID}
@@ -167,7 +166,7 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 	return nil
 }
 
-// deadlineTask reads a task with its settings; nil settings for one that is gone.
+// deadlineTask reads a task with its settings; the settings are nil if the task is gone.
 func (t *Tasks) deadlineTask(ctx context.Context, id uuid.UUID) (db.DeadlineTaskRow, *settings, error) {
 	task, err := t.q.DeadlineTask(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) {

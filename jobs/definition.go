@@ -15,9 +15,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
-// Definition is what a kind of task is made of, as it is registered.
+// Definition describes a kind of task, as it was registered.
 type Definition struct {
-	// TenantID is whose it is; empty for the platform's, which every tenant may use.
+	// TenantID is the owner; empty for a definition of the platform, which every tenant may use.
 	TenantID        string          `json:"tenantId,omitempty" doc:"Whose it is. Absent: the platform's, which every tenant may use."`
 	ID              string          `json:"id"`
 	Name            string          `json:"name"`
@@ -47,25 +47,25 @@ const DefaultVisibility = 30 * time.Second
 // Definitions is the registry of task definitions.
 type Definitions struct{ t *Tasks }
 
-// Put registers a definition of the tenant that it names; of the platform where
-// that is empty. The same content again changes nothing; other content becomes the next
-// revision, and tasks that exist keep theirs. created says whether this is the tenant's
-// first revision. ifMatch, if not zero, must be its newest.
+// Put registers a definition of the tenant that it names, or of the platform where TenantID is
+// empty. The same content again changes nothing; other content becomes the next revision, and
+// existing tasks keep theirs. created reports the tenant's first revision. ifMatch, if not zero,
+// must be the newest revision.
 //
-// A header whose value is Mask keeps the value that it has in the tenant's newest
-// revision. Where there is none, the error is an *Invalid.
+// A header whose value is Mask keeps its value of the tenant's newest revision; without one the
+// error is an *Invalid.
 func (d *Definitions) Put(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
 	put, err := d.PutFor(ctx, Ask{By: by, IfMatch: ifMatch}, in)
 	return put.Definition, put.Created, err
 }
 
-// Put is what became of a definition that was registered.
+// Put is the result of registering a definition.
 type Put struct {
 	Definition
 	Created bool // it is the tenant's first revision
 }
 
-// PutFor is PutDefinition for whoever asks, perhaps under an idempotency key.
+// PutFor is Put for a caller with a reason, a version or an idempotency key.
 func (d *Definitions) PutFor(ctx context.Context, ask Ask, in Definition) (out Put, err error) {
 	if err := d.check(&in); err != nil {
 		return Put{}, err
@@ -90,18 +90,18 @@ func (d *Definitions) PutFor(ctx context.Context, ask Ask, in Definition) (out P
 	return out, nil
 }
 
-// mostWriters is how often a writer begins anew because another was quicker: each time,
-// one of them is done.
+// mostWriters is how often a writer tries again after another writer was first: each time, one of
+// them succeeds.
 const mostWriters = 64
 
-// revisionTaken says that another writer has made the revision that this one wanted to.
+// revisionTaken reports that another writer has written the same revision first.
 func revisionTaken(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.ConstraintName == "task_definition_pkey"
 }
 
-// put writes the revision after the newest, if the content differs. No lock
-// keeps others from it: the primary key does, see revisionTaken.
+// put writes the revision after the newest, if the content differs. The primary key, and no lock,
+// keeps two writers apart: see revisionTaken.
 func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, error) {
 	old, found, err := d.own(ctx, in.TenantID, in.ID)
 	if err != nil {
@@ -157,8 +157,7 @@ func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, err
 	return out, nil
 }
 
-// own is the newest revision that a tenant registered itself; the platform's
-// for no tenant.
+// own returns the newest revision that the tenant registered itself; the platform's for no tenant.
 func (d *Definitions) own(ctx context.Context, tenant, id string) (def Definition, found bool, err error) {
 	row, err := d.t.q.DefinitionOwn(ctx, db.DefinitionOwnParams{TenantID: tenant, DefinitionID: id})
 	switch {
@@ -172,20 +171,20 @@ func (d *Definitions) own(ctx context.Context, tenant, id string) (def Definitio
 	return def, err == nil, err
 }
 
-// Revision is the newest revision that a tenant has registered itself; 0 for none.
+// Revision returns the newest revision that a tenant has registered itself; 0 for none.
 func (d *Definitions) Revision(ctx context.Context, tenant, id string) (int32, error) {
 	def, _, err := d.own(ctx, tenant, id)
 	return def.Revision, err
 }
 
-// Has says whether a tenant has registered a definition itself.
+// Has reports whether a tenant has registered a definition itself.
 func (d *Definitions) Has(ctx context.Context, tenant, id string) (bool, error) {
 	_, found, err := d.own(ctx, tenant, id)
 	return found, err
 }
 
-// Get returns the newest revision that a tenant uses: its own, else the
-// platform's. ErrNotFound where there is neither.
+// Get returns the newest revision that a tenant uses: its own, else the platform's. The error is
+// ErrNotFound where there is neither.
 func (d *Definitions) Get(ctx context.Context, tenant, id string) (Definition, error) {
 	row, err := d.t.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
 	if err != nil {
@@ -194,9 +193,8 @@ func (d *Definitions) Get(ctx context.Context, tenant, id string) (Definition, e
 	return definitionOf(row)
 }
 
-// List returns a page of the newest revisions that a tenant uses, by id, after
-// the one named: its own and the platform's, an own one instead of the platform's of the
-// same id.
+// List returns a page of the newest revisions that a tenant uses, by id, after the given id: its
+// own and the platform's. An own definition hides the platform's of the same id.
 func (d *Definitions) List(ctx context.Context, tenant, after string, limit int32) ([]Definition, error) {
 	rows, err := d.t.q.DefinitionList(ctx, db.DefinitionListParams{TenantID: tenant, After: after, Page: limit})
 	if err != nil {
@@ -247,7 +245,7 @@ func (d *Definitions) check(in *Definition) error {
 	return err
 }
 
-// executors says which executors each type may have; the first is its default.
+// executors lists the executors of each type; the first is the default.
 var executors = map[Type][]string{
 	Automated:   {"", "expression", "http", "noop", "go", ExecutorWorker},
 	Integration: {"integration", ExecutorWorker},
@@ -273,7 +271,7 @@ func executorFor(t Type, name string) (string, error) {
 	return "", invalid("/executionConfig/executor", "a task of type %s has no executor %q", t, name)
 }
 
-// longestTimeout bounds an attempt: so far ahead a deadline may be.
+// longestTimeout bounds the timeout of an attempt.
 const longestTimeout = 30 * 24 * time.Hour
 
 func checkTimeout(path string, ms int64) error {
@@ -304,8 +302,7 @@ func checkConfig(c ExecutionConfig) error {
 	return checkManual(c)
 }
 
-// equal compares what a client sends, the texts of headers too; Revision and the like are
-// ours.
+// equal compares the members that a client sends, the texts of headers included.
 func (d Definition) equal(o Definition) bool {
 	strip := func(d Definition) []byte {
 		d.TenantID, d.Revision, d.CreatedAt, d.CreatedBy = "", 0, time.Time{}, ""

@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/schema"
 )
 
-// definition is a Definition, compiled.
+// definition is a compiled Definition.
 type definition struct {
 	Definition
 	input  *Schema
@@ -21,16 +21,15 @@ type definition struct {
 	weight int // bytes of its source
 }
 
-// definitionKey names one revision. The tenant is whose definition it is; empty for the
-// platform's.
+// definitionKey identifies a revision. tenant is the owner; empty for the platform.
 type definitionKey struct {
 	tenant   string
 	id       string
 	revision int32
 }
 
-// taskDefinition names the revision that a task was made under: own says whether it is a
-// definition of the task's tenant or the platform's.
+// taskDefinition identifies the revision that a task was made under. own says that the definition
+// is the task's tenant's, not the platform's.
 func taskDefinition(tenant string, own bool, id string, revision int32) definitionKey {
 	if !own {
 		tenant = ""
@@ -45,9 +44,8 @@ func (k definitionKey) String() string {
 	return fmt.Sprintf("definition %s revision %d of tenant %q", k.id, k.revision, k.tenant)
 }
 
-// definitions keeps compiled revisions (they never change), and for a short while which
-// revision is the newest for a tenant. What a process was told by NOTIFY makes it look
-// again and decides nothing.
+// definitions caches compiled revisions, which never change, and for newestFor which revision is
+// the newest for a tenant. A notification only makes the process look again.
 type definitions struct {
 	q *db.Queries
 
@@ -59,25 +57,23 @@ type definitions struct {
 	changes   uint64                               // counts forget; guarded by mu
 }
 
-// newestRevision is what a tenant that asks for an id gets.
+// newestRevision is the revision that a tenant gets for an id.
 type newestRevision struct {
 	key   definitionKey // revision 0: there is none
 	until time.Time
 }
 
-// A change made by another process is heard by NOTIFY; this bounds how long it
-// goes unheard when that is lost.
+// newestFor bounds how long another process's change goes unseen when its notification is lost.
 const newestFor = 2 * time.Second
 
-// Bounds of what is kept: how many revisions, how many answers to "which is the newest",
-// and how many bytes of sources.
+// Bounds of the cache: revisions, answers to "which is the newest", and bytes of sources.
 const (
 	cachedDefinitions = 4096
 	cachedBytes       = 64 << 20
 )
 
-// get returns the newest revision that a tenant uses, its own before the platform's; nil
-// if there is none.
+// get returns the newest revision that a tenant uses, its own before the platform's; nil if there
+// is none.
 func (d *definitions) get(ctx context.Context, tenant, id string) (*definition, error) {
 	d.mu.RLock()
 	hit, ok := d.newest[id][tenant]
@@ -151,8 +147,8 @@ func (d *definitions) compiled(row db.TaskDefinition) (*definition, error) {
 	return def, nil
 }
 
-// keep makes room where there is none: any other goes, so that one caller with many
-// definitions does not empty the memory of all.
+// keep makes room by dropping random entries, so that one caller with many definitions does not
+// empty the cache for all.
 func (d *definitions) keep(key definitionKey, def *definition) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -175,8 +171,7 @@ func (d *definitions) keep(key definitionKey, def *definition) {
 	d.weight += def.weight
 }
 
-// remember notes what was read, unless something has changed since: then what was read
-// may be what was there before.
+// remember stores what was read, unless a definition has changed since: the answer may be old.
 func (d *definitions) remember(tenant, id string, key definitionKey, changes uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -214,7 +209,7 @@ func (d *definitions) remember(tenant, id string, key definitionKey, changes uin
 	d.newest[id][tenant] = newestRevision{key, time.Now().Add(newestFor)}
 }
 
-// forget makes whoever asks for the id next look again.
+// forget drops the answers for an id: the next get reads the database.
 func (d *definitions) forget(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -237,7 +232,7 @@ func compile(public Definition) (*definition, error) {
 	return def, nil
 }
 
-// badSchema says what is wrong with a schema: in one sentence, and place by place.
+// badSchema describes the violations of a schema: in one sentence, and path by path.
 func badSchema(path, what string, err error) *Invalid {
 	bad := invalid(path, "%s: %v", what, err)
 	var broken *schema.BrokenError

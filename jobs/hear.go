@@ -13,21 +13,19 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Whoever may connect to the database may send any notification, as often as they like.
-// So none is believed: a notification makes this process look at rows, and the rows
-// decide. What names nothing that this process knows is dropped unread, and what is to
-// be looked at is gathered, so that a flood costs one look in hearEvery and no line in
-// the log.
+// Whoever may connect to the database may send any notification, at any rate. So a notification
+// decides nothing: it makes this process read rows, and the rows decide. Notifications about
+// unknown names are dropped, the others are gathered: a flood costs one look in hearEvery, and no
+// line in the log.
 const hearEvery = 10 * time.Millisecond
 
-// The most that is gathered between two looks. What is beyond it is found by polls and
-// heartbeats, as if it had not been told.
+// The most that is gathered between two looks. Polls and heartbeats find the rest.
 const (
 	mostHeardDefinitions = 1024
 	longestHeard         = 1024 // bytes of a payload of ours
 )
 
-// hearsay is what was told and is not looked at yet.
+// hearsay gathers notifications until the next look.
 type hearsay struct {
 	come chan struct{} // holds one: there is something
 
@@ -40,8 +38,8 @@ type hearsay struct {
 
 func newHearsay() *hearsay { return &hearsay{come: make(chan struct{}, 1)} }
 
-// listen hears what other processes tell: new work, cancelled tasks, changed
-// definitions, orders to stop. Polls and heartbeats find what it misses.
+// listen handles the notifications of other processes: new work, cancelled tasks, changed
+// definitions, orders to stop. Polls and heartbeats find what a lost notification would tell.
 func (r *Runner) listen(ctx context.Context) {
 	heard := newHearsay()
 	var looking sync.WaitGroup
@@ -57,8 +55,7 @@ func (r *Runner) listen(ctx context.Context) {
 }
 
 func (r *Runner) hear(ctx context.Context, heard *hearsay) error {
-	// A connection of its own, and none of the pool's: one that was idle there may have gone
-	// silent with the one before.
+	// Not one of the pool's connections: an idle one may have gone silent with the last session.
 	own, err := pgx.ConnectConfig(ctx, r.tasks.cfg.Sessions.Config().ConnConfig)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -98,12 +95,12 @@ func listenTo(ctx context.Context, own *pgx.Conn, channel string) error {
 	return nil
 }
 
-// pingTime is how long a listening session may take to answer that it is there.
+// pingTime is how long a listening session may take to answer a ping.
 const pingTime = 5 * time.Second
 
-// notification waits for one. After a silence it asks the server whether the session is
-// there still, and returns none: a listener sends nothing by itself, and of a connection that
-// a router has forgotten it would hear nothing, and no error either, for hours.
+// notification waits for a notification. After a silence it pings the server and returns none: a
+// listener sends nothing by itself, and a connection that a router has forgotten would stay
+// silent, without an error, for hours.
 func (r *Runner) notification(ctx context.Context, own *pgx.Conn) (*pgconn.Notification, error) {
 	wait, enough := context.WithTimeout(ctx, r.cfg.ListenPing)
 	defer enough()
@@ -124,7 +121,7 @@ func (r *Runner) notification(ctx context.Context, own *pgx.Conn) (*pgconn.Notif
 	return nil, nil //nolint:nilnil // there was none
 }
 
-// add notes what a notification is about, if it can be about something here.
+// add gathers a notification if it can concern this process.
 func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 	if len(n.Payload) > longestHeard {
 		return
@@ -169,7 +166,7 @@ func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 	}
 }
 
-// lookAt looks at what was told, until ctx ends.
+// lookAt handles the gathered notifications until ctx ends.
 func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 	for {
 		select {
@@ -209,7 +206,7 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 	}
 }
 
-// knownLane says whether wokenLane would wake anybody by that name.
+// knownLane reports whether queueNotified would wake a claimer for this name.
 func knownLane(name string) bool {
 	if name == KindWorker {
 		return true
@@ -224,7 +221,7 @@ func knownLane(name string) bool {
 	return false
 }
 
-// parseCancelled reads "task job", as tellCancelled writes it.
+// parseCancelled reads "task job", as cancelEverywhere writes it.
 func parseCancelled(payload string) (c attemptID, ok bool) {
 	id, job, _ := strings.Cut(payload, " ")
 	task, err := uuid.Parse(id)
@@ -232,7 +229,7 @@ func parseCancelled(payload string) (c attemptID, ok bool) {
 	return attemptID{task, n}, err == nil && err2 == nil
 }
 
-// cancelNotified ends the attempts of this process that are over by their tasks' rows.
+// cancelNotified ends the attempts of this process whose tasks' rows say that they are over.
 func (n *notifier) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) error {
 	if len(runs) == 0 {
 		return nil

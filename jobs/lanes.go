@@ -8,7 +8,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The five lanes, which are River queues.
+// The five queues of tasks. They are River queues; JSON and SQL call them lanes.
 const (
 	LaneAutomated   = "task-execution-automated"
 	LaneIntegration = "task-execution-integration"
@@ -17,12 +17,11 @@ const (
 	LaneDeadLetter  = "task-execution-deadletter"
 )
 
-// Lanes lists them in the interface document's order.
+// Lanes lists the queues in the interface document's order.
 var Lanes = []string{LaneAutomated, LaneIntegration, LaneManual, LaneRetry, LaneDeadLetter}
 
-// The kinds of jobs. What executors in process run goes by the task's type; what
-// only a remote worker may take is a kind of its own, so that neither walks past
-// the other's jobs.
+// The kinds of jobs. A job for an executor in process has the kind of the task's type; a job for
+// remote workers has a kind of its own, so that neither claim walks past the other's jobs.
 const (
 	KindAutomated   = "task.automated"
 	KindIntegration = "task.integration"
@@ -31,14 +30,14 @@ const (
 	KindDeadLetter  = "task.deadletter"
 )
 
-// kindSome stands, among the places where work can be waiting, for every kind that only
-// some processes run: see waitingKind. No job has it.
+// kindSome stands in wakeKinds for every kind that only some processes claim: see waitingKind. No
+// job has it.
 const kindSome = "task.some"
 
 // Kinds lists every kind.
 var Kinds = []string{KindAutomated, KindIntegration, KindManual, KindWorker, KindDeadLetter}
 
-// laneOf is the lane of a task that is new, released or redriven.
+// laneOf is the queue of a task that is new, released or redriven.
 func laneOf(t Type) string {
 	switch t {
 	case Integration:
@@ -64,17 +63,17 @@ func kindOf(t Type, executor string) string {
 	}
 }
 
-// executorGo is the executor of the Go code that a process brings along.
+// executorGo is the executor of Go code that is compiled into a process.
 const executorGo = "go"
 
 // longestKind bounds a kind: River takes 127 characters.
 const longestKind = 127
 
-// waitingKind is the kind of a job that waits for a process. Every process that takes
-// automated tasks takes KindAutomated. What only some can run waits under a kind that says
-// so: "task.go:" and the Go handler, for the processes that registered it. A job that runs
-// has the kind of kindOf again: River's leader discards running jobs of kinds that it does
-// not know.
+// waitingKind is the kind of a job that waits for a process. Every process that runs automated tasks
+// claims KindAutomated. A job that only some processes can run waits under a kind of its own:
+// "task.go:" and the name of the Go handler, for the processes that registered the handler. A
+// running job has the kind of kindOf again: River's leader discards running jobs of kinds that it
+// does not know.
 func waitingKind(t Type, executor, handler string) string {
 	kind := kindOf(t, executor)
 	if kind == KindAutomated && executor == executorGo {
@@ -83,13 +82,13 @@ func waitingKind(t Type, executor, handler string) string {
 	return kind
 }
 
-// kind is that of a new task's first job.
+// kind is the kind of a new task's first job.
 func (c *creation) kind() string {
 	return waitingKind(c.req.TaskType, c.executor, c.settings.config.Handler)
 }
 
-// someKind is the kind under which a job waits for a process that has its executor, and,
-// for Go code, its handler. A long handler is told by the start of its name and a hash.
+// someKind is the kind of the jobs that wait for a process with an executor and, for Go code, a
+// handler. A long handler is named by its beginning and a hash.
 func someKind(executor, handler string) string {
 	kind := "task." + executor
 	if executor == executorGo {
@@ -109,15 +108,14 @@ func HandlerOf(kind string) string {
 	return handler
 }
 
-// executorOf is the executor of every job of a kind, where there is but one.
+// executorOf is the executor of the kinds whose jobs all have the same.
 var executorOf = map[string]string{KindIntegration: executors[Integration][0], KindManual: executors[Manual][0]}
 
 // ExecutorWorker leaves a task to remote workers.
 const ExecutorWorker = "worker"
 
-// lanesOf is what a process works: each lane with the kinds it takes there. The
-// retry lane has places of its own, so a retry never waits behind a full
-// standard lane.
+// lanesOf lists the queues that a process works, each with the kinds that it claims there. The
+// retry queue has slots of its own, so that a retry never waits behind a full standard queue.
 var lanesOf = []struct {
 	lane  db.TaskLane
 	kinds []string

@@ -13,12 +13,12 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 )
 
-// queueInternal is River's own small queue in every process: a client without one
-// cannot lead, and without a leader nothing scheduled ever becomes available.
+// queueInternal is River's own queue in every process: a client without a queue cannot lead, and
+// without a leader no scheduled job becomes available.
 const queueInternal = "tes-internal"
 
-// stubWorker stands for a kind that our own claims work. The leader's rescuer discards
-// kinds it does not know, and never touches those without a timeout.
+// stubWorker stands for the kinds that our own claims work. The leader's rescuer discards kinds
+// that it does not know, and leaves alone those without a timeout.
 type stubWorker struct{ river.WorkerDefaults[stubArgs] }
 
 type stubArgs struct{ kind string }
@@ -27,19 +27,18 @@ func (a stubArgs) Kind() string { return a.kind }
 
 func (stubWorker) Timeout(*river.Job[stubArgs]) time.Duration { return -1 }
 
-// Work is never reached: no queue of this client holds our kinds.
+// Work is never called: no queue of this client holds these kinds.
 func (stubWorker) Work(_ context.Context, job *river.Job[stubArgs]) error {
 	return fmt.Errorf("job %d of kind %s is worked by claims, not by this client", job.ID, job.Kind)
 }
 
-// stopPatience is how long a notice that is being sent may take when the process
-// stops. Then it is left to another.
+// stopPatience is how long a notice may take that is being sent when the process stops. Then another
+// process sends it.
 const stopPatience = 5 * time.Second
 
-// NewRiver makes the River client of a process: it may lead (schedule, clean,
-// rescue), serves River UI, works the notices, and none of the lanes. Without notices
-// it leaves those to others too. It wants a pool of its own: a starved one loses
-// elections.
+// NewRiver returns the River client of a process. It may lead (schedule, clean, rescue), serves River
+// UI and works the notices, but claims no task. Without notices it leaves those to other processes.
+// Give it a pool of its own: a starved one loses elections.
 func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices *Notices) (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	stubs := Kinds
@@ -58,9 +57,8 @@ func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices
 		Workers:     workers,
 		MaxAttempts: 1,
 		JobTimeout:  -1,
-		// River believes its notifications: one that anybody may send pauses a queue,
-		// cancels a job or makes the leader resign. So it does not listen. What they are
-		// for it finds by polling; a pause within some seconds.
+		// River trusts its notifications: a forged one pauses a queue, cancels a job or makes the leader
+		// resign. So this client polls and does not listen; it learns of a pause within some seconds.
 		PollOnly:                    true,
 		RescueStuckJobsAfter:        rescueAfter,
 		SoftStopTimeout:             stopPatience,

@@ -12,8 +12,8 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The jobs by which people are told of their tasks. They are River's to work, unlike
-// those of the lanes, and hold the task's id and no name of anybody:
+// The jobs that remind people of their tasks. River works them, unlike the jobs of tasks. They
+// hold the task's id, and no person's name:
 //
 //	notice.deadline     a step of an assignment's chain: at 0, 50, 75, 90 and 100 % of
 //	                    the time to its due date. Leaves notices, and the next step
@@ -27,11 +27,10 @@ const (
 	KindForget     = "notice.forget"
 )
 
-// NoticeKinds lists them.
+// NoticeKinds lists the kinds.
 var NoticeKinds = []string{KindDeadline, KindEscalation, KindSend, KindForget}
 
-// queueNotices is a queue beside the lanes: a lane that is paused says nothing of
-// whether people are reminded.
+// queueNotices is a queue of its own: pausing a queue of tasks does not stop reminders.
 const queueNotices = "task-notices"
 
 // Notifier is the Notification Service.
@@ -40,7 +39,7 @@ type Notifier interface {
 	Notify(ctx context.Context, n Notice) error
 }
 
-// Notice is what one person is told by one channel.
+// Notice is a message for one person by one channel.
 type Notice struct {
 	Key      string // the same, whenever this is tried again
 	Channel  string
@@ -49,7 +48,7 @@ type Notice struct {
 	Data     NoticeData
 }
 
-// NoticeData is what a notice may say: never what the task is about.
+// NoticeData is what a notice may say: never the task's content.
 type NoticeData struct {
 	Event      string     `json:"event"` // assigned, reminder, overdue, escalated
 	TaskID     uuid.UUID  `json:"taskId"`
@@ -68,14 +67,14 @@ const (
 	noticeEscalated = "escalated"
 )
 
-// Notices works the jobs of the kinds above.
+// Notices works the jobs of these kinds.
 type Notices struct {
 	tasks    *Tasks
 	notifier Notifier
 }
 
-// NewNotices makes a process's part in telling people. Without a notifier nobody is
-// told; that is recorded for each notice, and tasks are escalated all the same.
+// NewNotices returns the part of a process that sends notices. Without a notifier no notice is
+// sent; each is recorded as off, and tasks are escalated all the same.
 func NewNotices(tasks *Tasks, notifier Notifier) *Notices {
 	if notifier == nil {
 		tasks.cfg.Logger.Warn("there is no Notification Service: people are not told of their tasks")
@@ -83,26 +82,26 @@ func NewNotices(tasks *Tasks, notifier Notifier) *Notices {
 	return &Notices{tasks: tasks, notifier: notifier}
 }
 
-// noticeTime bounds one job, but for those that send: see sendTime. What a killed process
-// had in its hands is taken for lost after rescueAfter, so that must be longer than both.
+// noticeTime bounds a job, except one that sends: see sendTime. rescueAfter, after which the jobs of
+// a killed process count as lost, must be longer than both.
 const (
 	noticeTime  = 30 * time.Second
 	rescueAfter = 2 * time.Minute
 )
 
-// noticePlaces is how many jobs of the queue a process works at once.
+// noticePlaces is the number of jobs of the queue that a process works at once.
 const noticePlaces = 32
 
-// noticesKept is for how long it is known who was told what.
+// noticesKept is how long the record of sent notices is kept.
 const noticesKept = 30 * 24 * time.Hour
 
-// register adds the workers, and what is to be done each hour.
+// register adds the workers and the hourly job.
 func (n *Notices) register(workers *river.Workers, cfg *river.Config) {
 	river.AddWorker(workers, &deadlineWorker{n: n})
 	river.AddWorker(workers, &escalationWorker{n: n})
 	river.AddWorker(workers, &sendWorker{n: n})
 	river.AddWorker(workers, &forgetWorker{n: n})
-	// A poll is one probe of an index. Jobs come by SQL of ours, which wakes nobody.
+	// A poll is one index probe. The jobs come by our SQL, which notifies no River client.
 	cfg.Queues[queueNotices] = river.QueueConfig{MaxWorkers: noticePlaces, FetchPollInterval: 200 * time.Millisecond}
 	cfg.PeriodicJobs = append(cfg.PeriodicJobs, river.NewPeriodicJob(river.PeriodicInterval(time.Hour),
 		func() (river.JobArgs, *river.InsertOpts) { return forgetArgs{}, nil }, nil))
@@ -130,16 +129,16 @@ func (w *forgetWorker) Work(ctx context.Context, _ *river.Job[forgetArgs]) error
 	return nil
 }
 
-// patiently is how long to wait after so many tries in vain: 1 s, 2 s, 4 s … 10 min.
+// patiently is the pause after the n-th failure: 1 s, 2 s, 4 s … 10 min.
 func patiently(tries int) time.Duration {
 	d := min(time.Second<<min(max(tries-1, 0), 10), 10*time.Minute)
 	return d - time.Duration(rand.Int64N(int64(d/10)))
 }
 
-// ours reports whether the task is still the one whom this chain is about.
+// ours reports whether the task's present chain of jobs is this one.
 func ours(task db.DeadlineTaskRow, chain int64) bool {
 	return open(task.Status) && task.DeadlineID != nil && *task.DeadlineID == chain
 }
 
-// open: somebody has it to do.
+// open reports whether a person still has to do the task.
 func open(s db.TaskStatus) bool { return s == db.TaskStatusASSIGNED || s == db.TaskStatusRUNNING }

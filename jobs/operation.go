@@ -13,7 +13,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Operation is a redrive and how far it has come.
+// Operation is a redrive with its progress.
 type Operation struct {
 	db.RedriveOperation
 	db.RedriveCountRow
@@ -48,8 +48,8 @@ func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UU
 	return out, nil
 }
 
-// StopRedrive ends an operation: when it answers, nothing more of it moves. One
-// that has ended stays as it is.
+// StopRedrive ends an operation: once it returns, the operation redrives no further task. An ended
+// operation stays as it is.
 func (d *DeadLetterOps) StopRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
 	if err := d.stopRedrive(ctx, id, ask); err != nil {
 		return Operation{}, err
@@ -57,7 +57,7 @@ func (d *DeadLetterOps) StopRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 	return d.Operation(ctx, ask.Tenant, id)
 }
 
-// stopRedrive waits for the step that is under way: it holds the row.
+// stopRedrive waits for the step under way, which has locked the operation's row.
 func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
 	what := "operation " + id.String()
 	if _, err := d.t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
@@ -75,9 +75,8 @@ func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 	}
 }
 
-// UndoRedrive stops an operation and makes dead letters again of what it has put
-// back and nobody has begun, with the input and the error that they had. Undoing
-// again changes nothing.
+// UndoRedrive stops an operation. The tasks that it has redriven and that no attempt has begun become
+// dead letters again, with their input and error. Undoing again changes nothing.
 func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
 	what := "operation " + id.String()
 	if err := d.stopRedrive(ctx, id, ask); err != nil {
@@ -115,7 +114,7 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 	return d.Operation(ctx, ask.Tenant, id)
 }
 
-// recall notes what a stopped operation has moved in a step whose note was lost.
+// recall records the transitions of a step of a stopped operation whose record was lost.
 func (d *DeadLetterOps) recall(ctx context.Context, id uuid.UUID) error {
 	items, err := d.t.q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: id, Page: int32(stepOf(nil))}) //nolint:gosec // small
 	if err != nil || len(items) == 0 {
@@ -195,7 +194,7 @@ func settle(p *db.RedriveSettleParams, n int32, state db.RedriveItemState, seq i
 	p.Codes = append(p.Codes, code)
 }
 
-// stepOf is how many tasks are taken at a time: inputs can be long.
+// stepOf is the number of tasks of a step: inputs can be long.
 func stepOf(patch jsonpatch.Patch) int {
 	if patch != nil {
 		return 50
@@ -203,10 +202,10 @@ func stepOf(patch jsonpatch.Patch) int {
 	return 500
 }
 
-// pacedFor is how many seconds of a rate can be saved up.
+// pacedFor is how many seconds of an unused rate are saved up.
 const pacedFor = 2
 
-// redrives works operations off, one step at a time, each in one process.
+// redrives works operations off, a step at a time, each in one process.
 func (r *Runner) redrives(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "redrive", func(ctx context.Context) error {
 		for {
@@ -217,8 +216,8 @@ func (r *Runner) redrives(ctx context.Context) {
 	})
 }
 
-// redriveStep moves the next few tasks of the operation that has waited longest.
-// It holds the operation's row meanwhile, so that a stop comes before it or after.
+// redriveStep redrives the next few tasks of the operation that has waited longest. It locks the
+// operation's row, so that a stop comes before the step or after it.
 func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) {
 	tx, err := d.t.pool.Begin(ctx)
 	if err != nil {
@@ -269,8 +268,8 @@ func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) 
 	return n > 0, tx.Commit(ctx)
 }
 
-// canary says how many more may go while the first few are watched, and what the
-// operation becomes when it is known how they ended.
+// canary says how many more tasks may be redriven while the first few are watched, and the
+// operation's state once these have ended.
 func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.RedriveOperation, pace *db.RedrivePaceParams, n int) (int, error) {
 	c, err := q.RedriveCount(ctx, op.OperationID)
 	if err != nil {
@@ -302,8 +301,8 @@ func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.Redrive
 	return n, nil
 }
 
-// redriveSome takes the next tasks of an operation, and says how many there were, and
-// whether somebody had locked some of them: these wait for another step.
+// redriveSome redrives the next tasks of an operation. It returns how many there were, and whether
+// another session had locked some: those wait for another step.
 func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (taken int, locked bool, err error) {
 	items, err := q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: op.OperationID, Page: int32(n)}) //nolint:gosec // at most a step
 	if err != nil || len(items) == 0 {
@@ -381,7 +380,7 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 	return len(items), locked, nil
 }
 
-// traced finds what this very operation moved before, in a step whose note was lost.
+// traced finds what this operation redrove in an earlier step whose record was lost.
 func (d *DeadLetterOps) traced(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
 	var doubtful []uuid.UUID
 	for id, code := range refused {

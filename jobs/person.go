@@ -16,16 +16,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Person is somebody who does manual tasks, with the groups and the roles that
-// whoever asks for them says they have.
+// Person does manual tasks. Groups and Roles are the word of the caller.
 type Person struct {
 	ID     string
 	Groups []string
 	Roles  []string
 }
 
-// Principals are the names under which tasks wait for a person; task_open_for
-// makes the same in SQL. Never nil, which would be NULL in a query.
+// Principals are the names under which tasks wait for a person; task_open_for makes the same names
+// in SQL. Never nil, which would be NULL in a query.
 func (p Person) Principals() []string {
 	out := make([]string, 0, 2+len(p.Groups)+len(p.Roles))
 	out = append(out, "anyone", "user:"+p.ID)
@@ -46,19 +45,19 @@ func (p Person) mayClaim(task db.Task) bool {
 	return slices.ContainsFunc(task.OpenFor, func(who string) bool { return slices.Contains(names, who) })
 }
 
-// Worklist is the work of people: the manual tasks that are assigned to them, or wait for one
-// of them.
+// Worklist serves people: the manual tasks that are assigned to a person, or wait for one of
+// several.
 type Worklist struct{ t *Tasks }
 
-// Claim begins an ASSIGNED manual task for one of those whom it waits for, and
-// makes it theirs. Claiming what one has claimed changes nothing.
+// Claim begins an ASSIGNED manual task for one of its candidates and assigns it to them. A claim
+// of one's own claimed task changes nothing.
 func (w *Worklist) Claim(ctx context.Context, id uuid.UUID, ask Ask, who Person) (db.Task, error) {
 	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
 		return w.claimTransition(ctx, task, heldBy, who)
 	})
 }
 
-// Unclaim gives a claimed task back to whom it was assigned to before.
+// Unclaim gives a claimed task back to the earlier assignee, group or candidates.
 func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string) (db.Task, error) {
 	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
 		switch {
@@ -74,9 +73,9 @@ func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user stri
 	})
 }
 
-// Complete ends a task with a person's result: one that they have claimed, or that
-// is assigned to them. The comment is kept with the event. The same person's same result
-// again changes nothing.
+// Complete ends a task with the result of the person who has claimed it, or to whom it is
+// assigned. The comment is kept with the event. A repeated call with the same result changes
+// nothing.
 func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
 	done := Update{Status: Completed, Output: output}
 	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
@@ -112,18 +111,18 @@ func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, ask Ask, user str
 	})
 }
 
-// The bounds of claim-next: how many tasks one look brings, how many of them are
-// tried before the next look, and how many looks there are. A try is lost only to
-// somebody who got the task, so this takes a crowd.
+// The bounds of claim-next: tasks read at a time, tries among them before the next look, and
+// looks. A try fails only when another person got the task, so that the bounds are reached in a
+// crowd.
 const (
 	nextLook  = 16
 	nextTries = 4
 	nextLooks = 64
 )
 
-// ClaimNext claims the most urgent task that waits for a person: by priority, then
-// by due date, then by age. Nil without an error when there is none. No two callers
-// get the same task: the claim is fenced by the version that was looked at.
+// ClaimNext claims the most urgent task that waits for a person: by priority, due date, age. It
+// returns nil without an error when there is none. No two callers get the same task: the claim
+// requires the version that was read.
 func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, error) {
 	for range nextLooks {
 		tasks, err := w.t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: ask.Tenant, Page: nextLook})
@@ -135,7 +134,7 @@ func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task
 		}
 
 		for try := 0; try < nextTries && len(tasks) > 0; try++ {
-			// First the best. Who loses it has company, and spreads out.
+			// First the best task. After a lost try, a random one: losers spread out.
 			at := 0
 			if try > 0 {
 				at = rand.IntN(len(tasks))
@@ -163,9 +162,8 @@ func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task
 	return nil, &Conflict{"others were quicker each time: ask again"}
 }
 
-// apply makes the move that decide finds right for a manual task as it stands;
-// none, and nothing is changed. When the task moves meanwhile, and the caller does
-// not insist on a version, it is decided anew.
+// apply applies the transition that decide chooses for a manual task; nil changes nothing. When
+// the task changes meanwhile, and the caller requires no version, decide is asked again.
 func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
 	for {
 		task, heldBy, err := w.t.getWithHolder(ctx, ask.Tenant, id)
@@ -208,7 +206,7 @@ func staleAt(task db.Task) error {
 	return fmt.Errorf("task %s is at version %d: %w", task.TaskID, task.Version, ErrStale)
 }
 
-// claimTransition is the move of a claim; nil when the task is the person's already.
+// claimTransition is the transition of a claim; nil when the person has the task already.
 func (w *Worklist) claimTransition(ctx context.Context, task db.Task, heldBy string, who Person) (*transition, error) {
 	switch from := Status(task.Status); {
 	case from.Terminal():
@@ -237,7 +235,7 @@ func (w *Worklist) claimTransition(ctx context.Context, task db.Task, heldBy str
 	return m, nil
 }
 
-// personTransition is the move for a person's own word, made only from where the task stands.
+// personTransition is the transition of a person's call, fenced by the version that was read.
 func (w *Worklist) personTransition(ctx context.Context, task db.Task, user, reason string, to Update) (*transition, error) {
 	s, err := w.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 	if err != nil {

@@ -23,8 +23,8 @@ type Reassignment struct {
 	Who *Person
 }
 
-// Reassign gives a manual task to somebody else, whether it was begun or not. A person
-// whose task it is not to give is ErrForbidden.
+// Reassign gives a manual task to another person or a group, whether it was begun or not. The error
+// is ErrForbidden for a person who may not give the task away.
 func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassignment) (db.Task, error) {
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
@@ -64,7 +64,7 @@ func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reass
 	}
 }
 
-// reassignTransition is the move of a reassignment, for the task as it stands.
+// reassignTransition is the transition of a reassignment, for the task as it was read.
 func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*transition, error) {
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
@@ -96,10 +96,9 @@ func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask
 	return m, nil
 }
 
-// mayGive reports whether the task is the person's to give to another: it is assigned to
-// them, it waits for them as one of several, or they hold a role that the definition
-// names for it. A candidate's say ends when somebody has claimed the task, or the claim
-// would keep nobody out.
+// mayGive reports whether the person may give the task to another: the task is assigned to them, waits
+// for them as a candidate, or its definition names one of their roles. A candidate may no longer once
+// another person has claimed the task: the claim would keep no one out.
 func (p Person) mayGive(task db.Task, s *settings) bool {
 	if stringOf(task.AssigneeID) == p.ID || p.mayClaim(task) {
 		return true
@@ -108,7 +107,7 @@ func (p Person) mayGive(task db.Task, s *settings) bool {
 	return rules != nil && slices.ContainsFunc(rules.ReassignRoles, func(role string) bool { return slices.Contains(p.Roles, role) })
 }
 
-// assignTransition is the move that makes it somebody's turn.
+// assignTransition is the transition that assigns a task.
 func (t *Tasks) assignTransition(ctx context.Context, task db.Task, s *settings, by string, to Assignment, reason string) *transition {
 	due := to.DueDate
 	if due == nil {

@@ -14,15 +14,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// ErrNotYet says that a response came before the wait for it was written; it is
-// to be heard again a little later.
+// ErrNotYet says that a response came before the wait for it was written. Deliver the response
+// again a little later.
 var ErrNotYet = errors.New("the task does not wait for this response yet")
 
-// Answers reads what another system answered.
+// Answers maps another system's response.
 type Answers interface {
-	// Output is a success's data as an output; an error is a *Failure.
+	// Output maps the data of a success to an output; an error is a *Failure.
 	Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error)
-	// Failure is a failure as it may be kept and told.
+	// Failure maps a failure to one that may be stored and published.
 	Failure(f *Failure) *Failure
 }
 
@@ -33,9 +33,9 @@ func (plainAnswers) Output(_ IntegrationCall, data json.RawMessage) (json.RawMes
 }
 func (plainAnswers) Failure(f *Failure) *Failure { return f }
 
-// Respond ends the attempt that waits for a response. It says in a word what
-// became of it: completed, failed, late (the task has ended or runs again),
-// unknown. Only completed and failed changed anything.
+// Respond ends the attempt that waits for a response, and says what became of the response:
+// completed, failed, late (the task has ended or runs again) or unknown. Only completed and failed
+// have changed the task.
 func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (string, error) {
 	id, err := uuid.Parse(in.TaskID)
 	if err != nil {
@@ -51,8 +51,8 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	}
 
 	if task.Status != db.TaskStatusRUNNING {
-		// Not begun, or given back, for whose answer was lost on the way: the attempt to
-		// come asks under the same key, and may be told no more than that it has been.
+		// Not begun, or released because the integration's answer was lost: the next attempt asks
+		// under the same key, and may be told no more than that the work is done.
 		if task.Status == db.TaskStatusPENDING && task.NextRetryAt == nil {
 			return "", ErrNotYet
 		}
@@ -98,7 +98,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	return "failed", nil
 }
 
-// responseTransition is the move that a response asks for. The error is ctx's.
+// responseTransition is the transition that a response asks for. An error is ctx's.
 func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*transition, error) {
 	h := attemptRef{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
@@ -150,8 +150,8 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 	return completeTransition(h, output, t.cfg.Clock()), nil
 }
 
-// mapFailure is a failure as Answers has it told. Where that code does not return, its own
-// failure is told instead: the other one may hold what nobody must see.
+// mapFailure calls Answers.Failure. Where that panics, the panic's failure replaces the response's,
+// which may hold what must not be seen.
 func (t *Tasks) mapFailure(f *Failure) (told *Failure) {
 	err := isolated(func() error {
 		told = t.cfg.Answers.Failure(f)
@@ -163,8 +163,8 @@ func (t *Tasks) mapFailure(f *Failure) (told *Failure) {
 	return told
 }
 
-// answeredBy is who ended an attempt by its response: the integration that the task asks,
-// and never the one that the message calls itself.
+// answeredBy is the actor of a response: the integration that the task asks, and never a name that
+// the message chooses.
 func answeredBy(s *settings) string {
 	if s.config.Integration == nil {
 		return "bus:" + outbox.SubjectIntegrationResponse
@@ -172,8 +172,7 @@ func answeredBy(s *settings) string {
 	return "integration:" + s.config.Integration.Instance
 }
 
-// RetryableCode reports whether an integration's error code is retryable where
-// nothing says otherwise.
+// RetryableCode reports whether an integration's error code is retryable by default.
 func RetryableCode(code string) bool {
 	switch code {
 	case "CONNECTION_ERROR", "TIMEOUT_ERROR", "RATE_LIMIT_ERROR", "SERVICE_UNAVAILABLE":
@@ -182,7 +181,7 @@ func RetryableCode(code string) bool {
 	return false
 }
 
-// OutputOf makes an integration's data fit to be an output, which is an object.
+// OutputOf makes an object of an integration's data, as an output must be.
 func OutputOf(data json.RawMessage) json.RawMessage {
 	data = bytes.TrimSpace(data)
 	if len(data) == 0 || data[0] == '{' {

@@ -15,54 +15,53 @@ import (
 	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
-// Registration is an executor and how it is to be run.
+// Registration is an executor with the way to run it.
 type Registration struct {
 	Executor Executor
-	// Pure executors have no effect outside: a stale token may run one for some
-	// milliseconds before the fence says so. For these, start and end share a
-	// commit when they are quick. Default false: the start is written first.
+	// Pure executors have no effect outside: a superseded attempt may run one for some milliseconds
+	// before the fence rejects it. The start and the end of a quick attempt are then combined in
+	// one commit. Default false: the start is written first.
 	Pure bool
-	// Assigns: it hands the task to a person instead of doing it, and no attempt
-	// begins.
+	// Assigns: the executor assigns the task to a person, and no attempt begins.
 	Assigns bool
-	// Ready says how many attempts may be under way at once in this process, just now:
-	// none while what the executor needs is known to be away, a few while that is
-	// being tried. It is asked before each claim of the tasks whose type has this
-	// executor by default, so it must be quick. Default: as many as there are places.
+	// Ready bounds the attempts under way in this process, as of now: none while a peer service
+	// that the executor needs is known to be away, a few while that is being tried. Ready is
+	// called before each claim of the tasks whose type has this executor by default, and must be
+	// quick. Default: the slots.
 	Ready func() int
-	// Handlers lists the Go handlers that the executor "go" has, by the names that
-	// definitions use; it may change while the process runs. Tasks of other handlers are
-	// left to other processes. Asked before each claim, so it must be quick. Default: none.
+	// Handlers lists the names of the Go handlers that the executor "go" has. The list may change
+	// while the process runs; tasks of other handlers are left to other processes. Handlers is
+	// called before each claim, and must be quick. Default: none.
 	Handlers func() []string
 }
 
-// RunnerConfig says what a process works. The zero value is right for production.
+// RunnerConfig says which work a process does. The zero value is right for production.
 type RunnerConfig struct {
-	// Executors by the name that definitions use: expression, http, integration … What
-	// this process lacks it leaves to others, and what all lack waits.
+	// Executors by the names that definitions use: expression, http, integration … Tasks of other
+	// executors are left to other processes.
 	Executors map[string]Registration
-	// Allocate asks for the resources that a definition requires, before each attempt.
-	// A *Failure fails the attempt. Default: nobody is asked, and Job.Allocation is nil.
+	// Allocate asks for the resources that a definition requires, before each attempt. A *Failure
+	// fails the attempt. Default: no resources, and Job.Allocation is nil.
 	Allocate func(context.Context, Job) (Allocation, error)
-	// Slots bounds how many tasks of a lane run at once in this process. A place
-	// is held until the end of its task is written, so a lane needs hundreds.
-	// Default 1000 for automated, 500 for integration and retry, 100 for manual.
+	// Slots bounds the tasks of a queue that run at once in this process. A slot is held until the
+	// task's end is written, so that a queue needs hundreds. Default 1000 for automated, 500 for
+	// integration and retry, 100 for manual.
 	Slots map[string]int
-	// Poll is how often a lane looks without being woken; default 100 ms.
+	// Poll is how often a queue is looked at without being woken; default 100 ms.
 	Poll time.Duration
 	// AgeStep is how long a waiting job takes to climb one priority; default 60 s.
 	AgeStep time.Duration
-	// Silence is after how long a process that is not heard of is taken for dead;
-	// default 30 s.
+	// Silence is the time without a sign of life after which a process counts as dead; default
+	// 30 s.
 	Silence time.Duration
 	// Tick is the rhythm of heartbeats and of the reaper; default 1 s.
 	Tick time.Duration
-	// ListenPing is after how long a silence the listening session is asked whether it is
-	// there still; default 15 s. It has 5 s to answer.
+	// ListenPing is the silence after which the listening session is pinged; default 15 s. The
+	// answer may take 5 s.
 	ListenPing time.Duration
 }
 
-// Runner works the lanes in one process.
+// Runner claims and runs the tasks of the queues in one process.
 type Runner struct {
 	tasks    *Tasks
 	cfg      RunnerConfig
@@ -91,7 +90,7 @@ const Silence = 30 * time.Second
 
 var defaultSlots = map[string]int{LaneAutomated: 1000, LaneIntegration: 500, LaneRetry: 500, LaneManual: 100}
 
-// NewRunner makes a process's working half. Run starts it.
+// NewRunner returns the working half of a process. Run starts it.
 func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	if cfg.Poll == 0 {
 		cfg.Poll = 100 * time.Millisecond
@@ -143,9 +142,8 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 // obeyTime is how long an executor may take to return once its context ended.
 const obeyTime = 5 * time.Second
 
-// Run works until ctx ends, then lets what runs finish for up to grace (or what an
-// order to stop says instead), gives the rest back, and returns when nothing runs any
-// more.
+// Run works until ctx ends. Then it waits for running attempts up to grace (or what an order to
+// stop says instead), releases the rest, and returns when no attempt runs.
 func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	if err := r.seen(ctx); err != nil {
 		return fmt.Errorf("announce the process: %w", err)
@@ -196,7 +194,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	loopsDone.Wait()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	// Whatever we had claimed and not begun is free for others at once.
+	// Jobs that were claimed and not begun are free for other processes at once.
 	if err := r.tasks.q.ExecutorGone(bye, r.tasks.cfg.ProcessID); err != nil {
 		r.tasks.cfg.Logger.Debug("the process did not say goodbye; others notice its silence", "error", err)
 	}
@@ -204,7 +202,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// drain waits for what is handed in, for a while.
+// drain waits up to grace until everything handed in is written.
 func (r *Runner) drain(grace time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
@@ -223,7 +221,7 @@ func (r *Runner) close() {
 	}
 }
 
-// dispatch runs one claimed job; its place is freed when its end is written.
+// dispatch runs a claimed job in a goroutine. The slot is freed when the attempt's end is written.
 func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	if row.DefinitionID == nil {
 		if row.TaskID == uuid.Nil {
@@ -254,14 +252,14 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	})
 }
 
-// abandonClaim is a task whose definition cannot be read just now: the claim is left
-// as it is, and the sweep gives it a new token.
+// abandonClaim leaves the claim of a task whose definition cannot be read now: the sweep gives the
+// task a new job.
 func (r *run) abandonClaim(err error) {
 	r.r.logTrouble("read a definition", err)
 	r.release()
 }
 
-// endOrphanedJob ends a token whose task has gone on without it.
+// endOrphanedJob ends a job whose task has gone on without it.
 func (r *Runner) endOrphanedJob(job int64) { r.orphanedJobs.Add(job) }
 
 func (r *Runner) flushOrphanedJobs(batch []int64) {
@@ -272,8 +270,7 @@ func (r *Runner) flushOrphanedJobs(batch []int64) {
 	}
 }
 
-// troubleEvery spaces the log lines of a database that is away: each loop would
-// say it many times a second.
+// troubleEvery spaces the log lines while the database is away: each loop would log many a second.
 const troubleEvery = 5 * time.Second
 
 func (r *Runner) logTrouble(what string, err error) { r.report(slog.LevelWarn, what, err) }
@@ -300,7 +297,7 @@ func (r *Runner) report(level slog.Level, what string, err error) {
 	}
 }
 
-// every calls do at each tick, until ctx ends.
+// every calls do at each tick until ctx ends, and retries while the database is away.
 func (r *Runner) every(ctx context.Context, tick time.Duration, what string, do func(context.Context) error) {
 	for pause(ctx, tick) {
 		err := r.tasks.retryWhileUnavailable(ctx, r.logRetry(what), do)

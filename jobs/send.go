@@ -15,8 +15,8 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
-// channelTime is how long one channel has to take a notice before the next is tried: the
-// table's five retries, for a channel that refuses or hangs, fit into it.
+// channelTime is how long a channel has before the next one is tried: long enough for the retry
+// table's five retries, for a channel that fails or hangs.
 const channelTime = 22 * time.Second
 
 // sendTime bounds the job: all channels in vain, and what is written then.
@@ -40,9 +40,8 @@ func (w *sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
 	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
 }
 
-// Work sends one notice. While no channel takes it, it is put off again and again, for
-// as long as it still means something. Snoozed and not failed: River keeps each
-// failure of a job in its row, and an outage may be long.
+// Work sends one notice. While no channel takes it, the job is snoozed, as long as the notice still
+// means something. A failed job would keep each failure in its row, and an outage may be long.
 func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 	t := w.n.tasks
 	n, err := t.q.NoticeGet(ctx, job.Args.NoticeID)
@@ -88,8 +87,8 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 	return river.JobSnooze(wait)
 }
 
-// moot: the task has gone on without the notice. That it was late is told also to
-// those who have it no more.
+// moot reports that the task has gone on without the notice. A person who no longer has the task is
+// still told that it was late.
 func moot(n db.NoticeGetRow) bool {
 	switch n.What {
 	case noticeOverdue, noticeEscalated:
@@ -101,8 +100,8 @@ func moot(n db.NoticeGetRow) bool {
 	}
 }
 
-// send tries the channels in the definition's order. It returns the one that took the
-// notice, what became of those before it, and whether to try again.
+// send tries the channels in the definition's order. It returns the channel that took the notice, the
+// failures of the ones before, and whether to try again.
 func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (channel, why string, again bool) {
 	channels, template := Channels[:1], "task-"+n.What
 	if cfg := s.config.Notifications; cfg != nil {
@@ -145,7 +144,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 	return "", brief(reasons), again
 }
 
-// brief keeps a table small: a neighbour may say much.
+// brief bounds a peer service's text before it is stored.
 func brief(reasons []string) string {
 	const most = 500
 	all := strings.ToValidUTF8(strings.ReplaceAll(strings.Join(reasons, "; "), "\x00", ""), "")
@@ -155,8 +154,7 @@ func brief(reasons []string) string {
 	return all
 }
 
-// settle is written although the process may be stopping: it was sent, and once is
-// enough.
+// settle is written even while the process stops: the notice was sent, and must not be sent twice.
 func (w *sendWorker) settle(ctx context.Context, n db.NoticeGetRow, p db.NoticeSettleParams) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()

@@ -18,11 +18,11 @@ type ShutdownOrder struct {
 	By      string
 }
 
-// serviceNames are what others call all of us.
+// serviceNames are the names of the whole service.
 var serviceNames = []string{"", "task-execution-service", "task-execution-layer", "tes"}
 
-// concerns says whether an order is for a process: by the service's name, by the
-// process's, or by its beginning (its host, its host and pid).
+// concerns reports whether an order is for a process: the service's name, the process's, or the
+// beginning of that (its host, its host and pid).
 func (o *ShutdownOrder) concerns(process string) bool {
 	for _, name := range serviceNames {
 		if o.Target == name {
@@ -32,9 +32,9 @@ func (o *ShutdownOrder) concerns(process string) bool {
 	return process == o.Target || strings.HasPrefix(process, o.Target+"/")
 }
 
-// OrderShutdown passes an order on to every process; those that it concerns and that
-// were there when it was given call their Config.Shutdown. It says whether there is
-// any. A process that misses the notification reads the order when it listens again.
+// OrderShutdown passes an order to every process. Those that it concerns, and that ran when it was
+// given, call their Config.Shutdown. ours reports whether there is any. A process that misses the
+// notification reads the order when it listens again.
 func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours bool, err error) {
 	live, err := ops.t.q.ExecutorsLive(ctx, Silence.Seconds())
 	if err != nil {
@@ -62,7 +62,7 @@ func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours 
 	return true, nil
 }
 
-// orders obeys what was ordered since this process has started.
+// orders obeys the orders given since this process has started.
 func (r *Runner) orders(ctx context.Context) error {
 	rows, err := r.tasks.q.ShutdownOrders(ctx, r.tasks.cfg.ProcessID)
 	if err != nil {

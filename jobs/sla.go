@@ -13,7 +13,7 @@ const (
 	longestSLA = 10 * mostHours * time.Hour
 )
 
-// checkManual refuses what no manual task could go by.
+// checkManual rejects settings that no manual task could follow.
 func checkManual(c ExecutionConfig) error {
 	if r := c.AssignmentRules; r != nil {
 		switch {
@@ -62,8 +62,7 @@ func checkManual(c ExecutionConfig) error {
 	return nil
 }
 
-// checkNamed holds the people and groups whom a configuration names to what a request
-// could name.
+// checkNamed holds the people and groups that a configuration names against the rules of a request.
 func checkNamed(c ExecutionConfig) error {
 	type named struct {
 		member string
@@ -105,7 +104,7 @@ func checkNamed(c ExecutionConfig) error {
 	return nil
 }
 
-// open makes the calendar; nil for none.
+// open returns the calendar; nil for none.
 func (c *Calendar) open() (*calendar.Calendar, error) {
 	if c == nil {
 		return nil, nil
@@ -119,8 +118,7 @@ func (c *Calendar) open() (*calendar.Calendar, error) {
 
 func (s *SLA) work() time.Duration { return time.Duration(s.Hours * float64(time.Hour)) }
 
-// dueFrom is the due date of a task that is assigned now and has none: the hours of
-// its SLA, else def.
+// dueFrom is the due date of a task that is assigned now without one: the hours of the SLA, else def.
 func (s *settings) dueFrom(at time.Time, def time.Duration) time.Time {
 	sla := s.config.SLA
 	switch {
@@ -132,10 +130,9 @@ func (s *settings) dueFrom(at time.Time, def time.Duration) time.Time {
 	return at.Add(sla.work()).Truncate(time.Microsecond)
 }
 
-// part is the moment at which so many hundredths of the time to the due date are
-// over: of the working time where the task has a calendar and there is any. Where
-// the due date is more than ten years away, it is of all time: a calendar is gone through
-// day by day, and a client's date may be thousands of years away.
+// part is the moment at which percent of the time to the due date is over: of the working time where
+// the task has a calendar with any, else of all time. A due date more than ten years away counts in
+// all time: a calendar is walked day by day, and a client's date may be thousands of years away.
 func (s *settings) part(from, due time.Time, percent int) time.Time {
 	if percent >= 100 || !from.Before(due) {
 		return due

@@ -16,15 +16,16 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// All attempts of a task are spans of one trace, the one that task.traceparent
-// names, and an attempt is one span, whoever ran it: it is told with the move that
-// ends it, under the fence of that move. Whoever comes late tells nothing; an
-// attempt that was given back has not been, and its number's next bearer has its
-// span. For that its id is derived, as event ids are: no row holds it, and yet a
-// worker's spans have their parent before it is told, and the next attempt its link.
+// All attempts of a task are spans of one trace, named by task.traceparent. An attempt is one
+// span, whoever runs the attempt: the transition that ends it also ends the span, under the same
+// fence. A superseded attempt has no span. A released attempt has none either; the next attempt
+// reuses its number, and so its span id.
+//
+// Span ids are derived from task and attempt, as event ids are. A worker's spans can name their
+// parent before the parent is recorded, and the next attempt can link to it, without a row.
 
-// The names of what we tell of a task. Never its input, output, context or error
-// message: those may hold anything.
+// The attributes of an attempt's span. Never the task's input, output, context or error message:
+// those may hold anything.
 const (
 	attrTask       = attribute.Key("tes.task.id")
 	attrAttempt    = attribute.Key("tes.task.attempt")
@@ -34,7 +35,7 @@ const (
 	attrOutcome    = attribute.Key("tes.task.outcome")
 )
 
-// attemptSpan is an attempt, as its span tells of it.
+// attemptSpan is what the span of an attempt says.
 type attemptSpan struct {
 	task        uuid.UUID
 	attempt     int32
@@ -45,7 +46,7 @@ type attemptSpan struct {
 	startedAt   time.Time
 }
 
-// runningSpan is the attempt of a task that runs; nil where none does.
+// runningSpan describes the running attempt of a task; nil if no attempt runs.
 func runningSpan(task db.Task) *attemptSpan {
 	if task.Status != db.TaskStatusRUNNING || task.StartedAt == nil {
 		return nil
@@ -56,8 +57,8 @@ func runningSpan(task db.Task) *attemptSpan {
 	}
 }
 
-// wholeSpan is the attempt that somebody is about to begin and end in one word; a
-// person's took as long as it was their turn.
+// wholeSpan describes an attempt that begins and ends in one call. A person's began with the
+// assignment.
 func wholeSpan(task db.Task, at time.Time) *attemptSpan {
 	if task.Status == db.TaskStatusASSIGNED && task.AssignedAt != nil {
 		at = *task.AssignedAt
@@ -66,7 +67,7 @@ func wholeSpan(task db.Task, at time.Time) *attemptSpan {
 	return runningSpan(task)
 }
 
-// attemptSpanID is the id of an attempt's span.
+// attemptSpanID derives the id of an attempt's span.
 func attemptSpanID(task uuid.UUID, attempt int32) (id trace.SpanID) {
 	var key [20]byte
 	copy(key[:], task[:])
@@ -77,7 +78,7 @@ func attemptSpanID(task uuid.UUID, attempt int32) (id trace.SpanID) {
 	return id
 }
 
-// startSpan begins an attempt's span. The context is ctx with the span in it.
+// startSpan begins an attempt's span. The returned context is ctx with the span.
 func (t *Tasks) startSpan(ctx context.Context, a *attemptSpan) (context.Context, trace.Span) {
 	ctx = ContextWithTraceparent(ctx, stringOf(a.traceparent))
 	wish := context.WithValue(ctx, wishKey{}, a)
@@ -102,7 +103,7 @@ func (a *attemptSpan) attributes() []attribute.KeyValue {
 	}
 }
 
-// endSpan tells how an attempt ended; code is its failure's, empty for none.
+// endSpan ends a span with the attempt's outcome; code is the failure's, empty for none.
 func endSpan(span trace.Span, outcome, code string, at time.Time) {
 	if span.IsRecording() {
 		span.SetAttributes(attrOutcome.String(outcome))
@@ -116,8 +117,8 @@ func endSpan(span trace.Span, outcome, code string, at time.Time) {
 	span.End(trace.WithTimestamp(at))
 }
 
-// endAttemptSpan tells of the attempt that a move ended, where no executor of this
-// process has its span.
+// endAttemptSpan records the span of the attempt that a transition has ended, where no executor
+// of this process has the span.
 func (t *Tasks) endAttemptSpan(m *transition, out transitionResult) {
 	if t.cfg.Tracer == nil || m.span == nil || !out.made || m.notCounted || m.outcome == "" {
 		return
@@ -129,8 +130,8 @@ func (t *Tasks) endAttemptSpan(m *transition, out transitionResult) {
 	endSpan(span, string(m.outcome), m.failureCode, out.at)
 }
 
-// withSpan puts the attempt's span into ctx, or without tracing that of the request
-// that made the task: what is called shall know of it.
+// withSpan puts the attempt's span into ctx, or without tracing the span of the request that made
+// the task: the services that the executor calls shall know of it.
 func (r *run) withSpan(ctx context.Context) context.Context {
 	tracer := r.r.tasks.cfg.Tracer
 	if tracer == nil {
@@ -146,29 +147,28 @@ func (r *run) withSpan(ctx context.Context) context.Context {
 		return ctx
 	}
 
-	// No attempt begins, and the span is one like any other.
+	// An assignment is no attempt: the span has an id of its own.
 	ctx, r.span = tracer.Start(ContextWithTraceparent(ctx, stringOf(a.traceparent)), "task.assign", trace.WithTimestamp(a.startedAt))
 	r.span.SetAttributes(a.attributes()...)
 	return ctx
 }
 
-// endSpan ends the span, once the attempt's end is written.
+// endSpan ends the span once the attempt's end is written.
 func (r *run) endSpan(outcome, code string, at time.Time) {
 	if r.span != nil {
 		endSpan(r.span, outcome, code, at)
 	}
 }
 
-// logged is a context for the log, whose lines say whose trace they belong to.
+// logged is a context for the log: its lines name the task's trace.
 func (r *run) logged() context.Context {
 	return ContextWithTraceparent(context.Background(), stringOf(r.claim.Traceparent))
 }
 
 type wishKey struct{}
 
-// WishedIDs is for the maker of ids behind Config.Tracer: the ids that the span
-// which is being started asks for. A task without a traceparent has a trace all the
-// same: its id is the task's.
+// WishedIDs returns the ids that the span under way asks for; the id generator behind
+// Config.Tracer must use them. A task without a traceparent has a trace whose id is the task's.
 func WishedIDs(ctx context.Context) (id trace.TraceID, span trace.SpanID, ok bool) {
 	a, ok := ctx.Value(wishKey{}).(*attemptSpan)
 	if !ok {
@@ -177,16 +177,15 @@ func WishedIDs(ctx context.Context) (id trace.TraceID, span trace.SpanID, ok boo
 	return trace.TraceID(a.task), attemptSpanID(a.task, a.attempt), true
 }
 
-// Traceparent is the span of a context as the header of that name has it; empty for
-// none.
+// Traceparent encodes the span of a context as the header traceparent; empty for no span.
 func Traceparent(ctx context.Context) string {
 	var h traceHeader
 	propagation.TraceContext{}.Inject(ctx, &h)
 	return string(h)
 }
 
-// ContextWithTraceparent is ctx inside the span that a header names. Nothing changes
-// where the header is empty, or not written as W3C asks.
+// ContextWithTraceparent returns ctx inside the span that the header names. An empty or malformed
+// header leaves ctx as it is.
 func ContextWithTraceparent(ctx context.Context, header string) context.Context {
 	if header == "" {
 		return ctx
@@ -195,8 +194,8 @@ func ContextWithTraceparent(ctx context.Context, header string) context.Context 
 	return propagation.TraceContext{}.Extract(ctx, &h)
 }
 
-// traceHeader is the one header of W3C's that a task carries. Its companion
-// tracestate is not kept: a task may wait for days, and vendors' notes with it.
+// traceHeader carries the W3C header traceparent. A task does not keep its companion tracestate:
+// the task may wait for days, and vendors' notes with it.
 type traceHeader string
 
 // Get is the header's value.
@@ -217,8 +216,8 @@ func (h *traceHeader) Set(name, value string) {
 // Keys names the header.
 func (h *traceHeader) Keys() []string { return []string{"traceparent"} }
 
-// traceparent is what a worker is told: its spans are children of the
-// attempt's. Where that is not going to be told, of the request's.
+// traceparent is the parent of a worker's spans: the attempt's span, or the request's where the
+// attempt's will not be recorded.
 func (l *Leases) traceparent(traceparent string, task uuid.UUID, attempt int32) string {
 	if l.t.cfg.Tracer == nil || traceparent == "" {
 		return traceparent

@@ -11,16 +11,15 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The bounds of what a process keeps of the workers that ask it for work, until it is
-// written. A worker chooses its own name, so that a tenant can make up any number: what is
-// beyond a bound is left out of one round.
+// The bounds of the workers that a process remembers between two writes. A worker chooses its own
+// name, so that a tenant can make up any number: those beyond a bound are left out of a round.
 const (
 	mostWorkersSeen = 5000
 	mostSeenOfOne   = 1000 // of one tenant
 )
 
-// workersSeen are the remote workers that have asked for work since it was last written, for
-// whoever asks who there is and why a task waits. The zero value is ready.
+// workersSeen remembers the remote workers that have asked for work since the last write. GET
+// /workers and why read what is written. The zero value is ready.
 type workersSeen struct {
 	mu      sync.Mutex
 	all     map[workerKey]workerSeen // guarded by mu
@@ -35,7 +34,7 @@ type workerSeen struct {
 	at          time.Time
 }
 
-// note keeps what a dequeue asks for.
+// note remembers what a dequeue asks for.
 func (w *workersSeen) note(req *LeaseRequest) {
 	asked := map[string][]string{}
 	for _, sel := range req.Select {
@@ -70,8 +69,7 @@ func (w *workersSeen) note(req *LeaseRequest) {
 	}
 }
 
-// beat keeps that a worker has sent a heartbeat of a lease that it holds: who works does not
-// ask.
+// beat remembers that a worker has sent a heartbeat: a busy worker does not ask for work.
 func (w *workersSeen) beat(tenant, worker string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -83,7 +81,7 @@ func (w *workersSeen) beat(tenant, worker string) {
 	}
 }
 
-// take empties it.
+// take returns everything remembered and forgets it.
 func (w *workersSeen) take() (asked map[workerKey]workerSeen, beats map[workerKey]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -92,13 +90,13 @@ func (w *workersSeen) take() (asked map[workerKey]workerSeen, beats map[workerKe
 	return asked, beats
 }
 
-// workersSeen tells the others who asks for work here.
+// workersSeen writes at each tick which workers ask this process for work.
 func (r *Runner) workersSeen(ctx context.Context) {
 	r.every(ctx, 5*r.cfg.Tick, "say which workers asked", r.tellWorkers)
 }
 
-// tellWorkers writes which workers have been heard of in this process, and forgets some of
-// those that are not heard of any more.
+// tellWorkers writes the workers that this process has seen, and deletes some of those that were not
+// seen for long.
 func (r *Runner) tellWorkers(ctx context.Context) error {
 	asked, beats := r.tasks.workers.take()
 	if len(asked) > 0 {

@@ -17,9 +17,9 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
 
-// Whether the database takes writes is known from the last write of the engine: every flush
-// notes its fate, and so does the process's sign of life, once a second. Only who asks when
-// nothing was written lately, or when the last write failed, costs a statement:
+// Whether the database takes writes is known from the engine's last write: every flush records its
+// result, and so does the process's sign of life, once a second. A probe costs a statement only when
+// there was no write lately, or the last one failed:
 //
 //	lately written      nothing is asked
 //	idle                the statement that makes tasks, with none to make: it takes the same
@@ -27,28 +27,28 @@ import (
 //	the last one failed it makes a task, takes it back, and commits a sign of life
 
 const (
-	// writtenLately is how long a write that committed answers for the next moments.
+	// writtenLately is how long a committed write counts as proof.
 	writtenLately = 2 * time.Second
-	// lookedLately is how long the answer of a probe stands, whoever asks.
+	// lookedLately is how long the result of a probe is shared.
 	lookedLately = 500 * time.Millisecond
-	// probeBytes is the input of the task that is made and taken back: more than a table
-	// has room for without growing, so that a full disk is met.
+	// probeBytes is the input of the probe's task: more than a table has free space for, so that a
+	// full disk shows.
 	probeBytes = 64 << 10
 )
 
-// NotWritable says why the database takes no moves.
+// NotWritable says why the database takes no writes.
 type NotWritable struct {
-	// Why is a few words for whoever asks: no address, no name and no text of the server's.
+	// Why is a short reason for any reader: without address, name or text of the server.
 	Why string
 	err error
 }
 
 func (e *NotWritable) Error() string { return "the database takes no writes: " + e.Why }
 
-// Unwrap is what the server or the network said.
+// Unwrap returns the error of the server or the network.
 func (e *NotWritable) Unwrap() error { return e.err }
 
-// writable is what is known of the database's taking writes.
+// writable is what this process knows of the database's taking writes.
 type writable struct {
 	mu     sync.Mutex
 	wrote  time.Time // when the last write committed; guarded by mu
@@ -59,7 +59,7 @@ type writable struct {
 	found   error      // what it answered; guarded by probing
 }
 
-// note is told the fate of every write. err is nil, or that of a database that is away.
+// note records the result of a write: nil, or the error of a database that is away.
 func (w *writable) note(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -74,8 +74,8 @@ func (w *writable) known() (lately bool, failed error) {
 	return w.failed == nil && time.Since(w.wrote) < writtenLately, w.failed
 }
 
-// Writable says whether the database takes moves: nil, or a *NotWritable. It asks the
-// database only if the engine does not know; several who ask at once share one answer.
+// Writable reports whether the database takes writes: nil, or a *NotWritable. It asks the database
+// only if the engine does not know; concurrent callers share one answer.
 func (t *Tasks) Writable(ctx context.Context) error {
 	if lately, _ := t.writes.known(); lately {
 		return nil
@@ -112,7 +112,7 @@ func (t *Tasks) Writable(ctx context.Context) error {
 // writeProbe asks the database whether it takes writes.
 type writeProbe struct{ t *Tasks }
 
-// probeLocks makes no tasks, by the statement that makes tasks.
+// locks creates no task, by the statement that creates tasks.
 func (p *writeProbe) locks(ctx context.Context) error {
 	if _, err := p.t.q.TaskCreate(ctx, createParams(nil)); err != nil {
 		return fmt.Errorf("make no task: %w", err)
@@ -120,10 +120,10 @@ func (p *writeProbe) locks(ctx context.Context) error {
 	return nil
 }
 
-// errTakenBack ends the transaction of a probe.
+// errTakenBack rolls the transaction of a probe back.
 var errTakenBack = errors.New("taken back")
 
-// probeWrite makes a task and takes it back, then commits that this process lives.
+// write creates a task and rolls it back, then commits a sign of life.
 func (p *writeProbe) write(ctx context.Context) error {
 	noise := make([]byte, probeBytes/2) // it must not shrink
 	for i := range noise {
@@ -161,8 +161,8 @@ func (p *writeProbe) write(ctx context.Context) error {
 	return nil
 }
 
-// lockedTables says whether a statement that waited too long for a lock waits for a whole
-// table, and not for a row: then what writes to no row waits as well.
+// lockedTables reports whether a statement that timed out waits for a whole table, and not for a row:
+// then every write waits.
 func (p *writeProbe) lockedTables(ctx context.Context) bool {
 	err := pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 		q := db.New(tx)
