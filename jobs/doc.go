@@ -1,5 +1,5 @@
 // Package jobs is the life of a task: it applies every transition, claims and runs what waits
-// in the queues, keeps the leases, and is the only package that knows River.
+// in the queues, keeps the leases, and is the package that uses River's tables.
 //
 //	          create
 //	            │
@@ -28,11 +28,12 @@
 //
 //	create.go        Tasks.Create            a task, its first job, its created event
 //	claim.go         claimer                 takes jobs of a queue (LaneClaim), run by run
-//	run.go           run                     one attempt in this process: start, end, give back
+//	run.go           run                     one attempt in this process: start, end, release
 //	complete.go      completionItems         the success of an attempt in process (TaskComplete)
 //	transition.go    transitionItems         every other transition (TaskMove)
 //	retry.go         failTransition          the next attempt, or the end and a dead letter
-//	lease.go         Leases                  remote workers: acquire, heartbeat
+//	lease.go         Leases                  remote workers: acquire
+//	heartbeat.go     Leases                  remote workers: extend leases
 //	worker.go        Leases                  remote workers: complete, fail, release
 //	person.go        Worklist                people: claim, complete, unclaim
 //	deadletter.go    DeadLetterOps           dead letters: discard, redrive, undo
@@ -43,7 +44,7 @@
 //
 //	a process is killed      its leases run out after the visibility timeout, and the reaper of
 //	                         any process ends the attempts; jobs that it had claimed and not
-//	                         begun get a new token from the sweep
+//	                         begun are replaced by the sweep
 //	the database is away     results wait and are written when it is back; creates and calls are
 //	                         told ErrUnavailable at once
 //	a commit's answer is     the next flush looks for the event ids, which are used once, and

@@ -139,8 +139,8 @@ func redactedText(s string, longest int) string {
 	return storableText(redact.Text(s[:min(len(s), 8*longest)]), longest)
 }
 
-// Outage says that a neighbour could not be reached at all: nothing is known to
-// have happened, so the task waits and no attempt is spent.
+// Outage says that a peer service could not be reached: its effect is unknown, so the task waits and
+// the attempt does not count.
 type Outage struct {
 	Neighbour string
 	Err       error
@@ -156,18 +156,17 @@ type unansweredKey struct{}
 // where that is no outage. The pointer is nil while no request is under way.
 type unanswered = atomic.Pointer[func() *Outage]
 
-// Asking is for the client of a neighbour, within Execute: a request goes out. Should the
-// attempt's time be all but over before its answer, why says whether that is an outage's
-// doing, or, with nil, the task's own. It must be quick. Unanswered ends it.
+// Asking says that the client of a peer service has sent a request, within Execute. Just before the
+// attempt's deadline the engine calls why, which must be quick: an *Outage releases the attempt, nil
+// leaves the attempt to its timeout. Unanswered ends this.
 func Asking(ctx context.Context, why func() *Outage) {
 	if noted, ok := ctx.Value(unansweredKey{}).(*unanswered); ok {
 		noted.Store(&why)
 	}
 }
 
-// Unanswered is for the client of a neighbour, within Execute: a request got no answer,
-// and the same is asked again. Should the attempt's time be all but over first, that is
-// the outage's doing and not the task's. With nil an answer came after all.
+// Unanswered says that the request got no answer and will be repeated, within Execute: should the
+// attempt's deadline come first, o releases the attempt. A nil o says that an answer came.
 func Unanswered(ctx context.Context, o *Outage) {
 	noted, ok := ctx.Value(unansweredKey{}).(*unanswered)
 	switch {

@@ -40,7 +40,7 @@ const (
 	parkPages = 20
 )
 
-// claimForWorker is WorkerClaim without the jobs that it has held back. Where there were only
+// claim is WorkerClaim without the jobs that it has held back. Where there were only
 // such jobs, it looks further.
 func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
 	p.Walk = p.Most

@@ -189,8 +189,8 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, ask Ask
 	return out, nil
 }
 
-// pauses makes a change of table pause, and keeps the answer to the call in the same commit. A
-// row that somebody has locked is waited for: who holds jobs back locks pauses for a moment.
+// change changes table pause and stores the answer to the call in the same commit. It waits for a
+// locked row: holding jobs back locks pauses for a moment.
 func (p *Pauses) change(ctx context.Context, what string, ask Ask, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
 	for begun := time.Now(); ; {
 		err = pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {

@@ -244,7 +244,7 @@ func (w *Worklist) personTransition(ctx context.Context, task db.Task, user, rea
 	return w.t.updateTransition(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
 }
 
-// turnBefore is whose turn a task was before somebody claimed it.
+// assignmentBefore is the assignment that a task had before a person claimed it.
 func (w *Worklist) assignmentBefore(ctx context.Context, id uuid.UUID) (note outbox.AssignedNote, err error) {
 	payload, err := w.t.q.TaskLastAssigned(ctx, id)
 	switch {

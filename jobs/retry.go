@@ -168,7 +168,7 @@ func failureOf(err error) *Failure {
 	}
 
 	if errors.Is(err, context.DeadlineExceeded) {
-		// Its own deadline: the attempt's is written by timeOut.
+		// Its own deadline: the attempt's is written by onTimeout.
 		return &Failure{Code: "TIMEOUT_ERROR", Message: err.Error()}
 	}
 

@@ -35,7 +35,7 @@
 //
 // # Flushers, Backlog and Reserve
 //
-// At most Config.Flushers run while each of them returns within 100 ms. The first starts with
+// At most Config.Flushers run, as long as no flush takes longer than 100 ms. The first starts with
 // the first item. Every further flusher starts when Config.Backlog items wait, because two
 // half empty statements cost the database more than a full statement.
 //

@@ -66,7 +66,7 @@
 //   - The machine loses power. A durable cluster recovers as any PostgreSQL does. A
 //     throw-away cluster is abandoned, and removed by the next sweep.
 //
-// Nothing is ever deleted from a durable directory: if the directory cannot be used, the
-// error says why and what to do. Messages name environment variables for the person who
+// Start never deletes the data of a durable cluster. It removes only unfinished initdb and
+// download directories. If a directory cannot be used, the error says why and what to do. Messages name environment variables for the person who
 // sets them; this package itself reads only TMPDIR, HOME and XDG_DATA_HOME.
 package localpg

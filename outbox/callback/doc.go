@@ -43,8 +43,8 @@
 //   - The answer is 410, or the address may not be called: the update is abandoned at once.
 //     Later updates of the task are posted.
 //   - The update is older than Config.AbandonAfter when a post fails: the update is abandoned. If
-//     the host is away, so are all updates of the host that are as old. Abandoned updates are in
-//     table callback_given_up.
+//     the host is away, the dispatcher also abandons every other update of that host older than
+//     AbandonAfter. Abandoned updates are in table callback_given_up.
 //   - The database is away: deliveries in flight go on, and their results wait in memory. If the
 //     process dies meanwhile, the updates are posted again.
 //   - Another session has a row locked: the delivery waits apart and is settled when the lock is

@@ -91,11 +91,12 @@ func (b *Bus) isHealthy(all bool) bool {
 	connected, ensured := b.connCtx.Err() == nil, b.state.ensured
 	busy := b.state.lastPublish.err == nil && time.Since(b.state.lastPublish.at) < b.cfg.intervals.probe
 	grow := b.state.replicasErr != nil && time.Since(b.state.replicasAskedAt) >= b.cfg.intervals.replicas
+	others := b.state.otherErr != nil && all
 	b.mu.Unlock()
 	switch {
 	case !connected:
 		return true // a reconnect ensures the streams by itself
-	case !ensured || grow:
+	case !ensured || grow || others:
 		return false
 	}
 

@@ -2,6 +2,7 @@ package natsbus
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -117,6 +118,24 @@ func TestFamilySharedWithANeighbour(t *testing.T) {
 	require.NoError(t, host.js.DeleteStream(host.ctx, "THEIRS"))
 	next := setup(t, func(cfg *Config) { cfg.URL = host.ClientURL() })
 	require.ElementsMatch(t, inboundSubjects, next.streamConfig(t, "TES_INBOUND").Subjects)
+}
+
+// A stream beside the events stream that could not be ensured, for it had no leader at that
+// moment, is there all the same: it is ensured again at the next probe of all streams.
+func TestErrorOfAnotherStreamIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(cfg *Config) { cfg.intervals.probe = time.Hour })
+	require.True(t, b.isHealthy(true))
+
+	b.mu.Lock()
+	b.state.otherErr = errors.New("stream TES_INBOUND: no leader")
+	b.mu.Unlock()
+	require.True(t, b.isHealthy(false), "the probe of the events stream alone")
+	require.False(t, b.isHealthy(true))
+
+	_, err := b.ensureStreams(b.ctx)
+	require.NoError(t, err)
+	require.True(t, b.isHealthy(true))
 }
 
 func TestCovers(t *testing.T) {

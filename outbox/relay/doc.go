@@ -64,7 +64,7 @@
 //	│   another term, an error,       │ asked to stop: publishes what is committed,
 //	└─────────────────────────────────┤ for at most drainTimeout
 //	                                  ▼
-//	                               stopped: the lead is given back
+//	                               stopped: the lead is free
 //
 // Every write of a leader names its term and has no effect once another process has taken
 // the lead under the next one. The bus refuses a batch of a superseded leader: package
@@ -78,10 +78,10 @@
 // # Failure Handling
 //
 //   - The process dies between publish and mark. The stream has messages behind the last
-//     sequence in outbox_published, of two batches at most, and their ranges are still in
-//     outbox. The next leader reads the ids behind the last sequence, marks the events the stream
-//     has, and publishes the rest. No event is published twice, even days later;
-//     the stream's own deduplication would end after two minutes.
+//     sequence in outbox_published, of at most two batches (one acknowledged but not marked, and
+//     one in flight), and their ranges are still in outbox. The next leader reads the ids behind the last sequence, marks the events the stream
+//     has, and publishes the rest. In this case the stream stores no event twice, even if the next
+//     leader comes days later; the stream's own deduplication would end after two minutes.
 //   - The bus is away. Publish fails, the session ends, and the next one begins after a pause
 //     that grows to 30 s (retry.EventPublishing). After ten failures in a row, or when half of
 //     the batches fail, the breaker opens and one batch every 30 s tries the bus. A reconnect
