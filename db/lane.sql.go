@@ -388,7 +388,7 @@ held AS MATERIALIZED (
     FROM asked
     JOIN river_job j ON j.id = asked.id AND (j.state = 'running') IS TRUE AND j.attempted_by = ARRAY[$3::text]
     ORDER BY j.id
-    FOR UPDATE OF j
+    FOR UPDATE OF j SKIP LOCKED
 ),
 cover AS MATERIALIZED (
     SELECT held.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
@@ -428,7 +428,8 @@ type LaneParkParams struct {
 // Holds claimed jobs of paused tasks back: River's state for that is pending. The jobs have
 // not begun, so their tokens stay valid. The pauses are read again and locked, so that a
 // resume waits for this transaction, and then sees the jobs; a job whose pause was resumed
-// meanwhile becomes available again. kind is the kind under which the jobs waited.
+// meanwhile becomes available again. A job that another session has locked stays claimed, and
+// is found by LaneOrphans. kind is the kind under which the jobs waited.
 func (q *Queries) LanePark(ctx context.Context, arg LaneParkParams) ([]bool, error) {
 	rows, err := q.db.Query(ctx, lanePark, arg.Kind, arg.JobIds, arg.ExecutorID)
 	if err != nil {

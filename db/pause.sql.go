@@ -8,6 +8,8 @@ package db
 import (
 	"context"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const pauseBy = `-- name: PauseBy :exec
@@ -282,6 +284,45 @@ func (q *Queries) PauseRelease(ctx context.Context, arg PauseReleaseParams) (Pau
 		&i.Locked,
 		&i.Queues,
 	)
+	return i, err
+}
+
+const pauseReleaseTask = `-- name: PauseReleaseTask :one
+WITH waits AS MATERIALIZED (
+    SELECT j.id
+    FROM task t
+    JOIN river_job j ON j.id = t.job_id AND (j.state = 'pending') IS TRUE
+    WHERE t.task_id = $1
+        AND NOT EXISTS (SELECT FROM task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS p (id))
+),
+held AS MATERIALIZED (
+    SELECT j.id
+    FROM waits
+    JOIN river_job j ON j.id = waits.id AND (j.state = 'pending') IS TRUE
+    FOR UPDATE OF j SKIP LOCKED
+),
+released AS (
+    UPDATE river_job j
+    SET state = 'available', metadata = j.metadata - 'paused'
+    FROM held
+    WHERE j.id = held.id
+    RETURNING j.queue
+)
+SELECT
+    ((SELECT count(*) FROM waits) > (SELECT count(*) FROM released))::boolean AS locked,
+    coalesce((SELECT array_agg(released.queue) FROM released), '{}')::text[] AS queues
+`
+
+type PauseReleaseTaskRow struct {
+	Locked bool
+	Queues []string
+}
+
+// PauseRelease for the one job of a task. locked: another session has locked the job.
+func (q *Queries) PauseReleaseTask(ctx context.Context, taskID uuid.UUID) (PauseReleaseTaskRow, error) {
+	row := q.db.QueryRow(ctx, pauseReleaseTask, taskID)
+	var i PauseReleaseTaskRow
+	err := row.Scan(&i.Locked, &i.Queues)
 	return i, err
 }
 

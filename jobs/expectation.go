@@ -21,8 +21,12 @@ type expectation struct {
 // unspecified stands for a job, an attempt or a version that may be any. TaskMove knows it too.
 const unspecified = -1
 
-// noJob is the id of no job: a transition that requires it is not applied.
-const noJob = -2
+// noJob is the id of no job, noVersion the version of no task: a transition that requires one of
+// them is not applied.
+const (
+	noJob     = -2
+	noVersion = -2
+)
 
 // atAttempt requires that the task has this job and this attempt. It is the fence of whoever
 // holds a lease, or a claimed job.
@@ -35,10 +39,14 @@ func atJob(job int64, statuses ...Status) expectation {
 	return expectation{job: job, attempt: unspecified, version: unspecified, statuses: statuses}
 }
 
-// atVersion requires a version; 0, as of a request without If-Match, leaves it unspecified.
+// atVersion requires a version; 0, as of a request without If-Match, leaves it unspecified. A
+// version below 0, which no task has, is required like any other.
 func atVersion(version int32, statuses ...Status) expectation {
-	if version == 0 {
+	switch {
+	case version == 0:
 		version = unspecified
+	case version < 0:
+		version = noVersion
 	}
 	return expectation{job: unspecified, attempt: unspecified, version: version, statuses: statuses}
 }

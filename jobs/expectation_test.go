@@ -25,6 +25,7 @@ func TestExpectations(t *testing.T) {
 		"another job":                {atJob(task.JobID+1, Pending), false},
 		"another attempt":            {atAttempt(task.JobID, task.Attempt+1, Pending), false},
 		"another version":            {atVersion(task.Version+1, Pending), false},
+		"a version below 0":          {atVersion(-1, Pending), false},
 		"another status":             {atVersion(task.Version, Running, Failed), false},
 		"job, but another version":   {atJobAndVersion(task.JobID, task.Version+1, Pending), false},
 		"version, but another job":   {atJobAndVersion(task.JobID+1, task.Version, Pending), false},

@@ -12,16 +12,18 @@ func (c *claimer) park(kind string, jobs []int64) {
 	r := c.r
 	defer c.release(len(jobs))
 
+	// A pause that another session has locked is not waited for: the jobs stay claimed, the slots
+	// become free for other tasks, and the sweep gives the jobs' tasks new jobs.
 	const what = "hold paused jobs back"
 	var parked []bool
-	err := r.tasks.retryWhileUnavailable(r.ctx, r.logRetry(what), func(context.Context) error {
+	err := r.tasks.retryWhile(r.ctx, isDatabaseAbsent, r.logRetry(what), func(context.Context) error {
 		return uncancelled(func(ctx context.Context) (err error) {
 			parked, err = r.tasks.q.LanePark(ctx, db.LaneParkParams{JobIds: jobs, Kind: kind, ExecutorID: r.tasks.cfg.ProcessID})
 			return err
 		})
 	})
 	if err != nil {
-		r.logTrouble(what, err) // the sweep gives their tasks new tokens
+		r.logTrouble(what, err)
 		return
 	}
 

@@ -27,10 +27,10 @@ import (
 //	    └───────────────────────────────────────────────┘
 //	       the last pause of the task is resumed (release)
 //
-// Table pause is authoritative. Who holds a job back locks the pause for share, and who resumes
-// it updates the row: so every job that is held back for a pause is seen by the release that
-// follows the resume. The caller of a resume releases; what it does not come to, because it
-// dies or takes too long, every process releases at its tick: see pause.released.
+// Table pause is authoritative. Holding a job back locks the pause's row FOR SHARE, and a resume
+// updates the row: so the release that follows a resume sees every job that was held back. The
+// caller of a resume releases the jobs. Should it die or take too long, every process releases
+// the rest at its tick: see column pause.released.
 
 // PauseScope says what a pause is of.
 type PauseScope string
@@ -54,13 +54,15 @@ type Pause struct {
 	ResumedAt    *time.Time // nil while it is in force
 	ResumedBy    string
 	ResumeReason string
+
+	id int64
 }
 
 // PauseOf is a row as callers see it.
 func PauseOf(row db.Pause) Pause {
 	p := Pause{
 		Scope: PauseScope(row.Scope), Tenant: row.TenantID, Name: row.Name,
-		PausedAt: row.PausedAt.UTC(), PausedBy: row.PausedBy, Reason: row.PauseReason,
+		PausedAt: row.PausedAt.UTC(), PausedBy: row.PausedBy, Reason: row.PauseReason, id: row.ID,
 	}
 	if row.ResumedAt != nil && row.ResumedBy != nil && row.ResumeReason != nil {
 		at := row.ResumedAt.UTC()
@@ -180,13 +182,42 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, ask Ask
 		return Pause{}, err
 	}
 
+	if out.ResumedAt == nil {
+		return out, nil
+	}
+
 	released, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
-	if err := p.release(released); err != nil {
+	if scope == PauseOfTask {
+		err = p.releaseTask(released, name, out.id)
+	} else {
+		err = p.release(released)
+	}
+	if err != nil {
 		p.t.cfg.Logger.Warn("jobs that were held back are released at the next tick", "error", err)
 	}
 
 	return out, nil
+}
+
+// releaseTask is release for the resumed pause of one task: it looks at this task's job alone,
+// however many jobs other pauses hold back.
+func (p *Pauses) releaseTask(ctx context.Context, task string, pause int64) error {
+	id, err := uuid.Parse(task)
+	if err != nil {
+		return fmt.Errorf("task %q: %w", task, err)
+	}
+
+	row, err := retryDeadlock(ctx, func() (db.PauseReleaseTaskRow, error) { return p.t.q.PauseReleaseTask(ctx, id) })
+	if err != nil {
+		return fmt.Errorf("release the job of task %s: %w", task, err)
+	}
+	p.t.notifyQueues(ctx, row.Queues...)
+
+	if row.Locked {
+		return nil // looked at again at the next tick
+	}
+	return p.t.q.PauseReleased(ctx, []int64{pause})
 }
 
 // change changes table pause and stores the answer to the call in the same commit. It waits for a

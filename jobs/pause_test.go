@@ -306,6 +306,76 @@ func TestDeletedPauseHoldsNothingBack(t *testing.T) {
 	b.becomes(task.TaskID, Completed)
 }
 
+// A queue whose pause somebody has deleted in psql is resumed like any other, and the resume is
+// recorded; pausing the queue again makes a pause of its own.
+func TestQueueIsResumedWithoutItsPause(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.Pauses.PauseQueue(b.ctx, LaneAutomated, because)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, b.exec("DELETE FROM pause"))
+
+	resumed, err := b.Pauses.ResumeQueue(b.ctx, LaneAutomated, because)
+	require.NoError(t, err)
+	require.NotNil(t, resumed.ResumedAt)
+	require.Equal(t, because.By, resumed.ResumedBy)
+	require.True(t, ask[bool](b, "SELECT paused_at IS NULL FROM river_queue WHERE name = $1", LaneAutomated))
+
+	again, err := b.Pauses.PauseQueue(b.ctx, LaneAutomated, because)
+	require.NoError(t, err)
+	require.Nil(t, again.ResumedAt)
+}
+
+// A resumed task is released by itself: jobs that other pauses hold back are not walked over.
+func TestResumedTaskIsReleasedAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	define(t, b, pausable("held", "noop"))
+	define(t, b, pausable("one", "noop"))
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
+	require.NoError(t, err)
+	others := b.create(of("held"))
+	task := b.create(of("one"))
+	_, err = b.Pauses.PauseTask(b.ctx, task.TaskID, because)
+	require.NoError(t, err)
+	w := b.work(noop(does(`{}`, nil)))
+	b.heldBack(2)
+	w.stop()
+
+	_, err = b.Pauses.ResumeTask(b.ctx, task.TaskID, because)
+	require.NoError(t, err)
+	const stateOf = "SELECT state::text FROM river_job WHERE id = $1"
+	require.Equal(t, "available", ask[string](b, stateOf, task.JobID))
+	require.Equal(t, "pending", ask[string](b, stateOf, others.JobID))
+	require.Equal(t, 1, ask[int](b, "SELECT count(*) FROM pause WHERE released"))
+}
+
+// A pause that another session has locked keeps no slot from the tasks that are not paused.
+func TestLockedPauseHoldsUpNoOtherTask(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	define(t, b, pausable("held", "noop"))
+	define(t, b, pausable("free", "noop"))
+	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
+	require.NoError(t, err)
+	const slots = 5
+	for range slots {
+		b.create(of("held"))
+	}
+
+	tx, err := b.pool.Begin(b.ctx)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(b.ctx) }()
+	_, err = tx.Exec(b.ctx, "SELECT FROM pause FOR UPDATE")
+	require.NoError(t, err)
+
+	b.work(noop(does(`{}`, nil)), func(cfg *RunnerConfig) { cfg.Slots = map[string]int{LaneAutomated: slots} })
+	waitFor(t, "the paused jobs to be claimed", func() bool {
+		return ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'running'") == slots
+	})
+	b.becomes(b.create(of("free")).TaskID, Completed)
+}
+
 // A pause that ends between a claim and the moment in which its job is held back holds nothing
 // back: the job is available again, as it was.
 func TestResumeBetweenClaimAndHold(t *testing.T) {

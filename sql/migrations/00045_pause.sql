@@ -68,6 +68,12 @@ BEGIN
         UPDATE pause p
         SET resumed_at = now(), resumed_by = who, resume_reason = why, released = true
         WHERE p.scope = 'queue' AND p.name = OLD.name AND p.tenant_id = '' AND p.resumed_at IS NULL;
+
+        -- A hand has deleted the pause: the queue is resumed all the same, and the resume recorded.
+        IF NOT FOUND THEN
+            INSERT INTO pause (scope, name, paused_at, paused_by, pause_reason, resumed_at, resumed_by, resume_reason, released)
+            VALUES ('queue', OLD.name, OLD.paused_at, 'unknown', '', now(), who, why, true);
+        END IF;
     ELSE
         INSERT INTO pause (scope, name, paused_at, paused_by, pause_reason)
         VALUES ('queue', NEW.name, NEW.paused_at, who, why)

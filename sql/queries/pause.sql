@@ -55,6 +55,32 @@ WHERE p.resumed_at IS NOT NULL AND NOT p.released
 ORDER BY p.id
 LIMIT 1000;
 
+-- name: PauseReleaseTask :one
+-- PauseRelease for the one job of a task. locked: another session has locked the job.
+WITH waits AS MATERIALIZED (
+    SELECT j.id
+    FROM task t
+    JOIN river_job j ON j.id = t.job_id AND (j.state = 'pending') IS TRUE
+    WHERE t.task_id = @task_id
+        AND NOT EXISTS (SELECT FROM task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS p (id))
+),
+held AS MATERIALIZED (
+    SELECT j.id
+    FROM waits
+    JOIN river_job j ON j.id = waits.id AND (j.state = 'pending') IS TRUE
+    FOR UPDATE OF j SKIP LOCKED
+),
+released AS (
+    UPDATE river_job j
+    SET state = 'available', metadata = j.metadata - 'paused'
+    FROM held
+    WHERE j.id = held.id
+    RETURNING j.queue
+)
+SELECT
+    ((SELECT count(*) FROM waits) > (SELECT count(*) FROM released))::boolean AS locked,
+    coalesce((SELECT array_agg(released.queue) FROM released), '{}')::text[] AS queues;
+
 -- name: PauseReleased :exec
 UPDATE pause p
 SET released = true
