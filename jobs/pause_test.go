@@ -369,7 +369,9 @@ func TestLockedPauseHoldsUpNoOtherTask(t *testing.T) {
 	_, err = tx.Exec(b.ctx, "SELECT FROM pause FOR UPDATE")
 	require.NoError(t, err)
 
-	b.work(noop(does(`{}`, nil)), func(cfg *RunnerConfig) { cfg.Slots = map[string]int{LaneAutomated: slots} })
+	// No sweep makes new jobs of the claimed ones: the slots become free by themselves.
+	p := b.production("p1")
+	p.work(noop(does(`{}`, nil)), stalled, func(cfg *RunnerConfig) { cfg.Slots = map[string]int{LaneAutomated: slots} })
 	waitFor(t, "the paused jobs to be claimed", func() bool {
 		return ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'running'") == slots
 	})
