@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	_ "time/tzdata" // container images may have no time zone database
 
@@ -165,6 +166,10 @@ func (c *Calendar) noon(t time.Time) time.Time {
 	return time.Date(year, month, day, 12, 0, 0, 0, c.zone)
 }
 
+// libraryMu guards calls of package cal: the functions of some of its holidays (Japan's
+// equinoxes) write the package's own variables, which all calendars share.
+var libraryMu sync.Mutex
+
 // hours returns the begin and the end of the working time on a day, equal if the day is not
 // a working day. Both are by the local clock: on a day with a clock change, the working time
 // is longer or shorter. Package cal adds hours to midnight instead, which is wrong by an
@@ -172,7 +177,10 @@ func (c *Calendar) noon(t time.Time) time.Time {
 func (c *Calendar) hours(day time.Time) (opens, closes time.Time) {
 	// Both the day of a holiday and its substitute are free: a holiday on a Saturday is free
 	// for those who work on Saturdays, and the substitute Monday for the others.
+	libraryMu.Lock()
 	actual, observed, _ := c.holidays.IsHoliday(day)
+	libraryMu.Unlock()
+
 	opens = c.at(day, c.start)
 	if actual || observed || !c.week[day.Weekday()] {
 		return opens, opens

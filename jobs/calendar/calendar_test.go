@@ -174,3 +174,22 @@ func TestCalendarIsShared(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// Calendars of one country share the library's holidays, and some of those compute in place:
+// the equinoxes of Japan. Each goroutine gets the days of its own year.
+func TestCalendarsAreConcurrent(t *testing.T) {
+	t.Parallel()
+	equinox := map[int]int{2024: 20, 2027: 21} // of March, a working day otherwise
+	var group sync.WaitGroup
+	for year, day := range equinox {
+		group.Go(func() {
+			for range 200 {
+				c, err := New(Spec{Country: "JP", Zone: "Asia/Tokyo", Workdays: Days})
+				require.NoError(t, err)
+				at := time.Date(year, time.March, day, 0, 0, 0, 0, c.zone)
+				require.Zero(t, c.Between(at, at.AddDate(0, 0, 1)), at)
+			}
+		})
+	}
+	group.Wait()
+}

@@ -38,7 +38,7 @@ func deploy(t *testing.T) *deployment {
 	}
 	opts, err := server.ProcessConfigFile(deployed)
 	require.NoError(t, err)
-	opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT, 0, t.TempDir(), true, true
+	opts.Host, opts.Port, opts.HTTPPort, opts.StoreDir, opts.NoSigs, opts.NoLog = "127.0.0.1", server.RANDOM_PORT, 0, storeDir(t), true, true
 	srv, err := server.NewServer(opts)
 	require.NoError(t, err)
 	srv.Start()
@@ -272,7 +272,7 @@ func TestDeployedPasswords(t *testing.T) { //nolint:paralleltest // the file tak
 // TestReaders: the consumers of others are made once, and stay as their owners set them.
 func TestReaders(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := storeDir(t)
 	open := func(readers ...string) *testBundle {
 		return setup(t, func(cfg *Config) { cfg.StoreDir, cfg.Readers = dir, readers })
 	}
@@ -288,7 +288,7 @@ func TestReaders(t *testing.T) {
 		require.Equal(t, jetstream.DeliverAllPolicy, c.CachedInfo().Config.DeliverPolicy)
 	}
 	for _, bad := range []string{"", "a.b", "a b", "*", ">", strings.Repeat("x", 65), "tes-shutdown"} {
-		_, err := Open(second.ctx, Config{StoreDir: t.TempDir(), NoSync: true, Readers: []string{bad}})
+		_, err := Open(second.ctx, Config{StoreDir: storeDir(t), NoSync: true, Readers: []string{bad}})
 		require.ErrorContains(t, err, "no name for a consumer", bad)
 	}
 }

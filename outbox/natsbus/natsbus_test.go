@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func setup(t *testing.T, change ...func(*Config)) *testBundle {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	log := &logBuffer{}
-	cfg := Config{StoreDir: t.TempDir(), NoSync: true, Logger: slog.New(slog.NewTextHandler(log, nil))}
+	cfg := Config{StoreDir: storeDir(t), NoSync: true, Logger: slog.New(slog.NewTextHandler(log, nil))}
 	for _, fn := range change {
 		fn(&cfg)
 	}
@@ -131,4 +132,16 @@ func (l *logBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
+}
+
+// storeDir is a directory for the store of an embedded server. A server that has stopped may
+// still write the files of an unfinished batch, which t.TempDir would fail on.
+func storeDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tes-natsbus-")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.Eventually(t, func() bool { return os.RemoveAll(dir) == nil }, patience, 10*time.Millisecond)
+	})
+	return dir
 }

@@ -46,7 +46,7 @@ func TestOpenMakesTheStreams(t *testing.T) {
 
 func TestRestartFindsTheStream(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := storeDir(t)
 	inDir := func(cfg *Config) { cfg.StoreDir = dir }
 	first := setup(t, inDir, func(cfg *Config) { cfg.NoSync = false })
 	_, err := first.Publish(first.ctx, messages(1, 10))
@@ -101,7 +101,7 @@ func TestPortInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	dir := t.TempDir()
+	dir := storeDir(t)
 	_, err = Open(context.Background(), Config{StoreDir: dir, Listen: l.Addr().String()})
 	require.ErrorContains(t, err, "cannot listen on "+l.Addr().String())
 	require.ErrorContains(t, err, "choose another address, or port 0")
@@ -121,7 +121,7 @@ func TestBadConfig(t *testing.T) {
 		"the NATS URL x:notaport cannot be read": {URL: "nats://user:secret@x:notaport"},
 	} {
 		if cfg.StoreDir == "" {
-			cfg.StoreDir = t.TempDir()
+			cfg.StoreDir = storeDir(t)
 		}
 		_, err := Open(context.Background(), cfg)
 		require.ErrorContains(t, err, want)
@@ -180,7 +180,7 @@ func TestOpenGivesUpOnASilentAddress(t *testing.T) {
 // plainServer is a NATS server that is not ours.
 func plainServer(t *testing.T, opts server.Options) *server.Server {
 	t.Helper()
-	opts.Host, opts.NoSigs, opts.NoLog, opts.StoreDir = "127.0.0.1", true, true, t.TempDir()
+	opts.Host, opts.NoSigs, opts.NoLog, opts.StoreDir = "127.0.0.1", true, true, storeDir(t)
 	if opts.Port == 0 {
 		opts.Port = server.RANDOM_PORT
 	}
