@@ -100,11 +100,11 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
-		if p := owns(c.caller, "body", body.ExecutionConfig); p != nil {
+		if p := owns(c.caller, "body", body.Config); p != nil {
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
-		key := body.RequestID
+		key := body.Key
 		if key == "" && c.keyed != nil {
 			key = keyOfItem(c.keyed.Key, i)
 		}
@@ -182,7 +182,7 @@ func fillTask(place string, text gjson.Result, into *TaskRequest) *Problem {
 		return newProblem(nil, http.StatusUnprocessableEntity, invalidText, &huma.ErrorDetail{Location: place, Message: err.Error()})
 	}
 
-	if cfg := into.ExecutionConfig; cfg != nil { // the defaults of their schemas
+	if cfg := into.Config; cfg != nil { // the defaults of their schemas
 		if cfg.HTTP != nil && cfg.HTTP.Method == "" {
 			cfg.HTTP.Method = http.MethodPost
 		}

@@ -4,27 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"time"
 
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// TaskRequest is the body of POST /api/internal/tasks.
-type TaskRequest struct {
-	TaskDefinitionID string              `json:"taskDefinitionId" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The task definition. If no such definition is registered, taskType and executionConfig.executor are required."`
-	WorkflowID       string              `json:"workflowId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
-	StepID           string              `json:"stepId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
-	TaskType         jobs.Type           `json:"taskType,omitempty" doc:"Must be the type of the definition, if there is one."`
-	Priority         jobs.Priority       `json:"priority,omitempty" doc:"Default: MEDIUM."`
-	Input            json.RawMessage     `json:"input" doc:"Validated against the definition's inputSchema."`
-	ExecutionConfig  *jobs.RequestConfig `json:"executionConfig,omitempty" doc:"Overrides of the definition: timeout, retryPolicy, executor, securityContext, visibilityTimeout. Without a definition, the whole configuration."`
-	WorkflowContext  json.RawMessage     `json:"workflowContext,omitempty" doc:"The workflow's variables, passed to the executor."`
-	CorrelationID    string              `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default: a new UUID."`
-	RequestID        string              `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"An idempotency key, like the header Idempotency-Key. If both are given, they must be equal."`
-	DueDate          *time.Time          `json:"dueDate,omitempty" doc:"The due date of a manual task. From year 2000 to 8999, in UTC."`
-	CallbackURL      string              `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted to this URL, signed and in order: see docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
-	Reference        string              `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for the task."`
-}
+// TaskRequest is a request as a body or message has it: without the fields that request sets.
+type TaskRequest jobs.Request
 
 type createTaskInput struct {
 	Key  string `header:"Idempotency-Key" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"An idempotency key, valid for ever: the same key and body again return the task that the first request created; a different body is a 409 with details.reason IDEMPOTENCY_KEY_REUSED."`
@@ -53,15 +38,15 @@ var createTaskDoc = doc{
 func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskOutput, error) {
 	c := callOf(ctx)
 	body := &in.Body
-	if p := owns(c.caller, "body", body.ExecutionConfig); p != nil {
+	if p := owns(c.caller, "body", body.Config); p != nil {
 		return nil, p
 	}
 
 	key := in.Key
 	switch {
 	case key == "":
-		key = body.RequestID
-	case body.RequestID != "" && body.RequestID != key:
+		key = body.Key
+	case body.Key != "" && body.Key != key:
 		return nil, violation("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
 	}
 	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c.asker(), key, c.body))
@@ -84,15 +69,14 @@ type asker struct{ name, tenant, traceparent string }
 
 func (c *call) asker() asker { return asker{c.caller.Name, c.caller.Tenant, c.traceparent} }
 
-// request converts the body for package jobs. text is the body as it was sent, which an idempotency
+// request completes the body for package jobs. text is the body as it was sent, which an idempotency
 // key is compared by.
 func (b *TaskRequest) request(by asker, key string, text []byte) jobs.Request {
-	return jobs.Request{
-		TaskDefinitionID: b.TaskDefinitionID, WorkflowID: b.WorkflowID, StepID: b.StepID, TaskType: b.TaskType,
-		Priority: b.Priority, Input: b.Input, Config: b.ExecutionConfig, Context: given(b.WorkflowContext),
-		CorrelationID: b.CorrelationID, DueDate: b.DueDate, CallbackURL: b.CallbackURL, Reference: b.Reference,
-		Key: key, Body: text, Tenant: by.tenant, By: by.name, Traceparent: by.traceparent,
-	}
+	req := jobs.Request(*b)
+	req.Context = given(b.Context)
+	req.Key, req.Body = key, text
+	req.Tenant, req.Actor, req.Traceparent = by.tenant, by.name, by.traceparent
+	return req
 }
 
 // given returns nil for null: an optional member may be null or absent.

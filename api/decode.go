@@ -116,13 +116,13 @@ func (b *TaskRequest) fill(doc gjson.Result) (err error) {
 		case "input":
 			b.Input = json.RawMessage(v.Raw)
 		case "executionConfig":
-			err = readMember(".executionConfig", []byte(v.Raw), &b.ExecutionConfig)
+			err = readMember(".executionConfig", []byte(v.Raw), &b.Config)
 		case "workflowContext":
-			b.WorkflowContext = json.RawMessage(v.Raw)
+			b.Context = json.RawMessage(v.Raw)
 		case "correlationId":
 			b.CorrelationID = v.Str
 		case "requestId":
-			b.RequestID = v.Str
+			b.Key = v.Str
 		case "dueDate":
 			err = readMember(".dueDate", []byte(`"`+momentText(v.Str)+`"`), &b.DueDate)
 		case "callbackUrl":

@@ -176,7 +176,7 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outc
 		body.CorrelationID = h.metadata.CorrelationID
 	}
 
-	key := body.RequestID
+	key := body.Key
 	if key == "" {
 		key = h.id
 	}
@@ -203,10 +203,10 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outc
 
 // tenantOf is the tenant of the task. The bus has no token, so the message's own claim decides.
 func tenantOf(b *TaskRequest) string {
-	if b.ExecutionConfig == nil || b.ExecutionConfig.SecurityContext == nil {
+	if b.Config == nil || b.Config.SecurityContext == nil {
 		return ""
 	}
-	return b.ExecutionConfig.SecurityContext.TenantID
+	return b.Config.SecurityContext.TenantID
 }
 
 // withoutValues replaces the messages of refusals that quote the request's values. Over HTTP only

@@ -68,7 +68,7 @@ func TestLeasesNameTheTasksTenant(t *testing.T) {
 	} {
 		config := &jobs.RequestConfig{ExecutionConfig: jobs.ExecutionConfig{Executor: "worker", SecurityContext: stored}}
 		_, _, err := b.tasks.Create(t.Context(), jobs.Request{
-			TaskDefinitionID: "render", WorkflowID: "w", TaskType: jobs.Automated, Config: config, Tenant: "acme", By: orchestrator,
+			TaskDefinitionID: "render", WorkflowID: "w", TaskType: jobs.Automated, Config: config, Tenant: "acme", Actor: orchestrator,
 		})
 		require.NoError(t, err)
 		w := b.worker(t)

@@ -5,98 +5,102 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"github.com/seed-3f7a0631/tes/db"
-	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
-// Request asks for a task: the body of POST /api/internal/tasks, and data of
-// workflow.task_requested.
+// Request asks for a task. With its JSON members it is the body of POST /api/internal/tasks, and the data of
+// workflow.task_requested. The caller's handler sets the rest.
 type Request struct {
-	TaskDefinitionID string
-	WorkflowID       string
-	StepID           string
-	TaskType         Type
-	Priority         Priority
-	Input            json.RawMessage
-	Config           *RequestConfig
-	Context          json.RawMessage
-	CorrelationID    string
-	DueDate          *time.Time
-	CallbackURL      string
-	Reference        string
+	TaskDefinitionID string          `json:"taskDefinitionId" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The task definition. If no such definition is registered, taskType and executionConfig.executor are required."`
+	WorkflowID       string          `json:"workflowId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
+	StepID           string          `json:"stepId,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
+	TaskType         Type            `json:"taskType,omitempty" doc:"Must be the type of the definition, if there is one."`
+	Priority         Priority        `json:"priority,omitempty" doc:"Default: MEDIUM."`
+	Input            json.RawMessage `json:"input" doc:"Validated against the definition's inputSchema."`
+	Config           *RequestConfig  `json:"executionConfig,omitempty" doc:"Overrides of the definition: timeout, retryPolicy, executor, securityContext, visibilityTimeout. Without a definition, the whole configuration."`
+	Context          json.RawMessage `json:"workflowContext,omitempty" doc:"The workflow's variables, passed to the executor."`
+	CorrelationID    string          `json:"correlationId,omitempty" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"Default: a new UUID."`
+	Key              string          `json:"requestId,omitempty" minLength:"1" maxLength:"255" pattern:"^[ -~]+$" doc:"An idempotency key, like the header Idempotency-Key. If both are given, they must be equal."`
+	DueDate          *time.Time      `json:"dueDate,omitempty" doc:"The due date of a manual task. From year 2000 to 8999, in UTC."`
+	CallbackURL      string          `json:"callbackUrl,omitempty" minLength:"8" maxLength:"2048" pattern:"^https?://[!-~]+$" doc:"Status updates are posted to this URL, signed and in order: see docs/events.md. http or https, without a user name; private addresses only where they are allowed."`
+	Reference        string          `json:"reference,omitempty" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The client's own name for the task."`
 
-	// Key makes the request idempotent; empty for none. Body is what two requests
-	// with one key are compared by.
-	Key  string
-	Body []byte
-	// Tenant the task belongs to, By who asks, Traceparent of the asking span.
-	Tenant      string
-	By          string
-	Traceparent string
-}
-
-// creation is a request on its way through the batcher.
-type creation struct {
-	req      Request
-	id       uuid.UUID
-	def      *definition
-	settings *settings
-	executor string
-	config   string
-	hash     []byte
-	at       time.Time // when it was made; the database says
-	event    int64
-	job      int64
-	answer   chan error
-	left     <-chan struct{} // closed when its caller is gone
-	created  bool            // made by this request, not by one before it
+	// Body is the request as it was sent. Two requests with one Key must have the same Body.
+	Body []byte `json:"-"`
+	// Tenant is the tenant that the task will belong to; empty for the platform.
+	Tenant string `json:"-"`
+	// Actor is the caller's name, for the event.
+	Actor string `json:"-"`
+	// Traceparent is the caller's span; empty without one.
+	Traceparent string `json:"-"`
 }
 
 // Create makes a task and returns once the task is committed. A repeated key with the same body
 // returns the first task (created is false), even where the task could not be made any more; with
 // a different body the error is ErrKeyReused.
 func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created bool, err error) {
-	c, err := t.prepare(ctx, req)
-	if err != nil {
-		was := t.replayRejected(ctx, []rejectedRequest{{req, err}})[0]
-		return was.Task, false, was.Err
-	}
-
-	t.creates.Add(c)
-	if err := c.wait(ctx); err != nil {
-		return db.Task{}, false, err
-	}
-
-	if c.created {
-		return c.made(), true, nil
-	}
-
-	out := t.tasksOfKeys(ctx, []*creation{c})[0]
-	return out.Task, false, out.Err
+	out := t.CreateMany(ctx, []Request{req})[0]
+	return out.Task, out.Fresh, out.Err
 }
 
-// wait waits until the creation was written or rejected.
-func (c *creation) wait(ctx context.Context) error {
-	select {
-	case err := <-c.answer:
-		if err != nil {
-			return fmt.Errorf("create task: %w", err)
+// Created is the result of one request.
+type Created struct {
+	Task  db.Task
+	Fresh bool // false: an earlier request with the same key created the task
+	Err   error
+}
+
+// CreateMany is Create for many requests, which share their commits. Each has a result of its own,
+// in the order of reqs. Two requests with one key are treated like two calls, one after the other.
+func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
+	out := make([]Created, len(reqs))
+	creations := make([]*creation, len(reqs)) // nil: the request is rejected
+	for i, req := range reqs {
+		creations[i], out[i].Err = t.prepare(ctx, req)
+	}
+
+	t.creates.Add(slices.DeleteFunc(slices.Clone(creations), func(c *creation) bool { return c == nil })...)
+
+	// A rejected request with a key may repeat a request from before the definition or the settings
+	// changed. The lookup runs while the flusher writes the others.
+	var repeats []repeat
+	for i, req := range reqs {
+		if creations[i] != nil || req.Key == "" || errors.Is(out[i].Err, ErrUnavailable) {
+			continue
 		}
-		return nil
-	case <-ctx.Done():
-		// The task may still be made: a repeated key will tell.
-		return fmt.Errorf("create task: %w: %w", ErrUnavailable, context.Cause(ctx))
+		if hash, err := req.hash(); err == nil { // otherwise the body itself is broken
+			repeats = append(repeats, repeat{tenantKey{req.Tenant, req.Key}, hash, &out[i]})
+		}
 	}
+	t.findTasks(ctx, repeats)
+
+	repeats = nil
+	for i, c := range creations {
+		if c == nil {
+			continue
+		}
+
+		out[i].Err = c.wait(ctx)
+		switch {
+		case out[i].Err != nil:
+		case c.created:
+			out[i].Task, out[i].Fresh = c.task, true
+		default:
+			out[i].Err = errKeyUnknown
+			repeats = append(repeats, repeat{tenantKey{c.task.TenantID, stringOf(c.task.RequestID)}, c.hash, &out[i]})
+		}
+	}
+	t.findTasks(ctx, repeats)
+
+	return out
 }
 
-// prepare validates a request and gives the task an id.
+// prepare validates a request, fills in defaults, and gives the task an id.
 func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	def, err := t.defs.get(ctx, req.Tenant, req.TaskDefinitionID)
 	if err != nil {
@@ -111,69 +115,85 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		return nil, err
 	}
 
-	c := &creation{req: req, def: def, settings: combine(req.TaskType, def, req.Config), answer: make(chan error, 1), left: ctx.Done()}
-	if c.executor, err = executorFor(req.TaskType, c.settings.config.Executor); err != nil {
+	settings := combine(req.TaskType, def, req.Config)
+	config := &settings.config
+	if config.Executor, err = executorFor(req.TaskType, config.Executor); err != nil {
 		return nil, err
 	}
 
-	c.settings.config.Executor = c.executor
-	if err := checkConfig(c.settings.config); err != nil {
+	if err := t.checkSettings(ctx, req, def, *config); err != nil {
 		return nil, err
+	}
+
+	hash, err := req.hash()
+	if err != nil {
+		return nil, err
+	}
+
+	row, err := newTask(req, def, config.Executor)
+	if err != nil {
+		return nil, err
+	}
+
+	return &creation{
+		task: row, kind: waitingKind(req.TaskType, config.Executor, config.Handler), timeout: settings.timeout, actor: req.Actor,
+		hash: hash, answer: make(chan error, 1), callerGone: ctx.Done(),
+	}, nil
+}
+
+// checkSettings checks the input and the task's settings. Those of a definition were checked when
+// somebody registered the definition, so only a request's own are looked at.
+func (t *Tasks) checkSettings(ctx context.Context, req Request, def *definition, config ExecutionConfig) error {
+	if err := checkConfig(config); err != nil {
+		return err
 	}
 
 	if def == nil {
-		if err := checkRequestHeaders(c.settings.config.HTTP); err != nil {
-			return nil, err
+		if err := checkRequestHeaders(config.HTTP); err != nil {
+			return err
 		}
-	}
-
-	if def == nil && t.cfg.CheckDefinition != nil {
-		if err := t.cfg.CheckDefinition(c.settings.config); err != nil {
-			return nil, invalid("/executionConfig", "%v", err)
+		if t.cfg.CheckDefinition != nil {
+			if err := t.cfg.CheckDefinition(config); err != nil {
+				return invalid("/executionConfig", "%v", err)
+			}
 		}
-	}
-
-	if def != nil {
-		if err := misfit(ctx, def.input, "input", req.Input); err != nil {
-			return nil, err
-		}
+	} else if err := misfit(ctx, def.input, "input", req.Input); err != nil {
+		return err
 	}
 
 	if req.Config != nil && req.Config.Timeout != 0 {
-		if err := checkTimeout("/executionConfig/timeout", req.Config.Timeout); err != nil {
-			return nil, err
-		}
+		return checkTimeout("/executionConfig/timeout", req.Config.Timeout)
 	}
 
-	if req.Config != nil {
-		text, err := storedConfig(req.Config, req.Config.HTTP)
-		if err != nil {
-			return nil, fmt.Errorf("write executionConfig: %w", err)
-		}
-		c.config = string(text)
-	}
-
-	if c.hash, err = req.hash(); err != nil {
-		return nil, err
-	}
-
-	if c.id, err = uuid.NewV7(); err != nil {
-		return nil, fmt.Errorf("make a task id: %w", err)
-	}
-
-	return c, nil
+	return nil
 }
 
-// hash identifies the body of a request with a key; nil without one.
-func (r Request) hash() ([]byte, error) {
-	if r.Key == "" {
-		return nil, nil
+// newTask returns the row of a new task, still without the job's id and the time of its creation.
+func newTask(req Request, def *definition, executor string) (db.Task, error) {
+	task := db.Task{
+		Version: 1, Status: db.TaskStatusPENDING, DueAt: req.DueDate, Type: db.TaskType(req.TaskType), Lane: db.TaskLane(laneOf(req.TaskType)),
+		Priority: req.Priority.Rank(), TenantID: req.Tenant, WorkflowID: req.WorkflowID, DefinitionID: req.TaskDefinitionID,
+		Executor: executor, CorrelationID: req.CorrelationID, StepID: orNil(req.StepID), RequestID: orNil(req.Key),
+		Reference: orNil(req.Reference), CallbackUrl: orNil(req.CallbackURL), Traceparent: orNil(req.Traceparent),
+		Input: req.Input, Context: req.Context,
 	}
-	sum, err := canonical.Hash(r.Body)
-	if err != nil {
-		return nil, fmt.Errorf("hash the request: %w", err)
+	if def != nil {
+		task.Revision, task.OwnDefinition = def.Revision, def.TenantID != ""
 	}
-	return sum[:], nil
+
+	// Only the request's overrides are stored. The definition's settings are looked up by its revision.
+	var err error
+	if req.Config != nil {
+		if task.Config, err = storedConfig(req.Config, req.Config.HTTP); err != nil {
+			return task, fmt.Errorf("write executionConfig: %w", err)
+		}
+	}
+
+	if task.TaskID, err = uuid.NewV7(); err != nil {
+		return task, fmt.Errorf("make a task id: %w", err)
+	}
+
+	return task, nil
 }
 
 // defaults fills in the members that a request leaves to its definition.
@@ -218,266 +238,9 @@ func prefixPaths(member string, list []Violation) []Violation {
 	return out
 }
 
-func (c *creation) revision() int32 {
-	if c.def == nil {
-		return 0
-	}
-	return c.def.Revision
-}
-
-// own reports whether the task's definition is the tenant's own, not the platform's.
-func (c *creation) own() bool { return c.def != nil && c.def.TenantID != "" }
-
-// made returns the task as the flush has written it.
-func (c *creation) made() db.Task {
-	return db.Task{
-		TaskID: c.id, JobID: c.job, CreatedAt: c.at, DueAt: c.req.DueDate, Version: 1, Status: db.TaskStatusPENDING,
-		Type: db.TaskType(c.req.TaskType), Lane: db.TaskLane(laneOf(c.req.TaskType)), Revision: c.revision(), OwnDefinition: c.own(),
-		Priority: c.req.Priority.Rank(), TenantID: c.req.Tenant, WorkflowID: c.req.WorkflowID,
-		DefinitionID: c.req.TaskDefinitionID, Executor: c.executor, CorrelationID: c.req.CorrelationID,
-		StepID: orNil(c.req.StepID), RequestID: orNil(c.req.Key), Reference: orNil(c.req.Reference),
-		CallbackUrl: orNil(c.req.CallbackURL), Traceparent: orNil(c.req.Traceparent), Input: c.req.Input, Config: json.RawMessage(orNull(c.config)), Context: c.req.Context,
-	}
-}
-
 func orNil(s string) *string {
 	if s == "" {
 		return nil
 	}
 	return &s
-}
-
-func orNull(s string) []byte {
-	if s == "" {
-		return nil
-	}
-	return []byte(s)
-}
-
-// createItems are creations on their way through a batchWriter. Their callers wait, and are
-// told at once that the database is away.
-type createItems struct{ *Tasks }
-
-func (createItems) plural() string { return "creates" }
-
-func (createItems) row(c *creation) any { return c.row() }
-
-// failWaiters answers a batch whose commit is unknown. A look by the task ids, which are this
-// process's alone, may tell that it has committed. A statement that waited for a lock has
-// done nothing, and the look would wait as well.
-func (t createItems) failWaiters(batch []*creation, err error) (patient []*creation) {
-	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-	defer cancel()
-	if !isLockTimeout(err) && findCreated(ctx, t.q, batch) == nil {
-		t.answer(ctx, batch)
-		return nil
-	}
-
-	for _, c := range batch {
-		c.answer <- fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-
-	return nil
-}
-
-func (createItems) lockWait(c *creation) lockWait {
-	return lockWait{callerGone: c.left, hasCaller: true}
-}
-
-func (createItems) reject(c *creation, err error) { c.answer <- err }
-
-func (t *Tasks) flushCreates(batch []*creation) {
-	(&batchWriter[*creation]{t, t.creates, createItems{t}}).flush(batch)
-}
-
-// row is the row that a creation may have to wait for: a request with the same key that another
-// session is writing.
-func (c *creation) row() any {
-	if c.req.Key == "" {
-		return c.id
-	}
-	return tenantKey{c.req.Tenant, c.req.Key}
-}
-
-type tenantKey struct{ tenant, key string }
-
-// String is for the log, where keys do not belong.
-func (k tenantKey) String() string { return "an idempotency key of tenant " + strconv.Quote(k.tenant) }
-
-// bytes is the size of a creation to the batcher.
-func (c *creation) bytes() int { return len(c.req.Input) + len(c.req.Context) + len(c.config) }
-
-// answer answers a batch that has committed.
-func (t createItems) answer(ctx context.Context, batch []*creation) {
-	for _, c := range batch {
-		c.answer <- nil
-	}
-	t.cfg.Told()
-	t.wakeFor(ctx, batch)
-}
-
-// findCreated looks up a flush whose answer was lost. It returns an error unless every task of the
-// batch is there.
-func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
-	ids := make([]uuid.UUID, len(batch))
-	for i, c := range batch {
-		ids[i] = c.id
-	}
-
-	rows, err := q.TaskGetMany(ctx, ids)
-	if err != nil {
-		return fmt.Errorf("look up a flush: %w", err)
-	}
-
-	made := make(map[uuid.UUID]time.Time, len(rows))
-	for _, row := range rows {
-		made[row.TaskID] = row.CreatedAt.UTC()
-	}
-
-	for _, c := range batch {
-		c.at, c.created = made[c.id]
-		if !c.created && c.req.Key == "" {
-			return errors.New("the connection was lost, and nothing was written")
-		}
-	}
-
-	return nil
-}
-
-func (t createItems) assignIDs(ctx context.Context, batch []*creation) error {
-	fresh := 0
-	for _, c := range batch {
-		if c.event == 0 {
-			fresh++
-		}
-	}
-
-	event, err := t.ids.events(ctx, fresh)
-	if err != nil {
-		return err
-	}
-
-	jobIDs, err := t.ids.job(ctx, fresh)
-	if err != nil {
-		return err
-	}
-
-	for _, c := range batch {
-		if c.event == 0 {
-			c.event, c.job, jobIDs = event, jobIDs[0], jobIDs[1:]
-			event++
-		}
-	}
-
-	return nil
-}
-
-// write inserts the tasks that no earlier request with the same key has made, and marks these
-// as created.
-func (t createItems) write(ctx context.Context, on querier, batch []*creation) (answer func(context.Context), err error) {
-	fresh, err := db.New(on).TaskCreate(ctx, createParams(batch))
-	if err != nil {
-		return nil, fmt.Errorf("insert tasks: %w", err)
-	}
-
-	made := make(map[uuid.UUID]time.Time, len(fresh))
-	for _, row := range fresh {
-		made[row.TaskID] = row.CreatedAt.UTC()
-	}
-
-	for _, c := range batch {
-		c.at, c.created = made[c.id]
-	}
-
-	return func(ctx context.Context) { t.answer(ctx, batch) }, nil
-}
-
-func createParams(batch []*creation) db.TaskCreateParams {
-	n := len(batch)
-	p := db.TaskCreateParams{
-		TaskIds: make([]uuid.UUID, 0, n), JobIds: make([]int64, 0, n), EventIds: make([]int64, 0, n),
-	}
-	for _, c := range batch {
-		kind, lane := c.kind(), laneOf(c.req.TaskType)
-		p.TaskIds = append(p.TaskIds, c.id)
-		p.JobIds = append(p.JobIds, c.job)
-		p.EventIds = append(p.EventIds, c.event)
-		p.DueAts = append(p.DueAts, orUnset(c.req.DueDate))
-		p.Types = append(p.Types, string(c.req.TaskType))
-		p.Lanes = append(p.Lanes, lane)
-		p.Revisions = append(p.Revisions, c.revision())
-		p.OwnDefinitions = append(p.OwnDefinitions, c.own())
-		p.Priorities = append(p.Priorities, c.req.Priority.Rank())
-		p.TenantIds = append(p.TenantIds, c.req.Tenant)
-		p.WorkflowIds = append(p.WorkflowIds, c.req.WorkflowID)
-		p.DefinitionIds = append(p.DefinitionIds, c.req.TaskDefinitionID)
-		p.Executors = append(p.Executors, c.executor)
-		p.CorrelationIds = append(p.CorrelationIds, c.req.CorrelationID)
-		p.StepIds = append(p.StepIds, c.req.StepID)
-		p.RequestKeys = append(p.RequestKeys, c.req.Key)
-		p.BodyHashes = append(p.BodyHashes, c.hash)
-		p.Refs = append(p.Refs, c.req.Reference)
-		p.CallbackUrls = append(p.CallbackUrls, c.req.CallbackURL)
-		p.Traceparents = append(p.Traceparents, c.req.Traceparent)
-		p.Inputs = append(p.Inputs, string(c.req.Input))
-		p.Configs = append(p.Configs, c.config)
-		p.Contexts = append(p.Contexts, string(c.req.Context))
-		p.Actors = append(p.Actors, c.req.By)
-		p.Kinds = append(p.Kinds, kind)
-		p.Args = append(p.Args, `{"task_id": "`+c.id.String()+`", "attempt": 1, "timeout_ms": `+strconv.FormatInt(c.settings.timeout.Milliseconds(), 10)+`}`)
-		p.Metadata = append(p.Metadata, metadata(c.req.CorrelationID, c.req.Traceparent))
-		p.Tags = append(p.Tags, "wf-"+tag(c.req.WorkflowID))
-	}
-
-	return p
-}
-
-// metadata is a River job's: for tracing, and nothing of the task's content.
-func metadata(correlation, traceparent string) string {
-	m := map[string]string{"correlationId": correlation}
-	if traceparent != "" {
-		m["traceparent"] = traceparent
-	}
-
-	text, err := json.Marshal(m)
-	if err != nil {
-		return "{}"
-	}
-
-	return string(text)
-}
-
-var notTag = regexp.MustCompile(`[^\w-]`)
-
-// tag makes a workflow's name fit for River's tags, by which River UI filters.
-func tag(name string) string {
-	name = notTag.ReplaceAllString(name, "_")
-	return name[:min(len(name), 200)]
-}
-
-// wakeFor wakes the queues of the tasks that a batch has created.
-func (t createItems) wakeFor(ctx context.Context, batch []*creation) {
-	var kinds [len(wakeKinds)]bool
-	for _, c := range batch {
-		if c.created {
-			kinds[wakeIndex(laneOf(c.req.TaskType), c.kind())] = true
-		}
-	}
-	t.notifier.wakeQueues(ctx, kinds)
-}
-
-// eventsCommitted returns which of these event ids were committed. An id is used once, so that an
-// event found is the trace of this process's flush.
-func eventsCommitted(ctx context.Context, q *db.Queries, events []int64) (map[int64]bool, error) {
-	found := map[int64]bool{}
-	ids, err := q.EventsFound(ctx, events)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("look up a flush: %w", err)
-	}
-
-	for _, id := range ids {
-		found[id] = true
-	}
-
-	return found, nil
 }

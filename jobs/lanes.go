@@ -82,11 +82,6 @@ func waitingKind(t Type, executor, handler string) string {
 	return kind
 }
 
-// kind is the kind of a new task's first job.
-func (c *creation) kind() string {
-	return waitingKind(c.req.TaskType, c.executor, c.settings.config.Handler)
-}
-
 // someKind is the kind of the jobs that wait for a process with an executor and, for Go code, a
 // handler. A long handler is named by its beginning and a hash.
 func someKind(executor, handler string) string {

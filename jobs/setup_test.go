@@ -117,7 +117,7 @@ func does(output string, err error) ExecutorFunc {
 // request is a task for the executor "noop" that does not retry.
 func request(change ...func(*Request)) Request {
 	req := Request{
-		TaskDefinitionID: "adhoc", WorkflowID: "wf-1", TaskType: Automated, By: "workflow-orchestrator",
+		TaskDefinitionID: "adhoc", WorkflowID: "wf-1", TaskType: Automated, Actor: "workflow-orchestrator",
 		Config: &RequestConfig{RetryPolicy: &RetryPolicy{}, ExecutionConfig: ExecutionConfig{Executor: "noop"}},
 	}
 	for _, fn := range change {

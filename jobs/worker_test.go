@@ -444,7 +444,7 @@ func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 		OutputSchema: json.RawMessage(`{"type": "object", "required": ["pages"], "properties": {"pages": {"type": "integer"}}}`),
 	})
 	require.NoError(t, err)
-	_, _, err = b.Create(b.ctx, Request{TaskDefinitionID: "render", WorkflowID: "w", By: "o"})
+	_, _, err = b.Create(b.ctx, Request{TaskDefinitionID: "render", WorkflowID: "w", Actor: "o"})
 	require.NoError(t, err)
 	lease := b.dequeueOne("w-1")
 	var broken *Invalid
@@ -458,7 +458,7 @@ func TestOutputThatBreaksTheSchemaKeepsTheLease(t *testing.T) {
 	var conflict *Conflict
 	_, err = b.Leases.Complete(b.ctx, "", lease.Token, json.RawMessage(`{"pages": "many"}`))
 	require.ErrorAs(t, err, &conflict)
-	task, _, err := b.Create(b.ctx, Request{TaskDefinitionID: "render", WorkflowID: "w", By: "o"})
+	task, _, err := b.Create(b.ctx, Request{TaskDefinitionID: "render", WorkflowID: "w", Actor: "o"})
 	require.NoError(t, err)
 	lease = b.dequeueOne("w-1")
 	b.expire(task.TaskID)

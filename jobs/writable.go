@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -130,15 +129,16 @@ func (p *writeProbe) write(ctx context.Context) error {
 		noise[i] = byte(rand.Uint32())
 	}
 
-	one := &creation{
-		id: uuid.New(), executor: "noop", settings: &settings{timeout: time.Minute},
-		req: Request{
-			TaskDefinitionID: "probe", WorkflowID: "probe", TaskType: Automated, By: p.t.cfg.ProcessID,
-			Input: fmt.Appendf(nil, `{"noise": "%s"}`, hex.EncodeToString(noise)),
-		},
+	row, err := newTask(Request{
+		TaskDefinitionID: "probe", WorkflowID: "probe", TaskType: Automated,
+		Input: fmt.Appendf(nil, `{"noise": "%s"}`, hex.EncodeToString(noise)),
+	}, nil, "noop")
+	if err != nil {
+		return err
 	}
+	one := &creation{task: row, kind: KindAutomated, timeout: time.Minute, actor: p.t.cfg.ProcessID}
 
-	err := pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 		batch := []*creation{one}
 		if err := (createItems{p.t}).assignIDs(ctx, batch); err != nil {
 			return err

@@ -60,7 +60,7 @@ func setup(t *testing.T) *testBundle {
 			callback = "https://orchestrator.example.org/callbacks"
 		}
 		task, _, err := tasks.Create(ctx, jobs.Request{
-			CallbackURL: callback, TaskDefinitionID: "adhoc", WorkflowID: name, TaskType: kind, By: "test", Key: "key-" + name, Body: []byte(`{}`),
+			CallbackURL: callback, TaskDefinitionID: "adhoc", WorkflowID: name, TaskType: kind, Actor: "test", Key: "key-" + name, Body: []byte(`{}`),
 			Config: &jobs.RequestConfig{
 				RetryPolicy:     &jobs.RetryPolicy{MaxRetries: 1, RetryInterval: 1, BackoffMultiplier: 1},
 				ExecutionConfig: jobs.ExecutionConfig{Executor: executor},
@@ -362,7 +362,7 @@ func TestWhileAtWork(t *testing.T) {
 		creators.Go(func() {
 			for n := range most / 10 {
 				_, _, err := tasks.Create(ctx, jobs.Request{
-					TaskDefinitionID: "adhoc", WorkflowID: "wf", TaskType: jobs.Automated, By: "test", Key: fmt.Sprint(c, "-", n), Body: []byte(`{}`),
+					TaskDefinitionID: "adhoc", WorkflowID: "wf", TaskType: jobs.Automated, Actor: "test", Key: fmt.Sprint(c, "-", n), Body: []byte(`{}`),
 					Config: &jobs.RequestConfig{
 						RetryPolicy:     &jobs.RetryPolicy{MaxRetries: 5},
 						ExecutionConfig: jobs.ExecutionConfig{Executor: "noop"},

@@ -125,7 +125,7 @@ func (e *engine) close() error {
 // taskRequest is the smallest complete request.
 func taskRequest(priority jobs.Priority) jobs.Request {
 	return jobs.Request{
-		TaskDefinitionID: definitionID, WorkflowID: "bench", Priority: priority, Input: json.RawMessage(`{"n": 1}`), By: "bench",
+		TaskDefinitionID: definitionID, WorkflowID: "bench", Priority: priority, Input: json.RawMessage(`{"n": 1}`), Actor: "bench",
 	}
 }
 
