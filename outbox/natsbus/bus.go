@@ -2,72 +2,34 @@ package natsbus
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/seed-3f7a0631/tes/outbox/once"
+	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// answerTimeout bounds a request to the server. It is long because the server syncs a full batch
-// to disk before the answer. A lost connection ends the wait at once.
-const answerTimeout = 15 * time.Second
-
 // Bus is a connection to JetStream, with the server itself if it is embedded. It is safe for
-// concurrent use.
+// concurrent use. The fields do the work; each has a file of its own, see the package documentation.
 type Bus struct {
-	cfg     Config
-	url     string
-	srv     *embedded // nil with an external server
-	nc      *nats.Conn
-	js      jetstream.JetStream // nil until the first connection; see checkConnected
-	batches atomic.Bool         // the events stream takes atomic batches
-
-	// ctx ends with Close. Every goroutine of the bus ends with it.
-	ctx  context.Context
-	stop context.CancelCauseFunc
-
-	// pause returns the time until a failed message is delivered again; tests shorten it.
-	pause func(delivery int) time.Duration
-
-	ensureMu  sync.Mutex    // serialises ensureStreams
-	hooksMu   sync.Mutex    // serialises calls of hooks
-	recheck   chan struct{} // has room for one; asks maintain to ensure the streams soon
-	ready     chan struct{} // closed when the streams were ensured for the first time
-	markReady func()        // closes ready
-
-	// Errors of an outage, each kind logged once: no connection, no streams, too few replicas.
-	dialErrors, setupErrors, replicaErrors once.Errors
-
-	// The rest is guarded by mu.
-	mu            sync.Mutex
-	closed        bool
-	hooks         []func()                                                    // called when the streams are there again
-	onDeadLetter  func(ctx context.Context, id, subject, reason string) error // may be nil
-	fence         fence                                                       // of the next publication
-	fenceRefusals int                                                         // publications in a row that the fence has refused
-	events        jetstream.Stream                                            // when it was ensured last; nil: not yet, or it cannot be used
-	consumed      []string                                                    // subjects that Consume was called for
-	state         state
-	connCtx       context.Context // ends with the connection; a reconnect makes a new one
-	cancelConn    context.CancelCauseFunc
-	work          sync.WaitGroup // calls and goroutines that Close waits for; Add only while not closed
+	cfg        Config
+	health     *health
+	conn       *connection
+	streams    *streams
+	maintainer *maintainer
+	reader     *reader
+	publisher  *publisher
+	consumers  *consumers
 }
 
 // Open connects to the server at cfg.URL, or starts one, and returns when the streams exist. Open
 // waits for an external server until ctx ends, for ten seconds at most.
 func Open(ctx context.Context, cfg Config) (*Bus, error) {
 	return open(ctx, cfg, func(b *Bus) error {
-		if err := b.connect(ctx); err != nil {
+		if err := b.conn.connect(ctx); err != nil {
 			return err
 		}
 
-		_, err := b.ensureStreams(ctx)
+		_, err := b.streams.ensure(ctx)
 		return err
 	})
 }
@@ -83,7 +45,7 @@ func Start(ctx context.Context, cfg Config) (*Bus, error) {
 	if cfg.URL == "" {
 		return Open(ctx, cfg)
 	}
-	return open(ctx, cfg, func(b *Bus) error { return b.checkCredentials() })
+	return open(ctx, cfg, func(*Bus) error { return checkCredentials(cfg.Credentials) })
 }
 
 // open makes a bus, calls begin, and starts the goroutine that maintains the streams.
@@ -93,16 +55,12 @@ func open(ctx context.Context, cfg Config, begin func(*Bus) error) (*Bus, error)
 		return nil, fmt.Errorf("open the bus: %w", err)
 	}
 
-	b := &Bus{cfg: cfg, url: cfg.URL, pause: redeliveryPause, recheck: make(chan struct{}, 1), ready: make(chan struct{})}
-	b.markReady = sync.OnceFunc(func() { close(b.ready) })
-	b.ctx, b.stop = context.WithCancelCause(context.Background())
-	b.beginConn()
-	b.endConn() // there is no connection yet
+	b := newBus(cfg)
 
 	// Dialling ends with the context of the bus, which outlives this call; so ctx ends that one.
-	detach := context.AfterFunc(ctx, func() { b.stop(context.Cause(ctx)) })
+	detach := context.AfterFunc(ctx, func() { b.conn.stop(context.Cause(ctx)) })
 
-	err := b.embed()
+	err := b.conn.embed()
 	if err == nil {
 		err = begin(b)
 	}
@@ -111,27 +69,31 @@ func open(ctx context.Context, cfg Config, begin func(*Bus) error) (*Bus, error)
 		err = fmt.Errorf("open the bus: %w", context.Cause(ctx))
 	}
 	if err != nil {
-		b.teardown()
+		b.conn.teardown()
 		return nil, err
 	}
 
-	b.background(b.maintain)
+	b.conn.background(b.maintainer.run)
 	return b, nil
 }
 
-// embed starts the embedded server, unless the configuration names an external one.
-func (b *Bus) embed() error {
-	if b.cfg.URL != "" {
-		return nil
-	}
+// newBus makes the parts of a bus, each over the parts that it uses. Nothing is connected yet.
+func newBus(cfg Config) *Bus {
+	h := &health{}
+	conn := newConnection(cfg, h)
+	s := newStreams(cfg, conn, h)
+	r := &reader{cfg: cfg, conn: conn, streams: s}
 
-	srv, err := embed(b.cfg)
-	if err != nil {
-		return err
+	return &Bus{
+		cfg:        cfg,
+		health:     h,
+		conn:       conn,
+		streams:    s,
+		maintainer: &maintainer{cfg: cfg, conn: conn, streams: s, health: h},
+		reader:     r,
+		publisher:  &publisher{cfg: cfg, conn: conn, streams: s, reader: r, health: h},
+		consumers:  &consumers{cfg: cfg, conn: conn, streams: s, deadLetters: &deadLetters{conn: conn}, pause: redeliveryPause},
 	}
-
-	b.srv, b.url = srv, srv.clientURL(b.cfg)
-	return nil
 }
 
 // Await waits until the streams were ensured for the first time, until ctx ends, or for a
@@ -141,7 +103,7 @@ func (b *Bus) Await(ctx context.Context, atMost time.Duration) {
 	defer timer.Stop()
 
 	select {
-	case <-b.ready:
+	case <-b.streams.ready:
 	case <-ctx.Done():
 	case <-timer.C:
 	}
@@ -149,134 +111,84 @@ func (b *Bus) Await(ctx context.Context, atMost time.Duration) {
 
 // ClientURL returns the URL for other processes; empty if the server accepts only this process.
 // The URL contains the secret: do not log it.
-func (b *Bus) ClientURL() string { return b.url }
+func (b *Bus) ClientURL() string { return b.conn.url }
 
 // OnReconnect adds a function that is called when the streams exist again: after a reconnect, after
 // a deleted stream was created again, and after the first connection of Start. At that moment a
 // caller should compare the published messages with the stored ones. fn is not called for the
 // connection that Open made. Calls are made in sequence, on a goroutine that Close waits
 // for.
-func (b *Bus) OnReconnect(fn func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.hooks = append(b.hooks, fn)
-}
+func (b *Bus) OnReconnect(fn func()) { b.streams.addHook(fn) }
 
 // Close ends consuming and waits for running handlers until ctx ends. Then Close ends the
 // connection and stops the embedded server, whether the handlers have returned or not. A second
 // call does nothing.
-func (b *Bus) Close(ctx context.Context) error {
-	b.mu.Lock()
-	if b.closed {
-		b.mu.Unlock()
-		return nil
-	}
+func (b *Bus) Close(ctx context.Context) error { return b.conn.close(ctx) }
 
-	b.closed = true
-	b.mu.Unlock()
-	b.stop(ErrClosed)
-
-	done := make(chan struct{})
-	go func() {
-		b.work.Wait()
-		close(done)
-	}()
-
-	var err error
-	select {
-	case <-done:
-	case <-ctx.Done():
-		err = fmt.Errorf("close the bus: handlers were still at work: %w", context.Cause(ctx))
-	}
-
-	b.teardown()
-	return err
+// Health returns OK, Away or Failing, and the reason, which names no address and no credential and
+// may be shown to anybody. With OK the reason is empty, or an error of another stream than the
+// events stream or of a stream's replicas.
+func (b *Bus) Health() (state, reason string) {
+	return b.health.report(b.conn.lost(), b.streams.known() != nil)
 }
 
-// teardown ends the connection and stops the embedded server.
-func (b *Bus) teardown() {
-	b.stop(ErrClosed)
-	b.mu.Lock()
-	nc := b.nc
-	b.mu.Unlock()
-	if nc != nil {
-		// The client buffers acknowledgements. Without a flush the last ones are lost and their
-		// messages are delivered again.
-		if nc.IsConnected() {
-			_ = nc.FlushTimeout(2 * time.Second)
-		}
+// Connected reports whether there is a connection at this moment.
+func (b *Bus) Connected() bool { return b.conn.lost() == nil }
 
-		nc.Close()
-	}
-
-	if b.srv != nil {
-		b.srv.stop()
-	}
+// Publish stores the batch in order and returns the stream sequence of its last message. A nil error
+// means that every message is stored. After an error a prefix of the batch may be stored, and last
+// is the end of its known part, or 0: publish the same messages again, in the same order. A
+// message that was stored within the duplicate window is recognised by its id and not stored again.
+//
+// After a *TooLarge or *BadSubject, publish the batch without the message that the error names: the
+// bus can never store that message.
+func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64, err error) {
+	return b.publisher.publish(ctx, batch)
 }
 
-// enter makes Close wait until the returned function is called.
-func (b *Bus) enter() (leave func(), err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	if b.closed {
-		return nil, ErrClosed
+// Tail returns the sequence of the last stored event and the time at which the stream was created.
+// Another time means another stream, whose sequences start at 1 again. After Tail, a batch is
+// stored only if no other process has published meanwhile.
+func (b *Bus) Tail(ctx context.Context) (last uint64, created time.Time, err error) {
+	info, err := b.reader.tail(ctx)
+	if err != nil {
+		return 0, time.Time{}, err
 	}
 
-	// Under mu, so that Close cannot begin to wait between the check and Add.
-	b.work.Add(1)
-	return b.work.Done, nil
+	b.publisher.arm(info)
+	return info.State.LastSeq, info.Created, nil
 }
 
-// checkConnected returns an error until the first connection was made. Call it before using js or
-// nc, which are nil until then and are not changed afterwards.
-func (b *Bus) checkConnected() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	switch {
-	case b.ctx.Err() != nil:
-		return ErrClosed
-	case b.js == nil:
-		return ErrDisconnected
-	}
-	return nil
+// Stored returns the id of the event at a sequence; empty if the stream has no event there (any
+// more).
+func (b *Bus) Stored(ctx context.Context, seq uint64) (id string, err error) {
+	return b.reader.stored(ctx, seq)
 }
 
-// requestContext returns the context of one request to the server. It ends with ctx, with the
-// connection, with the bus, and after answerTimeout.
-func (b *Bus) requestContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	b.mu.Lock()
-	connCtx := b.connCtx
-	b.mu.Unlock()
-	ctx, end := context.WithCancelCause(ctx)
-	if connCtx.Err() != nil {
-		// At once: the goroutine of AfterFunc may run after the request was sent.
-		end(context.Cause(connCtx))
-	}
-
-	detach := context.AfterFunc(connCtx, func() { end(context.Cause(connCtx)) })
-	ctx, release := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
-	return ctx, func() {
-		detach()
-		release()
-		end(nil)
-	}
+// IDs returns the sequence of each event id between two sequences, both included. Sequences without
+// an event are left out.
+func (b *Bus) IDs(ctx context.Context, from, to uint64) (map[string]uint64, error) {
+	return b.reader.ids(ctx, from, to)
 }
 
-// cause replaces "context canceled" by the reason for the cancellation.
-func cause(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
+// Consume calls h with every message on subject until ctx ends or the bus is closed, and then
+// returns nil. Processes with the same durable share its messages. A new durable starts with the
+// oldest stored message. Many calls of h run at once, in no order.
+//
+// A message is acknowledged after h returns nil, and the server confirms the acknowledgement. A
+// message may be delivered twice all the same; h must recognise the id. After an error or a panic
+// the message is delivered again, later each time, and after Config.MaxDeliveries it is stored on
+// deadletter.<subject>. After a *outbox.Poison it is stored there at once.
+//
+// While the server is away, or refuses the consumer, Consume waits. Each kind of error is logged
+// once.
+func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Handler) error {
+	return b.consumers.consume(ctx, durable, subject, h)
+}
 
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-
-	// The client reports a lost connection in two more ways.
-	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrReconnectBufExceeded) {
-		return fmt.Errorf("%w: %w", ErrDisconnected, err)
-	}
-	return err
+// OnDeadLetter sets a function that is called with each dead letter after it is stored: with the
+// letter's id, the subject of the original message and the reason. After an error fn is called
+// again. Call OnDeadLetter before Consume.
+func (b *Bus) OnDeadLetter(fn func(ctx context.Context, id, subject, reason string) error) {
+	b.consumers.deadLetters.setOnStored(fn)
 }

@@ -3,9 +3,12 @@ package natsbus
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -142,4 +145,40 @@ func (c Config) withDefaults() Config {
 	}
 
 	return c
+}
+
+// CheckURL returns an error for a list of servers that cannot be read. The error of the NATS client
+// would quote the secret in the URL.
+func CheckURL(urls string) error {
+	for part := range strings.SplitSeq(urls, ",") {
+		part = strings.TrimSpace(part)
+		if part != "" && !strings.Contains(part, "://") {
+			part = "nats://" + part
+		}
+
+		_, err := url.Parse(part)
+		var bad *url.Error
+		if errors.As(err, &bad) {
+			return fmt.Errorf("the NATS URL %s cannot be read: %w", withoutSecrets(part), bad.Err)
+		}
+	}
+	return nil
+}
+
+// withoutSecrets removes users and passwords from a list of URLs. A token is in the place of the
+// user.
+func withoutSecrets(urls string) string {
+	parts := strings.Split(urls, ",")
+	for i, p := range parts {
+		u, err := url.Parse(strings.TrimSpace(p))
+		// Unreadable: remove the text before the last @, where the secret may be.
+		if err != nil || u.Host == "" {
+			parts[i] = p[strings.LastIndexByte(p, '@')+1:]
+			continue
+		}
+
+		u.User = nil
+		parts[i] = u.String()
+	}
+	return strings.Join(parts, ",")
 }

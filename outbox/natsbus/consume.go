@@ -28,19 +28,20 @@ const (
 	returnDelay = 250 * time.Millisecond
 )
 
-// Consume calls h with every message on subject until ctx ends or the bus is closed, and then
-// returns nil. Processes with the same durable share its messages. A new durable starts with the
-// oldest stored message. Many calls of h run at once, in no order.
-//
-// A message is acknowledged after h returns nil, and the server confirms the acknowledgement. A
-// message may be delivered twice all the same; h must recognise the id. After an error or a panic
-// the message is delivered again, later each time, and after Config.MaxDeliveries it is stored on
-// deadletter.<subject>. After a *outbox.Poison it is stored there at once.
-//
-// While the server is away, or refuses the consumer, Consume waits. Each kind of error is logged
-// once.
-func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Handler) error {
-	leave, err := b.enter()
+// consumers has what every call of Consume needs.
+type consumers struct {
+	cfg         Config
+	conn        *connection
+	streams     *streams
+	deadLetters *deadLetters
+
+	// pause returns the time until a failed message is delivered again; tests shorten it.
+	pause func(delivery int) time.Duration
+}
+
+// consume implements Bus.Consume.
+func (cs *consumers) consume(ctx context.Context, durable, subject string, h outbox.Handler) error {
+	leave, err := cs.conn.enter()
 	if err != nil {
 		return err
 	}
@@ -49,10 +50,10 @@ func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Han
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	defer context.AfterFunc(b.ctx, end)()
+	defer context.AfterFunc(cs.conn.ctx, end)()
 
 	// A failure to create the durable does not end Consume: run tries again every second.
-	c := &consumer{bus: b, durable: durable, subject: subject, handle: h}
+	c := &consumer{consumers: cs, durable: durable, subject: subject, handle: h}
 	c.ensure(ctx)
 	c.run(ctx)
 	return nil
@@ -60,7 +61,7 @@ func (b *Bus) Consume(ctx context.Context, durable, subject string, h outbox.Han
 
 // consumer is one call of Consume.
 type consumer struct {
-	bus     *Bus
+	*consumers
 	durable string
 	subject string
 	handle  outbox.Handler
@@ -72,7 +73,7 @@ type consumer struct {
 // ensure creates the durable. It logs each kind of failure once.
 func (c *consumer) ensure(ctx context.Context) {
 	err := c.create(ctx)
-	log := c.bus.cfg.Logger.With("subject", c.subject)
+	log := c.cfg.Logger.With("subject", c.subject)
 	switch {
 	case err == nil:
 		if n, lasted := c.outage.Over(); n > 0 {
@@ -87,15 +88,15 @@ func (c *consumer) ensure(ctx context.Context) {
 // create finds the stream of the subject and creates the durable, unless it exists. It is called
 // again when the durable or the stream is gone.
 func (c *consumer) create(ctx context.Context) error {
-	stream, err := c.bus.streamOf(ctx, c.subject)
+	stream, err := c.streams.streamOf(ctx, c.subject)
 	if err != nil {
 		return err
 	}
 
-	ctx, done := c.bus.requestContext(ctx)
+	ctx, done := c.conn.requestContext(ctx)
 	defer done()
 
-	pull, err := c.bus.js.CreateOrUpdateConsumer(ctx, stream, jetstream.ConsumerConfig{
+	pull, err := c.conn.js.CreateOrUpdateConsumer(ctx, stream, jetstream.ConsumerConfig{
 		Durable:       c.durable,
 		FilterSubject: c.subject,
 		AckPolicy:     jetstream.AckExplicitPolicy,
@@ -177,9 +178,7 @@ func (c *consumer) fetchMore(msg jetstream.Msg, most int, act func(jetstream.Msg
 
 // next returns neither a message nor an error if no message came for a while.
 func (c *consumer) next(ctx context.Context) (jetstream.Msg, error) {
-	c.bus.mu.Lock()
-	connCtx := c.bus.connCtx
-	c.bus.mu.Unlock()
+	connCtx := c.conn.connContext()
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	defer context.AfterFunc(connCtx, end)()
@@ -198,7 +197,7 @@ func (c *consumer) next(ctx context.Context) (jetstream.Msg, error) {
 
 // process calls the handler with one delivery and tells the server the result.
 func (c *consumer) process(ctx context.Context, msg jetstream.Msg) {
-	log := c.bus.cfg.Logger.With("subject", msg.Subject())
+	log := c.cfg.Logger.With("subject", msg.Subject())
 	meta, err := msg.Metadata()
 	if err != nil {
 		log.Error("a delivery without JetStream's metadata", "error", err)
@@ -206,7 +205,7 @@ func (c *consumer) process(ctx context.Context, msg jetstream.Msg) {
 	}
 
 	log = log.With("stream_seq", meta.Sequence.Stream, "delivery", meta.NumDelivered)
-	deliveries, limit := int(meta.NumDelivered), c.bus.cfg.MaxDeliveries
+	deliveries, limit := int(meta.NumDelivered), c.cfg.MaxDeliveries
 
 	// Beyond the limit only if a process died in the handler each time.
 	if deliveries > limit {
@@ -219,7 +218,7 @@ func (c *consumer) process(ctx context.Context, msg jetstream.Msg) {
 	switch {
 	case err == nil:
 		// The work is done even if ctx has ended. A lost acknowledgement costs a redelivery.
-		ctx, done := c.bus.cleanupContext(ctx)
+		ctx, done := cleanupContext(ctx)
 		defer done()
 
 		if err := msg.DoubleAck(ctx); err != nil {
@@ -234,7 +233,7 @@ func (c *consumer) process(ctx context.Context, msg jetstream.Msg) {
 		log.Error("message given up", "error", err)
 		c.sendToDeadLetters(ctx, msg, meta, fmt.Sprintf("given up after %d deliveries: %v", deliveries, err))
 	default:
-		pause := c.bus.pause(deliveries)
+		pause := c.pause(deliveries)
 		log.Warn("message will come again", "in", pause, "error", err)
 		_ = msg.NakWithDelay(pause) // if it is lost, the message is delivered again after ackWait
 	}
@@ -263,18 +262,12 @@ func (c *consumer) runHandler(ctx context.Context, msg jetstream.Msg, meta *jets
 	defer func() {
 		// A message that makes the handler panic must not end the process.
 		if p := recover(); p != nil {
-			c.bus.cfg.Logger.Error("message handler panicked", "subject", msg.Subject(), "panic", p, "stack", string(debug.Stack()))
+			c.cfg.Logger.Error("message handler panicked", "subject", msg.Subject(), "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("handler panicked: %v", p)
 		}
 	}()
 
 	return c.handle(ctx, delivery(msg, meta))
-}
-
-// cleanupContext returns a context for a request to the server that must be made although ctx has
-// ended.
-func (b *Bus) cleanupContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(context.WithoutCancel(ctx), 5*time.Second, errNoAnswer)
 }
 
 func delivery(msg jetstream.Msg, meta *jetstream.MsgMetadata) outbox.Delivery {

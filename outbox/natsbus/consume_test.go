@@ -30,7 +30,7 @@ func (b *testBundle) letters(t *testing.T) <-chan outbox.Delivery {
 func (b *testBundle) settled(t *testing.T, durable string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		c, err := b.js.Consumer(b.ctx, b.cfg.Inbound, durable)
+		c, err := b.conn.js.Consumer(b.ctx, b.cfg.Inbound, durable)
 		if err != nil {
 			return false
 		}
@@ -145,7 +145,7 @@ func TestConsumeGivesUpOnAMessageThatKills(t *testing.T) {
 	b := setup(t, func(cfg *Config) { cfg.MaxDeliveries = 2 })
 	letters := b.letters(t)
 	require.NoError(t, b.Send(b.ctx, requested, nil, []byte("x")))
-	pull, err := b.js.CreateConsumer(b.ctx, b.cfg.Inbound, jetstream.ConsumerConfig{Durable: "test", FilterSubject: requested, AckPolicy: jetstream.AckExplicitPolicy})
+	pull, err := b.conn.js.CreateConsumer(b.ctx, b.cfg.Inbound, jetstream.ConsumerConfig{Durable: "test", FilterSubject: requested, AckPolicy: jetstream.AckExplicitPolicy})
 	require.NoError(t, err)
 	for range 2 {
 		msg, err := pull.Next()
@@ -179,7 +179,7 @@ func TestConsumeBuriesTheLargest(t *testing.T) {
 func TestConsumeWaitsForDeadLetters(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	require.NoError(t, b.js.DeleteStream(b.ctx, b.cfg.DeadLetters))
+	require.NoError(t, b.conn.js.DeleteStream(b.ctx, b.cfg.DeadLetters))
 	b.consume(t, requested, func(context.Context, outbox.Delivery) error {
 		return &outbox.Poison{Reason: "bad"}
 	})
@@ -217,7 +217,7 @@ func TestConsumeIsNotHeldUpByOneSlowHandler(t *testing.T) {
 func TestConsumeHandsBackWhenItStops(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.pause = func(int) time.Duration { return time.Hour } // a hand-back does not wait for it
+	b.consumers.pause = func(int) time.Duration { return time.Hour } // a hand-back does not wait for it
 	at, ended := make(chan struct{}, 1), make(chan error, 1)
 	ctx, cancel := context.WithCancel(b.ctx)
 	go func() {
@@ -251,7 +251,7 @@ func TestConsumeSurvivesTheLossOfItsStream(t *testing.T) {
 	})
 	require.NoError(t, b.Send(b.ctx, requested, nil, []byte("one")))
 	require.Equal(t, "one", receive(t, got))
-	require.NoError(t, b.js.DeleteStream(b.ctx, b.cfg.Inbound))
+	require.NoError(t, b.conn.js.DeleteStream(b.ctx, b.cfg.Inbound))
 	require.Eventually(t, func() bool {
 		return b.Send(b.ctx, requested, nil, []byte("two")) == nil
 	}, patience, 10*time.Millisecond)
@@ -261,12 +261,12 @@ func TestConsumeSurvivesTheLossOfItsStream(t *testing.T) {
 func TestConsumeUsesTheNeighboursStream(t *testing.T) {
 	t.Parallel()
 	host := setup(t, listening, func(cfg *Config) { cfg.Inbound = "UNUSED" })
-	require.NoError(t, host.js.DeleteStream(host.ctx, "UNUSED"))
-	_, err := host.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "ORCHESTRATOR", Subjects: []string{"workflow.task_requested"}})
+	require.NoError(t, host.conn.js.DeleteStream(host.ctx, "UNUSED"))
+	_, err := host.conn.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "ORCHESTRATOR", Subjects: []string{"workflow.task_requested"}})
 	require.NoError(t, err)
 
 	b := setup(t, func(cfg *Config) { cfg.URL = host.ClientURL() })
-	inbound, err := b.js.Stream(b.ctx, b.cfg.Inbound)
+	inbound, err := b.conn.js.Stream(b.ctx, b.cfg.Inbound)
 	require.NoError(t, err)
 	require.Equal(t, []string{"integration.>", "system.>"}, inbound.CachedInfo().Config.Subjects)
 	got := make(chan string, 8)
@@ -373,7 +373,7 @@ func TestConsumeTakesABacklogAtOnce(t *testing.T) {
 		return nil
 	})
 	receive(t, full)
-	c, err := b.js.Consumer(b.ctx, b.cfg.Inbound, "test")
+	c, err := b.conn.js.Consumer(b.ctx, b.cfg.Inbound, "test")
 	require.NoError(t, err)
 	require.Equal(t, slots, c.CachedInfo().NumAckPending, "what has no place is not asked for")
 	close(release)

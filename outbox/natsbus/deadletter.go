@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -21,28 +22,34 @@ const (
 	maxReason = 1024
 )
 
-// OnDeadLetter sets a function that is called with each dead letter after it is stored: with the
-// letter's id, the subject of the original message and the reason. After an error fn is called
-// again. Call OnDeadLetter before Consume.
-func (b *Bus) OnDeadLetter(fn func(ctx context.Context, id, subject, reason string) error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.onDeadLetter = fn
+// deadLetters stores messages that could not be processed, and tells the program of them.
+type deadLetters struct {
+	conn *connection
+
+	mu       sync.Mutex                                                  // guards onStored
+	onStored func(ctx context.Context, id, subject, reason string) error // nil before OnDeadLetter
+}
+
+// setOnStored implements Bus.OnDeadLetter.
+func (d *deadLetters) setOnStored(fn func(ctx context.Context, id, subject, reason string) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.onStored = fn
 }
 
 // sendToDeadLetters stores the message on its dead-letter subject, calls the function of
 // OnDeadLetter, and only then ends the deliveries of the message. If a step fails, the message is
 // delivered again, and all steps are repeated.
 func (c *consumer) sendToDeadLetters(ctx context.Context, msg jetstream.Msg, meta *jetstream.MsgMetadata, reason string) {
-	ctx, done := c.bus.cleanupContext(ctx)
+	ctx, done := cleanupContext(ctx)
 	defer done()
 
 	reason = oneLine(reason)
 	id := "dead-" + meta.Stream + "-" + strconv.FormatUint(meta.Sequence.Stream, 10)
 	// In this order: after a crash between two steps all steps are repeated, under the same id.
-	err := c.bus.storeDeadLetter(ctx, id, msg, reason)
+	err := c.deadLetters.store(ctx, id, msg, reason)
 	if err == nil {
-		err = c.bus.notifyDeadLetter(ctx, id, msg.Subject(), reason)
+		err = c.deadLetters.notify(ctx, id, msg.Subject(), reason)
 	}
 	if err == nil {
 		err = msg.TermWithReason(reason)
@@ -51,27 +58,29 @@ func (c *consumer) sendToDeadLetters(ctx context.Context, msg jetstream.Msg, met
 		return
 	}
 
-	c.bus.cfg.Logger.Error("a dead letter could not be stored or counted and will be tried again",
+	c.cfg.Logger.Error("a dead letter could not be stored or counted and will be tried again",
 		"subject", msg.Subject(), "stream_seq", meta.Sequence.Stream, "error", cause(ctx, err))
 	// The stream of dead letters is missing: create the stream for the next try.
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
-		_, _ = c.bus.ensureStreams(ctx)
+		_, _ = c.streams.ensure(ctx)
 	}
 
-	_ = msg.NakWithDelay(c.bus.pause(int(meta.NumDelivered)))
+	_ = msg.NakWithDelay(c.pause(int(meta.NumDelivered)))
 }
 
-func (b *Bus) notifyDeadLetter(ctx context.Context, id, subject, reason string) error {
-	b.mu.Lock()
-	notify := b.onDeadLetter
-	b.mu.Unlock()
-	if notify == nil {
+// notify calls the function of OnDeadLetter, if there is one.
+func (d *deadLetters) notify(ctx context.Context, id, subject, reason string) error {
+	d.mu.Lock()
+	fn := d.onStored
+	d.mu.Unlock()
+	if fn == nil {
 		return nil
 	}
-	return notify(ctx, id, subject, reason)
+	return fn(ctx, id, subject, reason)
 }
 
-func (b *Bus) storeDeadLetter(ctx context.Context, id string, msg jetstream.Msg, reason string) error {
+// store publishes a dead letter: the message's headers and body, and the reason.
+func (d *deadLetters) store(ctx context.Context, id string, msg jetstream.Msg, reason string) error {
 	letter := &nats.Msg{Subject: deadLetterPrefix + msg.Subject(), Header: nats.Header{}, Data: msg.Data()}
 	for k, v := range msg.Headers() {
 		// Nats-* headers are instructions to the server, for the original stream.
@@ -83,7 +92,7 @@ func (b *Bus) storeDeadLetter(ctx context.Context, id string, msg jetstream.Msg,
 	letter.Header.Set(ReasonHeader, reason)
 	// One id for all tries, whether or not the original message has an id.
 	letter.Header.Set(jetstream.MsgIDHeader, id)
-	_, err := b.js.PublishMsg(ctx, letter)
+	_, err := d.conn.js.PublishMsg(ctx, letter)
 	if !errors.Is(err, nats.ErrMaxPayload) {
 		return err
 	}
@@ -96,9 +105,9 @@ func (b *Bus) storeDeadLetter(ctx context.Context, id string, msg jetstream.Msg,
 	}
 
 	letter.Header = keep
-	room := max(int(b.nc.MaxPayload())-headerSize(keep), 0)
+	room := max(int(d.conn.nc.MaxPayload())-headerSize(keep), 0)
 	letter.Data = letter.Data[:min(room, len(letter.Data))]
-	_, err = b.js.PublishMsg(ctx, letter)
+	_, err = d.conn.js.PublishMsg(ctx, letter)
 	return err
 }
 

@@ -114,7 +114,7 @@ func (d *deployment) counts(t *testing.T) map[string]uint64 {
 	t.Helper()
 	out := map[string]uint64{}
 	for _, name := range []string{"TES_EVENTS", "TES_INBOUND", "TES_DEADLETTER"} {
-		stream, err := d.js.Stream(d.ctx, name)
+		stream, err := d.conn.js.Stream(d.ctx, name)
 		require.NoError(t, err)
 		out[name] = stream.CachedInfo().State.Msgs
 	}
@@ -135,7 +135,7 @@ var ownOrders = append([]string{
 
 // TestDeployedUsers runs deploy/nats.conf: each user can do its work from end to end, and
 // is refused everything else.
-func TestDeployedUsers(t *testing.T) { //nolint:paralleltest // the file takes its passwords from the environment
+func TestDeployedUsers(t *testing.T) { // the file takes its passwords from the environment
 	d := deploy(t)
 	heard := make(chan string, 16)
 	for durable, subject := range map[string]string{"tes-task-requests": "workflow.task_requested", "tes-integration-responses": "integration.response_received", "tes-shutdown": "system.shutdown_requested"} {
@@ -200,7 +200,7 @@ func TestDeployedUsers(t *testing.T) { //nolint:paralleltest // the file takes i
 
 // TestDeployedReaders: who reads events has a consumer ready, takes and acknowledges what
 // is in it, and leaves the others' alone.
-func TestDeployedReaders(t *testing.T) { //nolint:paralleltest // the file takes its passwords from the environment
+func TestDeployedReaders(t *testing.T) { // the file takes its passwords from the environment
 	d := deploy(t)
 	_, err := d.Publish(d.ctx, messages(1, 30))
 	require.NoError(t, err)
@@ -230,7 +230,7 @@ func TestDeployedReaders(t *testing.T) { //nolint:paralleltest // the file takes
 
 // TestDeployedReplies: where the server's acknowledgement of a message, or an event that
 // was asked for, is to go is the sender's word too. It stays in the sender's account.
-func TestDeployedReplies(t *testing.T) { //nolint:paralleltest // the file takes its passwords from the environment
+func TestDeployedReplies(t *testing.T) { // the file takes its passwords from the environment
 	d := deploy(t)
 	_, err := d.Publish(d.ctx, messages(1, 3))
 	require.NoError(t, err)
@@ -246,7 +246,7 @@ func TestDeployedReplies(t *testing.T) { //nolint:paralleltest // the file takes
 	require.NoError(t, err)
 	require.Contains(t, string(info.Data), `"stream_seq":3`, "all three were given out")
 	require.Equal(t, map[string]uint64{"TES_EVENTS": 3, "TES_INBOUND": uint64(len(targets)) + 1, "TES_DEADLETTER": 0}, d.counts(t))
-	stream, err := d.js.Stream(d.ctx, "TES_INBOUND")
+	stream, err := d.conn.js.Stream(d.ctx, "TES_INBOUND")
 	require.NoError(t, err)
 	inbound, err := stream.Info(d.ctx, jetstream.WithSubjectFilter(">"))
 	require.NoError(t, err)
@@ -255,7 +255,7 @@ func TestDeployedReplies(t *testing.T) { //nolint:paralleltest // the file takes
 
 // TestDeployedPasswords: without its passwords the server does not start, and with a wrong
 // one nobody comes in.
-func TestDeployedPasswords(t *testing.T) { //nolint:paralleltest // the file takes its passwords from the environment
+func TestDeployedPasswords(t *testing.T) { // the file takes its passwords from the environment
 	_, err := server.ProcessConfigFile(deployed)
 	require.ErrorContains(t, err, "NATS_TES_PASSWORD")
 	d := deploy(t)
@@ -277,12 +277,12 @@ func TestReaders(t *testing.T) {
 		return setup(t, func(cfg *Config) { cfg.StoreDir, cfg.Readers = dir, readers })
 	}
 	first := open("a", "b-2")
-	_, err := first.js.UpdateConsumer(first.ctx, "TES_EVENTS", jetstream.ConsumerConfig{Durable: "a", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Hour, MaxDeliver: -1})
+	_, err := first.conn.js.UpdateConsumer(first.ctx, "TES_EVENTS", jetstream.ConsumerConfig{Durable: "a", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Hour, MaxDeliver: -1})
 	require.NoError(t, err)
 	require.NoError(t, first.Close(first.ctx))
 	second := open("a", "c")
 	for name, wait := range map[string]time.Duration{"a": time.Hour, "b-2": ackWait, "c": ackWait} {
-		c, err := second.js.Consumer(second.ctx, "TES_EVENTS", name)
+		c, err := second.conn.js.Consumer(second.ctx, "TES_EVENTS", name)
 		require.NoError(t, err)
 		require.Equal(t, wait, c.CachedInfo().Config.AckWait, name)
 		require.Equal(t, jetstream.DeliverAllPolicy, c.CachedInfo().Config.DeliverPolicy)

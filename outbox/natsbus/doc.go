@@ -10,8 +10,41 @@
 //     Consume. Subjects that another team's stream captures are left to that stream.
 //   - TES_DEADLETTER (deadletter.>): messages that could not be processed, with the reason.
 //
-// The server is authoritative for the streams. An operator's limits are kept; only the settings
-// that the promises below depend on are adjusted.
+// The server is authoritative for:
+//   - which messages are stored, and at which sequence
+//   - which subjects a stream captures
+//   - how often a message was delivered
+//
+// The operator is authoritative for the limits of a stream. Only the settings that the promises
+// below depend on are adjusted.
+//
+// This process is authoritative for nothing but its own connection. What it knows of a stream is
+// read again from the server after each reconnect.
+//
+// # Where a line belongs
+//
+// A Bus has no work of its own: its methods, in bus.go, call the parts. Each part uses those below
+// it, and none above.
+//
+//	┌──────────────────────┬──────────────────────┬──────────────────────┐
+//	│ publisher            │ consumers            │ maintainer           │
+//	│ publish.go, fence.go │ consume.go,          │ maintain.go          │
+//	│                      │ deadletter.go        │                      │
+//	├──────────────────────┤                      │                      │
+//	│ reader               │                      │                      │
+//	│ tail.go              │                      │                      │
+//	├──────────────────────┴──────────────────────┴──────────────────────┤
+//	│ streams: which streams there are                       streams.go  │
+//	│ streamSetup: the settings and replicas of one stream   setup.go    │
+//	├────────────────────────────────────────────────────────────────────┤
+//	│ connection: how long a request may take, what Close waits for      │
+//	│ connection.go, dial.go, tls.go; the embedded server in embed.go    │
+//	├────────────────────────────────────────────────────────────────────┤
+//	│ health: the last error of each kind                    health.go   │
+//	└────────────────────────────────────────────────────────────────────┘
+//
+// Each part guards its own fields with its own mutex, and calls no part above health while the
+// mutex is locked. subscribe.go has the calls of the fakes and the tests.
 //
 // # Promises
 //
@@ -34,9 +67,10 @@
 //	              └──────────────┴────── connection lost, stream missing,
 //	                                     probe failed
 //
-// A single goroutine (maintain) ensures the streams: after each reconnect, when a call finds that a
-// stream is missing, and when a probe of the idle stream fails. Open waits for the first time; Start
-// does not.
+// A single goroutine, the maintainer, repeats the work: it ensures the streams after each reconnect,
+// when a call finds that a stream is missing, and when a probe of the idle stream fails. A call that
+// cannot go on without its stream (Publish, Consume) also tries once itself. Open waits for the first
+// time; Start does not.
 //
 // # Failure Handling
 //

@@ -180,9 +180,9 @@ func makeDir(dir string, mode os.FileMode) error {
 		if errors.Is(err, os.ErrExist) {
 			return nil // another process created the directory meanwhile
 		}
-		return err //nolint:wrapcheck // it names the directory
+		return err // it names the directory
 	}
-	return os.Chmod(dir, mode) //nolint:wrapcheck // it names the directory
+	return os.Chmod(dir, mode) // it names the directory
 }
 
 // listenAddress splits a listen address and tries to listen, because the server reports a port that

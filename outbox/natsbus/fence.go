@@ -37,34 +37,34 @@ func (f fence) mark(msg *nats.Msg) {
 const maxFenceRefusals = 3
 
 // arm sets the fence to the stream's end, if the stream has no other subjects and sources.
-func (b *Bus) arm(info *jetstream.StreamInfo) {
+func (p *publisher) arm(info *jetstream.StreamInfo) {
 	alone := slices.Equal(info.Config.Subjects, []string{eventSubjects}) && len(info.Config.Sources) == 0
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.fence = fence{alone && b.fenceRefusals < maxFenceRefusals, info.State.LastSeq}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fence = fence{alone && p.fenceRefusals < maxFenceRefusals, info.State.LastSeq}
 }
 
 // takeFence returns the fence for a publication. A concurrent one gets no fence.
-func (b *Bus) takeFence() fence {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (p *publisher) takeFence() fence {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 
-	f := b.fence
+	f := p.fence
 	// Until leaveFence: the result of this publication decides where the stream ends.
-	b.fence.armed = false
+	p.fence.armed = false
 	return f
 }
 
 // leaveFence stores the fence for the next publication, after one that took it.
-func (b *Bus) leaveFence(f fence, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (p *publisher) leaveFence(f fence, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 
 	switch {
 	case errors.Is(err, ErrMoved):
-		b.fenceRefusals++
+		p.fenceRefusals++
 	case err == nil:
-		b.fence, b.fenceRefusals = f, 0
+		p.fence, p.fenceRefusals = f, 0
 	}
 }
 

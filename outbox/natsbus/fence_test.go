@@ -44,17 +44,17 @@ func TestFenceMovesOn(t *testing.T) {
 		t.Run(server, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			b.batches.Store(server == "with batches")
+			b.streams.batches.Store(server == "with batches")
 			_, _, err := b.Tail(b.ctx)
 			require.NoError(t, err)
 			for _, n := range []int{1, 7, 30, 60, 30} { // the last are known
 				_, err = b.Publish(b.ctx, messages(1, n))
 				require.NoError(t, err)
-				require.True(t, b.fence.armed)
+				require.True(t, b.publisher.fence.armed)
 			}
 			_, err = b.Publish(b.ctx, messages(1, 100)) // some are known
 			require.NoError(t, err)
-			require.Equal(t, fence{true, 100}, b.fence)
+			require.Equal(t, fence{true, 100}, b.publisher.fence)
 			require.Equal(t, ids(messages(1, 100)), b.stored(t))
 		})
 	}
@@ -75,11 +75,11 @@ func TestFenceDoesNotStopUs(t *testing.T) {
 		}
 		require.NoError(t, err)
 	}
-	cfg := b.events.CachedInfo().Config
+	cfg := b.streams.events.CachedInfo().Config
 	cfg.Subjects = append(cfg.Subjects, "job.>")
-	_, err := b.js.UpdateStream(b.ctx, cfg)
+	_, err := b.conn.js.UpdateStream(b.ctx, cfg)
 	require.NoError(t, err)
 	_, _, err = b.Tail(b.ctx)
 	require.NoError(t, err)
-	require.False(t, b.fence.armed)
+	require.False(t, b.publisher.fence.armed)
 }

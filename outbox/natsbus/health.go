@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,7 +18,14 @@ const (
 	Failing = "failing" // there is a connection, and events cannot be published
 )
 
-// state is the last known state of the bus; guarded by Bus.mu.
+// health is what the last requests said of the connection and the streams. The other parts record
+// their errors here, and nothing is decided by an error but in report and by the maintainer.
+type health struct {
+	mu    sync.Mutex
+	state state
+}
+
+// state is guarded by health.mu.
 type state struct {
 	dialErr         error // of the last try to connect
 	lastPublish     publication
@@ -41,29 +49,25 @@ type publication struct {
 // publishes tries again within a minute. After that another process publishes, and the probe counts.
 const publishErrorFor = 90 * time.Second
 
-// Health returns OK, Away or Failing, and the reason, which names no address and no credential and
-// may be shown to anybody. With OK the reason is empty, or an error of another stream than the
-// events stream or of a stream's replicas.
-func (b *Bus) Health() (state, reason string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// report implements Bus.Health. lost is the error of the connection, and known says that the events
+// stream was ensured before and can still be used.
+func (h *health) report(lost error, known bool) (condition, reason string) {
+	s := h.snapshot()
 
-	s := &b.state
 	// From the most serious error to the least: the first case is the answer.
 	last := s.lastPublish
 	switch {
-	case b.ctx.Err() != nil:
+	case errors.Is(lost, ErrClosed):
 		return Away, "the bus is closed"
-	case b.connCtx.Err() != nil:
-		if s.dialErr != nil {
-			return Away, publicReason(s.dialErr)
-		}
-		return Away, publicReason(ErrDisconnected)
+	case lost != nil && s.dialErr != nil:
+		return Away, publicReason(s.dialErr)
+	case lost != nil:
+		return Away, publicReason(lost)
 	case last.err != nil && time.Since(last.at) < publishErrorFor:
 		return Failing, fmt.Sprintf("%s (%d times since %s)", publicReason(last.err), last.n, last.since.UTC().Format(time.RFC3339))
 	case s.eventsErr != nil:
 		return Failing, publicReason(s.eventsErr)
-	case !s.ensured && b.events == nil:
+	case !s.ensured && !known:
 		return Failing, "the streams are not there yet"
 	case s.probeErr != nil:
 		return Failing, publicReason(s.probeErr)
@@ -76,17 +80,58 @@ func (b *Bus) Health() (state, reason string) {
 	return OK, ""
 }
 
-// Connected reports whether there is a connection at this moment.
-func (b *Bus) Connected() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.connCtx.Err() == nil
+// snapshot returns a copy of the state.
+func (h *health) snapshot() state {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state
+}
+
+// recordDial records why there is no connection.
+func (h *health) recordDial(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state.dialErr = err
+}
+
+// recordLost records that the connection was lost: the streams must be ensured after a reconnect.
+func (h *health) recordLost() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state.ensured = false
+}
+
+// recordEvents records that the events stream was ensured. It reports whether that is the first time
+// since the last reconnect.
+func (h *health) recordEvents() (first bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	first = !h.state.ensured
+	if first {
+		h.state.lastPublish.err = nil // a failure before the reconnect means nothing any more
+	}
+
+	h.state.ensured, h.state.probeErr = true, nil
+	return first
+}
+
+// recordSetup records the errors of ensuring the events stream, the other streams, and the replicas.
+func (h *health) recordSetup(events, others, fewer error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	s := &h.state
+	s.eventsErr, s.otherErr, s.replicasErr, s.replicasAskedAt = events, others, fewer, time.Now()
+	if events != nil {
+		s.ensured = false // the next probe tries again
+	}
 }
 
 // recordPublish records the result of a publication. Some errors say nothing of the stream: a message
 // that no stream can take, a cancelled call, a lost connection, which Health knows already, and
 // another process that has published meanwhile.
-func (b *Bus) recordPublish(err error) {
+func (h *health) recordPublish(err error) {
 	var large *TooLarge
 	var bad *BadSubject
 	if errors.As(err, &large) || errors.As(err, &bad) {
@@ -99,13 +144,13 @@ func (b *Bus) recordPublish(err error) {
 		}
 	}
 
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 
-	last := &b.state.lastPublish
+	last := &h.state.lastPublish
 	last.at, last.err = time.Now(), err
 	if err == nil {
-		last.n, b.state.probeErr = 0, nil
+		last.n, h.state.probeErr = 0, nil
 		return
 	}
 
@@ -116,13 +161,13 @@ func (b *Bus) recordPublish(err error) {
 }
 
 // recordProbe records the result of a probe of the events stream.
-func (b *Bus) recordProbe(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (h *health) recordProbe(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 
-	b.state.probeErr = err
+	h.state.probeErr = err
 	if needsEnsure(err) {
-		b.state.ensured = false // so that the functions of OnReconnect are called when it is over
+		h.state.ensured = false // so that the functions of OnReconnect are called when it is over
 	}
 }
 

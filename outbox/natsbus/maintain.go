@@ -9,35 +9,44 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// maintain connects to the server, unless Open has, and ensures the streams until the bus is closed:
+// maintainer is one goroutine that connects, probes the streams, and ensures them when a probe or
+// another part has found an error. No other goroutine repeats failed work on the streams.
+type maintainer struct {
+	cfg     Config
+	conn    *connection
+	streams *streams
+	health  *health
+}
+
+// run connects to the server, unless Open has, and ensures the streams until the bus is closed:
 // after each reconnect, when a stream was found to be missing, and when a probe finds an error.
-func (b *Bus) maintain() {
-	if errors.Is(b.checkConnected(), ErrDisconnected) { // not if the bus is closed
-		if !b.connectWithRetry() {
+func (m *maintainer) run() {
+	if errors.Is(m.conn.checkConnected(), ErrDisconnected) { // not if the bus is closed
+		if !m.conn.connectWithRetry() {
 			return
 		}
 
-		b.requestRecheck()
+		m.conn.requestRecheck()
 	}
 
-	ticker := time.NewTicker(b.cfg.intervals.probe)
+	ticker := time.NewTicker(m.cfg.intervals.probe)
 	defer ticker.Stop()
 
 	unanswered := 0 // times in a row without an answer
 	for probes := 0; ; probes++ {
 		select {
-		case <-b.ctx.Done():
+		case <-m.conn.ctx.Done():
 			return
-		case <-b.recheck:
+		case <-m.conn.recheck:
 		case <-ticker.C:
-			if b.isHealthy(probes%5 == 0) {
+			if m.isHealthy(probes%5 == 0) {
 				continue
 			}
 		}
 
-		// ensureStreams logs its errors, and the next probe tries again.
-		ctx, cancel := context.WithTimeoutCause(b.ctx, ensureTimeout, errNoAnswer)
-		_, err := b.ensureStreams(ctx)
+		// ensure logs its errors, and the next probe tries again.
+		ctx, cancel := context.WithTimeoutCause(m.conn.ctx, ensureTimeout, errNoAnswer)
+		_, err := m.streams.ensure(ctx)
 		cancel()
 
 		if unanswered++; !errors.Is(err, errNoAnswer) {
@@ -45,7 +54,7 @@ func (b *Bus) maintain() {
 		}
 		if unanswered == maxUnanswered {
 			unanswered = 0
-			b.switchServer()
+			m.conn.switchServer()
 		}
 	}
 }
@@ -54,29 +63,7 @@ func (b *Bus) maintain() {
 // to another server.
 const maxUnanswered = 2
 
-// switchServer connects to another server of a cluster. The current one may be cut off from the
-// others, or may not know yet which server leads a stream.
-func (b *Bus) switchServer() {
-	// There is no other server to connect to.
-	if b.srv != nil || len(b.nc.Servers()) < 2 {
-		return
-	}
-
-	b.cfg.Logger.Warn("JetStream does not answer by way of this NATS server: another one is tried", "server", b.nc.ConnectedAddr())
-	if err := b.nc.ForceReconnect(); err != nil {
-		b.cfg.Logger.Warn("nats", "error", err)
-	}
-}
-
-// requestRecheck makes maintain ensure the streams soon.
-func (b *Bus) requestRecheck() {
-	select {
-	case b.recheck <- struct{}{}:
-	default:
-	}
-}
-
-// probeTimeout bounds a probe, and ensureTimeout the call of ensureStreams after it. Both are short
+// probeTimeout bounds a probe, and ensureTimeout the call of streams.ensure after it. Both are short
 // because they are repeated.
 const (
 	probeTimeout  = 5 * time.Second
@@ -86,47 +73,46 @@ const (
 // isHealthy probes the streams, the events stream alone unless all is set. The result is false if the
 // streams must be ensured. The events stream is not probed if a publication was acknowledged a
 // moment ago, which proves more.
-func (b *Bus) isHealthy(all bool) bool {
-	b.mu.Lock()
-	connected, ensured := b.connCtx.Err() == nil, b.state.ensured
-	busy := b.state.lastPublish.err == nil && time.Since(b.state.lastPublish.at) < b.cfg.intervals.probe
-	grow := b.state.replicasErr != nil && time.Since(b.state.replicasAskedAt) >= b.cfg.intervals.replicas
-	others := b.state.otherErr != nil && all
-	b.mu.Unlock()
+func (m *maintainer) isHealthy(all bool) bool {
+	known := m.health.snapshot()
+	busy := known.lastPublish.err == nil && time.Since(known.lastPublish.at) < m.cfg.intervals.probe
+	grow := known.replicasErr != nil && time.Since(known.replicasAskedAt) >= m.cfg.intervals.replicas
+	others := known.otherErr != nil && all
+
 	switch {
-	case !connected:
+	case m.conn.lost() != nil:
 		return true // a reconnect ensures the streams by itself
-	case !ensured || grow || others:
+	case !known.ensured || grow || others:
 		return false
 	}
 
-	ctx, done := b.requestContext(b.ctx)
+	ctx, done := m.conn.requestContext(m.conn.ctx)
 	defer done()
 
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errNoAnswer)
 	defer cancel()
 
 	if !busy {
-		stream, err := b.js.Stream(ctx, b.cfg.Stream)
+		stream, err := m.conn.js.Stream(ctx, m.cfg.Stream)
 		if err == nil {
 			err = errors.Join(checkLeader(stream.CachedInfo()), checkFull(stream.CachedInfo()))
 		}
 
-		b.recordProbe(cause(ctx, err))
+		m.health.recordProbe(cause(ctx, err))
 		if needsEnsure(err) {
 			return false
 		}
 	}
 
-	return !all || b.otherStreamsExist(ctx)
+	return !all || m.otherStreamsExist(ctx)
 }
 
 // otherStreamsExist returns false only if a stream is known to be missing. Consumers notice a missing
 // stream by themselves, but the stream of dead letters is not used until there is one.
-func (b *Bus) otherStreamsExist(ctx context.Context) bool {
+func (m *maintainer) otherStreamsExist(ctx context.Context) bool {
 	for _, subject := range append([]string{deadLetterSubjects}, inboundSubjects...) {
 		// An error says nothing about the stream.
-		owners, err := b.capturing(ctx, subject)
+		owners, err := capturing(ctx, m.conn.js, subject)
 		if err == nil && len(owners) == 0 {
 			return false
 		}

@@ -43,7 +43,7 @@ func setup(t *testing.T, change ...func(*Config)) *testBundle {
 	bus, err := Open(ctx, cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, bus.Close(context.WithoutCancel(ctx))) })
-	bus.pause = func(int) time.Duration { return time.Millisecond }
+	bus.consumers.pause = func(int) time.Duration { return time.Millisecond }
 	return &testBundle{Bus: bus, ctx: ctx, log: log}
 }
 
@@ -52,7 +52,7 @@ func listening(cfg *Config) { cfg.Listen = "127.0.0.1:0" }
 // admin is a plain client, to do to the bus what others may do to it.
 func (b *testBundle) admin(t *testing.T) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect("", nats.InProcessServer(b.srv.Server), nats.Token(b.srv.token))
+	nc, err := nats.Connect("", nats.InProcessServer(b.conn.srv.Server), nats.Token(b.conn.srv.token))
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
 	return nc

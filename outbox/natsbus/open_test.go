@@ -30,7 +30,7 @@ func TestOpenMakesTheStreams(t *testing.T) {
 		"TES_INBOUND":    {"workflow.>", "integration.>", "system.>"},
 		"TES_DEADLETTER": {"deadletter.>"},
 	} {
-		stream, err := b.js.Stream(b.ctx, name)
+		stream, err := b.conn.js.Stream(b.ctx, name)
 		require.NoError(t, err)
 		cfg := stream.CachedInfo().Config
 		require.Equal(t, subjects, cfg.Subjects)
@@ -267,7 +267,7 @@ func TestExistingStreams(t *testing.T) {
 			}
 			require.NoError(t, err)
 			defer func() { require.NoError(t, b.Close(ctx)) }()
-			cfg := b.events.CachedInfo().Config
+			cfg := b.streams.events.CachedInfo().Config
 			require.Equal(t, 2*time.Minute, cfg.Duplicates)
 			require.True(t, cfg.AllowAtomicPublish)
 			if tt.have.Name == "TES_EVENTS" {
@@ -296,7 +296,7 @@ func TestReconnect(t *testing.T) {
 	})
 	_, err := b.Publish(b.ctx, messages(1, 3))
 	require.NoError(t, err)
-	link := b.connCtx
+	link := b.conn.connCtx
 	srv.Shutdown()
 	srv.WaitForShutdown()
 	<-link.Done()
@@ -323,7 +323,7 @@ func TestClosedBus(t *testing.T) {
 	}()
 	require.NoError(t, b.Subscribe(b.ctx, "", All, func(outbox.Delivery, uint64) {}))
 	require.Eventually(t, func() bool {
-		_, err := b.js.Consumer(b.ctx, b.cfg.Inbound, "test")
+		_, err := b.conn.js.Consumer(b.ctx, b.cfg.Inbound, "test")
 		return err == nil
 	}, patience, time.Millisecond)
 	require.NoError(t, b.Close(b.ctx))

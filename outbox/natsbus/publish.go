@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -33,28 +34,35 @@ const (
 // errHeaderTooLarge is JetStream's code for a header over 64 KiB.
 const errHeaderTooLarge jetstream.ErrorCode = 10097
 
-// Publish stores the batch in order and returns the stream sequence of its last message. A nil error
-// means that every message is stored. After an error a prefix of the batch may be stored, and last
-// is the end of its known part, or 0: publish the same messages again, in the same order. A
-// message that was stored within the duplicate window is recognised by its id and not stored again.
-//
-// After a *TooLarge or *BadSubject, publish the batch without the message that the error names: the
-// bus can never store that message.
-func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64, err error) {
-	if _, err := b.stream(); err != nil {
+// publisher publishes batches on the events stream, one after the other.
+type publisher struct {
+	cfg     Config
+	conn    *connection
+	streams *streams
+	reader  *reader
+	health  *health
+
+	mu            sync.Mutex // guards the rest
+	fence         fence      // of the next publication
+	fenceRefusals int        // publications in a row that the fence has refused
+}
+
+// publish implements Bus.Publish.
+func (p *publisher) publish(ctx context.Context, batch []outbox.Message) (last uint64, err error) {
+	if _, err := p.streams.current(); err != nil {
 		return 0, err
 	}
 
-	defer func() { b.recordPublish(err) }()
+	defer func() { p.health.recordPublish(err) }()
 
-	chunks, err := b.split(batch)
+	chunks, err := p.split(batch)
 	if err != nil {
 		return 0, err
 	}
 
 	// The fence refuses the batch if another process has published since Tail was called.
-	f := b.takeFence()
-	defer func() { b.leaveFence(f, err) }()
+	f := p.takeFence()
+	defer func() { p.leaveFence(f, err) }()
 
 	var next *staged
 	for i, chunk := range chunks {
@@ -63,7 +71,7 @@ func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64,
 			now = nil // staged with another expected sequence: the server will drop it
 		}
 		if now == nil {
-			now = b.stage(chunk, f)
+			now = p.stage(chunk, f)
 		}
 
 		next = nil
@@ -73,13 +81,13 @@ func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64,
 		go func() {
 			defer close(committed)
 
-			seq, err = b.commit(ctx, now, &f)
+			seq, err = p.commit(ctx, now, &f)
 		}()
 
 		// The next chunk is sent while the server writes this one. The next one is committed
 		// when this one is stored, which keeps the order.
 		if i+1 < len(chunks) {
-			next = b.stage(chunks[i+1], ahead)
+			next = p.stage(chunks[i+1], ahead)
 		}
 
 		<-committed
@@ -87,7 +95,7 @@ func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64,
 			last = seq
 		}
 		if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
-			err = b.recreateStream(ctx, err)
+			err = p.recreateStream(ctx, err)
 		}
 		if err != nil {
 			return last, fmt.Errorf("publish %d messages from %s on: %w", len(chunk), chunk[0].Header.Get(jetstream.MsgIDHeader), err)
@@ -99,8 +107,8 @@ func (b *Bus) Publish(ctx context.Context, batch []outbox.Message) (last uint64,
 
 // recreateStream creates a deleted stream again. The batch fails all the same, because the lost
 // messages must be published before newer ones.
-func (b *Bus) recreateStream(ctx context.Context, cause error) error {
-	another, err := b.ensureStreams(ctx)
+func (p *publisher) recreateStream(ctx context.Context, cause error) error {
+	another, err := p.streams.ensure(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; %w", cause, err)
 	}
@@ -108,14 +116,14 @@ func (b *Bus) recreateStream(ctx context.Context, cause error) error {
 	if !another {
 		return cause
 	}
-	return fmt.Errorf("stream %s was gone and has been made anew, empty: %w", b.cfg.Stream, cause)
+	return fmt.Errorf("stream %s was gone and has been made anew, empty: %w", p.cfg.Stream, cause)
 }
 
 // split checks every message before any is sent, and cuts the batch into chunks that fit an atomic
 // batch.
-func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
-	limit, most := b.nc.MaxPayload(), maxBatchMessages
-	if b.srv != nil {
+func (p *publisher) split(batch []outbox.Message) ([][]*nats.Msg, error) {
+	limit, most := p.conn.nc.MaxPayload(), maxBatchMessages
+	if p.conn.srv != nil {
 		most = embeddedBatchMessages
 	}
 
@@ -138,7 +146,7 @@ func (b *Bus) split(batch []outbox.Message) ([][]*nats.Msg, error) {
 			return nil, &BadSubject{ID: m.ID, Subject: m.Subject}
 		}
 
-		msg, size := b.message(m)
+		msg, size := p.message(m)
 		if int64(size) > limit {
 			return nil, &TooLarge{ID: m.ID, Size: size, Limit: limit}
 		}
@@ -173,19 +181,19 @@ type staged struct {
 }
 
 // stage sends a chunk, without the message that commits it.
-func (b *Bus) stage(chunk []*nats.Msg, f fence) *staged {
+func (p *publisher) stage(chunk []*nats.Msg, f fence) *staged {
 	s := &staged{chunk: chunk, fence: f}
 	for i, msg := range chunk {
 		fence{f.armed && i == 0, f.after}.mark(msg) // only the first message of a batch may have the fence
 	}
 
-	if len(chunk) < minBatchMessages || !b.batches.Load() {
+	if len(chunk) < minBatchMessages || !p.streams.batches.Load() {
 		return s
 	}
 
 	// Without an acknowledgement of the first message: only that of the commit means anything, and
 	// waiting for two would halve the rate.
-	if s.batch, s.err = jetstreamext.NewBatchPublisher(b.js, jetstreamext.BatchFlowControl{}); s.err != nil {
+	if s.batch, s.err = jetstreamext.NewBatchPublisher(p.conn.js, jetstreamext.BatchFlowControl{}); s.err != nil {
 		return s
 	}
 
@@ -201,9 +209,9 @@ func (b *Bus) stage(chunk []*nats.Msg, f fence) *staged {
 // commit stores a staged chunk. The server refuses the whole batch if one of its messages is stored
 // already, after a lost acknowledgement or a killed relay. Then the messages are published one by
 // one up to the first new one, and the rest is tried as a batch once more.
-func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err error) {
+func (p *publisher) commit(ctx context.Context, s *staged, f *fence) (last uint64, err error) {
 	for tries := 0; s.batch != nil && tries < 2; tries++ {
-		seq, err := b.commitBatch(ctx, s)
+		seq, err := p.commitBatch(ctx, s)
 		if err == nil {
 			f.after = seq
 			return seq, nil
@@ -217,10 +225,10 @@ func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err
 		// The server is older than it said, or was replaced: no batches until the streams are
 		// ensured.
 		if lacksBatches(err) {
-			b.batches.Store(false)
+			p.streams.batches.Store(false)
 		}
 
-		n, seq, err := b.publishSingles(ctx, s.chunk, true, f)
+		n, seq, err := p.publishSingles(ctx, s.chunk, true, f)
 		if seq > 0 {
 			last = seq
 		}
@@ -228,10 +236,10 @@ func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err
 			return last, err
 		}
 
-		s = b.stage(s.chunk[n:], *f)
+		s = p.stage(s.chunk[n:], *f)
 	}
 
-	_, seq, err := b.publishSingles(ctx, s.chunk, false, f)
+	_, seq, err := p.publishSingles(ctx, s.chunk, false, f)
 	if seq > 0 {
 		last = seq
 	}
@@ -239,8 +247,8 @@ func (b *Bus) commit(ctx context.Context, s *staged, f *fence) (last uint64, err
 	return last, err
 }
 
-func (b *Bus) commitBatch(ctx context.Context, s *staged) (uint64, error) {
-	ctx, done := b.requestContext(ctx)
+func (p *publisher) commitBatch(ctx context.Context, s *staged) (uint64, error) {
+	ctx, done := p.conn.requestContext(ctx)
 	defer done()
 
 	if s.err != nil {
@@ -257,12 +265,12 @@ func (b *Bus) commitBatch(ctx context.Context, s *staged) (uint64, error) {
 
 // publishSingles publishes messages individually, each when the one before it is stored. With
 // pastDuplicates it stops after the first new message. n is how many messages are stored.
-func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplicates bool, f *fence) (n int, last uint64, err error) {
+func (p *publisher) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplicates bool, f *fence) (n int, last uint64, err error) {
 	for _, msg := range chunk {
 		msg.Header.Del(jetstreamext.BatchIDHeader)
 		msg.Header.Del(jetstreamext.BatchSeqHeader)
 		msg.Header.Del(jetstreamext.BatchCommitHeader)
-		seq, fresh, err := b.publishOne(ctx, msg, f)
+		seq, fresh, err := p.publishOne(ctx, msg, f)
 		if err != nil {
 			return n, last, err
 		}
@@ -276,18 +284,18 @@ func (b *Bus) publishSingles(ctx context.Context, chunk []*nats.Msg, pastDuplica
 	return n, last, nil
 }
 
-func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg, f *fence) (seq uint64, fresh bool, err error) {
-	ctx, done := b.requestContext(ctx)
+func (p *publisher) publishOne(ctx context.Context, msg *nats.Msg, f *fence) (seq uint64, fresh bool, err error) {
+	ctx, done := p.conn.requestContext(ctx)
 	defer done()
 
 	id := msg.Header.Get(jetstream.MsgIDHeader)
-	if room := b.nc.MaxPayload() - int64(msg.Size()); room < fenceBytes {
+	if room := p.conn.nc.MaxPayload() - int64(msg.Size()); room < fenceBytes {
 		fence{}.mark(msg) // no room for the fence
 	} else {
 		f.mark(msg)
 	}
 
-	ack, err := b.js.PublishMsg(ctx, msg)
+	ack, err := p.conn.js.PublishMsg(ctx, msg)
 	var no *jetstream.APIError
 	switch {
 	case errors.Is(err, nats.ErrMaxPayload), // after a reconnect to a server with a lower limit
@@ -304,7 +312,7 @@ func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg, f *fence) (seq uint
 
 	// The duplicate window knows ids of messages that a purge has removed. Such a message is stored
 	// again, under an id that the window does not know.
-	at, err := b.Stored(ctx, ack.Sequence)
+	at, err := p.reader.stored(ctx, ack.Sequence)
 	if err != nil {
 		return 0, false, err
 	}
@@ -314,7 +322,7 @@ func (b *Bus) publishOne(ctx context.Context, msg *nats.Msg, f *fence) (seq uint
 	}
 
 	msg.Header.Set(jetstream.MsgIDHeader, eventID(id)+republishMark+strconv.FormatUint(ack.Sequence, 10))
-	return b.publishOne(ctx, msg, f)
+	return p.publishOne(ctx, msg, f)
 }
 
 // republishMark separates an event's id from the lost sequence in the Nats-Msg-Id of an event that
@@ -327,7 +335,7 @@ func eventID(msgID string) string {
 }
 
 // message returns m for the NATS client, and the size that counts for max_payload.
-func (b *Bus) message(m outbox.Message) (*nats.Msg, int) {
+func (p *publisher) message(m outbox.Message) (*nats.Msg, int) {
 	header := make(nats.Header, len(m.Header)+5)
 	for k, v := range m.Header {
 		// Nats-* headers are instructions to the server. Only this package sets them.
@@ -337,7 +345,7 @@ func (b *Bus) message(m outbox.Message) (*nats.Msg, int) {
 	}
 
 	header[jetstream.MsgIDHeader] = []string{m.ID}
-	header[jetstream.ExpectedStreamHeader] = []string{b.cfg.Stream}
+	header[jetstream.ExpectedStreamHeader] = []string{p.cfg.Stream}
 	return &nats.Msg{Subject: m.Subject, Header: header, Data: m.Body}, headerSize(header) + len(m.Body)
 }
 

@@ -17,7 +17,7 @@ import (
 func TestPublishKeepsOrderOverBatches(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	require.True(t, b.batches.Load(), "the embedded server takes atomic batches")
+	require.True(t, b.streams.batches.Load(), "the embedded server takes atomic batches")
 
 	batch := messages(1, 2*embeddedBatchMessages+500) // three atomic batches
 	last, err := b.Publish(b.ctx, batch)
@@ -29,7 +29,7 @@ func TestPublishKeepsOrderOverBatches(t *testing.T) {
 	require.EqualValues(t, len(batch)+1, last)
 	require.Equal(t, ids(append(batch, more...)), b.stored(t))
 
-	msg, err := b.events.GetMsg(b.ctx, 7)
+	msg, err := b.streams.events.GetMsg(b.ctx, 7)
 	require.NoError(t, err)
 	require.Equal(t, "task.created", msg.Subject)
 	require.JSONEq(t, `{"n":7}`, string(msg.Data))
@@ -72,7 +72,7 @@ func TestPublishAgainStoresOnceAndInOrder(t *testing.T) {
 			t.Run(name+" "+server, func(t *testing.T) {
 				t.Parallel()
 				b := setup(t)
-				b.batches.Store(server == "with batches")
+				b.streams.batches.Store(server == "with batches")
 				_, err := b.Publish(b.ctx, tt.before)
 				require.NoError(t, err)
 				last, err := b.Publish(b.ctx, tt.batch)
@@ -91,7 +91,7 @@ func TestPublishSplitsByBytes(t *testing.T) {
 	for i := range batch {
 		batch[i].Body = make([]byte, 512<<10)
 	}
-	chunks, err := b.split(batch)
+	chunks, err := b.publisher.split(batch)
 	require.NoError(t, err)
 	require.Len(t, chunks, 2)
 	last, err := b.Publish(b.ctx, batch)
@@ -120,7 +120,7 @@ func TestPublishTooLarge(t *testing.T) {
 	require.Equal(t, "event-00002", parked.MessageID())
 
 	// The largest that is taken does not fit into a batch and travels alone.
-	_, size := b.message(batch[0])
+	_, size := b.publisher.message(batch[0])
 	batch[1].Body = make([]byte, maxPayload-size+len(batch[0].Body))
 	_, err = b.Publish(b.ctx, batch)
 	require.NoError(t, err)
@@ -130,9 +130,9 @@ func TestPublishTooLarge(t *testing.T) {
 func TestPublishTooLargeForTheStream(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	cfg := b.events.CachedInfo().Config
+	cfg := b.streams.events.CachedInfo().Config
 	cfg.MaxMsgSize = 1000
-	_, err := b.js.UpdateStream(b.ctx, cfg)
+	_, err := b.conn.js.UpdateStream(b.ctx, cfg)
 	require.NoError(t, err)
 	batch := messages(1, 12)
 	batch[1].Body = make([]byte, 2000)
@@ -171,9 +171,9 @@ func TestPublishHeadersCannotGiveOrders(t *testing.T) {
 func TestFullStreamPushesBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	cfg := b.events.CachedInfo().Config
+	cfg := b.streams.events.CachedInfo().Config
 	cfg.MaxMsgs = 5
-	_, err := b.js.UpdateStream(b.ctx, cfg)
+	_, err := b.conn.js.UpdateStream(b.ctx, cfg)
 	require.NoError(t, err)
 	batch := messages(1, 8)
 	last, err := b.Publish(b.ctx, batch)
@@ -183,7 +183,7 @@ func TestFullStreamPushesBack(t *testing.T) {
 	require.Equal(t, ids(batch)[:last], got, "a prefix, and nothing old was dropped")
 
 	cfg.MaxMsgs = -1
-	_, err = b.js.UpdateStream(b.ctx, cfg)
+	_, err = b.conn.js.UpdateStream(b.ctx, cfg)
 	require.NoError(t, err)
 	_, err = b.Publish(b.ctx, batch)
 	require.NoError(t, err)
@@ -198,7 +198,7 @@ func TestPublishAfterPurgeStoresAgain(t *testing.T) {
 	batch := messages(1, 5)
 	_, err := b.Publish(b.ctx, batch)
 	require.NoError(t, err)
-	require.NoError(t, b.events.Purge(b.ctx))
+	require.NoError(t, b.streams.events.Purge(b.ctx))
 	for range 2 { // the second time they are duplicates that are there
 		last, err := b.Publish(b.ctx, batch)
 		require.NoError(t, err)
@@ -214,7 +214,7 @@ func TestPublishMakesALostStreamAnew(t *testing.T) {
 	b.OnReconnect(func() { called <- struct{}{} })
 	_, before, err := b.Tail(b.ctx)
 	require.NoError(t, err)
-	require.NoError(t, b.js.DeleteStream(b.ctx, b.cfg.Stream))
+	require.NoError(t, b.conn.js.DeleteStream(b.ctx, b.cfg.Stream))
 
 	_, err = b.Publish(b.ctx, messages(1, 12))
 	require.Error(t, err, "what was lost is to be sent first")
@@ -248,7 +248,7 @@ func TestIDs(t *testing.T) {
 	b := setup(t)
 	_, err := b.Publish(b.ctx, messages(1, 100))
 	require.NoError(t, err)
-	require.NoError(t, b.events.DeleteMsg(b.ctx, 42))
+	require.NoError(t, b.streams.events.DeleteMsg(b.ctx, 42))
 	got, err := b.IDs(b.ctx, 41, 1000)
 	require.NoError(t, err)
 	require.Len(t, got, 59)
@@ -279,20 +279,20 @@ func TestServerThatForgotBatches(t *testing.T) {
 	b := setup(t)
 	admin, err := jetstream.New(b.admin(t))
 	require.NoError(t, err)
-	cfg := b.events.CachedInfo().Config
+	cfg := b.streams.events.CachedInfo().Config
 	cfg.AllowAtomicPublish = false
 	_, err = admin.UpdateStream(b.ctx, cfg)
 	require.NoError(t, err)
 	_, err = b.Publish(b.ctx, messages(1, 12))
 	require.NoError(t, err)
-	require.False(t, b.batches.Load())
+	require.False(t, b.streams.batches.Load())
 	require.Equal(t, ids(messages(1, 12)), b.stored(t))
 }
 
 func TestHeaderSizeIsTheServers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	msg, size := b.message(messages(1, 1)[0])
+	msg, size := b.publisher.message(messages(1, 1)[0])
 	whole := &nats.Msg{Header: msg.Header, Data: msg.Data}
 	require.Equal(t, whole.Size(), size)
 }

@@ -40,7 +40,7 @@ func startBus(t *testing.T, url string, change ...func(*Config)) *testBundle {
 		}
 		require.NoError(t, bus.Close(context.WithoutCancel(ctx)))
 	})
-	bus.pause = func(int) time.Duration { return time.Millisecond }
+	bus.consumers.pause = func(int) time.Duration { return time.Millisecond }
 	return &testBundle{Bus: bus, ctx: ctx, log: log}
 }
 
@@ -99,7 +99,7 @@ func TestStartWithoutServer(t *testing.T) {
 }
 
 // tries are how often the server was asked in vain.
-func tries(b *Bus) int { return b.dialErrors.Count() }
+func tries(b *Bus) int { return b.conn.dialErrors.Count() }
 
 // A server that refuses us is an outage too: the reason is told loudly, once, and when the
 // credentials are good nobody has to restart anything.
@@ -153,13 +153,13 @@ func TestStartWithWhatCannotBeUsed(t *testing.T) {
 	require.NoError(t, srv.EnableJetStream(&server.JetStreamConfig{StoreDir: t.TempDir()}))
 	b.health(t, OK, "")
 
-	require.NoError(t, b.js.DeleteStream(b.ctx, "TES_DEADLETTER"))
+	require.NoError(t, b.conn.js.DeleteStream(b.ctx, "TES_DEADLETTER"))
 	other := startBus(t, srv.ClientURL(), func(cfg *Config) { cfg.Stream = "OTHER_EVENTS" })
 	other.health(t, Failing, "subjects overlap")
 	_, err = other.Publish(other.ctx, messages(1, 1))
 	require.ErrorContains(t, err, `stream ["TES_EVENTS"] has the subjects [task.>] already`)
 	require.Eventually(t, func() bool {
-		_, err := b.js.Stream(b.ctx, "TES_DEADLETTER")
+		_, err := b.conn.js.Stream(b.ctx, "TES_DEADLETTER")
 		return err == nil
 	}, patience, time.Millisecond, "the others are made all the same")
 }
@@ -214,10 +214,10 @@ func TestHealthOfAFullStream(t *testing.T) {
 			b := setup(t, quick, listening)
 			idle := startBus(t, b.ClientURL())
 			idle.health(t, OK, "")
-			open := b.events.CachedInfo().Config
+			open := b.streams.events.CachedInfo().Config
 			limited := open
 			limit(&limited)
-			_, err := b.js.UpdateStream(b.ctx, limited)
+			_, err := b.conn.js.UpdateStream(b.ctx, limited)
 			require.NoError(t, err)
 			for n := 1; err == nil; n++ {
 				_, err = b.Publish(b.ctx, messages(n, 1))
@@ -231,7 +231,7 @@ func TestHealthOfAFullStream(t *testing.T) {
 			require.Contains(t, reason, "(2 times since ")
 			idle.health(t, Failing, "the stream is full")
 
-			_, err = b.js.UpdateStream(b.ctx, open)
+			_, err = b.conn.js.UpdateStream(b.ctx, open)
 			require.NoError(t, err)
 			idle.health(t, OK, "")
 			_, err = b.Publish(b.ctx, messages(1000, 1))
@@ -265,7 +265,7 @@ func TestHealthAfterAFailureThatAPublicationFound(t *testing.T) {
 	b.health(t, OK, "")
 	ended, end := context.WithCancel(b.ctx)
 	end()
-	_, err := b.ensureStreams(ended)
+	_, err := b.streams.ensure(ended)
 	require.Error(t, err)
 	b.health(t, OK, "")
 }

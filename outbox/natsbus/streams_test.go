@@ -18,7 +18,7 @@ import (
 // streamConfig is how a stream is at the moment.
 func (b *testBundle) streamConfig(t *testing.T, name string) jetstream.StreamConfig {
 	t.Helper()
-	stream, err := b.js.Stream(b.ctx, name)
+	stream, err := b.conn.js.Stream(b.ctx, name)
 	require.NoError(t, err)
 	return stream.CachedInfo().Config
 }
@@ -27,7 +27,7 @@ func (b *testBundle) streamConfig(t *testing.T, name string) jetstream.StreamCon
 func (b *testBundle) isBack(t *testing.T, name string) jetstream.StreamConfig {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		_, err := b.js.Stream(b.ctx, name)
+		_, err := b.conn.js.Stream(b.ctx, name)
 		return err == nil
 	}, patience, time.Millisecond, "%s is not made again", name)
 	return b.streamConfig(t, name)
@@ -48,7 +48,7 @@ func TestDeletedStreamsAreMadeAsAtFirst(t *testing.T) {
 					b.consume(t, requested, func(context.Context, outbox.Delivery) error { return &outbox.Poison{Reason: "bad"} })
 					b.consumeAs(t, "other", "integration.response_received", func(context.Context, outbox.Delivery) error { return nil })
 				}
-				require.NoError(t, b.js.DeleteStream(b.ctx, name))
+				require.NoError(t, b.conn.js.DeleteStream(b.ctx, name))
 				if who == "by use" && name != "TES_INBOUND" {
 					require.NoError(t, b.Send(b.ctx, requested, nil, []byte("x")))
 					_, _ = b.Publish(b.ctx, messages(1, 1))
@@ -80,8 +80,8 @@ func (b *testBundle) consumeAs(t *testing.T, durable, subject string, h outbox.H
 func TestStreamOfExactSubjectsIsRepaired(t *testing.T) {
 	t.Parallel()
 	host := setup(t, listening, func(cfg *Config) { cfg.Inbound, cfg.intervals.probe = "UNUSED", time.Hour })
-	require.NoError(t, host.js.DeleteStream(host.ctx, "UNUSED"))
-	_, err := host.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "TES_INBOUND", Subjects: []string{
+	require.NoError(t, host.conn.js.DeleteStream(host.ctx, "UNUSED"))
+	_, err := host.conn.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "TES_INBOUND", Subjects: []string{
 		"workflow.task_requested", "system.shutdown_requested", "integration.response_received", "system.maintenance_mode",
 	}})
 	require.NoError(t, err)
@@ -104,8 +104,8 @@ func TestStreamOfExactSubjectsIsRepaired(t *testing.T) {
 func TestFamilySharedWithANeighbour(t *testing.T) {
 	t.Parallel()
 	host := setup(t, listening, func(cfg *Config) { cfg.Inbound, cfg.intervals.probe = "UNUSED", time.Hour })
-	require.NoError(t, host.js.DeleteStream(host.ctx, "UNUSED"))
-	_, err := host.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "THEIRS", Subjects: []string{"integration.status.*"}})
+	require.NoError(t, host.conn.js.DeleteStream(host.ctx, "UNUSED"))
+	_, err := host.conn.js.CreateStream(host.ctx, jetstream.StreamConfig{Name: "THEIRS", Subjects: []string{"integration.status.*"}})
 	require.NoError(t, err)
 
 	b := setup(t, func(cfg *Config) { cfg.URL = host.ClientURL() })
@@ -115,7 +115,7 @@ func TestFamilySharedWithANeighbour(t *testing.T) {
 	require.Eventually(t, func() bool { return b.Send(b.ctx, response, nil, nil) == nil }, patience, 10*time.Millisecond)
 	require.Equal(t, []string{"workflow.>", "system.>", response}, b.streamConfig(t, "TES_INBOUND").Subjects)
 
-	require.NoError(t, host.js.DeleteStream(host.ctx, "THEIRS"))
+	require.NoError(t, host.conn.js.DeleteStream(host.ctx, "THEIRS"))
 	next := setup(t, func(cfg *Config) { cfg.URL = host.ClientURL() })
 	require.ElementsMatch(t, inboundSubjects, next.streamConfig(t, "TES_INBOUND").Subjects)
 }
@@ -125,17 +125,17 @@ func TestFamilySharedWithANeighbour(t *testing.T) {
 func TestErrorOfAnotherStreamIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(cfg *Config) { cfg.intervals.probe = time.Hour })
-	require.True(t, b.isHealthy(true))
+	require.True(t, b.maintainer.isHealthy(true))
 
-	b.mu.Lock()
-	b.state.otherErr = errors.New("stream TES_INBOUND: no leader")
-	b.mu.Unlock()
-	require.True(t, b.isHealthy(false), "the probe of the events stream alone")
-	require.False(t, b.isHealthy(true))
+	b.Bus.health.mu.Lock()
+	b.Bus.health.state.otherErr = errors.New("stream TES_INBOUND: no leader")
+	b.Bus.health.mu.Unlock()
+	require.True(t, b.maintainer.isHealthy(false), "the probe of the events stream alone")
+	require.False(t, b.maintainer.isHealthy(true))
 
-	_, err := b.ensureStreams(b.ctx)
+	_, err := b.streams.ensure(b.ctx)
 	require.NoError(t, err)
-	require.True(t, b.isHealthy(true))
+	require.True(t, b.maintainer.isHealthy(true))
 }
 
 func TestCovers(t *testing.T) {
@@ -176,7 +176,7 @@ func TestLimitsAreTheOperators(t *testing.T) {
 	theirs := first.streamConfig(t, "TES_EVENTS")
 	require.Equal(t, jetstream.DiscardNew, theirs.Discard, "ours drop nothing")
 	theirs.MaxMsgs, theirs.MaxBytes, theirs.MaxAge, theirs.MaxMsgsPerSubject, theirs.Discard = 5, 1<<20, time.Hour, 4, jetstream.DiscardOld
-	_, err := first.js.UpdateStream(first.ctx, theirs)
+	_, err := first.conn.js.UpdateStream(first.ctx, theirs)
 	require.NoError(t, err)
 	require.NoError(t, first.Close(first.ctx))
 
@@ -197,7 +197,7 @@ func TestLimitsAreTheOperators(t *testing.T) {
 
 	theirs.MaxAge = time.Minute // shorter than our duplicate window
 	theirs.Duplicates = time.Minute
-	_, err = second.js.UpdateStream(second.ctx, theirs)
+	_, err = second.conn.js.UpdateStream(second.ctx, theirs)
 	require.NoError(t, err)
 	require.NoError(t, second.Close(second.ctx))
 	third := setup(t, inDir)
@@ -211,8 +211,8 @@ func TestMoreReplicasThanServers(t *testing.T) {
 	_, err := b.Publish(b.ctx, messages(1, 12))
 	require.NoError(t, err)
 	b.health(t, OK, "the NATS cluster has too few servers with JetStream for the replicas: stream TES_EVENTS has 1 of the 3 that were asked for")
-	before := b.replicaErrors.Count()
-	require.Eventually(t, func() bool { return b.replicaErrors.Count() > before+2 }, patience, time.Millisecond, "it is not tried again")
+	before := b.streams.replicaErrors.Count()
+	require.Eventually(t, func() bool { return b.streams.replicaErrors.Count() > before+2 }, patience, time.Millisecond, "it is not tried again")
 	require.Equal(t, 1, strings.Count(b.log.String(), "a stream has fewer replicas than it should"), b.log)
 }
 
@@ -274,7 +274,7 @@ func (b *testBundle) publishes(t *testing.T, batch []outbox.Message) {
 func (b *testBundle) replicas(name string) int {
 	ctx, enough := context.WithTimeout(b.ctx, 2*time.Second)
 	defer enough()
-	stream, err := b.js.Stream(ctx, name)
+	stream, err := b.conn.js.Stream(ctx, name)
 	if err != nil {
 		return 0
 	}
@@ -342,6 +342,6 @@ func TestStalePublisherIsRefusedByReplicas(t *testing.T) {
 		last, _, err := stale.Tail(stale.ctx)
 		require.NoError(t, err)
 		require.EqualValues(t, 30, last)
-		stale.fence.after-- // the end that it took for the stream's
+		stale.publisher.fence.after-- // the end that it took for the stream's
 	}
 }

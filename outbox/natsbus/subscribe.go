@@ -25,7 +25,7 @@ const (
 // calls fn until ctx ends or the bus is closed. After a reconnect fn sees no gap and no message
 // twice. One stream must capture the subject; an empty subject is every event.
 func (b *Bus) Subscribe(ctx context.Context, subject string, from From, fn func(d outbox.Delivery, seq uint64)) error {
-	leave, err := b.enter()
+	leave, err := b.conn.enter()
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (b *Bus) Subscribe(ctx context.Context, subject string, from From, fn func(
 
 	// The feed stops with the caller or with the bus, whichever ends first.
 	stopWithCaller := context.AfterFunc(ctx, feed.Stop)
-	stopWithBus := context.AfterFunc(b.ctx, feed.Stop)
+	stopWithBus := context.AfterFunc(b.conn.ctx, feed.Stop)
 	go func() {
 		defer leave()
 
@@ -62,18 +62,18 @@ func (b *Bus) Subscribe(ctx context.Context, subject string, from From, fn func(
 }
 
 func (b *Bus) follow(ctx context.Context, subject string, from From, show jetstream.MessageHandler) (jetstream.ConsumeContext, error) {
-	name, err := b.streamOf(ctx, subject)
+	name, err := b.streams.streamOf(ctx, subject)
 	if err != nil {
 		return nil, err
 	}
 
-	ctx, done := b.requestContext(ctx)
+	ctx, done := b.conn.requestContext(ctx)
 	defer done()
 
 	if from == New {
 		// The policy "new" would skip messages that are stored while the first connection is
 		// lost.
-		stream, err := b.js.Stream(ctx, name)
+		stream, err := b.conn.js.Stream(ctx, name)
 		if err != nil {
 			return nil, fmt.Errorf("read the tail of stream %s: %w", name, cause(ctx, err))
 		}
@@ -81,7 +81,7 @@ func (b *Bus) follow(ctx context.Context, subject string, from From, show jetstr
 		from = From(stream.CachedInfo().State.LastSeq + 1)
 	}
 
-	pull, err := b.js.OrderedConsumer(ctx, name, jetstream.OrderedConsumerConfig{
+	pull, err := b.conn.js.OrderedConsumer(ctx, name, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{subject},
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:    uint64(from),
@@ -95,7 +95,7 @@ func (b *Bus) follow(ctx context.Context, subject string, from From, show jetstr
 // Send publishes one message on a subject that is not an event's, and returns when it is stored.
 // Fakes of peer services use Send. A Nats-Msg-Id in header makes a repetition harmless.
 func (b *Bus) Send(ctx context.Context, subject string, header map[string]string, body []byte) error {
-	if err := b.checkConnected(); err != nil {
+	if err := b.conn.checkConnected(); err != nil {
 		return err
 	}
 
@@ -104,10 +104,10 @@ func (b *Bus) Send(ctx context.Context, subject string, header map[string]string
 		msg.Header[k] = []string{v}
 	}
 
-	ctx, done := b.requestContext(ctx)
+	ctx, done := b.conn.requestContext(ctx)
 	defer done()
 
-	if _, err := b.js.PublishMsg(ctx, msg); err != nil {
+	if _, err := b.conn.js.PublishMsg(ctx, msg); err != nil {
 		return fmt.Errorf("send to %s: %w", subject, cause(ctx, err))
 	}
 	return nil

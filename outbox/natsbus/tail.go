@@ -5,49 +5,49 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Tail returns the sequence of the last stored event and the time at which the stream was created.
-// Another time means another stream, whose sequences start at 1 again.
-func (b *Bus) Tail(ctx context.Context) (last uint64, created time.Time, err error) {
-	if err := b.checkConnected(); err != nil {
-		return 0, time.Time{}, err
-	}
-
-	ctx, done := b.requestContext(ctx)
-	defer done()
-
-	stream, err := b.js.Stream(ctx, b.cfg.Stream)
-	// maintain creates the stream again and calls the functions of OnReconnect.
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		b.requestRecheck()
-	}
-	if err != nil {
-		return 0, time.Time{}, fmt.Errorf("read the tail of stream %s: %w", b.cfg.Stream, cause(ctx, err))
-	}
-
-	info := stream.CachedInfo()
-	// From now on a batch is stored only if no other process publishes before.
-	b.arm(info)
-	return info.State.LastSeq, info.Created, nil
+// reader reads the events stream for the relay's reconciliation.
+type reader struct {
+	cfg     Config
+	conn    *connection
+	streams *streams
 }
 
-// Stored returns the id of the event at a sequence; empty if the stream has no event there (any
-// more).
-func (b *Bus) Stored(ctx context.Context, seq uint64) (id string, err error) {
+// tail returns the state of the events stream, as the server has it at this moment.
+func (r *reader) tail(ctx context.Context) (*jetstream.StreamInfo, error) {
+	if err := r.conn.checkConnected(); err != nil {
+		return nil, err
+	}
+
+	ctx, done := r.conn.requestContext(ctx)
+	defer done()
+
+	stream, err := r.conn.js.Stream(ctx, r.cfg.Stream)
+	// The maintainer creates the stream again and calls the functions of OnReconnect.
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		r.conn.requestRecheck()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the tail of stream %s: %w", r.cfg.Stream, cause(ctx, err))
+	}
+	return stream.CachedInfo(), nil
+}
+
+// stored implements Bus.Stored.
+func (r *reader) stored(ctx context.Context, seq uint64) (id string, err error) {
 	if seq == 0 {
 		return "", nil // the server takes 0 for a missing parameter
 	}
 
-	events, err := b.stream()
+	events, err := r.streams.current()
 	if err != nil {
 		return "", err
 	}
 
-	ctx, done := b.requestContext(ctx)
+	ctx, done := r.conn.requestContext(ctx)
 	defer done()
 
 	msg, err := events.GetMsg(ctx, seq)
@@ -55,17 +55,16 @@ func (b *Bus) Stored(ctx context.Context, seq uint64) (id string, err error) {
 		return "", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("read event %d of stream %s: %w", seq, b.cfg.Stream, cause(ctx, err))
+		return "", fmt.Errorf("read event %d of stream %s: %w", seq, r.cfg.Stream, cause(ctx, err))
 	}
 	return eventID(msg.Header.Get(jetstream.MsgIDHeader)), nil
 }
 
-// idReaders is how many messages IDs requests at a time.
+// idReaders is how many messages ids requests at a time.
 const idReaders = 16
 
-// IDs returns the sequence of each event id between two sequences, both included. Sequences without
-// an event are left out.
-func (b *Bus) IDs(ctx context.Context, from, to uint64) (map[string]uint64, error) {
+// ids implements Bus.IDs.
+func (r *reader) ids(ctx context.Context, from, to uint64) (map[string]uint64, error) {
 	// The first error ends all readers.
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -76,7 +75,7 @@ func (b *Bus) IDs(ctx context.Context, from, to uint64) (map[string]uint64, erro
 	for range min(idReaders, to-min(from, to)+1) {
 		readers.Go(func() {
 			for seq := range slots {
-				id, err := b.Stored(ctx, seq)
+				id, err := r.stored(ctx, seq)
 				if err != nil {
 					stop(err)
 					return

@@ -11,26 +11,26 @@ import (
 
 // tlsOptions makes the client read the certificates for each connection, so that renewed ones are
 // used from the next connection on. A server without TLS is refused then.
-func (b *Bus) tlsOptions() []nats.Option {
-	if b.cfg.URL == "" || b.cfg.RootCAs == nil && b.cfg.Certificate == nil {
+func (c *connection) tlsOptions() []nats.Option {
+	if c.cfg.URL == "" || c.cfg.RootCAs == nil && c.cfg.Certificate == nil {
 		return nil
 	}
-	return []nats.Option{nats.ClientTLSConfig(b.cfg.Certificate, b.cfg.RootCAs)}
+	return []nats.Option{nats.ClientTLSConfig(c.cfg.Certificate, c.cfg.RootCAs)}
 }
 
 // reconnectDelay returns the pause before another try to reconnect. The NATS client reports a failed
 // TLS handshake to none of its callbacks; this callback can read the error.
-func (b *Bus) reconnectDelay(tries int) time.Duration {
-	b.mu.Lock()
-	nc := b.nc
-	b.mu.Unlock()
+func (c *connection) reconnectDelay(tries int) time.Duration {
+	c.mu.Lock()
+	nc := c.nc
+	c.mu.Unlock()
 	if nc != nil {
 		if err := nc.LastError(); isCertificateError(err) {
-			b.recordDialError(err)
-			return b.redialPause(tries, err)
+			c.recordDialError(err)
+			return c.redialPause(tries, err)
 		}
 	}
-	return b.redialPause(tries, nil)
+	return c.redialPause(tries, nil)
 }
 
 // isCertificateError reports that one side refused the other's certificate, or has none.

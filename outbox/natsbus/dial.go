@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -32,15 +32,15 @@ const (
 )
 
 // target names the server in messages.
-func (b *Bus) target() string {
-	if b.srv != nil {
+func (c *connection) target() string {
+	if c.srv != nil {
 		return "the embedded NATS server"
 	}
-	return withoutSecrets(b.cfg.URL)
+	return withoutSecrets(c.cfg.URL)
 }
 
 // connect waits for the first connection, or returns why there cannot be one.
-func (b *Bus) connect(ctx context.Context) error {
+func (c *connection) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 
@@ -48,43 +48,43 @@ func (b *Bus) connect(ctx context.Context) error {
 	defer ticker.Stop()
 
 	for first := true; ; first = false {
-		err := b.dial()
+		err := c.dial()
 		if err == nil {
 			return nil
 		}
 		// A refusal does not end while Open waits: an operator must act.
 		if !isTemporary(err) {
-			return fmt.Errorf("connect to %s: %w", b.target(), hint(err))
+			return fmt.Errorf("connect to %s: %w", c.target(), hint(err))
 		}
 
 		// Log the wait once, not with each try.
 		if first {
-			b.cfg.Logger.Warn("waiting for the NATS server", "url", b.target(), "error", err)
+			c.cfg.Logger.Warn("waiting for the NATS server", "url", c.target(), "error", err)
 		}
 
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("connect to %s: no NATS server answered: is it running, and is the URL right? %w", b.target(), err)
+			return fmt.Errorf("connect to %s: no NATS server answered: is it running, and is the URL right? %w", c.target(), err)
 		case <-ticker.C:
 		}
 	}
 }
 
 // connectWithRetry tries to connect until it succeeds; false if the bus was closed before.
-func (b *Bus) connectWithRetry() bool {
-	for tries := 1; b.ctx.Err() == nil; tries++ {
-		err := b.dial()
+func (c *connection) connectWithRetry() bool {
+	for tries := 1; c.ctx.Err() == nil; tries++ {
+		err := c.dial()
 		if err == nil {
-			b.logRecovered(&b.dialErrors, "connected to NATS", "server", b.nc.ConnectedAddr())
+			logRecovered(c.cfg.Logger, &c.dialErrors, "connected to NATS", "server", c.nc.ConnectedAddr())
 			return true
 		}
 
-		if b.ctx.Err() != nil {
+		if c.ctx.Err() != nil {
 			return false
 		}
 
-		b.recordDialError(hint(err))
-		if !wait(b.ctx, b.redialPause(tries, err)) {
+		c.recordDialError(hint(err))
+		if !wait(c.ctx, c.redialPause(tries, err)) {
 			return false
 		}
 	}
@@ -92,57 +92,55 @@ func (b *Bus) connectWithRetry() bool {
 	return false
 }
 
-func (b *Bus) redialPause(tries int, err error) time.Duration {
+func (c *connection) redialPause(tries int, err error) time.Duration {
 	pause := redialSoon
 	if tries > soonTries || err != nil && !isTemporary(err) {
-		pause = b.cfg.intervals.redial
+		pause = c.cfg.intervals.redial
 	}
 	return pause + rand.N(pause/4) // or all processes would reconnect at once
 }
 
 // recordDialError records why there is no connection, and logs each kind of reason once: as an
 // error if an operator must act, as a warning if the server just does not answer.
-func (b *Bus) recordDialError(err error) {
-	if b.ctx.Err() != nil {
+func (c *connection) recordDialError(err error) {
+	if c.ctx.Err() != nil {
 		return // Close was called
 	}
 
-	b.mu.Lock()
-	b.state.dialErr = err
-	b.mu.Unlock()
+	c.health.recordDial(err)
 	// Each kind of error is logged once in an outage.
-	if !b.dialErrors.Note(err) {
+	if !c.dialErrors.Note(err) {
 		return
 	}
 	if isTemporary(err) {
-		b.cfg.Logger.Warn("waiting for the NATS server: events are kept in the database", "url", b.target(), "error", err)
+		c.cfg.Logger.Warn("waiting for the NATS server: events are kept in the database", "url", c.target(), "error", err)
 		return
 	}
 
-	b.cfg.Logger.Error("the NATS server says no; it is asked again: events are kept in the database", "url", b.target(), "error", err)
+	c.cfg.Logger.Error("the NATS server says no; it is asked again: events are kept in the database", "url", c.target(), "error", err)
 }
 
 // logRecovered logs the end of an outage, if there was one.
-func (b *Bus) logRecovered(outage *once.Errors, message string, attrs ...any) {
+func logRecovered(log *slog.Logger, outage *once.Errors, message string, attrs ...any) {
 	if n, lasted := outage.Over(); n > 0 {
-		b.cfg.Logger.Warn(message, append(attrs, "failures", n, "after", lasted.Round(time.Millisecond))...)
+		log.Warn(message, append(attrs, "failures", n, "after", lasted.Round(time.Millisecond))...)
 	}
 }
 
 // dial tries each server once, and sets nc, js and connCtx.
-func (b *Bus) dial() error {
-	opts := b.options()
-	if b.srv != nil {
-		opts = append(opts, nats.InProcessServer(b.srv.Server))
+func (c *connection) dial() error {
+	opts := c.options()
+	if c.srv != nil {
+		opts = append(opts, nats.InProcessServer(c.srv.Server))
 		// The token is needed inside the process too.
-		if b.srv.token != "" {
-			opts = append(opts, nats.Token(b.srv.token))
+		if c.srv.token != "" {
+			opts = append(opts, nats.Token(c.srv.token))
 		}
 	}
 
-	nc, err := nats.Connect(b.cfg.URL, opts...)
+	nc, err := nats.Connect(c.cfg.URL, opts...)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what was tried
+		return err // the caller says what was tried
 	}
 
 	js, err := jetstream.New(nc)
@@ -151,29 +149,29 @@ func (b *Bus) dial() error {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 
-	b.mu.Lock()
-	b.nc, b.js = nc, js
-	b.mu.Unlock()
-	if b.ctx.Err() != nil { // teardown may have found no connection
+	c.mu.Lock()
+	c.nc, c.js = nc, js
+	c.mu.Unlock()
+	if c.ctx.Err() != nil { // teardown may have found no connection
 		nc.Close()
-		return context.Cause(b.ctx) //nolint:wrapcheck // ErrClosed, or the cause of Open's context
+		return context.Cause(c.ctx) // ErrClosed, or the cause of Open's context
 	}
 
-	b.beginConn()
+	c.begin()
 	if !nc.IsConnected() { // DisconnectErrHandler was called before connCtx was made
-		b.endConn()
+		c.lose()
 	}
 
 	return nil
 }
 
-func (b *Bus) options() []nats.Option {
+func (c *connection) options() []nats.Option {
 	opts := []nats.Option{
 		nats.Name("tes"),
 		nats.Timeout(2 * time.Second),
-		nats.SetCustomDialer(dialer{b.ctx}),
+		nats.SetCustomDialer(dialer{c.ctx}),
 		nats.MaxReconnects(-1),
-		nats.CustomReconnectDelay(func(tries int) time.Duration { return b.reconnectDelay(tries) }),
+		nats.CustomReconnectDelay(func(tries int) time.Duration { return c.reconnectDelay(tries) }),
 		// The outbox is the buffer. A client with one of its own would send messages late that
 		// the relay has published again meanwhile, and break the order.
 		nats.ReconnectBufSize(-1),
@@ -185,46 +183,46 @@ func (b *Bus) options() []nats.Option {
 		nats.MaxPingsOutstanding(3),
 		nats.NoCallbacksAfterClientClose(),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			b.endConn()
-			b.cfg.Logger.Warn("lost the connection to NATS", "error", err)
+			c.lose()
+			c.cfg.Logger.Warn("lost the connection to NATS", "error", err)
 		}),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.recordDialError(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.recordDialError(err) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			b.dialErrors.Over()
-			b.beginConn()
-			b.cfg.Logger.Warn("connected to NATS again", "server", nc.ConnectedAddr()) // not the URL, which may contain the token
-			b.requestRecheck()
+			c.dialErrors.Over()
+			c.begin()
+			c.cfg.Logger.Warn("connected to NATS again", "server", nc.ConnectedAddr()) // not the URL, which may contain the token
+			c.requestRecheck()
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if isAuthError(err) {
-				b.recordDialError(hint(err)) // one for each try: each kind is logged once
+				c.recordDialError(hint(err)) // one for each try: each kind is logged once
 				return
 			}
 
-			b.cfg.Logger.Warn("nats", "error", err)
+			c.cfg.Logger.Warn("nats", "error", err)
 		}),
 	}
 
-	if b.cfg.Credentials != "" {
-		opts = append(opts, nats.UserCredentials(b.cfg.Credentials))
+	if c.cfg.Credentials != "" {
+		opts = append(opts, nats.UserCredentials(c.cfg.Credentials))
 	}
 
-	return append(opts, b.tlsOptions()...)
+	return append(opts, c.tlsOptions()...)
 }
 
 // errServerUnusable is a server without JetStream, or of an old version.
 var errServerUnusable = errors.New("the NATS server")
 
 // checkServer refuses a server that tes cannot work with.
-func (b *Bus) checkServer(ctx context.Context) error {
-	if v := b.nc.ConnectedServerVersion(); !atLeast(v, 2, 10) {
+func (c *connection) checkServer(ctx context.Context) error {
+	if v := c.nc.ConnectedServerVersion(); !atLeast(v, 2, 10) {
 		return fmt.Errorf("%w is version %s: 2.10 or newer is needed", errServerUnusable, v)
 	}
 
-	ctx, done := b.requestContext(ctx)
+	ctx, done := c.requestContext(ctx)
 	defer done()
 
-	_, err := b.js.AccountInfo(ctx)
+	_, err := c.js.AccountInfo(ctx)
 	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
 		return fmt.Errorf("%w does not offer JetStream to this account: start it with -js, or enable JetStream for the account: %w", errServerUnusable, err)
 	}
@@ -234,61 +232,18 @@ func (b *Bus) checkServer(ctx context.Context) error {
 	return nil
 }
 
-// callHooks calls the functions of OnReconnect in the background.
-func (b *Bus) callHooks() {
-	b.mu.Lock()
-	hooks := b.hooks[:len(b.hooks):len(b.hooks)]
-	b.mu.Unlock()
-	if len(hooks) == 0 {
+// switchServer connects to another server of a cluster. The current one may be cut off from the
+// others, or may not know yet which server leads a stream.
+func (c *connection) switchServer() {
+	// There is no other server to connect to.
+	if c.srv != nil || len(c.nc.Servers()) < 2 {
 		return
 	}
 
-	b.background(func() {
-		// A function of OnReconnect never runs twice at the same time.
-		b.hooksMu.Lock()
-		defer b.hooksMu.Unlock()
-
-		for _, fn := range hooks {
-			fn()
-		}
-	})
-}
-
-// background runs work in a goroutine that Close waits for. Slow work on the NATS client's callback
-// goroutine would delay the callback of the next disconnect.
-func (b *Bus) background(work func()) {
-	leave, err := b.enter()
-	if err != nil {
-		return
+	c.cfg.Logger.Warn("JetStream does not answer by way of this NATS server: another one is tried", "server", c.nc.ConnectedAddr())
+	if err := c.nc.ForceReconnect(); err != nil {
+		c.cfg.Logger.Warn("nats", "error", err)
 	}
-
-	go func() {
-		defer leave()
-
-		work()
-	}()
-}
-
-// beginConn makes the context of a new connection.
-func (b *Bus) beginConn() {
-	connCtx, cancel := context.WithCancelCause(b.ctx)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-
-	// Requests on the old connection end now, and not after their timeouts.
-	if b.cancelConn != nil {
-		b.cancelConn(ErrDisconnected)
-	}
-
-	b.connCtx, b.cancelConn = connCtx, cancel
-}
-
-// endConn ends the connection's context, and with it every request in flight.
-func (b *Bus) endConn() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.cancelConn(ErrDisconnected)
-	b.state.ensured = false
 }
 
 // dialer dials until the context of the bus ends, which ends with Open's.
@@ -324,12 +279,12 @@ func hint(err error) error {
 }
 
 // checkCredentials refuses a credentials file that cannot be read. The server checks the contents.
-func (b *Bus) checkCredentials() error {
-	if b.cfg.Credentials == "" {
+func checkCredentials(file string) error {
+	if file == "" {
 		return nil
 	}
 
-	text, err := os.ReadFile(b.cfg.Credentials)
+	text, err := os.ReadFile(file)
 	if err == nil && len(bytes.TrimSpace(text)) == 0 {
 		err = errors.New("the file is empty")
 	}
@@ -337,42 +292,6 @@ func (b *Bus) checkCredentials() error {
 		return fmt.Errorf("read the NATS credentials: %w", err)
 	}
 	return nil
-}
-
-// CheckURL returns an error for a list of servers that cannot be read. The error of the NATS client
-// would quote the secret in the URL.
-func CheckURL(urls string) error {
-	for part := range strings.SplitSeq(urls, ",") {
-		part = strings.TrimSpace(part)
-		if part != "" && !strings.Contains(part, "://") {
-			part = "nats://" + part
-		}
-
-		_, err := url.Parse(part)
-		var bad *url.Error
-		if errors.As(err, &bad) {
-			return fmt.Errorf("the NATS URL %s cannot be read: %w", withoutSecrets(part), bad.Err)
-		}
-	}
-	return nil
-}
-
-// withoutSecrets removes users and passwords from a list of URLs. A token is in the place of the
-// user.
-func withoutSecrets(urls string) string {
-	parts := strings.Split(urls, ",")
-	for i, p := range parts {
-		u, err := url.Parse(strings.TrimSpace(p))
-		// Unreadable: remove the text before the last @, where the secret may be.
-		if err != nil || u.Host == "" {
-			parts[i] = p[strings.LastIndexByte(p, '@')+1:]
-			continue
-		}
-
-		u.User = nil
-		parts[i] = u.String()
-	}
-	return strings.Join(parts, ",")
 }
 
 func atLeast(version string, major, minor int) bool {
