@@ -184,7 +184,7 @@ func startFleet(t *testing.T, world *served, change ...func(*fleet)) *fleet {
 	t.Helper()
 	f := &fleet{
 		t: t, world: world, size: killFleet, ears: newRecorder(), killed: map[string]time.Time{},
-		dice: rand.New(rand.NewPCG(*seed, 1)), //nolint:gosec // the seed is the test's
+		dice: rand.New(rand.NewPCG(*seed, 1)), // the seed is the test's
 	}
 	for _, fn := range change {
 		fn(f)
@@ -247,7 +247,7 @@ func (f *fleet) storm(ends int, end func(which int)) (tasks int) {
 	for _, person := range []string{"clerk-1", "clerk-2"} { // whom the User Service has for the role
 		working.Go(func() { f.review(person, stop) })
 	}
-	dice := rand.New(rand.NewPCG(*seed, 0)) //nolint:gosec // the seed is the test's
+	dice := rand.New(rand.NewPCG(*seed, 0)) // the seed is the test's
 	clock := time.NewTicker(killEvery)
 	defer clock.Stop()
 	for range ends {

@@ -11,7 +11,7 @@ import (
 func (s *service) ready(reads api.Reads) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if err := s.tasks.Writable(ctx); err != nil {
-			return err //nolint:wrapcheck // /readyz classifies the error itself
+			return err // /readyz classifies the error itself
 		}
 		return pgpool.Primary(ctx, reads)
 	}

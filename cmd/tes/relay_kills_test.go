@@ -35,7 +35,7 @@ type doomed struct {
 func startDoomed(t *testing.T, points []string, env ...string) *doomed {
 	t.Helper()
 	d := &doomed{points: points, died: map[string]int{}, held: map[string]int{}}
-	dice := rand.New(rand.NewPCG(*seed, 0)) //nolint:gosec // the seed is the test's
+	dice := rand.New(rand.NewPCG(*seed, 0)) // the seed is the test's
 	d.fleet = startFleet(t, setupServe(t, true), func(f *fleet) {
 		f.size, f.exe = min(2, len(points)), sabotaged(t)
 		f.arm = func() []string {

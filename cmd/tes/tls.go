@@ -72,7 +72,7 @@ func watchIdentity(log *slog.Logger, f pemFiles) (*watched[identity], error) {
 func (f pemFiles) watch(log *slog.Logger) (*watched[identity], error) {
 	names, paths := f.set()
 	if len(names) == 0 {
-		return nil, nil //nolint:nilnil // no file is set
+		return nil, nil // no file is set
 	}
 
 	for i, path := range paths { // one by one, so that the error names the setting

@@ -94,7 +94,7 @@ func (w *patientWeb) all(t *testing.T, what string, done func(key string) bool, 
 // answer answers them in any order.
 func (w *patientWeb) answer(status, attempt int, tasks ...string) {
 	tasks = slices.Clone(tasks)
-	dice := rand.New(rand.NewPCG(*seed, uint64(attempt))) //nolint:gosec // the seed is the test's
+	dice := rand.New(rand.NewPCG(*seed, uint64(attempt))) // the seed is the test's
 	dice.Shuffle(len(tasks), func(i, j int) { tasks[i], tasks[j] = tasks[j], tasks[i] })
 	w.mu.Lock()
 	defer w.mu.Unlock()
