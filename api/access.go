@@ -64,14 +64,23 @@ func (who access) named(c *auth.Caller) bool {
 	return who.callers == nil || slices.Contains(who.callers, c.Name)
 }
 
+// gate decides who may call an operation, how often, and on behalf of which person.
+type gate struct {
+	verifier         *auth.Verifier
+	userTokens       UserTokens
+	requireUserToken bool
+	limits           *limits
+	refusals         *refusals
+}
+
 // admit is the middleware that checks the token of a request. It runs before the body is read, so
 // that unauthenticated callers cannot make the server hold a body.
-func (a *API) admit(who access) func(huma.Context, func(huma.Context)) {
+func (g *gate) admit(who access) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, _ := humachi.Unwrap(ctx)
 		c := callOf(r.Context())
 		c.route = ctx.Operation().Path
-		if p := a.check(c, r, who); p != nil {
+		if p := g.check(c, r, who); p != nil {
 			writeProblem(c, p)
 			return
 		}
@@ -80,10 +89,10 @@ func (a *API) admit(who access) func(huma.Context, func(huma.Context)) {
 }
 
 // guarded is admit for a handler that is not huma's.
-func (a *API) guarded(who access, next http.Handler) http.Handler {
+func (g *gate) guarded(who access, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := callOf(r.Context())
-		if p := a.check(c, r, who); p != nil {
+		if p := g.check(c, r, who); p != nil {
 			writeProblem(c, p)
 			return
 		}
@@ -91,14 +100,14 @@ func (a *API) guarded(who access, next http.Handler) http.Handler {
 	})
 }
 
-func (a *API) check(c *call, r *http.Request, who access) *Problem {
+func (g *gate) check(c *call, r *http.Request, who access) *Problem {
 	token, ok := bearer(r)
 	if !ok {
 		c.refused = "no bearer token"
 		return problem(http.StatusUnauthorized, codeUnauthorized, "send a service token: Authorization: Bearer …").with("WWW-Authenticate", `Bearer realm="tes"`)
 	}
 
-	caller, err := a.verify(c, r, token)
+	caller, err := g.verify(c, r, token)
 	var bad auth.InvalidToken
 	if p, ok := asProblem(err); ok {
 		return p
@@ -112,7 +121,7 @@ func (a *API) check(c *call, r *http.Request, who access) *Problem {
 		return unavailable("tokens cannot be verified yet").because(err)
 	}
 	c.caller = caller
-	if p := a.spend(c, 1, 0); p != nil {
+	if p := g.spend(c, 1, 0); p != nil {
 		return p
 	}
 

@@ -5,14 +5,18 @@
 // caller's tenant. Every write is a transition made by package jobs.
 //
 // A request passes these steps: observe (id, log line, time limit, panics), admit (token, scope,
-// rate limit), takeBody (size, time, JSON guard), huma (schema), write (idempotency key), the
-// handler. api.go lists the routes; each handler has a file of its own.
+// rate limit), takeBody (size, time, JSON guard), keyed (idempotency key), huma (schema), the handler.
+// observe is a method of observer, admit of gate, keyed of idempotency.
+//
+// api.go lists the routes. The handlers are methods of taskHandlers, worklistHandlers,
+// leaseHandlers, definitionHandlers, deadLetterHandlers, pauseHandlers and metricsHandlers, which
+// share core; each operation has a file of its own. The bus consumer is in events.go.
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -86,33 +90,16 @@ type Reads interface {
 	Reset()
 }
 
-// Mount adds a handler behind the API's log, panic handler and request ids. Cross-origin requests
-// of browsers are refused.
-type Mount struct {
-	// Prefix begins with a slash and ends without a slash, such as /riverui.
-	Prefix string
-	// Handler gets the whole path, including Prefix.
-	Handler http.Handler
-	// Scope that a service token must have; empty: Handler checks for itself.
-	Scope string
-	// Login lets people log in with a browser; default: none, and the handler is open to everybody.
-	Login *Login
-	// RiverUI marks River UI, whose actions on jobs become operations on their tasks; default: false.
-	RiverUI bool
-}
-
-// API is the API server.
+// API is the API server: the router, and the steps that every operation shares. The handlers of the
+// operations are types of their own, one for each resource.
 type API struct {
-	cfg        Config
-	log        *slog.Logger
-	across     *db.Queries // for reads over all tenants: see API.read
-	router     *chi.Mux
-	huma       huma.API
-	reader     reader
-	limits     *limits
-	yaml, json []byte                      // the OpenAPI document
-	events     struct{ yaml, json []byte } // the AsyncAPI document
-	server     []string                    // the Server header; nil: no such header
+	router    *chi.Mux
+	huma      huma.API
+	maxBody   int64
+	gate      *gate
+	keys      *idempotency
+	documents *documents
+	mounts    mounts
 }
 
 // New makes the API server.
@@ -129,161 +116,145 @@ func New(cfg Config) (*API, error) {
 // Handler serves every request.
 func (a *API) Handler() http.Handler { return a.router }
 
-// routes registers every route.
-func (a *API) routes() {
-	const tasks, definitions, letters = "/api/internal/tasks", "/api/internal/task-definitions", "/api/internal/dead-letters"
-
-	route(a, "POST", tasks, by("tasks:create", orchestrator), createTaskDoc, a.createTask)
-	route(a, "POST", tasks+"/batch", by("tasks:create", orchestrator), createTasksDoc, a.createTasks)
-	route(a, "GET", tasks+"/{taskId}", by("tasks:read", orchestrator, ui), getTaskDoc, a.getTask)
-	route(a, "PUT", tasks+"/{taskId}/status", by("tasks:update", orchestrator), updateTaskStatusDoc, a.updateTaskStatus)
-	route(a, "POST", tasks+"/{taskId}/cancel", by("tasks:cancel", orchestrator), cancelTaskDoc, a.cancelTask)
-	route(a, "GET", tasks+"/workflow/{workflowId}", by("tasks:read", orchestrator, ui), listTasksByWorkflowDoc, a.listTasksByWorkflow)
-	route(a, "POST", tasks+"/{taskId}/reassign", by("tasks:reassign", ui), reassignTaskDoc, a.reassignTask)
-	route(a, "POST", tasks+"/{taskId}/claim", by("tasks:update", ui), claimTaskDoc, a.claimTask)
-	route(a, "POST", tasks+"/{taskId}/unclaim", by("tasks:update", ui), unclaimTaskDoc, a.unclaimTask)
-	route(a, "POST", tasks+"/{taskId}/complete", by("tasks:update", ui), completeTaskDoc, a.completeTask)
-	route(a, "POST", tasks+"/claim-next", by("tasks:update", ui), claimNextTaskDoc, a.claimNextTask)
-	route(a, "GET", tasks+"/user/{userId}", by("tasks:read", ui), listTasksByUserDoc, a.listTasksByUser)
-	route(a, "GET", tasks+"/metrics", by("tasks:metrics", monitoring), getTaskMetricsDoc, a.getTaskMetrics)
-
-	route(a, "GET", tasks+"/{taskId}/why", anyone("tasks:read"), whyTaskDoc, a.whyTask)
-	route(a, "GET", tasks+"/{taskId}/events", anyone("tasks:read"), listTaskEventsDoc, a.listTaskEvents)
-	route(a, "GET", tasks+"/{taskId}/attempts", anyone("tasks:read"), listTaskAttemptsDoc, a.listTaskAttempts)
-
-	route(a, "PUT", definitions+"/{id}", by("tasks:define", orchestrator), putTaskDefinitionDoc, a.putTaskDefinition)
-	route(a, "GET", definitions+"/{id}", anyone("tasks:read"), getTaskDefinitionDoc, a.getTaskDefinition)
-	route(a, "GET", definitions, anyone("tasks:read"), listTaskDefinitionsDoc, a.listTaskDefinitions)
-
-	work := access{scope: "tasks:work", or: "tasks:deadletter"}
-	route(a, "POST", leasesPath, work, dequeueTasksDoc, a.dequeueTasks)
-	route(a, "POST", leasesPath+"/heartbeats", work, heartbeatsDoc, a.heartbeats)
-	route(a, "POST", leasesPath+"/{leaseToken}/heartbeat", work, heartbeatDoc, a.heartbeat)
-	route(a, "POST", leasesPath+"/{leaseToken}/complete", work, completeLeaseDoc, a.completeLease)
-	route(a, "POST", leasesPath+"/{leaseToken}/fail", work, failLeaseDoc, a.failLease)
-	route(a, "POST", leasesPath+"/{leaseToken}/release", work, releaseLeaseDoc, a.releaseLease)
-
-	route(a, "GET", "/api/internal/workers", anyone("tasks:read"), listWorkersDoc, a.listWorkers)
-
-	route(a, "GET", letters, desk, listDeadLettersDoc, a.listDeadLetters)
-	route(a, "POST", letters+"/redrive", desk, redriveDoc, a.redriveDeadLetters)
-	route(a, "GET", letters+"/operations/{operationId}", desk, getRedriveDoc, a.getRedrive)
-	route(a, "POST", letters+"/operations/{operationId}/stop", desk, stopRedriveDoc, a.stopRedrive)
-	route(a, "POST", letters+"/operations/{operationId}/undo", desk, undoRedriveDoc, a.undoRedrive)
-	route(a, "POST", letters+"/{taskId}/discard", desk, discardDoc, a.discardDeadLetter)
-
-	const queues, pauses = "/api/internal/queues", "/api/internal/pauses"
-	route(a, "POST", queues+"/{queue}/pause", anyone(scopePause), pauseQueueDoc, a.pauseQueue)
-	route(a, "POST", queues+"/{queue}/resume", anyone(scopePause), resumeQueueDoc, a.resumeQueue)
-	route(a, "POST", definitions+"/{id}/pause", anyone(scopePause), pauseDefinitionDoc, a.pauseDefinition)
-	route(a, "POST", definitions+"/{id}/resume", anyone(scopePause), resumeDefinitionDoc, a.resumeDefinition)
-	route(a, "POST", tasks+"/{taskId}/pause", anyone(scopePause), pauseTaskDoc, a.pauseTask)
-	route(a, "POST", tasks+"/{taskId}/resume", anyone(scopePause), resumeTaskDoc, a.resumeTask)
-	route(a, "GET", pauses, anyone("tasks:read"), listPausesDoc, a.listPauses)
-
-	// Open to everybody, and not part of the document: these routes only return public facts.
-	a.router.Get("/livez", a.livez)
-	a.router.Get("/readyz", a.readyz)
-	a.router.Get("/openapi.yaml", a.openapiYAML)
-	a.router.Get("/openapi.json", a.openapiJSON)
-	a.router.Get("/asyncapi.yaml", a.asyncapiYAML)
-	a.router.Get("/asyncapi.json", a.asyncapiJSON)
-	for _, m := range a.cfg.Mounts {
-		a.mount(m)
-	}
-}
-
-// build makes the server and its documents. It calls nothing outside, so that the documents can be
-// printed without a database.
-func build(cfg Config) (*API, error) {
-	if cfg.MaxBody == 0 {
-		cfg.MaxBody = 1 << 20
-	}
-
-	if cfg.RequestTimeout == 0 {
-		cfg.RequestTimeout = 10 * time.Second
-	}
-	if cfg.AnswerTime == 0 {
-		cfg.AnswerTime = answerTime
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-
+// withDefaults fills the unset fields.
+func (cfg Config) withDefaults() Config {
+	cfg.MaxBody = cmp.Or(cfg.MaxBody, 1<<20)
+	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
+	cfg.AnswerTime = cmp.Or(cfg.AnswerTime, answerTime)
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
 	if cfg.UserTokens == nil {
 		cfg.UserTokens = noUserTokens{}
 	}
 	if cfg.Breakers == nil {
 		cfg.Breakers = func() []retry.Status { return nil }
 	}
+	return cfg
+}
 
-	for _, m := range cfg.Mounts {
-		if !strings.HasPrefix(m.Prefix, "/") || strings.HasSuffix(m.Prefix, "/") || strings.HasPrefix(m.Prefix, "/api") || m.Handler == nil {
-			return nil, fmt.Errorf("api: cannot mount at %q", m.Prefix)
-		}
+// build makes the server and its documents. It calls nothing outside, so that the documents can be
+// printed without a database.
+func build(cfg Config) (*API, error) {
+	cfg = cfg.withDefaults()
+	counts := &refusals{}
+	g := &gate{
+		verifier: cfg.Verifier, userTokens: cfg.UserTokens, requireUserToken: cfg.RequireUserToken,
+		limits: newLimits(cfg.Limits), refusals: counts,
 	}
 
-	a := &API{cfg: cfg, log: cfg.Logger, across: db.New(cfg.Reads), router: chi.NewMux(), limits: newLimits(cfg.Limits)}
-	if cfg.Version != "" {
-		a.server = []string{"tes/" + cfg.Version}
+	a := &API{
+		router: chi.NewMux(), maxBody: cfg.MaxBody, gate: g, keys: &idempotency{cfg.Tasks, g}, documents: &documents{}, mounts: cfg.Mounts,
+	}
+	if err := a.mounts.validate(); err != nil {
+		return nil, err
 	}
 
-	a.router.Use(a.observe, headAsGet)
+	a.router.Use(newObserver(cfg, counts).observe, headAsGet)
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.notAllowed)
 	a.huma = humachi.New(a.router, describe())
-	limit(a.huma.OpenAPI().Components.Schemas)
-	a.routes()
-	a.reader = reader{a.huma.OpenAPI().Components.Schemas}
-	var err error
-	if a.yaml, err = a.huma.OpenAPI().YAML(); err != nil {
-		return nil, fmt.Errorf("print openapi.yaml: %w", err)
+	schemas := a.huma.OpenAPI().Components.Schemas
+	limit(schemas)
+	a.routes(newHandlers(cfg, g, counts, reader{schemas}))
+	a.openRoutes(&probes{
+		across: db.New(cfg.Reads), ready: cfg.Ready, draining: cfg.Draining, bus: cfg.Bus, relay: cfg.Relay,
+	})
+	for _, m := range a.mounts {
+		a.mount(m, cfg.Tasks)
 	}
 
-	if a.json, err = a.huma.OpenAPI().MarshalJSON(); err != nil {
-		return nil, fmt.Errorf("print openapi.json: %w", err)
-	}
-	if a.events.json, err = asyncJSON(); err != nil {
+	// Last, because the document lists the operations that are registered by now.
+	if err := a.documents.print(a.huma.OpenAPI()); err != nil {
 		return nil, err
 	}
-	if a.events.yaml, err = AsyncAPI(); err != nil {
-		return nil, err
-	}
-
 	return a, nil
 }
 
-func (a *API) mount(m Mount) {
-	h := m.Handler
-	if m.RiverUI {
-		h = a.operated(m, h)
-	}
-
-	if m.Login != nil {
-		h = a.withLogin(m, h)
-	}
-
-	h = unframed(http.NewCrossOriginProtection().Handler(h))
-	if m.Scope != "" {
-		h = a.guarded(anyone(m.Scope), h)
-	}
-
-	named := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		callOf(r.Context()).route = m.Prefix + "/*"
-		h.ServeHTTP(w, r)
-	})
-	a.router.Handle(m.Prefix, named)
-	a.router.Handle(m.Prefix+"/*", named)
+// handlers are the handlers of all operations, by the resource that they serve.
+type handlers struct {
+	tasks       *taskHandlers
+	worklist    *worklistHandlers
+	leases      *leaseHandlers
+	definitions *definitionHandlers
+	deadLetters *deadLetterHandlers
+	pauses      *pauseHandlers
+	metrics     *metricsHandlers
 }
 
-// mounted returns whether a path belongs to a mount.
-func (a *API) mounted(path string) bool {
-	for _, m := range a.cfg.Mounts {
-		if rest, ok := strings.CutPrefix(path, m.Prefix); ok && (rest == "" || rest[0] == '/') {
-			return true
-		}
+func newHandlers(cfg Config, g *gate, counts *refusals, r reader) *handlers {
+	shared := &core{tasks: cfg.Tasks, reads: cfg.Reads}
+	return &handlers{
+		tasks:       &taskHandlers{core: shared, gate: g, reader: r, breakers: cfg.Breakers},
+		worklist:    &worklistHandlers{core: shared, gate: g},
+		leases:      &leaseHandlers{core: shared, gate: g},
+		definitions: &definitionHandlers{core: shared},
+		deadLetters: &deadLetterHandlers{core: shared},
+		pauses:      &pauseHandlers{core: shared},
+		metrics:     &metricsHandlers{tasks: cfg.Tasks, across: db.New(cfg.Reads), breakers: cfg.Breakers, refusals: counts},
 	}
-	return false
+}
+
+// routes registers every operation: its path, its callers, its documentation and its handler.
+func (a *API) routes(h *handlers) {
+	const tasks, definitions, letters = "/api/internal/tasks", "/api/internal/task-definitions", "/api/internal/dead-letters"
+
+	route(a, "POST", tasks, by("tasks:create", orchestrator), createTaskDoc, h.tasks.createTask)
+	route(a, "POST", tasks+"/batch", by("tasks:create", orchestrator), createTasksDoc, h.tasks.createTasks)
+	route(a, "GET", tasks+"/{taskId}", by("tasks:read", orchestrator, ui), getTaskDoc, h.tasks.getTask)
+	route(a, "PUT", tasks+"/{taskId}/status", by("tasks:update", orchestrator), updateTaskStatusDoc, h.tasks.updateTaskStatus)
+	route(a, "POST", tasks+"/{taskId}/cancel", by("tasks:cancel", orchestrator), cancelTaskDoc, h.tasks.cancelTask)
+	route(a, "GET", tasks+"/workflow/{workflowId}", by("tasks:read", orchestrator, ui), listTasksByWorkflowDoc, h.tasks.listTasksByWorkflow)
+	route(a, "POST", tasks+"/{taskId}/reassign", by("tasks:reassign", ui), reassignTaskDoc, h.worklist.reassignTask)
+	route(a, "POST", tasks+"/{taskId}/claim", by("tasks:update", ui), claimTaskDoc, h.worklist.claimTask)
+	route(a, "POST", tasks+"/{taskId}/unclaim", by("tasks:update", ui), unclaimTaskDoc, h.worklist.unclaimTask)
+	route(a, "POST", tasks+"/{taskId}/complete", by("tasks:update", ui), completeTaskDoc, h.worklist.completeTask)
+	route(a, "POST", tasks+"/claim-next", by("tasks:update", ui), claimNextTaskDoc, h.worklist.claimNextTask)
+	route(a, "GET", tasks+"/user/{userId}", by("tasks:read", ui), listTasksByUserDoc, h.tasks.listTasksByUser)
+	route(a, "GET", tasks+"/metrics", by("tasks:metrics", monitoring), getTaskMetricsDoc, h.metrics.getTaskMetrics)
+
+	route(a, "GET", tasks+"/{taskId}/why", anyone("tasks:read"), whyTaskDoc, h.tasks.whyTask)
+	route(a, "GET", tasks+"/{taskId}/events", anyone("tasks:read"), listTaskEventsDoc, h.tasks.listTaskEvents)
+	route(a, "GET", tasks+"/{taskId}/attempts", anyone("tasks:read"), listTaskAttemptsDoc, h.tasks.listTaskAttempts)
+
+	route(a, "PUT", definitions+"/{id}", by("tasks:define", orchestrator), putTaskDefinitionDoc, h.definitions.putTaskDefinition)
+	route(a, "GET", definitions+"/{id}", anyone("tasks:read"), getTaskDefinitionDoc, h.definitions.getTaskDefinition)
+	route(a, "GET", definitions, anyone("tasks:read"), listTaskDefinitionsDoc, h.definitions.listTaskDefinitions)
+
+	work := access{scope: "tasks:work", or: "tasks:deadletter"}
+	route(a, "POST", leasesPath, work, dequeueTasksDoc, h.leases.dequeueTasks)
+	route(a, "POST", leasesPath+"/heartbeats", work, heartbeatsDoc, h.leases.heartbeats)
+	route(a, "POST", leasesPath+"/{leaseToken}/heartbeat", work, heartbeatDoc, h.leases.heartbeat)
+	route(a, "POST", leasesPath+"/{leaseToken}/complete", work, completeLeaseDoc, h.leases.completeLease)
+	route(a, "POST", leasesPath+"/{leaseToken}/fail", work, failLeaseDoc, h.leases.failLease)
+	route(a, "POST", leasesPath+"/{leaseToken}/release", work, releaseLeaseDoc, h.leases.releaseLease)
+
+	route(a, "GET", "/api/internal/workers", anyone("tasks:read"), listWorkersDoc, h.leases.listWorkers)
+
+	route(a, "GET", letters, desk, listDeadLettersDoc, h.deadLetters.listDeadLetters)
+	route(a, "POST", letters+"/redrive", desk, redriveDoc, h.deadLetters.redriveDeadLetters)
+	route(a, "GET", letters+"/operations/{operationId}", desk, getRedriveDoc, h.deadLetters.getRedrive)
+	route(a, "POST", letters+"/operations/{operationId}/stop", desk, stopRedriveDoc, h.deadLetters.stopRedrive)
+	route(a, "POST", letters+"/operations/{operationId}/undo", desk, undoRedriveDoc, h.deadLetters.undoRedrive)
+	route(a, "POST", letters+"/{taskId}/discard", desk, discardDoc, h.deadLetters.discardDeadLetter)
+
+	const queues, pauses = "/api/internal/queues", "/api/internal/pauses"
+	route(a, "POST", queues+"/{queue}/pause", anyone(scopePause), pauseQueueDoc, h.pauses.pauseQueue)
+	route(a, "POST", queues+"/{queue}/resume", anyone(scopePause), resumeQueueDoc, h.pauses.resumeQueue)
+	route(a, "POST", definitions+"/{id}/pause", anyone(scopePause), pauseDefinitionDoc, h.pauses.pauseDefinition)
+	route(a, "POST", definitions+"/{id}/resume", anyone(scopePause), resumeDefinitionDoc, h.pauses.resumeDefinition)
+	route(a, "POST", tasks+"/{taskId}/pause", anyone(scopePause), pauseTaskDoc, h.pauses.pauseTask)
+	route(a, "POST", tasks+"/{taskId}/resume", anyone(scopePause), resumeTaskDoc, h.pauses.resumeTask)
+	route(a, "GET", pauses, anyone("tasks:read"), listPausesDoc, h.pauses.listPauses)
+}
+
+// openRoutes registers the probes and the documents. They are open to everybody and not part of the
+// OpenAPI document: the probes reveal no addresses, and the documents are public.
+func (a *API) openRoutes(p *probes) {
+	a.router.Get("/livez", p.livez)
+	a.router.Get("/readyz", p.readyz)
+	a.router.Get("/openapi.yaml", a.documents.openapiYAML)
+	a.router.Get("/openapi.json", a.documents.openapiJSON)
+	a.router.Get("/asyncapi.yaml", a.documents.asyncapiYAML)
+	a.router.Get("/asyncapi.json", a.documents.asyncapiJSON)
 }
 
 func (a *API) notFound(_ http.ResponseWriter, r *http.Request) {

@@ -125,7 +125,7 @@ var listTaskAttemptsDoc = doc{
 	}, "nextCursor": nil},
 }
 
-func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*taskEventPageOutput, error) {
+func (h *taskHandlers) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*taskEventPageOutput, error) {
 	most, portion := int32(mostListed), 200
 	if in.Include == payloads {
 		most, portion = math.MaxInt32, 4
@@ -133,7 +133,7 @@ func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*tas
 
 	var rows []db.TaskEventsRow
 	var more bool
-	id, err := a.readAudit(ctx, "events", &auditInput{in.TaskPath, in.AuditQuery}, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+	id, err := h.readAudit(ctx, "events", &auditInput{in.TaskPath, in.AuditQuery}, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
 		rows, more, err = fill(int(in.Limit), portion, func(last *db.TaskEventsRow, n int32) ([]db.TaskEventsRow, error) {
 			if last != nil {
 				from = last.Seq
@@ -168,10 +168,10 @@ func (a *API) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*tas
 	return &taskEventPageOutput{Body: out}, nil
 }
 
-func (a *API) listTaskAttempts(ctx context.Context, in *auditInput) (*taskAttemptPageOutput, error) {
+func (h *taskHandlers) listTaskAttempts(ctx context.Context, in *auditInput) (*taskAttemptPageOutput, error) {
 	var rows []db.TaskAttemptsRow
 	var more bool
-	id, err := a.readAudit(ctx, "attempts", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
+	id, err := h.readAudit(ctx, "attempts", in, func(q *db.Queries, id uuid.UUID, from int32) (err error) {
 		rows, more, err = fill(int(in.Limit), 32, func(last *db.TaskAttemptsRow, n int32) ([]db.TaskAttemptsRow, error) {
 			if last != nil {
 				from = last.Attempt
@@ -207,7 +207,7 @@ func (a *API) listTaskAttempts(ctx context.Context, in *auditInput) (*taskAttemp
 
 // readAudit reads a page of a task's events or attempts, after the number in the cursor. A task of
 // another tenant is a 404.
-func (a *API) readAudit(ctx context.Context, list string, in *auditInput, page func(q *db.Queries, id uuid.UUID, from int32) error) (id uuid.UUID, err error) {
+func (h *taskHandlers) readAudit(ctx context.Context, list string, in *auditInput, page func(q *db.Queries, id uuid.UUID, from int32) error) (id uuid.UUID, err error) {
 	if id, err = in.id(); err != nil {
 		return id, err
 	}
@@ -225,7 +225,7 @@ func (a *API) readAudit(ctx context.Context, list string, in *auditInput, page f
 	case last != nil:
 		return id, violation("query.cursor", "this is no cursor of ours")
 	}
-	err = a.read(ctx, func(q *db.Queries) error {
+	err = h.read(ctx, func(q *db.Queries) error {
 		tenant, err := q.TaskTenant(ctx, id)
 		switch {
 		case err != nil:

@@ -81,14 +81,14 @@ var createTasksDoc = doc{
 	}},
 }
 
-func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTasksOutput, error) {
+func (h *taskHandlers) createTasks(ctx context.Context, _ *createTasksInput) (*createTasksOutput, error) {
 	c := callOf(ctx)
-	list, err := a.batch(gjson.ParseBytes(c.body))
+	list, err := h.batch(gjson.ParseBytes(c.body))
 	if err != nil {
 		return nil, err
 	}
 
-	if p := a.spend(c, len(list), 1); p != nil {
+	if p := h.gate.spend(c, len(list), 1); p != nil {
 		return nil, p
 	}
 
@@ -96,7 +96,7 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 	reqs, places := make([]jobs.Request, 0, len(list)), make([]int, 0, len(list))
 	for i, text := range list {
 		var body TaskRequest
-		if p := a.reader.task("body", text, &body); p != nil {
+		if p := h.reader.task("body", text, &body); p != nil {
 			results[i].Error = &p.at(nil).Err
 			continue
 		}
@@ -113,7 +113,7 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 
 	var away error
 	lost := 0
-	for i, made := range a.cfg.Tasks.CreateMany(ctx, reqs) {
+	for i, made := range h.tasks.CreateMany(ctx, reqs) {
 		result := &results[places[i]]
 		if made.Err != nil {
 			p := problemOf(ctx, made.Err)
@@ -136,9 +136,9 @@ func (a *API) createTasks(ctx context.Context, _ *createTasksInput) (*createTask
 }
 
 // batch returns the list in the body, with its items not validated yet.
-func (a *API) batch(doc gjson.Result) ([]gjson.Result, error) {
+func (h *taskHandlers) batch(doc gjson.Result) ([]gjson.Result, error) {
 	seen := outlineFlat(doc)
-	if err := a.reader.holds("body", batchSchema, seen); err != nil {
+	if err := h.reader.holds("body", batchSchema, seen); err != nil {
 		return nil, err
 	}
 	return doc.Get("tasks").Array(), nil

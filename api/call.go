@@ -182,22 +182,43 @@ var (
 // ofAnAnswer are the headers of a successful response. writeProblem removes them.
 var ofAnAnswer = []string{"ETag", "Location", "Idempotency-Replayed", "Content-Length", "Content-Encoding"}
 
+// observer is the outermost middleware.
+type observer struct {
+	log            *slog.Logger
+	tracer         trace.Tracer // nil: no spans
+	server         []string     // the Server header; nil: no such header
+	requestTimeout time.Duration
+	answerTime     time.Duration
+	mounts         mounts
+	refusals       *refusals
+}
+
+func newObserver(cfg Config, counts *refusals) *observer {
+	o := &observer{
+		log: cfg.Logger, tracer: cfg.Tracer, requestTimeout: cfg.RequestTimeout, answerTime: cfg.AnswerTime, mounts: cfg.Mounts, refusals: counts,
+	}
+	if cfg.Version != "" {
+		o.server = []string{"tes/" + cfg.Version}
+	}
+	return o
+}
+
 // observe is the outermost middleware: request id, record, time limit, log line, and a 500 for a
 // panic.
-func (a *API) observe(next http.Handler) http.Handler {
+func (o *observer) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path, start: time.Now(), patience: a.cfg.AnswerTime}
+		c := &call{ResponseWriter: w, id: requestID(r), path: r.URL.Path, start: time.Now(), patience: o.answerTime}
 		header := w.Header()
 		header["X-Request-Id"] = []string{c.id}
 		header["X-Content-Type-Options"] = noSniff
-		if a.server != nil {
-			header["Server"] = a.server
+		if o.server != nil {
+			header["Server"] = o.server
 		}
-		ctx := a.trace(context.WithValue(r.Context(), callKey{}, c), c, r)
-		if !a.mounted(c.path) {
+		ctx := o.trace(context.WithValue(r.Context(), callKey{}, c), c, r)
+		if !o.mounts.has(c.path) {
 			header["Cache-Control"] = noStore
 			var cancel context.CancelFunc
-			limit := a.cfg.RequestTimeout
+			limit := o.requestTimeout
 			if c.path == leasesPath {
 				limit += longestWait // a dequeue may be parked
 			}
@@ -207,7 +228,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 
 		r = r.WithContext(ctx)
 		c.expects(r)
-		defer a.finish(c, r)
+		defer o.finish(c, r)
 		if !plainPath(c.path) {
 			writeProblem(c, problem(http.StatusBadRequest, codeValidation, "the path holds what no id may: control characters, or no UTF-8"))
 			return
@@ -217,7 +238,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 }
 
 // finish sends what is left of the response and logs the request.
-func (a *API) finish(c *call, r *http.Request) {
+func (o *observer) finish(c *call, r *http.Request) {
 	cut := false
 	if v := recover(); v != nil {
 		if cut = c.sent; !cut {
@@ -232,7 +253,7 @@ func (a *API) finish(c *call, r *http.Request) {
 		// huma also panics when a response cannot be written. That is the client's doing and no error
 		// of ours.
 		if err, ok := v.(error); c.cut == nil && (!ok || !errors.Is(err, http.ErrAbortHandler)) {
-			a.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+			o.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 		}
 	}
 
@@ -240,23 +261,23 @@ func (a *API) finish(c *call, r *http.Request) {
 		c.send() // a response without a body
 	}
 
-	a.logCall(c, r)
+	o.logCall(c, r)
 	c.endSpan(r)
 	if cut {
 		panic(http.ErrAbortHandler) // aborts the connection: half a response must not look like a whole one
 	}
 }
 
-func (a *API) logCall(c *call, r *http.Request) {
+func (o *observer) logCall(c *call, r *http.Request) {
 	level := slog.LevelInfo
 	// RequestTimeout ends in DeadlineExceeded; a client that disconnects causes Canceled.
 	gone := c.cut != nil || errors.Is(r.Context().Err(), context.Canceled)
 	slow := errors.Is(c.cut, os.ErrDeadlineExceeded)
 	switch {
 	case slow:
-		a.limits.slow.Add(1)
+		o.refusals.slow.Add(1)
 	case gone:
-		a.limits.gone.Add(1)
+		o.refusals.gone.Add(1)
 	}
 	switch {
 	case gone:
@@ -266,7 +287,7 @@ func (a *API) logCall(c *call, r *http.Request) {
 		level = slog.LevelDebug
 	}
 	ctx := r.Context()
-	if !a.log.Enabled(ctx, level) {
+	if !o.log.Enabled(ctx, level) {
 		return
 	}
 
@@ -313,7 +334,7 @@ func (a *API) logCall(c *call, r *http.Request) {
 		attrs = append(attrs, slog.String("error", c.err.Error()))
 	}
 
-	a.log.LogAttrs(ctx, level, "request", attrs...)
+	o.log.LogAttrs(ctx, level, "request", attrs...)
 }
 
 // writeProblem writes a problem document outside huma.

@@ -26,7 +26,7 @@ var cancelTaskDoc = doc{
 	answer: exampleTask,
 }
 
-func (a *API) cancelTask(ctx context.Context, in *cancelTaskInput) (*taskOutput, error) {
+func (h *taskHandlers) cancelTask(ctx context.Context, in *cancelTaskInput) (*taskOutput, error) {
 	id, match, err := in.target(ctx)
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func (a *API) cancelTask(ctx context.Context, in *cancelTaskInput) (*taskOutput,
 		reason = in.Body.Reason
 	}
 
-	row, err := a.write(ctx, id, match, reason, func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Cancel(ctx, id, asks) })
+	row, err := h.write(ctx, id, match, reason, func(asks jobs.Ask) (db.Task, error) { return h.tasks.Cancel(ctx, id, asks) })
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ var createTaskDoc = doc{
 	answer:  exampleTask,
 }
 
-func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskOutput, error) {
+func (h *taskHandlers) createTask(ctx context.Context, in *createTaskInput) (*createTaskOutput, error) {
 	c := callOf(ctx)
 	body := &in.Body
 	if p := owns(c.caller, "body", body.Config); p != nil {
@@ -49,7 +49,7 @@ func (a *API) createTask(ctx context.Context, in *createTaskInput) (*createTaskO
 	case body.Key != "" && body.Key != key:
 		return nil, violation("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
 	}
-	row, created, err := a.cfg.Tasks.Create(ctx, body.request(c.asker(), key, c.body))
+	row, created, err := h.tasks.Create(ctx, body.request(c.asker(), key, c.body))
 	if err != nil {
 		return nil, err
 	}

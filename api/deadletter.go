@@ -12,6 +12,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
+// deadLetterHandlers serve /api/internal/dead-letters, redrives included.
+type deadLetterHandlers struct{ *core }
+
 type listDeadLettersInput struct {
 	GroupBy          string    `query:"groupBy" enum:"fingerprint" doc:"Return groups of similar dead letters instead of tasks."`
 	Queue            string    `query:"queue" enum:"task-execution-automated,task-execution-integration,task-execution-manual" doc:"Only dead letters of the task types that use this queue."`
@@ -98,7 +101,7 @@ var discardDoc = doc{
 	answer:  map[string]any{"taskId": exampleTask["taskId"], "at": "2026-11-02T10:00:00Z", "by": "error-handler", "reason": "the customer has cancelled"},
 }
 
-func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*deadLetterPageOutput, error) {
+func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*deadLetterPageOutput, error) {
 	tenant := callerOf(ctx).Tenant
 	if !in.Since.IsZero() {
 		if err := jobs.GuardTime(in.Since); err != nil {
@@ -119,7 +122,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 		if in.Fingerprint != "" {
 			return nil, violation("query.fingerprint", "groups are not asked for by fingerprint")
 		}
-		return a.groups(ctx, in, f, last, filters)
+		return h.groups(ctx, in, f, last, filters)
 	}
 
 	var from jobs.DeadLetterPlace
@@ -133,7 +136,7 @@ func (a *API) listDeadLetters(ctx context.Context, in *listDeadLettersInput) (*d
 	}
 	var rows []db.DeadLetterListRow
 	var next *jobs.DeadLetterPlace
-	err = a.read(ctx, func(q *db.Queries) (err error) {
+	err = h.read(ctx, func(q *db.Queries) (err error) {
 		rows, next, err = jobs.DeadLetters(ctx, q, tenant, f, from, in.Limit)
 		return err
 	})
@@ -164,7 +167,7 @@ func place(p jobs.DeadLetterPlace) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(p.Job))         //nolint:gosec // the same
 }
 
-func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadLetterFilter, last []byte, filters []string) (*deadLetterPageOutput, error) {
+func (h *deadLetterHandlers) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadLetterFilter, last []byte, filters []string) (*deadLetterPageOutput, error) {
 	p := db.DeadLetterGroupsParams{
 		AfterN: math.MaxInt64, Page: in.Limit + 1, Walk: jobs.DeadLetterWalk, TenantID: callerOf(ctx).Tenant, Type: f.Type(),
 		DefinitionID: f.TaskDefinitionID, ErrorCode: f.ErrorCode, Since: f.Since,
@@ -178,7 +181,7 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 	}
 	var rows []db.DeadLetterGroupsRow
 	var more bool
-	err := a.read(ctx, func(q *db.Queries) (err error) {
+	err := h.read(ctx, func(q *db.Queries) (err error) {
 		if rows, err = q.DeadLetterGroups(ctx, p); err != nil {
 			return err
 		}
@@ -207,14 +210,14 @@ func (a *API) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadL
 	return &deadLetterPageOutput{Body: out}, nil
 }
 
-func (a *API) discardDeadLetter(ctx context.Context, in *discardInput) (*discardOutput, error) {
+func (h *deadLetterHandlers) discardDeadLetter(ctx context.Context, in *discardInput) (*discardOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
 	}
 
 	about(ctx, id)
-	laid, err := a.cfg.Tasks.DeadLetters.Discard(ctx, id, ask(ctx, in.Body.Reason))
+	laid, err := h.tasks.DeadLetters.Discard(ctx, id, ask(ctx, in.Body.Reason))
 	if err != nil {
 		return nil, err
 	}

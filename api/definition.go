@@ -10,6 +10,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
+// definitionHandlers serve /api/internal/task-definitions, except for pauses.
+type definitionHandlers struct{ *core }
+
 // DefinitionRequest is the body of PUT /api/internal/task-definitions/{id}.
 type DefinitionRequest struct {
 	ID              string                `json:"id,omitempty" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"Optional. Must equal the id in the path."`
@@ -86,7 +89,7 @@ var listTaskDefinitionsDoc = doc{
 	answer: map[string]any{"items": []any{exampleDefinition(true)}, "nextCursor": nil},
 }
 
-func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput) (*putTaskDefinitionOutput, error) {
+func (h *definitionHandlers) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput) (*putTaskDefinitionOutput, error) {
 	caller, body := callerOf(ctx), &in.Body
 	if body.ID != "" && body.ID != in.ID {
 		return nil, violation("body.id", "must be the id in the path, or be left out")
@@ -109,7 +112,7 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 		return nil, p
 	}
 
-	put, err := a.putDefinition(ctx, match, def)
+	put, err := h.putDefinition(ctx, match, def)
 	if err != nil {
 		return nil, err
 	}
@@ -117,17 +120,17 @@ func (a *API) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput)
 	return putAnswer(put), nil
 }
 
-// putDefinition writes a definition if its revision matches If-Match; see API.write.
-func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
+// putDefinition writes a definition if its revision matches If-Match; see core.write.
+func (h *definitionHandlers) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
 	asks := ask(ctx, "")
 	asks.By = auditName(callerOf(ctx))
 	if version, ok := match.one(); ok && (version != 0 || !match.exists) {
 		asks.IfMatch = version
-		return a.cfg.Tasks.Definitions.PutFor(ctx, asks, def)
+		return h.tasks.Definitions.PutFor(ctx, asks, def)
 	}
 
 	for range len(match.versions) + 1 {
-		revision, err := a.cfg.Tasks.Definitions.Revision(ctx, def.TenantID, def.ID)
+		revision, err := h.tasks.Definitions.Revision(ctx, def.TenantID, def.ID)
 		switch {
 		case err != nil:
 			return jobs.Put{}, err
@@ -137,7 +140,7 @@ func (a *API) putDefinition(ctx context.Context, match ifMatch, def jobs.Definit
 		if match.versions != nil { // If-Match: * always matches here, because definitions are never deleted
 			asks.IfMatch = revision
 		}
-		if put, err := a.cfg.Tasks.Definitions.PutFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
+		if put, err := h.tasks.Definitions.PutFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
 			return put, err
 		}
 	}
@@ -153,8 +156,8 @@ func putAnswer(put jobs.Put) *putTaskDefinitionOutput {
 	return &putTaskDefinitionOutput{Status: status, ETag: etag(put.Revision), Body: &put.Definition}
 }
 
-func (a *API) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath }) (*definitionOutput, error) {
-	def, err := a.cfg.Tasks.Definitions.Get(ctx, callerOf(ctx).Tenant, in.ID)
+func (h *definitionHandlers) getTaskDefinition(ctx context.Context, in *struct{ DefinitionPath }) (*definitionOutput, error) {
+	def, err := h.tasks.Definitions.Get(ctx, callerOf(ctx).Tenant, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +173,7 @@ func lengthOfDefinition(def *jobs.Definition) int {
 	return len(text)
 }
 
-func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsInput) (*definitionPageOutput, error) {
+func (h *definitionHandlers) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsInput) (*definitionPageOutput, error) {
 	last, err := after(in.Cursor, "definitions")
 	if err != nil {
 		return nil, err
@@ -185,7 +188,7 @@ func (a *API) listTaskDefinitions(ctx context.Context, in *listTaskDefinitionsIn
 		if last != nil {
 			from = last.ID
 		}
-		return a.cfg.Tasks.Definitions.List(ctx, callerOf(ctx).Tenant, from, n)
+		return h.tasks.Definitions.List(ctx, callerOf(ctx).Tenant, from, n)
 	}, lengthOfDefinition)
 	if err != nil {
 		return nil, err

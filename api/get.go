@@ -20,7 +20,7 @@ var getTaskDoc = doc{
 	errors:      []int{404}, answer: exampleTask,
 }
 
-func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error) {
+func (h *taskHandlers) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
@@ -29,7 +29,7 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 	about(ctx, id)
 	var row db.Task
 	var progress json.RawMessage
-	err = a.read(ctx, func(q *db.Queries) (err error) {
+	err = h.read(ctx, func(q *db.Queries) (err error) {
 		row, err = q.TaskGet(ctx, id)
 		if err != nil || row.Status != db.TaskStatusRUNNING || row.Executor != jobs.ExecutorWorker {
 			return err

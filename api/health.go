@@ -15,35 +15,44 @@ import (
 // readyTime bounds the checks of /readyz.
 const readyTime = 2 * time.Second
 
+// probes serve /livez and /readyz.
+type probes struct {
+	across   *db.Queries // not bound to a tenant: see core.read
+	ready    func(context.Context) error
+	draining func() bool                   // nil: never
+	bus      func() (state, reason string) // nil: omitted
+	relay    func() string                 // nil: omitted
+}
+
 // livez reports that the process runs, and nothing else. Orchestrators kill processes that fail
 // this probe, and an unavailable database is no reason to kill one.
-func (a *API) livez(w http.ResponseWriter, r *http.Request) {
+func (p *probes) livez(w http.ResponseWriter, r *http.Request) {
 	callOf(r.Context()).route = "/livez"
 	writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
 }
 
 // readyz reports whether requests should be sent to this process.
-func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
+func (p *probes) readyz(w http.ResponseWriter, r *http.Request) {
 	c := callOf(r.Context())
 	c.route = "/readyz"
 	ctx, cancel := context.WithTimeout(r.Context(), readyTime)
 	defer cancel()
-	if a.cfg.Draining != nil && a.cfg.Draining() {
+	if p.draining != nil && p.draining() {
 		writeProblem(c, unavailable("the process is stopping"))
 		return
 	}
 
-	err := a.cfg.Ready(ctx)
+	err := p.ready(ctx)
 	var resting []db.MaintenanceInForceRow
 	if err == nil {
-		resting, err = a.across.MaintenanceInForce(ctx)
+		resting, err = p.across.MaintenanceInForce(ctx)
 	}
 	if err != nil {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
 
-	unknown, err := a.across.EventUnknownCount(ctx)
+	unknown, err := p.across.EventUnknownCount(ctx)
 	if err != nil {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
@@ -57,11 +66,11 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	if unknown > 0 {
 		answer.Status, answer.UnknownEvents = "degraded", unknown
 	}
-	if a.cfg.Bus != nil {
-		answer.Bus, answer.BusReason = a.cfg.Bus()
+	if p.bus != nil {
+		answer.Bus, answer.BusReason = p.bus()
 	}
-	if a.cfg.Relay != nil {
-		answer.Relay = a.cfg.Relay()
+	if p.relay != nil {
+		answer.Relay = p.relay()
 	}
 
 	text, err := json.Marshal(answer)
@@ -120,26 +129,6 @@ func Starting() http.Handler {
 		}
 		writeProblem(c, unavailable("the process is starting"))
 	})
-}
-
-func (a *API) openapiYAML(w http.ResponseWriter, r *http.Request) {
-	callOf(r.Context()).route = "/openapi.yaml"
-	writeText(w, "application/openapi+yaml", a.yaml)
-}
-
-func (a *API) openapiJSON(w http.ResponseWriter, r *http.Request) {
-	callOf(r.Context()).route = "/openapi.json"
-	writeText(w, "application/openapi+json", a.json)
-}
-
-func (a *API) asyncapiYAML(w http.ResponseWriter, r *http.Request) {
-	callOf(r.Context()).route = "/asyncapi.yaml"
-	writeText(w, "application/vnd.aai.asyncapi+yaml;version=3.0.0", a.events.yaml)
-}
-
-func (a *API) asyncapiJSON(w http.ResponseWriter, r *http.Request) {
-	callOf(r.Context()).route = "/asyncapi.json"
-	writeText(w, "application/vnd.aai.asyncapi+json;version=3.0.0", a.events.json)
 }
 
 func writeText(w http.ResponseWriter, contentType string, body []byte) {

@@ -33,6 +33,12 @@ const (
 	longestKey     = 255
 )
 
+// idempotency looks up the key of a write before its handler runs, and records the response after.
+type idempotency struct {
+	tasks *jobs.Tasks
+	gate  *gate // the person's own token is part of a request
+}
+
 // keyParam documents the header.
 func keyParam() *huma.Param {
 	s := &huma.Schema{Type: huma.TypeString, MinLength: new(1), MaxLength: new(longestKey), Pattern: keyPattern}
@@ -51,7 +57,7 @@ func replayedParam() *huma.Param {
 
 // keyed returns the recorded response of a repeated request, and lets a new request continue. For
 // onBehalf operations the person is part of the comparison of two requests.
-func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(huma.Context)) {
+func (k *idempotency) keyed(operation string, onBehalf bool) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, _ := humachi.Unwrap(ctx)
 		c := callOf(r.Context())
@@ -61,7 +67,7 @@ func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(hum
 			return
 		}
 
-		call, before, err := a.begin(r, c, operation, key, onBehalf)
+		call, before, err := k.begin(r, c, operation, key, onBehalf)
 		switch {
 		case err != nil:
 			writeProblem(c, problemOf(r.Context(), err))
@@ -82,21 +88,21 @@ func (a *API) keyed(operation string, onBehalf bool) func(huma.Context, func(hum
 		c.keyed = call
 		defer func() {
 			if !c.concluded { // the schema refused the request, or the handler panicked
-				a.cfg.Tasks.Calls.Release(r.Context(), call)
+				k.tasks.Calls.Release(r.Context(), call)
 			}
 		}()
 		next(ctx)
 	}
 }
 
-func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bool) (*jobs.Call, *jobs.CallAnswer, error) {
+func (k *idempotency) begin(r *http.Request, c *call, operation, key string, onBehalf bool) (*jobs.Call, *jobs.CallAnswer, error) {
 	if p := goodKey(key); p != nil {
 		return nil, nil, p
 	}
 
 	person := ""
 	if onBehalf {
-		who, proven, err := a.forUser(r.Context(), OnBehalf{r.Header.Get("X-User-Token")}, jobs.Person{})
+		who, proven, err := k.gate.forUser(r.Context(), OnBehalf{r.Header.Get("X-User-Token")}, jobs.Person{})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -119,7 +125,7 @@ func (a *API) begin(r *http.Request, c *call, operation, key string, onBehalf bo
 	}
 
 	id := jobs.CallID{Tenant: c.caller.Tenant, Caller: c.caller.Name, Operation: operation, Key: key}
-	call, before, err := a.cfg.Tasks.Calls.Begin(r.Context(), id, h.Sum(nil))
+	call, before, err := k.tasks.Calls.Begin(r.Context(), id, h.Sum(nil))
 	if err != nil {
 		return nil, nil, fmt.Errorf("begin a call: %w", err)
 	}
@@ -144,7 +150,7 @@ func goodKey(key string) *Problem {
 
 // conclude ends a call: with the response that was committed together with the effect, or else with
 // the given one. A refused call has had no effect.
-func (a *API) conclude(ctx context.Context, out any, status int, err error) error {
+func (k *idempotency) conclude(ctx context.Context, out any, status int, err error) error {
 	c := callOf(ctx)
 	if c.keyed == nil {
 		return err
@@ -153,7 +159,7 @@ func (a *API) conclude(ctx context.Context, out any, status int, err error) erro
 	c.concluded = true
 	switch {
 	case err != nil || c.unsure:
-		a.cfg.Tasks.Calls.Release(ctx, c.keyed)
+		k.tasks.Calls.Release(ctx, c.keyed)
 		return err
 	case c.keyed.Settled() != nil:
 		return nil
@@ -163,7 +169,7 @@ func (a *API) conclude(ctx context.Context, out any, status int, err error) erro
 		return err
 	}
 
-	if err := a.cfg.Tasks.Calls.Settle(ctx, c.keyed, answer); err != nil {
+	if err := k.tasks.Calls.Settle(ctx, c.keyed, answer); err != nil {
 		return fmt.Errorf("keep an answer: %w", err)
 	}
 	return nil

@@ -17,6 +17,13 @@ const leasesPath = "/api/internal/leases"
 // longestWait bounds a parked dequeue.
 const longestWait = time.Minute
 
+// leaseHandlers serve the worker protocol: dequeues, the calls about a held lease, and the list of
+// workers.
+type leaseHandlers struct {
+	*core
+	gate *gate // a bulk heartbeat costs as many requests as it has leases
+}
+
 // Dequeue is the body of POST /api/internal/leases.
 type Dequeue struct {
 	WorkerID  string             `json:"workerId" minLength:"1" maxLength:"128" pattern:"^[!-~]+$" doc:"The worker's name in attempts and events (executorId)."`
@@ -110,7 +117,7 @@ var dequeueTasksDoc = doc{
 	answer:  map[string]any{"serverTime": "2026-01-15T10:30:00Z", "leases": []any{exampleLease}},
 }
 
-func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutput, error) {
+func (h *leaseHandlers) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutput, error) {
 	switch {
 	case in.Body.RequestID == "":
 		in.Body.RequestID = in.Key
@@ -140,12 +147,12 @@ func (a *API) dequeueTasks(ctx context.Context, in *dequeueInput) (*dequeueOutpu
 		}
 	}
 
-	found, err := a.cfg.Tasks.Leases.Acquire(ctx, req)
+	found, err := h.tasks.Leases.Acquire(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 
-	out := &LeaseList{ServerTime: a.cfg.Tasks.Now(ctx), Leases: make([]Lease, len(found))}
+	out := &LeaseList{ServerTime: h.tasks.Now(ctx), Leases: make([]Lease, len(found))}
 	for i := range found {
 		out.Leases[i] = leaseOf(&found[i])
 	}
@@ -169,8 +176,8 @@ func mayWork(ctx context.Context, letters bool, what string) error {
 }
 
 // mayHold is mayWork for an existing lease.
-func (a *API) mayHold(ctx context.Context, token string) error {
-	letter, err := a.cfg.Tasks.Leases.IsDeadLetter(ctx, token)
+func (h *leaseHandlers) mayHold(ctx context.Context, token string) error {
+	letter, err := h.tasks.Leases.IsDeadLetter(ctx, token)
 	if err != nil {
 		return err
 	}

@@ -43,9 +43,14 @@ type limits struct {
 	requests, leases tenants
 	strangers        *bucket.Buckets[netip.Addr]
 	proxies          []netip.Prefix
+}
 
-	// counted for the metrics
-	limited, failed, gone, slow atomic.Int64
+// refusals count the requests of this process without a proper response, for the metrics.
+type refusals struct {
+	limited atomic.Int64 // over the caller's rate limit
+	failed  atomic.Int64 // from an address with too many invalid tokens
+	gone    atomic.Int64 // the client disconnected
+	slow    atomic.Int64 // the client read too slowly
 }
 
 // tenants are the buckets of one kind.
@@ -66,10 +71,10 @@ func newLimits(cfg Limits) *limits {
 
 // spend takes n tokens from the caller's bucket, of which paid were taken before for the same
 // request. It returns nil if the request may continue.
-func (a *API) spend(c *call, n, paid int) *Problem {
-	kind := a.limits.requests
+func (g *gate) spend(c *call, n, paid int) *Problem {
+	kind := g.limits.requests
 	if strings.HasPrefix(c.path, leasesPath+"/") {
-		kind = a.limits.leases
+		kind = g.limits.leases
 	}
 
 	of := kind.others
@@ -91,7 +96,7 @@ func (a *API) spend(c *call, n, paid int) *Problem {
 	}
 
 	c.refused = "too many " + kind.name
-	a.limits.limited.Add(1)
+	g.refusals.limited.Add(1)
 	return limited("this caller has asked for more than it may: come back later", v.Wait)
 }
 
@@ -108,17 +113,17 @@ func seconds(d time.Duration) string {
 // verify returns the caller that a request's token names. An error is an auth.InvalidToken, a
 // *Problem, or one after which nothing is known of the token. Once an address has sent too many
 // invalid tokens, only tokens that were valid before are looked at, which costs no signature check.
-func (a *API) verify(c *call, r *http.Request, token string) (*auth.Caller, error) {
-	from := a.limits.address(r)
-	if v := a.limits.strangers.Has(from); !v.OK && !a.cfg.Verifier.Known(token) {
+func (g *gate) verify(c *call, r *http.Request, token string) (*auth.Caller, error) {
+	from := g.limits.address(r)
+	if v := g.limits.strangers.Has(from); !v.OK && !g.verifier.Known(token) {
 		c.refused = "too many bad tokens from there"
-		a.limits.failed.Add(1)
+		g.refusals.failed.Add(1)
 		return nil, limited("too many tokens that are not valid have come from this address: come back later", v.Wait)
 	}
 
-	caller, err := a.cfg.Verifier.Verify(r.Context(), token)
+	caller, err := g.verifier.Verify(r.Context(), token)
 	if auth.IsInvalid(err) {
-		a.limits.strangers.Take(from, 1, 0)
+		g.limits.strangers.Take(from, 1, 0)
 	}
 
 	return caller, err

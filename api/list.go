@@ -59,22 +59,22 @@ var listTasksByUserDoc = doc{
 	answer: map[string]any{"items": []any{exampleTask}, "nextCursor": nil},
 }
 
-func (a *API) listTasksByWorkflow(ctx context.Context, in *listTasksByWorkflowInput) (*taskPageOutput, error) {
+func (h *taskHandlers) listTasksByWorkflow(ctx context.Context, in *listTasksByWorkflowInput) (*taskPageOutput, error) {
 	tenant := callerOf(ctx).Tenant
-	return a.page(ctx, in.PageOf, "workflow", in.WorkflowID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
+	return h.page(ctx, in.PageOf, "workflow", in.WorkflowID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 		return q.TaskListByWorkflow(ctx, db.TaskListByWorkflowParams{
 			WorkflowID: in.WorkflowID, After: after, TenantID: tenant, Statuses: names(in.Status), Types: names(in.Type), Page: in.Limit + 1,
 		})
 	})
 }
 
-func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*taskPageOutput, error) {
+func (h *taskHandlers) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*taskPageOutput, error) {
 	tenant := callerOf(ctx).Tenant
 	if !in.Claimable {
 		if in.Groups != nil || in.Roles != nil {
 			return nil, violation("query.claimable", "groups and roles say something with claimable=true only")
 		}
-		return a.page(ctx, in.PageOf, "user", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
+		return h.page(ctx, in.PageOf, "user", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 			return q.TaskListByUser(ctx, db.TaskListByUserParams{
 				UserID: &in.UserID, After: after, TenantID: tenant, Statuses: names(in.Status), Types: names(in.Type), Page: in.Limit + 1,
 			})
@@ -82,7 +82,7 @@ func (a *API) listTasksByUser(ctx context.Context, in *listTasksByUserInput) (*t
 	}
 
 	principals := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
-	return a.page(ctx, in.PageOf, "claimable", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
+	return h.page(ctx, in.PageOf, "claimable", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 		return q.TaskListForUser(ctx, db.TaskListForUserParams{
 			UserID: &in.UserID, Principals: principals, After: after, TenantID: tenant, Statuses: names(in.Status), Types: names(in.Type), Page: in.Limit + 1,
 		})
@@ -101,7 +101,7 @@ func names[T ~string](values []T) []string {
 }
 
 // page reads one id more than it returns, to know whether another page follows.
-func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error), more ...string) (*taskPageOutput, error) {
+func (h *taskHandlers) page(ctx context.Context, p PageOf, list, of, tenant string, read func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error), more ...string) (*taskPageOutput, error) {
 	filters := append([]string{list, of, tenant, strings.Join(names(p.Status), ","), strings.Join(names(p.Type), ",")}, more...)
 	last, err := after(p.Cursor, filters...)
 	if err != nil {
@@ -117,7 +117,7 @@ func (a *API) page(ctx context.Context, p PageOf, list, of, tenant string, read 
 
 	out := &TaskPage{}
 	next := uuid.Nil
-	err = a.read(ctx, func(q *db.Queries) error { // everything in one snapshot
+	err = h.read(ctx, func(q *db.Queries) error { // everything in one snapshot
 		ids, err := read(q, from)
 		if err != nil {
 			return err

@@ -34,21 +34,27 @@ var loginPage = template.Must(template.New("login").Parse(`<!doctype html>
 <p><textarea id="token" name="token" rows="6" required autofocus autocomplete="off" spellcheck="false"></textarea></p><p><button>Log in</button></p></form></html>
 `))
 
-// withLogin guards a mounted page. Reading needs a viewer, all else an operator.
-func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
-	login, logout := m.Prefix+"/login", m.Prefix+"/logout"
+// browserLogin serves the login of a mount, and guards its pages.
+type browserLogin struct {
+	gate  *gate
+	mount Mount // Login is set
+}
+
+// required guards a mounted page. Reading needs a viewer, all else an operator.
+func (l *browserLogin) required(next http.Handler) http.Handler {
+	login, logout := l.mount.Prefix+"/login", l.mount.Prefix+"/logout"
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case login:
-			a.logIn(w, r, m)
+			l.logIn(w, r)
 			return
 		case logout:
-			http.SetCookie(w, session(r, m, ""))
+			http.SetCookie(w, session(r, l.mount, ""))
 			http.Redirect(w, r, login, http.StatusSeeOther)
 			return
 		}
 		c := callOf(r.Context())
-		caller, err := a.session(c, r)
+		caller, err := l.session(c, r)
 		if p, ok := asProblem(err); ok {
 			writeProblem(c, p)
 			return
@@ -56,16 +62,16 @@ func (a *API) withLogin(m Mount, next http.Handler) http.Handler {
 		switch {
 		case err != nil && !auth.IsInvalid(err):
 			writeProblem(c, unavailable("tokens cannot be verified yet").because(err))
-		case err != nil && r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, m.Prefix+"/api/"):
+		case err != nil && r.Method == http.MethodGet && !strings.HasPrefix(r.URL.Path, l.mount.Prefix+"/api/"):
 			http.Redirect(w, r, login, http.StatusSeeOther)
 		case err != nil:
 			writeProblem(c, problem(http.StatusUnauthorized, codeUnauthorized, "log in at "+login).with("WWW-Authenticate", `Bearer realm="tes"`))
-		case !m.Login.allows(caller, r.Method):
+		case !l.mount.Login.allows(caller, r.Method):
 			c.caller, c.refused = caller, "not allowed"
-			writeProblem(c, problem(http.StatusForbidden, codeForbidden, "this token may look and not act: acting takes the scope "+m.Login.Operator))
+			writeProblem(c, problem(http.StatusForbidden, codeForbidden, "this token may look and not act: acting takes the scope "+l.mount.Login.Operator))
 		default:
 			c.caller = caller
-			m.Login.serve(w, r, caller, next)
+			l.mount.Login.serve(w, r, caller, next)
 		}
 	})
 }
@@ -145,7 +151,7 @@ func (l *Login) allows(c *auth.Caller, method string) bool {
 }
 
 // session is who the request is from: by its cookie, or by its Authorization header.
-func (a *API) session(c *call, r *http.Request) (*auth.Caller, error) {
+func (l *browserLogin) session(c *call, r *http.Request) (*auth.Caller, error) {
 	token, ok := bearer(r)
 	if cookie, err := r.Cookie(sessionCookie); !ok && err == nil {
 		token, ok = cookie.Value, true
@@ -153,10 +159,10 @@ func (a *API) session(c *call, r *http.Request) (*auth.Caller, error) {
 	if !ok {
 		return nil, auth.InvalidToken("no token")
 	}
-	return a.verify(c, r, token)
+	return l.gate.verify(c, r, token)
 }
 
-func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
+func (l *browserLogin) logIn(w http.ResponseWriter, r *http.Request) {
 	c := callOf(r.Context())
 	wrong := ""
 	switch r.Method {
@@ -164,16 +170,16 @@ func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
 	case http.MethodPost:
 		r.Body = http.MaxBytesReader(w, r.Body, maxLoginForm)
 		token := strings.TrimSpace(r.PostFormValue("token"))
-		caller, err := a.verify(c, r, token)
+		caller, err := l.gate.verify(c, r, token)
 		if p, ok := asProblem(err); ok {
 			writeProblem(c, p)
 			return
 		}
 		switch {
-		case err == nil && m.Login.allows(caller, http.MethodGet):
+		case err == nil && l.mount.Login.allows(caller, http.MethodGet):
 			c.caller = caller
-			http.SetCookie(w, session(r, m, token))
-			http.Redirect(w, r, m.Prefix+"/", http.StatusSeeOther)
+			http.SetCookie(w, session(r, l.mount, token))
+			http.Redirect(w, r, l.mount.Prefix+"/", http.StatusSeeOther)
 			return
 		case err == nil:
 			c.refused, wrong = "not allowed", "This token holds neither scope, or is a tenant's."
@@ -193,7 +199,7 @@ func (a *API) logIn(w http.ResponseWriter, r *http.Request, m Mount) {
 		w.WriteHeader(http.StatusUnauthorized)
 	}
 	_ = loginPage.Execute(w, map[string]string{
-		"Wrong": wrong, "Action": m.Prefix + "/login", "Viewer": m.Login.Viewer, "Operator": m.Login.Operator,
+		"Wrong": wrong, "Action": l.mount.Prefix + "/login", "Viewer": l.mount.Login.Viewer, "Operator": l.mount.Login.Operator,
 	})
 }
 

@@ -11,6 +11,13 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
+// worklistHandlers serve the operations of people on manual tasks: claim, unclaim, complete,
+// reassign.
+type worklistHandlers struct {
+	*core
+	gate *gate // verifies the person's own token
+}
+
 // PersonNamed is the person of a claim. It is exported because huma ignores embedded unexported
 // structs.
 type PersonNamed struct {
@@ -118,18 +125,18 @@ var claimNextTaskDoc = doc{
 	answer:  map[string]any{"task": exampleManualTask("RUNNING")},
 }
 
-func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, error) {
+func (h *worklistHandlers) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, error) {
 	id, match, err := in.target(ctx)
 	if err != nil {
 		return nil, err
 	}
 
-	who, _, err := a.forUser(ctx, in.OnBehalf, in.Body.person())
+	who, _, err := h.gate.forUser(ctx, in.OnBehalf, in.Body.person())
 	if err != nil {
 		return nil, err
 	}
 
-	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return a.cfg.Tasks.Worklist.Claim(ctx, id, asks, who) })
+	row, err := h.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return h.tasks.Worklist.Claim(ctx, id, asks, who) })
 	if err != nil {
 		return nil, err
 	}
@@ -137,18 +144,18 @@ func (a *API) claimTask(ctx context.Context, in *claimTaskInput) (*taskOutput, e
 	return answer(&row), nil
 }
 
-func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutput, error) {
+func (h *worklistHandlers) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutput, error) {
 	id, match, err := in.target(ctx)
 	if err != nil {
 		return nil, err
 	}
 
-	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
+	if _, _, err := h.gate.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
 
-	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
-		return a.cfg.Tasks.Worklist.Unclaim(ctx, id, asks, in.Body.UserID)
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+		return h.tasks.Worklist.Unclaim(ctx, id, asks, in.Body.UserID)
 	})
 	if err != nil {
 		return nil, err
@@ -157,18 +164,18 @@ func (a *API) unclaimTask(ctx context.Context, in *unclaimTaskInput) (*taskOutpu
 	return answer(&row), nil
 }
 
-func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOutput, error) {
+func (h *worklistHandlers) completeTask(ctx context.Context, in *completeTaskInput) (*taskOutput, error) {
 	id, match, err := in.target(ctx)
 	if err != nil {
 		return nil, err
 	}
 
-	if _, _, err := a.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
+	if _, _, err := h.gate.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
 
-	row, err := a.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) {
-		return a.cfg.Tasks.Worklist.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
+	row, err := h.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) {
+		return h.tasks.Worklist.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
 	})
 	if err != nil {
 		return nil, err
@@ -177,13 +184,13 @@ func (a *API) completeTask(ctx context.Context, in *completeTaskInput) (*taskOut
 	return answer(&row), nil
 }
 
-func (a *API) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claimNextTaskOutput, error) {
-	who, _, err := a.forUser(ctx, in.OnBehalf, in.Body.person())
+func (h *worklistHandlers) claimNextTask(ctx context.Context, in *claimNextTaskInput) (*claimNextTaskOutput, error) {
+	who, _, err := h.gate.forUser(ctx, in.OnBehalf, in.Body.person())
 	if err != nil {
 		return nil, err
 	}
 
-	row, err := a.cfg.Tasks.Worklist.ClaimNext(ctx, ask(ctx, ""), who)
+	row, err := h.tasks.Worklist.ClaimNext(ctx, ask(ctx, ""), who)
 	switch {
 	case err != nil:
 		return nil, err

@@ -6,7 +6,16 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
+
+// metricsHandlers serve the metrics, which are over all tenants.
+type metricsHandlers struct {
+	tasks    *jobs.Tasks // for the clock's offset
+	across   *db.Queries // not bound to a tenant: see core.read
+	breakers func() []retry.Status
+	refusals *refusals
+}
 
 // Metrics is the state of the tasks of all tenants.
 type Metrics struct {
@@ -144,35 +153,35 @@ var getTaskMetricsDoc = doc{
 
 const shownHours = 24
 
-func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, error) {
+func (h *metricsHandlers) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, error) {
 	now := time.Now().UTC()
 	hours := now.Truncate(time.Hour).Add(-(shownHours - 1) * time.Hour)
-	tally, err := a.across.TallyRead(ctx)
+	tally, err := h.across.TallyRead(ctx)
 	if err != nil {
 		return nil, readFailed("read the tally", err)
 	}
 
-	waiting, err := a.across.LaneWaiting(ctx, jobs.Lanes)
+	waiting, err := h.across.LaneWaiting(ctx, jobs.Lanes)
 	if err != nil {
 		return nil, readFailed("read the lanes", err)
 	}
 
-	done, err := a.across.TallyHours(ctx, hours)
+	done, err := h.across.TallyHours(ctx, hours)
 	if err != nil {
 		return nil, readFailed("read the hours", err)
 	}
 
-	backlog, err := a.across.OutboxBacklog(ctx)
+	backlog, err := h.across.OutboxBacklog(ctx)
 	if err != nil {
 		return nil, readFailed("read the outbox's backlog", err)
 	}
 
-	inbound, err := a.across.InboundRead(ctx)
+	inbound, err := h.across.InboundRead(ctx)
 	if err != nil {
 		return nil, readFailed("read the counts of what was heard", err)
 	}
 
-	callbacks, err := a.across.CallbackBacklog(ctx)
+	callbacks, err := h.across.CallbackBacklog(ctx)
 	if err != nil {
 		return nil, readFailed("read the callbacks", err)
 	}
@@ -181,14 +190,14 @@ func (a *API) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, 
 		GeneratedAt: now.Truncate(time.Millisecond), Throughput: throughput(hours, now, done),
 		Outbox:    OutboxWaitCount{Events: backlog.Events, OldestMs: backlog.OldestMs},
 		Callbacks: CallbackCounts(callbacks),
-		Breakers:  []Breaker{}, ClockOffset: a.cfg.Tasks.ClockOffset().Milliseconds(),
+		Breakers:  []Breaker{}, ClockOffset: h.tasks.ClockOffset().Milliseconds(),
 		Refusals: RefusalCounts{
-			RateLimited: a.limits.limited.Load(), FailedTokens: a.limits.failed.Load(),
-			ClientsGone: a.limits.gone.Load(), SlowReaders: a.limits.slow.Load(),
+			RateLimited: h.refusals.limited.Load(), FailedTokens: h.refusals.failed.Load(),
+			ClientsGone: h.refusals.gone.Load(), SlowReaders: h.refusals.slow.Load(),
 		},
 	}
 
-	for _, b := range a.cfg.Breakers() {
+	for _, b := range h.breakers() {
 		m.Breakers = append(m.Breakers, Breaker{Name: b.Name, State: string(b.State), Since: b.Since.UTC().Truncate(time.Millisecond)})
 	}
 

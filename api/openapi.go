@@ -37,7 +37,7 @@ func OpenAPI() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.yaml, nil
+	return a.documents.yaml, nil
 }
 
 // doc is the part of an operation's documentation that its Go types do not express.
@@ -59,9 +59,9 @@ type doc struct {
 // conversion of errors to HTTP.
 func route[I, O any](a *API, method, path string, who access, d doc, handle func(context.Context, *I) (*O, error)) {
 	op := d.operation(method, path, who)
-	op.Middlewares = huma.Middlewares{a.admit(who), guardParams}
+	op.Middlewares = huma.Middlewares{a.gate.admit(who), guardParams}
 	if d.request != nil {
-		most := a.cfg.MaxBody
+		most := a.maxBody
 		if d.bulk {
 			most *= bulkBody
 			op.SkipValidateBody = true
@@ -73,12 +73,12 @@ func route[I, O any](a *API, method, path string, who access, d doc, handle func
 
 	if method != http.MethodGet && !d.ownKey {
 		_, onBehalf := reflect.TypeFor[I]().FieldByName("OnBehalf")
-		op.Middlewares = append(op.Middlewares, a.keyed(d.id, onBehalf))
+		op.Middlewares = append(op.Middlewares, a.keys.keyed(d.id, onBehalf))
 	}
 
 	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
-		if err := a.conclude(ctx, out, op.DefaultStatus, err); err != nil {
+		if err := a.keys.conclude(ctx, out, op.DefaultStatus, err); err != nil {
 			return nil, problemOf(ctx, err)
 		}
 		return out, nil

@@ -12,6 +12,12 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
+// riverUI puts itself between River UI and its page's requests that would change a job or a queue.
+type riverUI struct {
+	tasks  *jobs.Tasks
+	prefix string // of the mount
+}
+
 // jobAct is the request of River UI's page for an action on jobs. The page writes ids as strings;
 // numbers are accepted too.
 type jobAct struct {
@@ -26,12 +32,12 @@ const statusOK = `{"status":"ok"}`
 
 // operated applies an operator's action on jobs to the jobs' tasks, in the operator's name, and
 // leaves the other jobs to River UI. Queues are paused and resumed in the operator's name too.
-func (a *API) operated(m Mount, next http.Handler) http.Handler {
+func (u *riverUI) operated(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.pausedInUI(m, w, r) {
+		if u.pausedInUI(w, r) {
 			return
 		}
-		verb, isAct := strings.CutPrefix(r.URL.Path, m.Prefix+"/api/jobs/")
+		verb, isAct := strings.CutPrefix(r.URL.Path, u.prefix+"/api/jobs/")
 		if r.Method != http.MethodPost || !isAct {
 			next.ServeHTTP(w, r)
 			return
@@ -45,11 +51,11 @@ func (a *API) operated(m Mount, next http.Handler) http.Handler {
 		by := operatorOf(c)
 		switch verb {
 		case "cancel":
-			err = a.cfg.Tasks.Operators.CancelJobs(r.Context(), ids, by, "cancelled")
+			err = u.tasks.Operators.CancelJobs(r.Context(), ids, by, "cancelled")
 		case "delete":
-			err = a.cfg.Tasks.Operators.CancelJobs(r.Context(), ids, by, "deleted")
+			err = u.tasks.Operators.CancelJobs(r.Context(), ids, by, "deleted")
 		case "retry":
-			if ids, err = a.cfg.Tasks.Operators.RetryJobs(r.Context(), ids, by); err == nil && len(ids) == 0 {
+			if ids, err = u.tasks.Operators.RetryJobs(r.Context(), ids, by); err == nil && len(ids) == 0 {
 				doneInUI(w)
 				return
 			}
@@ -65,8 +71,8 @@ func (a *API) operated(m Mount, next http.Handler) http.Handler {
 
 // pausedInUI pauses or resumes a queue where the request asks for that, so that the pause
 // bears the operator's name: River's own statement knows the role of the database alone.
-func (a *API) pausedInUI(m Mount, w http.ResponseWriter, r *http.Request) bool {
-	rest, ok := strings.CutPrefix(r.URL.Path, m.Prefix+"/api/queues/")
+func (u *riverUI) pausedInUI(w http.ResponseWriter, r *http.Request) bool {
+	rest, ok := strings.CutPrefix(r.URL.Path, u.prefix+"/api/queues/")
 	name, verb, _ := strings.Cut(rest, "/")
 	if r.Method != http.MethodPut || !ok || name == "" {
 		return false
@@ -77,9 +83,9 @@ func (a *API) pausedInUI(m Mount, w http.ResponseWriter, r *http.Request) bool {
 	var err error
 	switch verb {
 	case "pause":
-		_, err = a.cfg.Tasks.Pauses.PauseQueue(r.Context(), name, asks)
+		_, err = u.tasks.Pauses.PauseQueue(r.Context(), name, asks)
 	case "resume":
-		_, err = a.cfg.Tasks.Pauses.ResumeQueue(r.Context(), name, asks)
+		_, err = u.tasks.Pauses.ResumeQueue(r.Context(), name, asks)
 	default:
 		return false
 	}

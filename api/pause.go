@@ -11,6 +11,9 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
+// pauseHandlers serve the pauses of queues, definitions and tasks.
+type pauseHandlers struct{ *core }
+
 // scopePause is the scope that pauses and resumes.
 const scopePause = "tasks:pause"
 
@@ -118,46 +121,46 @@ var listPausesDoc = doc{
 	answer: map[string]any{"items": []any{examplePause("definition", "calculate-order-total", false)}, "nextCursor": nil},
 }
 
-func (a *API) pauseQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
-	return a.ofQueue(ctx, in, a.cfg.Tasks.Pauses.PauseQueue)
+func (h *pauseHandlers) pauseQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
+	return h.ofQueue(ctx, in, h.tasks.Pauses.PauseQueue)
 }
 
-func (a *API) resumeQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
-	return a.ofQueue(ctx, in, a.cfg.Tasks.Pauses.ResumeQueue)
+func (h *pauseHandlers) resumeQueue(ctx context.Context, in *pauseQueueInput) (*pauseOutput, error) {
+	return h.ofQueue(ctx, in, h.tasks.Pauses.ResumeQueue)
 }
 
 // ofQueue refuses tenants: queues are everybody's.
-func (a *API) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.Context, string, jobs.Ask) (jobs.Pause, error)) (*pauseOutput, error) {
+func (h *pauseHandlers) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.Context, string, jobs.Ask) (jobs.Pause, error)) (*pauseOutput, error) {
 	if callerOf(ctx).Tenant != "" {
 		return nil, problem(http.StatusForbidden, codeForbidden, "queues are all tenants': pausing and resuming one takes a token without a tenant")
 	}
 	return pauseDone(do(ctx, in.Queue, ask(ctx, in.Body.Reason)))
 }
 
-func (a *API) pauseDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
-	return pauseDone(a.cfg.Tasks.Pauses.PauseDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+func (h *pauseHandlers) pauseDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
+	return pauseDone(h.tasks.Pauses.PauseDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
 }
 
-func (a *API) resumeDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
-	return pauseDone(a.cfg.Tasks.Pauses.ResumeDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+func (h *pauseHandlers) resumeDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
+	return pauseDone(h.tasks.Pauses.ResumeDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
 }
 
-func (a *API) pauseTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
+func (h *pauseHandlers) pauseTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
 	}
 	about(ctx, id)
-	return pauseDone(a.cfg.Tasks.Pauses.PauseTask(ctx, id, ask(ctx, in.Body.Reason)))
+	return pauseDone(h.tasks.Pauses.PauseTask(ctx, id, ask(ctx, in.Body.Reason)))
 }
 
-func (a *API) resumeTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
+func (h *pauseHandlers) resumeTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
 	}
 	about(ctx, id)
-	return pauseDone(a.cfg.Tasks.Pauses.ResumeTask(ctx, id, ask(ctx, in.Body.Reason)))
+	return pauseDone(h.tasks.Pauses.ResumeTask(ctx, id, ask(ctx, in.Body.Reason)))
 }
 
 func pauseDone(p jobs.Pause, err error) (*pauseOutput, error) {
@@ -180,7 +183,7 @@ func pauseOf(p jobs.Pause) Pause {
 	return out
 }
 
-func (a *API) listPauses(ctx context.Context, in *listPausesInput) (*listPausesOutput, error) {
+func (h *pauseHandlers) listPauses(ctx context.Context, in *listPausesInput) (*listPausesOutput, error) {
 	tenant := callerOf(ctx).Tenant
 	filters := []string{"pauses in force", tenant}
 	if in.All {
@@ -199,7 +202,7 @@ func (a *API) listPauses(ctx context.Context, in *listPausesInput) (*listPausesO
 	}
 
 	out := &PausePage{Items: []Pause{}}
-	err = a.read(ctx, func(q *db.Queries) error {
+	err = h.read(ctx, func(q *db.Queries) error {
 		rows, err := q.PauseList(ctx, db.PauseListParams{TenantID: tenant, ResumedToo: in.All, Before: before, Page: in.Limit + 1})
 		if err != nil {
 			return err

@@ -32,24 +32,24 @@ var reassignTaskDoc = doc{
 	answer:  exampleTask,
 }
 
-func (a *API) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOutput, error) {
+func (h *worklistHandlers) reassignTask(ctx context.Context, in *reassignTaskInput) (*taskOutput, error) {
 	id, match, err := in.target(ctx)
 	if err != nil {
 		return nil, err
 	}
 
 	to := jobs.Reassignment{AssigneeID: in.Body.AssigneeID, GroupID: in.Body.GroupID, DueDate: in.Body.DueDate}
-	who, proven, err := a.forUser(ctx, in.OnBehalf, jobs.Person{})
+	who, proven, err := h.gate.forUser(ctx, in.OnBehalf, jobs.Person{})
 	if err != nil {
 		return nil, err
 	}
 
-	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
 		if proven {
 			to.Who = &who
 			asks.By = who.ID // the audit trail names the person if the token proves who it is
 		}
-		return a.cfg.Tasks.Worklist.Reassign(ctx, id, asks, to)
+		return h.tasks.Worklist.Reassign(ctx, id, asks, to)
 	})
 	if err != nil {
 		return nil, err

@@ -197,7 +197,7 @@ var undoRedriveDoc = doc{
 	request: map[string]any{"reason": "not fixed after all"}, answer: exampleEnded("UNDONE", "undone"),
 }
 
-func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriveOutput, error) {
+func (h *deadLetterHandlers) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriveOutput, error) {
 	if (in.Body.Filter == nil) == (in.Body.TaskIDs == nil) {
 		return nil, violation("body", "give either filter or taskIds")
 	}
@@ -226,7 +226,7 @@ func (a *API) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriv
 		r.Canary = &jobs.Canary{Count: c.Count, MaxFailureRatio: c.MaxFailureRatio}
 	}
 
-	found, err := a.cfg.Tasks.DeadLetters.Redrive(ctx, ask(ctx, in.Body.Reason), r)
+	found, err := h.tasks.DeadLetters.Redrive(ctx, ask(ctx, in.Body.Reason), r)
 	if err != nil {
 		return nil, err
 	}
@@ -250,14 +250,14 @@ func rejected(list []jobs.Rejected) []RejectedTask {
 	return out
 }
 
-func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOutput, error) {
+func (h *deadLetterHandlers) getRedrive(ctx context.Context, in *operationInput) (*operationOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
 	}
 
 	var op jobs.Operation
-	err = a.read(ctx, func(q *db.Queries) (err error) {
+	err = h.read(ctx, func(q *db.Queries) (err error) {
 		op, err = jobs.ReadOperation(ctx, q, callerOf(ctx).Tenant, id)
 		return err
 	})
@@ -268,12 +268,12 @@ func (a *API) getRedrive(ctx context.Context, in *operationInput) (*operationOut
 	return operationAnswer(op, nil)
 }
 
-func (a *API) stopRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
-	return act(ctx, in, a.cfg.Tasks.DeadLetters.StopRedrive)
+func (h *deadLetterHandlers) stopRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
+	return act(ctx, in, h.tasks.DeadLetters.StopRedrive)
 }
 
-func (a *API) undoRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
-	return act(ctx, in, a.cfg.Tasks.DeadLetters.UndoRedrive)
+func (h *deadLetterHandlers) undoRedrive(ctx context.Context, in *actInput) (*operationOutput, error) {
+	return act(ctx, in, h.tasks.DeadLetters.UndoRedrive)
 }
 
 func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, jobs.Ask) (jobs.Operation, error)) (*operationOutput, error) {

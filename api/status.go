@@ -41,7 +41,7 @@ var updateTaskStatusDoc = doc{
 	answer:  exampleTask,
 }
 
-func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (*taskOutput, error) {
+func (h *taskHandlers) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (*taskOutput, error) {
 	id, match, err := in.target(ctx)
 	if err != nil {
 		return nil, err
@@ -58,8 +58,8 @@ func (a *API) updateTaskStatus(ctx context.Context, in *updateTaskStatusInput) (
 	case to.Error != nil && to.Status != jobs.Failed && to.Status != jobs.TimedOut:
 		return nil, violation("body.error", "only a FAILED or TIMED_OUT task has an error")
 	}
-	row, err := a.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
-		return a.cfg.Tasks.SetStatus(ctx, id, asks, to)
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+		return h.tasks.SetStatus(ctx, id, asks, to)
 	})
 	if err != nil {
 		return nil, err

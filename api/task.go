@@ -11,7 +11,16 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/jobs"
+	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
+
+// taskHandlers serve /api/internal/tasks, but for the operations of people: see worklistHandlers.
+type taskHandlers struct {
+	*core
+	gate     *gate  // a batch costs as many requests as it has items
+	reader   reader // validates the items of a batch
+	breakers func() []retry.Status
+}
 
 // Task is a task as the API returns it. The first members are always present, null if unknown; the
 // others are omitted when empty. The request's executionConfig is not returned, because its

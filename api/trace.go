@@ -16,12 +16,12 @@ import (
 // trace puts the request's span into its context, as a child of the caller's span. Tasks that the
 // request creates keep the span and its sampling decision. Without tracing the caller's own span is
 // passed on. Probes have no spans.
-func (a *API) trace(ctx context.Context, c *call, r *http.Request) context.Context {
+func (o *observer) trace(ctx context.Context, c *call, r *http.Request) context.Context {
 	if sent := r.Header["Traceparent"]; len(sent) == 1 {
 		ctx = jobs.ContextWithTraceparent(ctx, sent[0])
 	}
-	if a.cfg.Tracer != nil && c.path != "/livez" && c.path != "/readyz" {
-		ctx, c.span = a.cfg.Tracer.Start(ctx, "HTTP", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.start))
+	if o.tracer != nil && c.path != "/livez" && c.path != "/readyz" {
+		ctx, c.span = o.tracer.Start(ctx, "HTTP", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.start))
 	}
 	c.traceparent = jobs.Traceparent(ctx)
 	return ctx

@@ -37,9 +37,9 @@ type OnBehalf struct {
 // that the Auth Service returns. The body may select some of these roles and groups; others are
 // refused, as are a different person and a person of another tenant. A body without a person means
 // the token's person.
-func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who jobs.Person, proven bool, err error) {
+func (g *gate) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who jobs.Person, proven bool, err error) {
 	if in.UserToken == "" {
-		if a.cfg.RequireUserToken {
+		if g.requireUserToken {
 			callOf(ctx).refused = "no user token"
 			return jobs.Person{}, false, problem(http.StatusUnauthorized, codeUnauthorized, "send the person's own token too: X-User-Token").
 				with("WWW-Authenticate", `Bearer realm="tes"`)
@@ -48,7 +48,7 @@ func (a *API) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who j
 		return said, false, nil
 	}
 
-	person, err := a.cfg.UserTokens.Authenticate(ctx, in.UserToken)
+	person, err := g.userTokens.Authenticate(ctx, in.UserToken)
 	refused := func(why, detail string) *Problem {
 		callOf(ctx).refused = why
 		return problem(http.StatusForbidden, codeForbidden, "the token in X-User-Token "+detail)

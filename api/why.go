@@ -67,20 +67,20 @@ var whyTaskDoc = doc{
 // mostAhead bounds the count of what is ahead: beyond it, how many is no news.
 const mostAhead = 10_000
 
-func (a *API) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, error) {
+func (h *taskHandlers) whyTask(ctx context.Context, in *whyTaskInput) (*whyTaskOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
 	}
 	about(ctx, id)
-	row, err := fetch(ctx, a, (*db.Queries).TaskWhy, db.TaskWhyParams{
+	row, err := fetch(ctx, h.core, (*db.Queries).TaskWhy, db.TaskWhyParams{
 		TaskID: id, TenantID: callerOf(ctx).Tenant, SilenceSeconds: jobs.Silence.Seconds(), Most: mostAhead,
 	})
 	if err != nil {
 		return nil, readFailed("why task "+in.TaskID+" is not running", err)
 	}
 	w := &Why{TaskID: id, State: jobs.Status(row.Status), Progress: row.Progress}
-	w.explain(&row, a.cfg.Breakers())
+	w.explain(&row, h.breakers())
 	w.Detail = sanitize(w.Detail, 600)
 	return &whyTaskOutput{Body: w}, nil
 }

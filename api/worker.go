@@ -159,8 +159,8 @@ var releaseLeaseDoc = doc{
 	answer:  map[string]any{"taskId": exampleEnd["taskId"], "status": "PENDING", "attempt": 0, "nextRetryTime": nil, "version": 3},
 }
 
-func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutput, error) {
-	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+func (h *leaseHandlers) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutput, error) {
+	if err := h.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
 
@@ -169,7 +169,7 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 		beat.Extend, beat.Progress, beat.Checkpoint = milliseconds(in.Body.ExtendMs), given(in.Body.Progress), given(in.Body.Checkpoint)
 	}
 
-	out, err := a.cfg.Tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
+	out, err := h.tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
 	if err != nil {
 		return nil, err
 	}
@@ -180,8 +180,8 @@ func (a *API) heartbeat(ctx context.Context, in *heartbeatInput) (*heartbeatOutp
 	return &heartbeatOutput{&HeartbeatAnswer{LeaseExpiresAt: out[0].ExpiresAt, Directive: out[0].Directive, Reason: out[0].Reason}}, nil
 }
 
-func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsOutput, error) {
-	if p := a.spend(callOf(ctx), len(in.Body.Heartbeats), 1); p != nil {
+func (h *leaseHandlers) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsOutput, error) {
+	if p := h.gate.spend(callOf(ctx), len(in.Body.Heartbeats), 1); p != nil {
 		return nil, p
 	}
 
@@ -189,7 +189,7 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 	var beats []jobs.Beat
 	var places []int // positions of the valid heartbeats in the results
 	for i, b := range in.Body.Heartbeats {
-		if err := a.mayHold(ctx, b.LeaseToken); err != nil {
+		if err := h.mayHold(ctx, b.LeaseToken); err != nil {
 			results[i].Error = &problemOf(ctx, err).Err
 			continue
 		}
@@ -197,7 +197,7 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 		beats = append(beats, jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)})
 	}
 
-	out, err := a.cfg.Tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
+	out, err := h.tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, beats)
 	if err != nil {
 		return nil, err
 	}
@@ -213,8 +213,8 @@ func (a *API) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsO
 	return &heartbeatsOutput{&HeartbeatResults{results}}, nil
 }
 
-func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attemptEndOutput, error) {
-	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+func (h *leaseHandlers) completeLease(ctx context.Context, in *completeLeaseInput) (*attemptEndOutput, error) {
+	if err := h.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
 
@@ -223,12 +223,12 @@ func (a *API) completeLease(ctx context.Context, in *completeLeaseInput) (*attem
 		output = given(in.Body.Output)
 	}
 
-	row, err := a.cfg.Tasks.Leases.Complete(ctx, callerOf(ctx).Tenant, in.LeaseToken, output)
+	row, err := h.tasks.Leases.Complete(ctx, callerOf(ctx).Tenant, in.LeaseToken, output)
 	return ended(ctx, row, err)
 }
 
-func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOutput, error) {
-	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+func (h *leaseHandlers) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOutput, error) {
+	if err := h.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
 
@@ -238,14 +238,14 @@ func (a *API) failLease(ctx context.Context, in *failLeaseInput) (*attemptEndOut
 		later = milliseconds(*b.RetryAfterMs)
 	}
 
-	row, err := a.cfg.Tasks.Leases.Fail(ctx, callerOf(ctx).Tenant, in.LeaseToken, &jobs.Failure{
+	row, err := h.tasks.Leases.Fail(ctx, callerOf(ctx).Tenant, in.LeaseToken, &jobs.Failure{
 		Code: b.ErrorCode, Message: b.ErrorMessage, Details: given(b.Details), StackTrace: b.StackTrace, Retryable: b.Retryable,
 	}, later)
 	return ended(ctx, row, err)
 }
 
-func (a *API) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attemptEndOutput, error) {
-	if err := a.mayHold(ctx, in.LeaseToken); err != nil {
+func (h *leaseHandlers) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attemptEndOutput, error) {
+	if err := h.mayHold(ctx, in.LeaseToken); err != nil {
 		return nil, err
 	}
 
@@ -255,7 +255,7 @@ func (a *API) releaseLease(ctx context.Context, in *releaseLeaseInput) (*attempt
 		delay, reason = milliseconds(in.Body.DelayMs), in.Body.Reason
 	}
 
-	row, err := a.cfg.Tasks.Leases.Release(ctx, callerOf(ctx).Tenant, in.LeaseToken, delay, reason)
+	row, err := h.tasks.Leases.Release(ctx, callerOf(ctx).Tenant, in.LeaseToken, delay, reason)
 	return ended(ctx, row, err)
 }
 

@@ -42,7 +42,7 @@ var listWorkersDoc = doc{
 	}}, "nextCursor": nil},
 }
 
-func (a *API) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorkersOutput, error) {
+func (h *leaseHandlers) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorkersOutput, error) {
 	tenant := callerOf(ctx).Tenant
 	last, err := after(in.Cursor, "workers", tenant)
 	if err != nil {
@@ -51,7 +51,7 @@ func (a *API) listWorkers(ctx context.Context, in *listWorkersInput) (*listWorke
 
 	worker, queue, _ := strings.Cut(string(last), "\n") // the names of workers contain no newline
 	out := &WorkerPage{Items: []Worker{}}
-	err = a.read(ctx, func(q *db.Queries) error {
+	err = h.read(ctx, func(q *db.Queries) error {
 		rows, err := q.WorkerList(ctx, db.WorkerListParams{TenantID: tenant, AfterWorker: worker, AfterQueue: queue, Page: in.Limit + 1})
 		if err != nil {
 			return err
