@@ -607,6 +607,10 @@ type Pause struct {
 	Released     bool
 }
 
+type PauseLock struct {
+	Never bool
+}
+
 type RedriveItem struct {
 	OperationID uuid.UUID
 	N           int32

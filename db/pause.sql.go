@@ -43,8 +43,8 @@ type PauseEndParams struct {
 	TenantID string
 }
 
-// Resumes a definition or a task. Waits for statements that hold jobs back for this pause, so
-// that the release which follows sees these jobs.
+// Resumes a definition or a task. Needs PauseLock in the same transaction, so that the release
+// which follows sees every job that was held back for the pause.
 func (q *Queries) PauseEnd(ctx context.Context, arg PauseEndParams) (Pause, error) {
 	row := q.db.QueryRow(ctx, pauseEnd,
 		arg.Actor,
@@ -157,6 +157,17 @@ func (q *Queries) PauseList(ctx context.Context, arg PauseListParams) ([]Pause, 
 		return nil, err
 	}
 	return items, nil
+}
+
+const pauseLock = `-- name: PauseLock :exec
+SELECT pause_lock_exclusive()
+`
+
+// Waits for the statements that hold jobs back, and makes the next ones wait for the end of
+// this transaction: see table pause_lock.
+func (q *Queries) PauseLock(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, pauseLock)
+	return err
 }
 
 const pausePut = `-- name: PausePut :one

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"slices"
 
 	"github.com/seed-3f7a0631/tes/db"
 )
@@ -12,27 +13,33 @@ func (c *claimer) park(kind string, jobs []int64) {
 	r := c.r
 	defer c.release(len(jobs))
 
-	// A pause that another session has locked is not waited for: the jobs stay claimed, the slots
-	// become free for other tasks, and the sweep gives the jobs' tasks new jobs.
 	const what = "hold paused jobs back"
-	var parked []bool
-	err := r.tasks.retryWhile(r.ctx, isDatabaseAbsent, r.logRetry(what), func(context.Context) error {
-		return uncancelled(func(ctx context.Context) (err error) {
-			parked, err = r.tasks.q.LanePark(ctx, db.LaneParkParams{JobIds: jobs, Kind: kind, ExecutorID: r.tasks.cfg.ProcessID})
-			return err
-		})
+	var all bool
+	err := r.tasks.retryWhile(r.ctx, isDatabaseAbsent, r.logRetry(what), func(context.Context) (err error) {
+		all, err = r.tasks.park(kind, jobs)
+		return err
 	})
 	if err != nil {
 		r.logTrouble(what, err)
 		return
 	}
 
-	for _, held := range parked {
-		if !held { // resumed since the claim
-			c.wake()
-			return
-		}
+	if !all {
+		c.wake()
 	}
+}
+
+// park holds back the claimed jobs of paused tasks. all is false if a job's pause was resumed
+// since the claim: the job is available again. A lock that another session holds is waited for
+// only as long as any statement waits: then the jobs stay claimed, their slots become free for
+// other tasks, and the sweep gives the jobs' tasks new jobs.
+func (t *Tasks) park(kind string, jobs []int64) (all bool, err error) {
+	err = uncancelled(func(ctx context.Context) error {
+		parked, err := t.q.LanePark(ctx, db.LaneParkParams{JobIds: jobs, Kind: kind, ExecutorID: t.cfg.ProcessID})
+		all = !slices.Contains(parked, false)
+		return err //nolint:wrapcheck // the callers log it with the same words
+	})
+	return all, err
 }
 
 // How far a dequeue goes past paused jobs. It holds back what it meets on the way, so that the
@@ -42,8 +49,8 @@ const (
 	parkPages = 20
 )
 
-// claim is WorkerClaim without the jobs that it has held back. Where there were only
-// such jobs, it looks further.
+// claim is WorkerClaim without the jobs of paused tasks, which it holds back. Where there were
+// only such jobs, it looks further.
 func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
 	p.Walk = p.Most
 
@@ -54,9 +61,19 @@ func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.Worker
 		}
 
 		var claimed []db.WorkerClaimRow
+		var paused []int64
 		for _, row := range rows {
-			if !row.Parked {
+			if row.Paused {
+				paused = append(paused, row.JobID)
+			} else {
 				claimed = append(claimed, row)
+			}
+		}
+
+		if len(paused) > 0 {
+			if _, err := l.t.park(KindWorker, paused); err != nil {
+				l.t.cfg.Logger.Warn("the jobs of paused tasks stay claimed until the sweep", "jobs", len(paused), "error", err)
+				return claimed, nil
 			}
 		}
 

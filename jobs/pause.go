@@ -27,10 +27,12 @@ import (
 //	    └───────────────────────────────────────────────┘
 //	       the last pause of the task is resumed (release)
 //
-// Table pause is authoritative. Holding a job back locks the pause's row FOR SHARE, and a resume
-// updates the row: so the release that follows a resume sees every job that was held back. The
-// caller of a resume releases the jobs. Should it die or take too long, every process releases
-// the rest at its tick: see column pause.released.
+// Table pause is authoritative. A statement that holds jobs back locks table pause_lock together
+// with others of its kind, and a resume locks the table alone: so the release that follows a
+// resume sees every job that was held back. PostgreSQL grants these locks in the order of the
+// requests: a resume waits for the statements that hold jobs back at the moment, and no longer.
+// The caller of a resume releases the jobs. Should it die or take too long, every process
+// releases the rest at its tick: see column pause.released.
 
 // PauseScope says what a pause is of.
 type PauseScope string
@@ -170,6 +172,10 @@ const releaseTime = 2 * time.Second
 
 func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
 	out, err := p.change(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+		if err := q.PauseLock(ctx); err != nil {
+			return db.Pause{}, err
+		}
+
 		row, err := q.PauseEnd(ctx, db.PauseEndParams{
 			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
 		})
@@ -221,7 +227,7 @@ func (p *Pauses) releaseTask(ctx context.Context, task string, pause int64) erro
 }
 
 // change changes table pause and stores the answer to the call in the same commit. It waits for a
-// locked row: holding jobs back locks pauses for a moment.
+// lock on a row or on pause_lock up to callerPatience.
 func (p *Pauses) change(ctx context.Context, what string, ask Ask, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
 	for begun := time.Now(); ; {
 		err = pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {

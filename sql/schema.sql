@@ -125,6 +125,14 @@ CREATE FUNCTION public.job_task(args jsonb) RETURNS uuid
     END
 $$;
 
+CREATE FUNCTION public.pause_lock_exclusive() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    LOCK TABLE pause_lock IN EXCLUSIVE MODE;
+END
+$$;
+
 CREATE FUNCTION public.pause_note_queue() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -605,6 +613,11 @@ ALTER TABLE public.pause ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MINVALUE
     NO MAXVALUE
     CACHE 1
+);
+
+CREATE TABLE public.pause_lock (
+    never boolean NOT NULL,
+    CONSTRAINT stays_empty CHECK (((NOT never) AND never))
 );
 
 CREATE TABLE public.redrive_item (

@@ -113,8 +113,9 @@ GRANT INSERT (job_id, task_id, what), DELETE ON job_signal TO tes_app;
 GRANT INSERT, UPDATE (turn, at), DELETE ON dequeue_turn TO tes_app;
 GRANT INSERT, UPDATE (turn, until, status, headers, body, at), DELETE ON call_answer TO tes_app;
 -- A queue's rows are written by the trigger of river_queue, in the owner's name. The UPDATE of
--- released is also for FOR SHARE and for ON CONFLICT.
+-- released is also for ON CONFLICT.
 GRANT INSERT (scope, tenant_id, name, paused_by, pause_reason), UPDATE (resumed_at, resumed_by, resume_reason, released) ON pause TO tes_app;
+GRANT UPDATE ON pause_lock TO tes_app; -- for LOCK TABLE, which looks at no column; the table is empty
 -- task_open is written by the triggers of task, in the owner's name, and by nobody else.
 
 GRANT INSERT, DELETE ON outbox TO tes_app;
@@ -141,6 +142,7 @@ GRANT EXECUTE ON FUNCTION
     TO tes_app;
 GRANT EXECUTE ON FUNCTION job_task(jsonb) TO tes_app, tes_read, tes_report;
 GRANT EXECUTE ON FUNCTION task_pauses(uuid, text, text, boolean) TO tes_app, tes_read;
+GRANT EXECUTE ON FUNCTION pause_lock_exclusive() TO tes_app;
 
 -- Reports. The views pass by the policies with their owner: reporters see all tenants.
 GRANT USAGE ON SCHEMA report TO tes_report;

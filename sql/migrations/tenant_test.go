@@ -56,6 +56,7 @@ var untenanted = map[string]string{
 	"outbox":             "ranges of event ids",
 	"outbox_published":   "ranges of event ids",
 	"outbox_stream":      "when the stream was made",
+	"pause_lock":         "always empty: a lock",
 	"relay_leader":       "which process publishes",
 	"river_job":          "tes_read sees how jobs stand and the ids in their args, for a task's place in its queue is counted over all tenants",
 	"river_leader":       "processes",

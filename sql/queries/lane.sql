@@ -78,34 +78,39 @@ RETURNING j.queue;
 
 -- name: LanePark :many
 -- Holds claimed jobs of paused tasks back: River's state for that is pending. The jobs have
--- not begun, so their tokens stay valid. The pauses are read again and locked, so that a
--- resume waits for this transaction, and then sees the jobs; a job whose pause was resumed
+-- not begun, so their tokens stay valid. The pauses are read again behind pause_lock, so that a
+-- resume waits for this statement, and then sees the jobs; a job whose pause was resumed
 -- meanwhile becomes available again. A job that another session has locked stays claimed, and
 -- is found by LaneOrphans. kind is the kind under which the jobs waited.
-WITH asked AS (
+--
+-- PostgreSQL locks the tables of a statement before it takes the statement's snapshot: so the
+-- statement sees every resume for which it has waited. That is true of a statement of its own,
+-- not of a statement inside a function.
+WITH shared AS (
+    SELECT 1 AS one
+    FROM pause_lock
+    FOR SHARE
+),
+asked AS (
     SELECT unnest(@job_ids::bigint[]) AS id
 ),
 held AS MATERIALIZED (
     SELECT j.id, job_task(j.args) AS task_id
     FROM asked
     JOIN river_job j ON j.id = asked.id AND (j.state = 'running') IS TRUE AND j.attempted_by = ARRAY[@executor_id::text]
+    WHERE NOT EXISTS (SELECT FROM shared) -- has no rows; without the reference the planner would drop it
     ORDER BY j.id
     FOR UPDATE OF j SKIP LOCKED
 ),
-cover AS MATERIALIZED (
-    SELECT held.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
+first AS MATERIALIZED (
+    SELECT DISTINCT ON (held.id)
+        held.id AS job_id,
+        jsonb_build_object('paused', jsonb_build_object('by', p.paused_by, 'at', p.paused_at, 'reason', p.pause_reason)) AS note
     FROM held
     JOIN task t ON t.task_id = held.task_id
     CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
-    JOIN pause p ON p.id = c.id AND p.resumed_at IS NULL
-    FOR SHARE OF p
-),
-first AS (
-    SELECT DISTINCT ON (cover.job_id)
-        cover.job_id,
-        jsonb_build_object('paused', jsonb_build_object('by', cover.paused_by, 'at', cover.paused_at, 'reason', cover.pause_reason)) AS note
-    FROM cover
-    ORDER BY cover.job_id, cover.id
+    JOIN pause p ON p.id = c.id
+    ORDER BY held.id, p.id
 )
 UPDATE river_job j
 SET

@@ -21,9 +21,14 @@ VALUES (@scope, @tenant_id, @name, @actor, @reason)
 ON CONFLICT (scope, name, tenant_id) WHERE resumed_at IS NULL DO UPDATE SET released = pause.released
 RETURNING *;
 
+-- name: PauseLock :exec
+-- Waits for the statements that hold jobs back, and makes the next ones wait for the end of
+-- this transaction: see table pause_lock.
+SELECT pause_lock_exclusive();
+
 -- name: PauseEnd :one
--- Resumes a definition or a task. Waits for statements that hold jobs back for this pause, so
--- that the release which follows sees these jobs.
+-- Resumes a definition or a task. Needs PauseLock in the same transaction, so that the release
+-- which follows sees every job that was held back for the pause.
 UPDATE pause p
 SET resumed_at = now(), resumed_by = @actor::text, resume_reason = @reason::text
 WHERE p.scope = @scope AND p.name = @name AND p.tenant_id = @tenant_id AND p.resumed_at IS NULL

@@ -3,9 +3,9 @@
 -- workers, of the worker's tenant, and of the definitions that the worker names (none: all).
 -- Other jobs are skipped.
 --
--- Of at most walk jobs, at most most are claimed. Jobs of paused tasks are not claimed but
--- held back, as by LanePark, so that they are skipped once and not by each dequeue; they are
--- returned as parked.
+-- Of at most walk jobs, at most most are claimed. Jobs of paused tasks are claimed beside them
+-- and returned as paused: LanePark holds them back, so that they are skipped once and not by
+-- each dequeue.
 WITH open AS MATERIALIZED (
     SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
     FROM river_job j
@@ -65,9 +65,13 @@ weighed AS (
     JOIN task t ON t.task_id = next.task_id
 ),
 free AS (
-    SELECT weighed.id
+    SELECT weighed.id, false AS paused
     FROM weighed
     WHERE weighed.before IS NULL OR weighed.before < @most_bytes::bigint
+    UNION ALL
+    SELECT judged.id, true
+    FROM judged
+    WHERE judged.paused
 ),
 claimed AS (
     UPDATE river_job j
@@ -78,42 +82,12 @@ claimed AS (
         attempted_by = ARRAY[@executor_id::text]
     FROM free
     WHERE j.id = free.id
-    RETURNING j.id, job_task(j.args) AS task_id
-),
-cover AS MATERIALIZED (
-    SELECT judged.id AS job_id, p.id, p.paused_at, p.paused_by, p.pause_reason
-    FROM judged
-    JOIN task t ON t.task_id = judged.task_id
-    CROSS JOIN LATERAL task_pauses(t.task_id, t.tenant_id, t.definition_id, t.own_definition) AS c (id)
-    JOIN pause p ON p.id = c.id AND p.resumed_at IS NULL
-    WHERE judged.paused
-    FOR SHARE OF p
-),
-first AS (
-    SELECT DISTINCT ON (cover.job_id)
-        cover.job_id,
-        jsonb_build_object('paused', jsonb_build_object('by', cover.paused_by, 'at', cover.paused_at, 'reason', cover.pause_reason)) AS note
-    FROM cover
-    ORDER BY cover.job_id, cover.id
-),
-parked AS (
-    UPDATE river_job j
-    SET state = 'pending', metadata = j.metadata || first.note
-    FROM first
-    WHERE j.id = first.job_id
-    RETURNING j.id, job_task(j.args) AS task_id
-),
-found AS (
-    SELECT claimed.id, claimed.task_id, false AS parked
-    FROM claimed
-    UNION ALL
-    SELECT parked.id, parked.task_id, true
-    FROM parked
+    RETURNING j.id, job_task(j.args) AS task_id, free.paused
 )
 SELECT
-    found.id AS job_id, found.parked, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
-FROM found
-JOIN task t ON t.task_id = found.task_id;
+    claimed.id AS job_id, claimed.paused, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
+FROM claimed
+JOIN task t ON t.task_id = claimed.task_id;
 
 -- name: WorkerLeases :many
 -- The leases of one request of one worker, with their tasks, in the order of the answer: dead
