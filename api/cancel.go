@@ -37,7 +37,7 @@ func (h *taskHandlers) cancelTask(ctx context.Context, in *cancelTaskInput) (*ta
 		reason = in.Body.Reason
 	}
 
-	row, err := h.write(ctx, id, match, reason, func(asks jobs.Ask) (db.Task, error) { return h.tasks.Cancel(ctx, id, asks) })
+	row, err := h.write(ctx, id, match, reason, func(asks jobs.Actor) (db.Task, error) { return h.tasks.Cancel(ctx, id, asks) })
 	if err != nil {
 		return nil, err
 	}

@@ -125,7 +125,7 @@ func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLe
 		return h.groups(ctx, in, f, last, filters)
 	}
 
-	var from jobs.DeadLetterPlace
+	var from jobs.DeadLetterCursor
 	switch {
 	case len(last) == 18:
 		from.Priority = int16(binary.BigEndian.Uint16(last))                     //nolint:gosec // numbers of ours, which place wrote
@@ -135,7 +135,7 @@ func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLe
 		return nil, violation("query.cursor", "this is no cursor of ours")
 	}
 	var rows []db.DeadLetterListRow
-	var next *jobs.DeadLetterPlace
+	var next *jobs.DeadLetterCursor
 	err = h.read(ctx, func(q *db.Queries) (err error) {
 		rows, next, err = jobs.DeadLetters(ctx, q, tenant, f, from, in.Limit)
 		return err
@@ -161,7 +161,7 @@ func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLe
 }
 
 // place encodes a position in the list for a cursor.
-func place(p jobs.DeadLetterPlace) []byte {
+func place(p jobs.DeadLetterCursor) []byte {
 	b := binary.BigEndian.AppendUint16(nil, uint16(p.Priority))    //nolint:gosec // read back as it was
 	b = binary.BigEndian.AppendUint64(b, uint64(p.At.UnixMicro())) //nolint:gosec // the same
 	return binary.BigEndian.AppendUint64(b, uint64(p.Job))         //nolint:gosec // the same

@@ -123,7 +123,7 @@ func (h *definitionHandlers) putTaskDefinition(ctx context.Context, in *putTaskD
 // putDefinition writes a definition if its revision matches If-Match; see core.write.
 func (h *definitionHandlers) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
 	asks := ask(ctx, "")
-	asks.By = auditName(callerOf(ctx))
+	asks.Name = auditName(callerOf(ctx))
 	if version, ok := match.one(); ok && (version != 0 || !match.exists) {
 		asks.IfMatch = version
 		return h.tasks.Definitions.PutFor(ctx, asks, def)

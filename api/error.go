@@ -326,7 +326,7 @@ func problemOf(ctx context.Context, err error) *Problem {
 func meaning(err error) *Problem {
 	var ready *Problem
 	var invalid *jobs.Invalid
-	var illegal *jobs.IllegalMove
+	var illegal *jobs.IllegalTransition
 	var conflict *jobs.Conflict
 	var guard *jsonguard.Error
 	var over *jobs.TaskEnded

@@ -91,7 +91,7 @@ func (c *consumer) wrap(act func(context.Context, *message) (outbox.Outcome, err
 
 func (c *consumer) once(ctx context.Context, h *message, act func(context.Context, *message) (outbox.Outcome, error)) error {
 	begun := time.Now()
-	said := outbox.Outcome{Word: outbox.Repeated}
+	said := outbox.Outcome{Result: outbox.Repeated}
 	var acted error
 	err := c.cfg.Inbox.Once(ctx, h.Subject, h.id, func(ctx context.Context) (outbox.Outcome, error) {
 		said, acted = act(ctx, h)
@@ -104,7 +104,7 @@ func (c *consumer) once(ctx context.Context, h *message, act func(context.Contex
 		return readFailed("inbox", err)
 	}
 	c.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "heard",
-		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", said.Word), slog.String("detail", said.Detail),
+		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", said.Result), slog.String("detail", said.Detail),
 		slog.String("claimed_source", sanitize(h.metadata.Source, 128)),
 		slog.Float64("ms", float64(time.Since(begun).Microseconds())/1000))
 	return nil
@@ -196,9 +196,9 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outc
 	case err != nil:
 		return outbox.Outcome{}, err
 	case !created:
-		return outbox.Outcome{Word: outbox.Repeated, Detail: row.TaskID.String()}, nil
+		return outbox.Outcome{Result: outbox.Repeated, Detail: row.TaskID.String()}, nil
 	}
-	return outbox.Outcome{Word: "created", Detail: row.TaskID.String()}, nil
+	return outbox.Outcome{Result: "created", Detail: row.TaskID.String()}, nil
 }
 
 // tenantOf is the tenant of the task. The bus has no token, so the message's own claim decides.
@@ -270,10 +270,10 @@ func (i IntegrationResponseHandler) Handle(ctx context.Context, h *message) (out
 		return outbox.Outcome{}, fmt.Errorf("there is no such task: %w", jobs.ErrNotYet)
 	}
 	if malformed != nil {
-		return outbox.Outcome{Word: word}, err
+		return outbox.Outcome{Result: word}, err
 	}
 
-	return outbox.Outcome{Word: word, Detail: response.TaskID}, err
+	return outbox.Outcome{Result: word, Detail: response.TaskID}, err
 }
 
 // SystemEventHandler handles system.shutdown_requested and system.maintenance_mode.
@@ -304,9 +304,9 @@ func (s SystemEventHandler) shutdown(ctx context.Context, h *message) (outbox.Ou
 	case err != nil:
 		return outbox.Outcome{}, err
 	case !ours:
-		return outbox.Outcome{Word: outbox.Elsewhere}, nil
+		return outbox.Outcome{Result: outbox.Elsewhere}, nil
 	}
-	return outbox.Outcome{Word: "ordered"}, nil
+	return outbox.Outcome{Result: "ordered"}, nil
 }
 
 func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox.Outcome, error) {
@@ -331,9 +331,9 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox
 	case err != nil:
 		return outbox.Outcome{}, err
 	case changed == 0: // a newer event has been handled before
-		return outbox.Outcome{Word: outbox.Late}, nil
+		return outbox.Outcome{Result: outbox.Late}, nil
 	case data.Enabled:
-		return outbox.Outcome{Word: "begun", Detail: strings.Join(lanes, " ")}, nil
+		return outbox.Outcome{Result: "begun", Detail: strings.Join(lanes, " ")}, nil
 	}
-	return outbox.Outcome{Word: "ended", Detail: strings.Join(lanes, " ")}, nil
+	return outbox.Outcome{Result: "ended", Detail: strings.Join(lanes, " ")}, nil
 }

@@ -88,7 +88,7 @@ func (k *idempotency) keyed(operation string, onBehalf bool) func(huma.Context, 
 		c.keyed = call
 		defer func() {
 			if !c.concluded { // the schema refused the request, or the handler panicked
-				k.tasks.Calls.Release(r.Context(), call)
+				k.tasks.Calls.Abandon(r.Context(), call)
 			}
 		}()
 		next(ctx)
@@ -159,9 +159,9 @@ func (k *idempotency) conclude(ctx context.Context, out any, status int, err err
 	c.concluded = true
 	switch {
 	case err != nil || c.unsure:
-		k.tasks.Calls.Release(ctx, c.keyed)
+		k.tasks.Calls.Abandon(ctx, c.keyed)
 		return err
-	case c.keyed.Settled() != nil:
+	case c.keyed.StoredAnswer() != nil:
 		return nil
 	}
 	answer, err := rendered(out, status)
@@ -169,7 +169,7 @@ func (k *idempotency) conclude(ctx context.Context, out any, status int, err err
 		return err
 	}
 
-	if err := k.tasks.Calls.Settle(ctx, c.keyed, answer); err != nil {
+	if err := k.tasks.Calls.StoreAnswer(ctx, c.keyed, answer); err != nil {
 		return fmt.Errorf("keep an answer: %w", err)
 	}
 	return nil

@@ -136,7 +136,7 @@ func (h *worklistHandlers) claimTask(ctx context.Context, in *claimTaskInput) (*
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) { return h.tasks.Worklist.Claim(ctx, id, asks, who) })
+	row, err := h.write(ctx, id, match, "", func(asks jobs.Actor) (db.Task, error) { return h.tasks.Worklist.Claim(ctx, id, asks, who) })
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,7 @@ func (h *worklistHandlers) unclaimTask(ctx context.Context, in *unclaimTaskInput
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Actor) (db.Task, error) {
 		return h.tasks.Worklist.Unclaim(ctx, id, asks, in.Body.UserID)
 	})
 	if err != nil {
@@ -174,7 +174,7 @@ func (h *worklistHandlers) completeTask(ctx context.Context, in *completeTaskInp
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, "", func(asks jobs.Ask) (db.Task, error) {
+	row, err := h.write(ctx, id, match, "", func(asks jobs.Actor) (db.Task, error) {
 		return h.tasks.Worklist.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
 	})
 	if err != nil {

@@ -92,7 +92,7 @@ func (m ifMatch) one() (version int32, ok bool) {
 // write makes a write to a task under its condition. A list of versions is reduced to the task's
 // current one, which then fences the write. If the task changes in between, perhaps to another
 // version of the list, write reads the version again.
-func (c *core) write(ctx context.Context, id uuid.UUID, match ifMatch, reason string, do func(jobs.Ask) (db.Task, error)) (db.Task, error) {
+func (c *core) write(ctx context.Context, id uuid.UUID, match ifMatch, reason string, do func(jobs.Actor) (db.Task, error)) (db.Task, error) {
 	asks := ask(ctx, reason)
 	if version, ok := match.one(); ok {
 		asks.IfMatch = version

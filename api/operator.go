@@ -79,7 +79,7 @@ func (u *riverUI) pausedInUI(w http.ResponseWriter, r *http.Request) bool {
 	}
 
 	c := callOf(r.Context())
-	asks := jobs.Ask{By: operatorOf(c)}
+	asks := jobs.Actor{Name: operatorOf(c)}
 	var err error
 	switch verb {
 	case "pause":

@@ -130,7 +130,7 @@ func (h *pauseHandlers) resumeQueue(ctx context.Context, in *pauseQueueInput) (*
 }
 
 // ofQueue refuses tenants: queues are everybody's.
-func (h *pauseHandlers) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.Context, string, jobs.Ask) (jobs.Pause, error)) (*pauseOutput, error) {
+func (h *pauseHandlers) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.Context, string, jobs.Actor) (jobs.Pause, error)) (*pauseOutput, error) {
 	if callerOf(ctx).Tenant != "" {
 		return nil, problem(http.StatusForbidden, codeForbidden, "queues are all tenants': pausing and resuming one takes a token without a tenant")
 	}

@@ -44,10 +44,10 @@ func (h *worklistHandlers) reassignTask(ctx context.Context, in *reassignTaskInp
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Actor) (db.Task, error) {
 		if proven {
-			to.Who = &who
-			asks.By = who.ID // the audit trail names the person if the token proves who it is
+			to.Person = &who
+			asks.Name = who.ID // the audit trail names the person if the token proves who it is
 		}
 		return h.tasks.Worklist.Reassign(ctx, id, asks, to)
 	})

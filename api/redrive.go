@@ -276,7 +276,7 @@ func (h *deadLetterHandlers) undoRedrive(ctx context.Context, in *actInput) (*op
 	return act(ctx, in, h.tasks.DeadLetters.UndoRedrive)
 }
 
-func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, jobs.Ask) (jobs.Operation, error)) (*operationOutput, error) {
+func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, jobs.Actor) (jobs.Operation, error)) (*operationOutput, error) {
 	id, err := in.id()
 	if err != nil {
 		return nil, err
@@ -298,7 +298,7 @@ func operationAnswer(op jobs.Operation, err error) (*operationOutput, error) {
 
 	out := &RedriveOperation{
 		OperationID: op.OperationID, State: string(op.State), Actor: op.Actor, Reason: op.Reason, CreatedAt: op.CreatedAt.UTC(),
-		RatePerSecond: op.Rate, Rejected: rejected(op.Refused),
+		RatePerSecond: op.Rate, Rejected: rejected(op.RejectedTasks),
 		Counts: RedriveCounts{
 			Matched: op.Matched, Waiting: op.Waiting, Redriven: op.Redriven, Completed: op.Completed, Failed: op.Failed,
 			Cancelled: op.Cancelled, Rejected: op.Rejected, Undone: op.Undone,

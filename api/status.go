@@ -58,7 +58,7 @@ func (h *taskHandlers) updateTaskStatus(ctx context.Context, in *updateTaskStatu
 	case to.Error != nil && to.Status != jobs.Failed && to.Status != jobs.TimedOut:
 		return nil, violation("body.error", "only a FAILED or TIMED_OUT task has an error")
 	}
-	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Ask) (db.Task, error) {
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Actor) (db.Task, error) {
 		return h.tasks.SetStatus(ctx, id, asks, to)
 	})
 	if err != nil {
@@ -69,7 +69,7 @@ func (h *taskHandlers) updateTaskStatus(ctx context.Context, in *updateTaskStatu
 }
 
 // ask is a request of the caller for package jobs.
-func ask(ctx context.Context, reason string) jobs.Ask {
+func ask(ctx context.Context, reason string) jobs.Actor {
 	caller := callerOf(ctx)
-	return jobs.Ask{Tenant: caller.Tenant, By: caller.Name, Reason: reason, Call: callOf(ctx).keyed}
+	return jobs.Actor{Tenant: caller.Tenant, Name: caller.Name, Reason: reason, Call: callOf(ctx).keyed}
 }

@@ -164,12 +164,12 @@ func (h *leaseHandlers) heartbeat(ctx context.Context, in *heartbeatInput) (*hea
 		return nil, err
 	}
 
-	beat := jobs.Beat{Token: in.LeaseToken}
+	beat := jobs.Heartbeat{Token: in.LeaseToken}
 	if in.Body != nil {
 		beat.Extend, beat.Progress, beat.Checkpoint = milliseconds(in.Body.ExtendMs), given(in.Body.Progress), given(in.Body.Checkpoint)
 	}
 
-	out, err := h.tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Beat{beat})
+	out, err := h.tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, []jobs.Heartbeat{beat})
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func (h *leaseHandlers) heartbeats(ctx context.Context, in *heartbeatsInput) (*h
 	}
 
 	results := make([]HeartbeatResult, len(in.Body.Heartbeats))
-	var beats []jobs.Beat
+	var beats []jobs.Heartbeat
 	var places []int // positions of the valid heartbeats in the results
 	for i, b := range in.Body.Heartbeats {
 		if err := h.mayHold(ctx, b.LeaseToken); err != nil {
@@ -194,7 +194,7 @@ func (h *leaseHandlers) heartbeats(ctx context.Context, in *heartbeatsInput) (*h
 			continue
 		}
 		places = append(places, i)
-		beats = append(beats, jobs.Beat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)})
+		beats = append(beats, jobs.Heartbeat{Token: b.LeaseToken, Extend: milliseconds(b.ExtendMs), Progress: given(b.Progress), Checkpoint: given(b.Checkpoint)})
 	}
 
 	out, err := h.tasks.Leases.Heartbeat(ctx, callerOf(ctx).Tenant, beats)

@@ -103,13 +103,13 @@ func TestOneLockedRowHoldsUpNoOtherCaller(t *testing.T) {
 	lock := b.hold(held)
 	done := make(chan error, 1)
 	go func() {
-		_, err := p.Cancel(p.ctx, held.TaskID, Ask{By: "o"})
+		_, err := p.Cancel(p.ctx, held.TaskID, Actor{Name: "o"})
 		done <- err
 	}()
 	b.waiting(1)
 	for range 20 {
 		task := b.create(remote)
-		_, err := p.Cancel(p.ctx, task.TaskID, Ask{By: "o"})
+		_, err := p.Cancel(p.ctx, task.TaskID, Actor{Name: "o"})
 		require.NoError(t, err)
 	}
 	require.Empty(t, done)
@@ -154,7 +154,7 @@ func TestACallerOfALockedRowMayLeave(t *testing.T) {
 	ctx, leave := context.WithCancel(p.ctx)
 	done := make(chan error, 1)
 	go func() {
-		_, err := p.Cancel(ctx, held.TaskID, Ask{By: "o"})
+		_, err := p.Cancel(ctx, held.TaskID, Actor{Name: "o"})
 		done <- err
 	}()
 	waitFor(t, "it to wait apart", func() bool { return p.log.says("waits apart") })
@@ -209,9 +209,9 @@ func TestOneLockedLeaseStopsNoHeartbeatOfAWorker(t *testing.T) {
 	leases := b.dequeue("w", func(req *LeaseRequest) { req.Most = 3 })
 	require.Len(t, leases, 3)
 	lock := b.lock("SELECT FROM lease WHERE task_id = $1 FOR UPDATE", leases[1].TaskID)
-	var beats []Beat
+	var beats []Heartbeat
 	for _, l := range leases {
-		beats = append(beats, Beat{Token: l.Token, Extend: time.Hour})
+		beats = append(beats, Heartbeat{Token: l.Token, Extend: time.Hour})
 	}
 	out, err := p.Leases.Heartbeat(p.ctx, "", beats)
 	require.NoError(t, err)
@@ -249,7 +249,7 @@ func TestOneLockedTaskStopsNoReaper(t *testing.T) {
 				require.Equal(t, task.TaskID, b.dequeueOne("w").TaskID)
 				b.expire(task.TaskID)
 				b.until(task.TaskID, "given back", func(task db.Task) bool { return task.Crashes == 1 })
-				_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+				_, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 				require.NoError(t, err)
 			}
 			require.Zero(t, b.get(held.TaskID).Crashes)
@@ -437,7 +437,7 @@ func TestLocksLeaveTheOrderOfATaskAlone(t *testing.T) {
 					to, word = Pending, " released"
 				}
 				for { // a caller who is told that the database is not available asks again
-					_, err := processes[n%2].SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: to})
+					_, err := processes[n%2].SetStatus(b.ctx, task.TaskID, Actor{Name: "o"}, Update{Status: to})
 					if err == nil {
 						break
 					}
@@ -456,7 +456,7 @@ func TestLocksLeaveTheOrderOfATaskAlone(t *testing.T) {
 	require.Nil(t, failed.Load())
 	for i, task := range all {
 		require.Equal(t, want[i], b.story(task.TaskID))
-		_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+		_, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 		require.NoError(t, err)
 	}
 }

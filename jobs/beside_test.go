@@ -41,7 +41,7 @@ func TestCancelBesideARetryEndsItsJob(t *testing.T) {
 	w, err := b.Leases.openCall(b.ctx, "", lease.Token)
 	require.NoError(t, err)
 	b.beside(failTransition(w.ref(), &Failure{Code: "X", Message: "x"}, time.Now()), func() {
-		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})
+		_, err := other.Cancel(other.ctx, task.TaskID, Actor{Name: "me"})
 		require.NoError(t, err)
 	})
 	require.Equal(t, "created started retry canceled", b.story(task.TaskID))
@@ -58,7 +58,7 @@ func TestCancelBesideAStartEndsItsLease(t *testing.T) {
 	m, err := b.Leases.leaseTransition(b.ctx, rows[0], LeaseRequest{ID: "r", Worker: "w"}, Selection{})
 	require.NoError(t, err)
 	b.beside(m, func() {
-		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "me"})
+		_, err := other.Cancel(other.ctx, task.TaskID, Actor{Name: "me"})
 		require.NoError(t, err)
 	})
 	require.Equal(t, "created started canceled", b.story(task.TaskID))

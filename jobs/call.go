@@ -20,20 +20,19 @@ import (
 // key's row in table call_answer makes sure of that:
 //
 //   - a first commit writes the row before the call acts: the call is under way;
-//   - the transaction of the effect locks the row, finds the call's turn in the row, and writes
-//     the answer there. Effect and answer are one commit;
+//   - the transaction of the effect locks the row, checks that the call still holds the key, and
+//     writes the answer there. Effect and answer are one commit;
 //   - a rejected call deletes its row, and the key is free again;
-//   - a call without an end loses its turn after callTurn. The next call with the key takes the
-//     turn over; the first call's effect, if it is still under way, finds the turn gone and rolls
-//     back.
+//   - a call without an end holds its key for callTimeout. Then the next call takes the key over.
+//     The first call's effect, if it is still under way, finds another holder and rolls back.
 //
-// A write whose effect is not a single transaction (see Call.Settled) is answered from its effect
+// A write whose effect is not a single transaction (see Call.StoredAnswer) is answered from its effect
 // when repeated, and its answer is stored after the effect.
 
 const (
-	// callTurn is how long a call may be under way before another call takes its turn over: longer
-	// than a request may take. The fence does not depend on it.
-	callTurn = 15 * time.Second
+	// callTimeout is how long a call holds its key before another call may take the key over: longer
+	// than a request may take. The fence does not depend on callTimeout.
+	callTimeout = 15 * time.Second
 	// callKept is how long an answer is kept.
 	callKept = 24 * time.Hour
 	// callPage is the page in which old answers are deleted.
@@ -54,24 +53,24 @@ type CallAnswer struct {
 	Body   []byte            // JSON, as it was sent
 }
 
-// Call is a write under an idempotency key that has its turn. It belongs to one request, and is
-// not safe for concurrent use.
+// Call is a write that holds its idempotency key. It belongs to one request, and is not safe for
+// concurrent use.
 type Call struct {
 	CallID
-	// Answer encodes the answer to an effect, inside its transaction. made is a *db.Task after a
+	// Answer encodes the answer to an effect, inside its transaction. effect is a *db.Task after a
 	// transition, or a Put, a Matched, a Discarded. Answer must not block; another goroutine than the
 	// call's calls it.
-	Answer func(made any) (CallAnswer, error)
+	Answer func(effect any) (CallAnswer, error)
 
-	turn    int64
-	settled *CallAnswer // committed with the effect; nil: there was none, or it is not known
-	task    *db.Task    // as the transaction of a move left it
-	lost    bool        // the last move found that the turn is another's
+	holder int64       // random; the row names the call that holds the key
+	stored *CallAnswer // committed with the effect; nil: no effect, or none known
+	task   *db.Task    // as the transaction of a transition left it
+	lost   bool        // the last transition found another holder of the key
 }
 
-// Settled returns the answer that was committed with the call's effect; nil where there was no
-// effect, or where the effect itself is the answer's memory. Ask after the call has succeeded.
-func (c *Call) Settled() *CallAnswer { return c.settled }
+// StoredAnswer returns the answer that was committed with the call's effect; nil where there was no
+// effect, or where a repeated call is answered from the effect. Read it after the call has succeeded.
+func (c *Call) StoredAnswer() *CallAnswer { return c.stored }
 
 // CallUnderWay is the error of a call whose key another call is using; Wait is when to try again.
 type CallUnderWay struct{ Wait time.Duration }
@@ -83,17 +82,17 @@ func (e *CallUnderWay) Error() string {
 // Calls stores the answers to writes under an idempotency key.
 type Calls struct{ t *Tasks }
 
-// Begin takes the turn of a call. hash identifies the body of the call. before is the stored
-// answer of an earlier call; then there is no turn. The error is ErrKeyReused where the key came
+// Begin makes a call the holder of its key. hash identifies the body of the call. before is the
+// stored answer of an earlier call; then call is nil. The error is ErrKeyReused where the key came
 // with another hash, and a *CallUnderWay where the first call has not ended.
 func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, before *CallAnswer, err error) {
-	call = &Call{CallID: id, turn: rand.Int64N(math.MaxInt64)}
+	call = &Call{CallID: id, holder: rand.Int64N(math.MaxInt64)}
 	what := "call of " + id.Operation
 
 	for {
 		n, err := k.t.q.CallBegin(ctx, db.CallBeginParams{
 			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
-			Turn: call.turn, Seconds: callTurn.Seconds(), BodyHash: hash,
+			Turn: call.holder, Seconds: callTimeout.Seconds(), BodyHash: hash,
 		})
 		switch {
 		case isLockTimeout(err):
@@ -124,7 +123,7 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 
 		n, err = k.t.q.CallTakeOver(ctx, db.CallTakeOverParams{
 			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
-			OldTurn: row.Turn, Turn: call.turn, Seconds: callTurn.Seconds(),
+			OldTurn: row.Turn, Turn: call.holder, Seconds: callTimeout.Seconds(),
 		})
 		switch {
 		case isLockTimeout(err): // the effect of the first is being written
@@ -137,28 +136,28 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 	}
 }
 
-// Settle stores the answer to a call whose effect did not bring the answer along.
-func (k *Calls) Settle(ctx context.Context, c *Call, answer CallAnswer) error {
-	err := c.settle(ctx, k.t.q, answer)
+// StoreAnswer stores the answer to a call whose effect did not bring the answer along.
+func (k *Calls) StoreAnswer(ctx context.Context, c *Call, answer CallAnswer) error {
+	err := c.storeAnswer(ctx, k.t.q, answer)
 	if err != nil {
 		return readError("call of "+c.Operation, err)
 	}
 	return nil
 }
 
-// Release ends a call that was rejected, or whose fate is unknown: its key is free, unless the
+// Abandon ends a call that was rejected, or whose fate is unknown: its key is free, unless the
 // effect was committed. A row that cannot be deleted now is taken over later.
-func (k *Calls) Release(ctx context.Context, c *Call) {
+func (k *Calls) Abandon(ctx context.Context, c *Call) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callEnd)
 	defer cancel()
-	err := k.t.q.CallRelease(ctx, db.CallReleaseParams{TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn})
+	err := k.t.q.CallRelease(ctx, db.CallReleaseParams{TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.holder})
 	if err != nil {
-		k.t.cfg.Logger.Warn("a refused call keeps its idempotency key until its turn is over", "operation", c.Operation, "error", err)
+		k.t.cfg.Logger.Warn("a rejected call holds its idempotency key until the key times out", "operation", c.Operation, "error", err)
 	}
 }
 
-// settle writes the answer if the call still has its turn.
-func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) error {
+// storeAnswer writes the answer if the call still holds its key.
+func (c *Call) storeAnswer(ctx context.Context, q *db.Queries, answer CallAnswer) error {
 	if answer.Header == nil {
 		answer.Header = map[string]string{}
 	}
@@ -169,7 +168,7 @@ func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) err
 	}
 
 	n, err := q.CallSettle(ctx, db.CallSettleParams{
-		TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.turn,
+		TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.holder,
 		Status: int32(answer.Status), Headers: headers, Body: answer.Body, //nolint:gosec // an HTTP status
 	})
 	switch {
@@ -179,17 +178,17 @@ func (c *Call) settle(ctx context.Context, q *db.Queries, answer CallAnswer) err
 		return &CallUnderWay{time.Second}
 	}
 
-	c.settled = &answer
+	c.stored = &answer
 	return nil
 }
 
-// within runs do and stores its answer in one transaction, if the call still has its turn. made
+// within runs do and stores its answer in one transaction, if the call still holds its key. made
 // is the effect, nil for none. A nil call has no key and stores no answer.
 func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (made any, err error)) error {
 	q := db.New(tx)
 	if c != nil {
-		c.settled = nil // of a try that was rolled back
-		held, err := q.CallHold(ctx, holdsOf([]*Call{c}))
+		c.stored = nil // of a try that was rolled back
+		held, err := q.CallHold(ctx, holdParams([]*Call{c}))
 		switch {
 		case isLockTimeout(err) || err == nil && len(held) == 0:
 			return &CallUnderWay{time.Second}
@@ -208,13 +207,13 @@ func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (ma
 		return fmt.Errorf("answer a call of %s: %w", c.Operation, err)
 	}
 
-	return c.settle(ctx, q, answer)
+	return c.storeAnswer(ctx, q, answer)
 }
 
-func holdsOf(calls []*Call) (p db.CallHoldParams) {
+func holdParams(calls []*Call) (p db.CallHoldParams) {
 	for _, c := range calls {
 		p.TenantIds, p.Callers = append(p.TenantIds, c.Tenant), append(p.Callers, c.Caller)
-		p.Operations, p.CallKeys, p.Turns = append(p.Operations, c.Operation), append(p.CallKeys, c.Key), append(p.Turns, c.turn)
+		p.Operations, p.CallKeys, p.Turns = append(p.Operations, c.Operation), append(p.CallKeys, c.Key), append(p.Turns, c.holder)
 	}
 	return p
 }
@@ -229,14 +228,14 @@ func callsOf(round []*transition) (calls []*Call) {
 	return calls
 }
 
-// holdCalls locks the calls of a batch. A transition whose call has lost its turn will not be
+// holdCalls locks the calls of a batch. A transition whose call no longer holds its key will not be
 // applied.
 func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, wantJobs []int64) error {
 	if len(calls) == 0 {
 		return nil
 	}
 
-	held, err := q.CallHold(ctx, holdsOf(calls))
+	held, err := q.CallHold(ctx, holdParams(calls))
 	if err != nil {
 		return fmt.Errorf("hold calls: %w", err)
 	}
@@ -250,8 +249,8 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []
 		if m.call == nil {
 			continue
 		}
-		m.call.settled, m.call.task = nil, nil // of a try that was rolled back
-		if m.call.lost = !kept[m.call.turn]; m.call.lost {
+		m.call.stored, m.call.task = nil, nil // of a try that was rolled back
+		if m.call.lost = !kept[m.call.holder]; m.call.lost {
 			wantJobs[i] = noJob
 		}
 	}
@@ -259,8 +258,8 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []
 	return nil
 }
 
-// settleCalls stores the answers to the transitions of a batch that were applied.
-func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, rows []db.TaskMoveRow) error {
+// storeAnswers stores the answers to the transitions of a batch that were applied.
+func storeAnswers(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, rows []db.TaskMoveRow) error {
 	if len(calls) == 0 {
 		return nil
 	}
@@ -283,7 +282,7 @@ func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls 
 
 	tasks, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
-		return fmt.Errorf("read what calls have moved: %w", err)
+		return fmt.Errorf("read the tasks of calls: %w", err)
 	}
 
 	after := make(map[uuid.UUID]*db.Task, len(tasks))
@@ -302,8 +301,8 @@ func settleCalls(ctx context.Context, q *db.Queries, round []*transition, calls 
 			return fmt.Errorf("answer a call of %s: %w", m.call.Operation, err)
 		}
 
-		if err := m.call.settle(ctx, q, answer); err != nil {
-			return fmt.Errorf("keep the answer to a call of %s: %w", m.call.Operation, err)
+		if err := m.call.storeAnswer(ctx, q, answer); err != nil {
+			return fmt.Errorf("store the answer to a call of %s: %w", m.call.Operation, err)
 		}
 
 		m.call.task = task

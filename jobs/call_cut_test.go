@@ -68,36 +68,36 @@ func TestACallIsMadeOnceWhereverItsCommitIsCut(t *testing.T) {
 	}
 	letter := func() uuid.UUID {
 		id := made(request())
-		_, err := b.SetStatus(b.ctx, id, Ask{By: "o"}, Update{Status: Failed})
+		_, err := b.SetStatus(b.ctx, id, Actor{Name: "o"}, Update{Status: Failed})
 		require.NoError(t, err)
 		return id
 	}
-	for name, begin := range map[string]func() (act func(Ask) error, effects string, of any){
-		"a move": func() (func(Ask) error, string, any) {
+	for name, begin := range map[string]func() (act func(Actor) error, effects string, of any){
+		"a move": func() (func(Actor) error, string, any) {
 			id := made(request(func(req *Request) { req.TaskType, req.Config.Executor = Manual, "manual" }))
-			return func(ask Ask) error {
-				_, err := far.Worklist.Reassign(far.ctx, id, ask, Reassignment{AssigneeID: "jane"})
+			return func(actor Actor) error {
+				_, err := far.Worklist.Reassign(far.ctx, id, actor, Reassignment{AssigneeID: "jane"})
 				return err
 			}, "SELECT count(*) FROM task_event WHERE type = 'assigned' AND task_id = $1", id
 		},
-		"a definition": func() (func(Ask) error, string, any) {
+		"a definition": func() (func(Actor) error, string, any) {
 			id := "d-" + uuid.NewString()
-			return func(ask Ask) error {
-				_, err := far.Definitions.PutFor(far.ctx, ask, calculate(func(d *Definition) { d.ID = id }))
+			return func(actor Actor) error {
+				_, err := far.Definitions.PutFor(far.ctx, actor, calculate(func(d *Definition) { d.ID = id }))
 				return err
 			}, "SELECT count(*) FROM task_definition WHERE definition_id = $1", id
 		},
-		"a discard": func() (func(Ask) error, string, any) {
+		"a discard": func() (func(Actor) error, string, any) {
 			id := letter()
-			return func(ask Ask) error {
-				_, err := far.DeadLetters.Discard(far.ctx, id, ask)
+			return func(actor Actor) error {
+				_, err := far.DeadLetters.Discard(far.ctx, id, actor)
 				return err
 			}, "SELECT count(*) FROM dead_letter_discard WHERE task_id = $1", id
 		},
-		"a redrive": func() (func(Ask) error, string, any) {
+		"a redrive": func() (func(Actor) error, string, any) {
 			id := letter()
-			return func(ask Ask) error {
-				_, err := far.DeadLetters.Redrive(far.ctx, ask, Redrive{TaskIDs: []uuid.UUID{id}, Rate: 1})
+			return func(actor Actor) error {
+				_, err := far.DeadLetters.Redrive(far.ctx, actor, Redrive{TaskIDs: []uuid.UUID{id}, Rate: 1})
 				return err
 			}, "SELECT count(*) FROM redrive_item WHERE task_id = $1", id
 		},
@@ -119,9 +119,9 @@ func TestACallIsMadeOnceWhereverItsCommitIsCut(t *testing.T) {
 
 			first, _ := call()
 			at.Store(point)
-			require.ErrorIs(t, act(Ask{By: "ui", Call: first}), ErrUnavailable, name)
+			require.ErrorIs(t, act(Actor{Name: "ui", Call: first}), ErrUnavailable, name)
 			require.EqualValues(t, whole, at.Load(), "%s was cut", name)
-			far.Calls.Release(far.ctx, first)
+			far.Calls.Abandon(far.ctx, first)
 
 			again, before := call()
 			if point == afterCommit {
@@ -130,8 +130,8 @@ func TestACallIsMadeOnceWhereverItsCommitIsCut(t *testing.T) {
 			} else {
 				require.Nil(t, before, name)
 				require.Zero(t, ask[int](b, effects, of), name)
-				require.NoError(t, act(Ask{By: "ui", Call: again}), name)
-				require.NotNil(t, again.Settled(), name)
+				require.NoError(t, act(Actor{Name: "ui", Call: again}), name)
+				require.NotNil(t, again.StoredAnswer(), name)
 			}
 			require.Equal(t, 1, ask[int](b, effects, of), "%s is made once", name)
 		}

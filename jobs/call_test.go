@@ -47,24 +47,24 @@ func TestACallWhoseTurnIsTakenOverDoesNothing(t *testing.T) {
 	_, _, err = b.Calls.Begin(b.ctx, callID, []byte("body"))
 	require.ErrorAs(t, err, &underWay)
 	require.Positive(t, underWay.Wait)
-	require.LessOrEqual(t, underWay.Wait, callTurn)
+	require.LessOrEqual(t, underWay.Wait, callTimeout)
 
 	b.late()
 	_, _, err = b.Calls.Begin(b.ctx, callID, []byte("another body"))
 	require.ErrorIs(t, err, ErrKeyReused)
 	other := b.call("body")
-	_, err = b.Cancel(b.ctx, task.TaskID, Ask{By: "ui", Call: stopped})
+	_, err = b.Cancel(b.ctx, task.TaskID, Actor{Name: "ui", Call: stopped})
 	require.ErrorAs(t, err, &underWay, "its turn is over")
-	b.Calls.Release(b.ctx, stopped) // which is not its to release
+	b.Calls.Abandon(b.ctx, stopped) // which is not its to release
 	got, err := b.Get(b.ctx, "", task.TaskID)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, got.Version, "nothing was done")
 
-	done, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "ui", Call: other})
+	done, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "ui", Call: other})
 	require.NoError(t, err)
-	require.NotNil(t, other.Settled())
+	require.NotNil(t, other.StoredAnswer())
 	require.EqualValues(t, 2, done.Version)
-	b.Calls.Release(b.ctx, other) // an answer stays
+	b.Calls.Abandon(b.ctx, other) // an answer stays
 	_, before, err := b.Calls.Begin(b.ctx, callID, []byte("body"))
 	require.NoError(t, err)
 	require.Equal(t, &CallAnswer{Status: 200, Header: map[string]string{"ETag": "2"}, Body: []byte("2")}, before)
@@ -79,7 +79,7 @@ func TestAnEffectWithoutItsAnswerIsNotCommitted(t *testing.T) {
 	require.NoError(t, err)
 	c := b.call("body")
 	c.Answer = func(any) (CallAnswer, error) { return CallAnswer{Status: 200}, nil } // without a body the table refuses it
-	_, err = b.Cancel(b.ctx, task.TaskID, Ask{By: "ui", Call: c})
+	_, err = b.Cancel(b.ctx, task.TaskID, Actor{Name: "ui", Call: c})
 	require.Error(t, err)
 	got, err := b.Get(b.ctx, "", task.TaskID)
 	require.NoError(t, err)
@@ -111,7 +111,7 @@ func TestCallsShareACommit(t *testing.T) {
 	}
 	for i, out := range b.applyAll(round) {
 		require.True(t, out.made, out.err)
-		require.Equal(t, round[i].task.String(), string(calls[i].Settled().Body))
+		require.Equal(t, round[i].task.String(), string(calls[i].StoredAnswer().Body))
 	}
 }
 

@@ -36,7 +36,7 @@ func (b *testBundle) owed(id uuid.UUID) (types string) {
 func TestMovesOweACallback(t *testing.T) {
 	t.Parallel()
 	woken := make(chan struct{}, 100)
-	b := setup(t, func(cfg *Config) { cfg.CalledBack = func() { woken <- struct{}{} } })
+	b := setup(t, func(cfg *Config) { cfg.OnCallbacksCommitted = func() { woken <- struct{}{} } })
 	b.work(map[string]Registration{
 		"noop":   {Executor: does(`{"ok": true}`, nil), Pure: true},
 		"http":   {Executor: does("", &Failure{Code: "E", Message: "no", Retryable: ptr(true)})},
@@ -58,9 +58,9 @@ func TestMovesOweACallback(t *testing.T) {
 	require.Equal(t, "started retry started failed", b.owed(retried.TaskID))
 
 	person := b.becomes(b.create(callsBack, manual).TaskID, Assigned)
-	_, err := b.Worklist.Reassign(b.ctx, person.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	_, err := b.Worklist.Reassign(b.ctx, person.TaskID, Actor{Name: "ui"}, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
-	_, err = b.Cancel(b.ctx, person.TaskID, Ask{By: "o"})
+	_, err = b.Cancel(b.ctx, person.TaskID, Actor{Name: "o"})
 	require.NoError(t, err)
 	require.Equal(t, "assigned assigned canceled", b.owed(person.TaskID))
 
@@ -71,7 +71,7 @@ func TestMovesOweACallback(t *testing.T) {
 func TestReleasesAndRedrivesOweNoCallback(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	w := b.work(noop(does("", &Outage{Neighbour: "n", Err: errors.New("away")})))
+	w := b.work(noop(does("", &Outage{PeerService: "n", Err: errors.New("away")})))
 	task := b.create(callsBack)
 	b.until(task.TaskID, "released", func(db.Task) bool { return b.story(task.TaskID) == "created started released" })
 	w.stop()
@@ -108,7 +108,7 @@ func TestCallbacksBesideMoves(t *testing.T) {
 		go func() { defer close(ended); c.Run(ctx) }()
 		t.Cleanup(func() { cancel(); <-ended })
 		dispatchers = append(dispatchers, c)
-		b.cfg.CalledBack = c.Wake
+		b.cfg.OnCallbacksCommitted = c.Wake
 		b.work(noop(func(_ context.Context, job Job) (Result, error) {
 			if job.Attempt < 3 {
 				return Result{}, &Failure{Code: "E", Message: "not yet", Retryable: ptr(true)}
@@ -143,7 +143,7 @@ func TestMoveWhileItsCallbackSettles(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.create(callsBack, remote)
-	_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Running})
+	_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "o"}, Update{Status: Running})
 	require.NoError(t, err)
 
 	// The one who settles has told all there was, and has not committed yet.
@@ -154,7 +154,7 @@ func TestMoveWhileItsCallbackSettles(t *testing.T) {
 	require.NoError(t, err)
 	moved := make(chan error, 1)
 	go func() {
-		_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Completed})
+		_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "o"}, Update{Status: Completed})
 		moved <- err
 	}()
 	waitFor(t, "the move to wait for the lock", func() bool {

@@ -14,10 +14,10 @@ import (
 // ErrCancelled is the cause of an executor's context when its task is cancelled.
 var ErrCancelled = errors.New("the task was cancelled")
 
-// Ask says on whose behalf an operation is done, and under which conditions.
-type Ask struct {
+// Actor is the caller of an operation, with the conditions under which it is to be done.
+type Actor struct {
 	Tenant  string
-	By      string // the actor, for the audit trail
+	Name    string // the actor, for the audit trail
 	IfMatch int32  // the version that the caller has seen; 0: any
 	Reason  string
 	Call    *Call // under an idempotency key; nil: without
@@ -25,16 +25,16 @@ type Ask struct {
 
 // Cancel ends a task at once; its executor's context ends within milliseconds.
 // Cancelling a cancelled task changes nothing and is no error.
-func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, error) {
-	task, err := t.Get(ctx, ask.Tenant, id)
+func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task, error) {
+	task, err := t.Get(ctx, actor.Tenant, id)
 	if err != nil {
 		return db.Task{}, err
 	}
 
 	if task.Status == db.TaskStatusCANCELLED {
-		again := ask.IfMatch == 0 || ask.IfMatch == task.Version
+		again := actor.IfMatch == 0 || actor.IfMatch == task.Version
 		if !again {
-			again, err = t.isRepeat(ctx, task, ask.IfMatch, Update{Status: Cancelled}, ask.Reason, last{by: ask.By})
+			again, err = t.isRepeat(ctx, task, actor.IfMatch, Update{Status: Cancelled}, actor.Reason, last{by: actor.Name})
 		}
 		if err != nil || again {
 			return task, err
@@ -42,18 +42,18 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, ask Ask) (db.Task, err
 	}
 
 	m := &transition{
-		task: id, expect: atVersion(ask.IfMatch, Pending, Assigned, Running),
-		to: Cancelled, event: db.TaskEventTypeCanceled, actor: ask.By, executor: ask.By,
-		payload: outbox.CanceledNote{Reason: ask.Reason},
-		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, span: runningSpan(task), call: ask.Call,
+		task: id, expect: atVersion(actor.IfMatch, Pending, Assigned, Running),
+		to: Cancelled, event: db.TaskEventTypeCanceled, actor: actor.Name, executor: actor.Name,
+		payload: outbox.CanceledNote{Reason: actor.Reason},
+		outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, callerWaits: true, span: runningSpan(task), call: actor.Call,
 	}
 
 	out := t.apply(ctx, m)
-	if !out.made && out.was == Cancelled && ask.IfMatch == 0 {
-		return t.Get(ctx, ask.Tenant, id) // somebody else was as quick
+	if !out.made && out.was == Cancelled && actor.IfMatch == 0 {
+		return t.Get(ctx, actor.Tenant, id) // somebody else was as quick
 	}
 
-	return t.readBack(ctx, ask.Tenant, m, out)
+	return t.readBack(ctx, actor.Tenant, m, out)
 }
 
 // readBack returns the task after its transition was applied, or the error that says why it was

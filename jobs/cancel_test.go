@@ -31,7 +31,7 @@ func TestCancelEndsTheExecutorsContext(t *testing.T) {
 	}))
 	task := b.create(policy(RetryPolicy{MaxRetries: 5}))
 	receive(t, taken)
-	task, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator", Reason: "no longer needed"})
+	task, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "orchestrator", Reason: "no longer needed"})
 	require.NoError(t, err)
 	require.ErrorIs(t, receive(t, cause), ErrCancelled)
 	require.Equal(t, Cancelled, Status(task.Status))
@@ -56,7 +56,7 @@ func TestResultAfterCancelChangesNothing(t *testing.T) {
 			}))
 			task := b.create(policy(RetryPolicy{MaxRetries: 5}))
 			receive(t, taken)
-			task, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
+			task, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "orchestrator"})
 			require.NoError(t, err)
 			close(wake)
 			runner.stop()
@@ -69,12 +69,12 @@ func TestCancelTwiceIsCancelOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.create(remote)
-	first, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+	first, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 	require.NoError(t, err)
-	again, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+	again, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 	require.NoError(t, err)
 	require.Equal(t, first, again)
-	_, err = b.Cancel(b.ctx, uuid.New(), Ask{})
+	_, err = b.Cancel(b.ctx, uuid.New(), Actor{})
 	require.ErrorIs(t, err, ErrNotFound)
 
 	var all sync.WaitGroup
@@ -83,7 +83,7 @@ func TestCancelTwiceIsCancelOnce(t *testing.T) {
 	for i := range 20 {
 		all.Go(func() {
 			p := []*testBundle{b, other}[i%2]
-			if _, err := p.Cancel(p.ctx, task.TaskID, Ask{By: "o"}); err != nil {
+			if _, err := p.Cancel(p.ctx, task.TaskID, Actor{Name: "o"}); err != nil {
 				t.Errorf("cancel: %v", err)
 			}
 		})
@@ -98,7 +98,7 @@ func TestCancelOfAScheduledRetry(t *testing.T) {
 	b.work(noop(does("", errors.New("no"))))
 	task := b.create(policy(RetryPolicy{MaxRetries: 1, RetryInterval: 3_600_000}))
 	task = b.until(task.TaskID, "waiting for its retry", func(task db.Task) bool { return task.NextRetryAt != nil })
-	task, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+	task, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 	require.NoError(t, err)
 	require.Nil(t, task.NextRetryAt)
 	require.Equal(t, "cancelled", ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", task.JobID))
@@ -162,25 +162,25 @@ func TestEndsRaceToOne(t *testing.T) {
 	other.work(executors)
 
 	acts := []func(p *testBundle, id uuid.UUID) error{
-		func(p *testBundle, id uuid.UUID) error { _, err := p.Cancel(p.ctx, id, Ask{By: "o"}); return err },
+		func(p *testBundle, id uuid.UUID) error { _, err := p.Cancel(p.ctx, id, Actor{Name: "o"}); return err },
 		func(p *testBundle, id uuid.UUID) error {
-			_, err := p.SetStatus(p.ctx, id, Ask{By: "o"}, Update{Status: Completed})
+			_, err := p.SetStatus(p.ctx, id, Actor{Name: "o"}, Update{Status: Completed})
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
-			_, err := p.SetStatus(p.ctx, id, Ask{By: "o"}, Update{Status: Failed, Error: &Failure{Code: "NO", Message: "no"}})
+			_, err := p.SetStatus(p.ctx, id, Actor{Name: "o"}, Update{Status: Failed, Error: &Failure{Code: "NO", Message: "no"}})
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
-			_, err := p.SetStatus(p.ctx, id, Ask{By: "o"}, Update{Status: TimedOut})
+			_, err := p.SetStatus(p.ctx, id, Actor{Name: "o"}, Update{Status: TimedOut})
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
-			_, err := p.SetStatus(p.ctx, id, Ask{By: "ann"}, Update{Status: Running})
+			_, err := p.SetStatus(p.ctx, id, Actor{Name: "ann"}, Update{Status: Running})
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
-			_, err := p.Worklist.Reassign(p.ctx, id, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+			_, err := p.Worklist.Reassign(p.ctx, id, Actor{Name: "ui"}, Reassignment{AssigneeID: "bob"})
 			return err
 		},
 		func(p *testBundle, id uuid.UUID) error {
@@ -211,7 +211,7 @@ func TestEndsRaceToOne(t *testing.T) {
 			return err
 		}
 		// What is open still is ended, so that every round has its end.
-		_, err = other.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+		_, err = other.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 		return lostRace(err)
 	}
 	var all errgroup.Group
@@ -236,7 +236,7 @@ func TestEndsRaceToOne(t *testing.T) {
 
 // lostRace forgives what somebody is told who came second.
 func lostRace(err error) error {
-	var illegal *IllegalMove
+	var illegal *IllegalTransition
 	var conflict *Conflict
 	if errors.As(err, &illegal) || errors.As(err, &conflict) || errors.Is(err, ErrStale) {
 		return nil

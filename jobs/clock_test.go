@@ -76,7 +76,7 @@ func TestTheDatabasesClockDecides(t *testing.T) {
 			beaten := b.beat(lease.Token)
 			require.NoError(t, beaten.Err)
 			require.InDelta(t, 30*time.Second, beaten.ExpiresAt.Sub(b.Now(b.ctx)), float64(20*time.Second))
-			_, err := b.Cancel(b.ctx, worked.TaskID, Ask{By: "o"})
+			_, err := b.Cancel(b.ctx, worked.TaskID, Actor{Name: "o"})
 			require.NoError(t, err)
 			require.Equal(t, StopWork, b.beat(lease.Token).Directive, "for as long as the lease would have lasted")
 

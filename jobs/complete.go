@@ -142,9 +142,9 @@ func (t completionItems) write(ctx context.Context, on querier, batch []*complet
 	}
 
 	return func(context.Context) {
-		t.cfg.Told()
+		t.cfg.OnEventsCommitted()
 		if callsBack {
-			t.cfg.CalledBack()
+			t.cfg.OnCallbacksCommitted()
 		}
 		for _, c := range batch {
 			c.onWritten(done[c.job], nil)

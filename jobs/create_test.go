@@ -201,11 +201,11 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 	for tenant, id := range map[string]uuid.UUID{"acme": task.TaskID, "": theirs.TaskID, "other": theirs.TaskID} {
 		_, err := b.Get(b.ctx, tenant, id)
 		require.ErrorIs(t, err, ErrNotFound)
-		_, err = b.Cancel(b.ctx, id, Ask{Tenant: tenant})
+		_, err = b.Cancel(b.ctx, id, Actor{Tenant: tenant})
 		require.ErrorIs(t, err, ErrNotFound)
-		_, err = b.SetStatus(b.ctx, id, Ask{Tenant: tenant}, Update{Status: Failed})
+		_, err = b.SetStatus(b.ctx, id, Actor{Tenant: tenant}, Update{Status: Failed})
 		require.ErrorIs(t, err, ErrNotFound)
-		_, err = b.Worklist.Reassign(b.ctx, id, Ask{Tenant: tenant}, Reassignment{AssigneeID: "ann"})
+		_, err = b.Worklist.Reassign(b.ctx, id, Actor{Tenant: tenant}, Reassignment{AssigneeID: "ann"})
 		require.ErrorIs(t, err, ErrNotFound)
 	}
 	list, err := b.q.TaskListByWorkflow(b.ctx, db.TaskListByWorkflowParams{WorkflowID: "wf-1", TenantID: "acme", Page: 10})

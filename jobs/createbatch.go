@@ -98,7 +98,7 @@ func (t createItems) answer(ctx context.Context, batch []*creation) {
 	for _, c := range batch {
 		c.answer <- nil
 	}
-	t.cfg.Told()
+	t.cfg.OnEventsCommitted()
 	t.wakeFor(ctx, batch)
 }
 

@@ -39,24 +39,25 @@ func (f DeadLetterFilter) Type() string {
 // LaneOf is the lane of a type's new tasks.
 func LaneOf(kind Type) string { return laneOf(kind) }
 
-// DeadLetterPlace is a place in the order of dead letters: the most urgent first,
-// then the oldest. Zero is before them all.
-type DeadLetterPlace struct {
+// DeadLetterCursor is a position in the order of dead letters: the most urgent first, then the
+// oldest. The zero value is before the first.
+type DeadLetterCursor struct {
 	Priority int16
 	At       time.Time
 	Job      int64
 }
 
-// DeadLetters lists up to so many dead letters after a place. next is where to go
-// on; nil at the end. A page can be short of rows and have a next all the same.
-func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetterFilter, from DeadLetterPlace, page int32) (rows []db.DeadLetterListRow, next *DeadLetterPlace, err error) {
-	until := DeadLetterPlace{Priority: math.MaxInt16, At: from.At, Job: math.MaxInt64}
+// DeadLetters lists at most page dead letters after a cursor. next is the cursor of the next page; nil
+// at the end. A page with fewer rows, or none, may have a next: the filter looks at DeadLetterWalk
+// dead letters a call.
+func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetterFilter, from DeadLetterCursor, page int32) (rows []db.DeadLetterListRow, next *DeadLetterCursor, err error) {
+	until := DeadLetterCursor{Priority: math.MaxInt16, At: from.At, Job: math.MaxInt64}
 	reach, err := q.DeadLetterReach(ctx, db.DeadLetterReachParams{
 		AfterPriority: from.Priority, AfterAt: from.At, AfterID: from.Job, Skip: DeadLetterWalk - 1,
 	})
 	switch {
 	case err == nil:
-		until = DeadLetterPlace{reach.Priority, reach.ScheduledAt, reach.ID}
+		until = DeadLetterCursor{reach.Priority, reach.ScheduledAt, reach.ID}
 		next = &until
 	case !errors.Is(err, pgx.ErrNoRows):
 		return nil, nil, readError("dead letters", err)
@@ -75,7 +76,7 @@ func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetter
 	if len(rows) > int(page) {
 		rows = rows[:page]
 		last := rows[page-1]
-		next = &DeadLetterPlace{last.Priority, last.ScheduledAt, last.ID}
+		next = &DeadLetterCursor{last.Priority, last.ScheduledAt, last.ID}
 	}
 
 	return rows, next, nil
@@ -107,11 +108,11 @@ type DeadLetterOps struct{ t *Tasks }
 
 // Discard lays a dead letter aside: the task stays as it ended, and waits for
 // nobody any more. Discarding again changes nothing and is no error.
-func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Discarded, error) {
+func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, actor Actor) (Discarded, error) {
 	var made *Discarded
 	err := pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
-		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
-			rows, err := q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason})
+		return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+			rows, err := q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: actor.Tenant, Actor: actor.Name, Reason: actor.Reason})
 			if err != nil || len(rows) == 0 {
 				return nil, err
 			}
@@ -127,7 +128,7 @@ func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, ask Ask) (Dis
 		return *made, nil
 	}
 
-	task, err := d.t.Get(ctx, ask.Tenant, id)
+	task, err := d.t.Get(ctx, actor.Tenant, id)
 	if err != nil {
 		return Discarded{}, err
 	}

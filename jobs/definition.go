@@ -55,7 +55,7 @@ type Definitions struct{ t *Tasks }
 // A header whose value is Mask keeps its value of the tenant's newest revision; without one the
 // error is an *Invalid.
 func (d *Definitions) Put(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
-	put, err := d.PutFor(ctx, Ask{By: by, IfMatch: ifMatch}, in)
+	put, err := d.PutFor(ctx, Actor{Name: by, IfMatch: ifMatch}, in)
 	return put.Definition, put.Created, err
 }
 
@@ -66,13 +66,13 @@ type Put struct {
 }
 
 // PutFor is Put for a caller with a reason, a version or an idempotency key.
-func (d *Definitions) PutFor(ctx context.Context, ask Ask, in Definition) (out Put, err error) {
+func (d *Definitions) PutFor(ctx context.Context, actor Actor, in Definition) (out Put, err error) {
 	if err := d.check(&in); err != nil {
 		return Put{}, err
 	}
 
 	for range mostWriters {
-		out, err = d.put(ctx, ask, in)
+		out, err = d.put(ctx, actor, in)
 		if !revisionTaken(err) {
 			break
 		}
@@ -102,12 +102,12 @@ func revisionTaken(err error) bool {
 
 // put writes the revision after the newest, if the content differs. The primary key, and no lock,
 // keeps two writers apart: see revisionTaken.
-func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, error) {
+func (d *Definitions) put(ctx context.Context, actor Actor, in Definition) (Put, error) {
 	old, found, err := d.own(ctx, in.TenantID, in.ID)
 	if err != nil {
 		return Put{}, err
 	}
-	if ask.IfMatch != 0 && ask.IfMatch != old.Revision {
+	if actor.IfMatch != 0 && actor.IfMatch != old.Revision {
 		return Put{}, fmt.Errorf("definition %s is at revision %d: %w", in.ID, old.Revision, ErrStale)
 	}
 
@@ -134,13 +134,13 @@ func (d *Definitions) put(ctx context.Context, ask Ask, in Definition) (Put, err
 	p := db.DefinitionPutParams{
 		TenantID: in.TenantID, DefinitionID: in.ID, Revision: old.Revision + 1,
 		Type: db.TaskType(in.Type), TimeoutMs: in.Timeout, Version: in.Version, Name: in.Name,
-		Description: in.Description, CreatedBy: ask.By, InputSchema: in.InputSchema, OutputSchema: in.OutputSchema,
+		Description: in.Description, CreatedBy: actor.Name, InputSchema: in.InputSchema, OutputSchema: in.OutputSchema,
 		RetryPolicy: policy, ExecutionConfig: config,
 	}
 
 	var out Put
 	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
-		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+		return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			row, err := q.DefinitionPut(ctx, p)
 			if err != nil {
 				return nil, err

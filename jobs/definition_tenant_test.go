@@ -179,9 +179,9 @@ func TestTasksKeepWhoseDefinitionTheyWereMadeUnder(t *testing.T) {
 		// By a person.
 		id = made[under]["manual"].TaskID
 		stands(id, Assigned)
-		_, err = b.Worklist.Complete(b.ctx, id, Ask{Tenant: "acme", By: "ui"}, "ann", not, "")
+		_, err = b.Worklist.Complete(b.ctx, id, Actor{Tenant: "acme", Name: "ui"}, "ann", not, "")
 		require.ErrorAs(t, err, &bad)
-		_, err = b.Worklist.Complete(b.ctx, id, Ask{Tenant: "acme", By: "ui"}, "ann", right, "")
+		_, err = b.Worklist.Complete(b.ctx, id, Actor{Tenant: "acme", Name: "ui"}, "ann", right, "")
 		require.NoError(t, err)
 	}
 }
@@ -219,7 +219,7 @@ func TestRedrivesKeepWhoseDefinitionATaskWasMadeUnder(t *testing.T) {
 		{"own", []Rejected{{after.TaskID, RejectedInput}}},
 	} {
 		patch := json.RawMessage(`[{"op": "add", "path": "/platform", "value": 1}, {"op": "add", "path": "/own", "value": 1}, {"op": "remove", "path": "/` + tt.take + `"}]`)
-		out, err := b.DeadLetters.Redrive(b.ctx, Ask{Tenant: "acme", By: "e"}, Redrive{TaskIDs: []uuid.UUID{before.TaskID, after.TaskID}, InputPatch: patch, DryRun: true})
+		out, err := b.DeadLetters.Redrive(b.ctx, Actor{Tenant: "acme", Name: "e"}, Redrive{TaskIDs: []uuid.UUID{before.TaskID, after.TaskID}, InputPatch: patch, DryRun: true})
 		require.NoError(t, err)
 		require.Equal(t, tt.rejected, out.Rejected)
 		require.Equal(t, 1, out.Tasks)
@@ -406,6 +406,6 @@ func TestRequestsRefuseSecretsAndMasks(t *testing.T) {
 	}
 	task := b.create(with(HeaderValue{Text: "own"}))
 	require.Equal(t, "own", ask[string](b, "SELECT config #>> '{http,headers,A}' FROM task WHERE task_id = $1", task.TaskID), "the executor needs it")
-	_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "me"})
+	_, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "me"})
 	require.NoError(t, err)
 }

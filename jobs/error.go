@@ -25,14 +25,14 @@ var (
 	ErrUnavailable = errors.New("the database is not available")
 )
 
-// IllegalMove says where a task stands and where it may go.
-type IllegalMove struct {
+// IllegalTransition names a task's status, the requested one, and those that are possible.
+type IllegalTransition struct {
 	From  Status
 	To    Status
 	Legal []Status
 }
 
-func (e *IllegalMove) Error() string {
+func (e *IllegalTransition) Error() string {
 	if len(e.Legal) == 0 {
 		return fmt.Sprintf("a task that is %s cannot become %s: it has ended", e.From, e.To)
 	}
@@ -44,8 +44,8 @@ func (e *IllegalMove) Error() string {
 }
 
 // illegal leaves out the way back from an end: only a redrive takes it.
-func illegal(from, to Status) *IllegalMove {
-	e := &IllegalMove{From: from, To: to}
+func illegal(from, to Status) *IllegalTransition {
+	e := &IllegalTransition{From: from, To: to}
 	if !from.Terminal() {
 		e.Legal = Legal(from)
 	}

@@ -142,11 +142,11 @@ func redactedText(s string, longest int) string {
 // Outage says that a peer service could not be reached: its effect is unknown, so the task waits and
 // the attempt does not count.
 type Outage struct {
-	Neighbour string
-	Err       error
+	PeerService string
+	Err         error
 }
 
-func (o *Outage) Error() string { return o.Neighbour + " is away: " + o.Err.Error() }
+func (o *Outage) Error() string { return o.PeerService + " is away: " + o.Err.Error() }
 func (o *Outage) Unwrap() error { return o.Err }
 
 // unansweredKey is under which an attempt's context has its *unanswered.
@@ -156,18 +156,18 @@ type unansweredKey struct{}
 // where that is no outage. The pointer is nil while no request is under way.
 type unanswered = atomic.Pointer[func() *Outage]
 
-// Asking says that the client of a peer service has sent a request, within Execute. Just before the
-// attempt's deadline the engine calls why, which must be quick: an *Outage releases the attempt, nil
-// leaves the attempt to its timeout. Unanswered ends this.
-func Asking(ctx context.Context, why func() *Outage) {
+// ReportRequest tells the engine, within Execute, that a request to a peer service is under way. Just
+// before the attempt's deadline the engine calls why, which must be quick: an *Outage releases the
+// attempt, nil leaves the attempt to its timeout. ReportOutage ends the request.
+func ReportRequest(ctx context.Context, why func() *Outage) {
 	if noted, ok := ctx.Value(unansweredKey{}).(*unanswered); ok {
 		noted.Store(&why)
 	}
 }
 
-// Unanswered says that the request got no answer and will be repeated, within Execute: should the
-// attempt's deadline come first, o releases the attempt. A nil o says that an answer came.
-func Unanswered(ctx context.Context, o *Outage) {
+// ReportOutage tells the engine, within Execute, that the request got no answer and will be repeated:
+// should the attempt's deadline come first, o releases the attempt. A nil o means that the answer came.
+func ReportOutage(ctx context.Context, o *Outage) {
 	noted, ok := ctx.Value(unansweredKey{}).(*unanswered)
 	switch {
 	case !ok:

@@ -92,7 +92,7 @@ func TestCancellationIsHeardByTheRow(t *testing.T) {
 	b := setup(t)
 	task, over, _ := running(t, b)
 	other := join(t, b.pool, "p2")
-	_, err := other.Cancel(b.ctx, task.TaskID, Ask{By: "ui", Reason: "x"})
+	_, err := other.Cancel(b.ctx, task.TaskID, Actor{Name: "ui", Reason: "x"})
 	require.NoError(t, err)
 	select {
 	case <-over:

@@ -24,17 +24,17 @@ const (
 	FinishUp Directive = "DRAIN"
 )
 
-// Beat is one heartbeat of one lease.
-type Beat struct {
+// Heartbeat asks for more time for one lease.
+type Heartbeat struct {
 	Token      string
 	Extend     time.Duration   // from now; 0: the lease's visibility timeout
 	Progress   json.RawMessage // nil: as it was
 	Checkpoint json.RawMessage // nil: as it was
 }
 
-// Beaten is the answer to a heartbeat. Err is ErrNotFound, ErrLeaseLost, a *TaskEnded, or
-// ErrUnavailable where somebody has locked the lease; else the lease lasts until ExpiresAt.
-type Beaten struct {
+// HeartbeatResult is the answer to a heartbeat. Err is ErrNotFound, ErrLeaseLost, a *TaskEnded, or
+// ErrUnavailable where another session has locked the lease; else the lease lasts until ExpiresAt.
+type HeartbeatResult struct {
 	ExpiresAt time.Time
 	Directive Directive
 	Reason    string
@@ -43,8 +43,8 @@ type Beaten struct {
 
 // Heartbeat extends leases in one statement. The results come in the order of beats; the error
 // is the whole call's.
-func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]Beaten, error) {
-	out := make([]Beaten, len(beats))
+func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Heartbeat) ([]HeartbeatResult, error) {
+	out := make([]HeartbeatResult, len(beats))
 	ids := make([]leaseID, len(beats))
 	p := db.WorkerBeatParams{TenantID: tenant}
 	for i, b := range beats {
@@ -79,9 +79,9 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Beat) ([]
 				return nil, err
 			}
 		case l.isDraining():
-			out[i] = Beaten{ExpiresAt: expires, Directive: FinishUp, Reason: "this process is stopping"}
+			out[i] = HeartbeatResult{ExpiresAt: expires, Directive: FinishUp, Reason: "this process is stopping"}
 		default:
-			out[i] = Beaten{ExpiresAt: expires, Directive: Continue}
+			out[i] = HeartbeatResult{ExpiresAt: expires, Directive: Continue}
 		}
 	}
 
@@ -153,27 +153,27 @@ func (l *Leases) isDraining() bool {
 // missed answers the heartbeat of a lease that is not there. The worker of a
 // cancelled task is told so for as long as its lease would have lasted: of that, the
 // token knows how it began, and the heartbeat how it is extended.
-func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend time.Duration) (Beaten, error) {
+func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend time.Duration) (HeartbeatResult, error) {
 	task, err := l.t.Get(ctx, tenant, id.task)
 	if err != nil {
-		return Beaten{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
+		return HeartbeatResult{Err: err}, nil //nolint:nilerr // it is this lease's, not the call's
 	}
 
 	lease, err := l.t.q.LeaseGet(ctx, id.task)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return Beaten{}, readError("lease", err)
+		return HeartbeatResult{}, readError("lease", err)
 	}
 	if err == nil && lease.JobID == id.job && lease.Attempt == id.attempt {
-		return Beaten{Err: fmt.Errorf("the lease is locked: %w", ErrUnavailable)}, nil
+		return HeartbeatResult{Err: fmt.Errorf("the lease is locked: %w", ErrUnavailable)}, nil
 	}
 	if id.deadLetter {
-		return Beaten{Err: ErrLeaseLost}, nil
+		return HeartbeatResult{Err: ErrLeaseLost}, nil
 	}
 
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
 		s, err := l.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {
-			return Beaten{}, err
+			return HeartbeatResult{}, err
 		}
 
 		until := task.EndedAt.Add(max(id.visibility, extend))
@@ -182,11 +182,11 @@ func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend t
 		}
 
 		if l.t.Now(ctx).Before(until) {
-			return Beaten{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
+			return HeartbeatResult{ExpiresAt: until.UTC(), Directive: StopWork, Reason: "the task was cancelled"}, nil
 		}
 	}
 
-	return Beaten{Err: leaseLostError(task)}, nil
+	return HeartbeatResult{Err: leaseLostError(task)}, nil
 }
 
 // leaseLostError is the error of a call whose lease was lost: a *TaskEnded, or ErrLeaseLost.

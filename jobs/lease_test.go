@@ -225,7 +225,7 @@ func TestEndBesideAStartLeavesNoLease(t *testing.T) {
 	b.waiting(1)
 	cancelled := make(chan error, 1)
 	go func() {
-		_, err := other.Cancel(other.ctx, task.TaskID, Ask{By: "orchestrator"})
+		_, err := other.Cancel(other.ctx, task.TaskID, Actor{Name: "orchestrator"})
 		cancelled <- err
 	}()
 	b.waiting(2)
@@ -244,7 +244,7 @@ func TestLeaseLeftBehindDoesNotShadowTheNext(t *testing.T) {
 	b.becomes(task.TaskID, Assigned)
 	runner.stop() // its sweep would help
 	b.exec("INSERT INTO lease (task_id, job_id, attempt, kind, visibility_ms, expires_at, deadline_at, owner) VALUES ($1, 1, 7, 'person', 1000, now() + interval '1 day', now() + interval '1 day', 'nobody')", task.TaskID)
-	_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Running})
+	_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Running})
 	require.NoError(t, err)
 	task = b.get(task.TaskID)
 	lease, err := b.q.LeaseGet(b.ctx, task.TaskID)

@@ -119,7 +119,7 @@ func TestLeasedDeadLetterIsRedrivenOrDiscarded(t *testing.T) {
 	}
 	require.Len(t, held, 2)
 	w := b.work(noop(does(`{}`, nil)))
-	out, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{two[0].TaskID}, Rate: 100})
+	out, err := b.DeadLetters.Redrive(b.ctx, Actor{Name: "handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{two[0].TaskID}, Rate: 100})
 	require.NoError(t, err)
 	require.Equal(t, 1, out.Tasks)
 	b.becomes(two[0].TaskID, Completed)
@@ -127,7 +127,7 @@ func TestLeasedDeadLetterIsRedrivenOrDiscarded(t *testing.T) {
 	require.ErrorIs(t, err, ErrLeaseLost)
 	w.stop()
 
-	_, err = b.DeadLetters.Discard(b.ctx, two[1].TaskID, Ask{By: "error-handler", Reason: "old"})
+	_, err = b.DeadLetters.Discard(b.ctx, two[1].TaskID, Actor{Name: "error-handler", Reason: "old"})
 	require.NoError(t, err)
 	require.ErrorIs(t, b.beat(held[two[1].TaskID].Token).Err, ErrLeaseLost)
 	var conflict *Conflict
@@ -215,7 +215,7 @@ func TestHandlersRace(t *testing.T) {
 			}()
 		}()
 	}
-	out, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "desk", Reason: "all of them"}, Redrive{TaskIDs: ids, Rate: 10_000})
+	out, err := b.DeadLetters.Redrive(b.ctx, Actor{Name: "desk", Reason: "all of them"}, Redrive{TaskIDs: ids, Rate: 10_000})
 	require.NoError(t, err)
 	for more := true; more; {
 		more, err = other.DeadLetters.redriveStep(context.WithoutCancel(b.ctx))

@@ -36,7 +36,7 @@ func TestTimesFromOutside(t *testing.T) {
 	task := b.create(manual)
 	before := b.get(task.TaskID)
 	reassign := func(due *time.Time) error {
-		_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "ann", DueDate: due})
+		_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui"}, Reassignment{AssigneeID: "ann", DueDate: due})
 		return err
 	}
 	create := func(due *time.Time) error {
@@ -48,7 +48,7 @@ func TestTimesFromOutside(t *testing.T) {
 		return err
 	}
 	redrive := func(since *time.Time) error {
-		_, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "eh"}, Redrive{Filter: &DeadLetterFilter{Since: *since}, Rate: 1})
+		_, err := b.DeadLetters.Redrive(b.ctx, Actor{Name: "eh"}, Redrive{Filter: &DeadLetterFilter{Since: *since}, Rate: 1})
 		return err
 	}
 	for _, text := range unsoundTimes {
@@ -146,7 +146,7 @@ func TestAssignmentsFromExecutors(t *testing.T) {
 	var invalid *Invalid
 	task := b.create(manual)
 	for _, to := range []Reassignment{{AssigneeID: strings.Repeat("a", 257)}, {GroupID: "a\nb"}} {
-		_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, to)
+		_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui"}, to)
 		require.ErrorAs(t, err, &invalid)
 	}
 	require.Equal(t, task.Version, b.get(task.TaskID).Version)

@@ -36,7 +36,7 @@ func (p *post) Notify(ctx context.Context, n Notice) error {
 		select {
 		case <-p.held:
 		case <-ctx.Done():
-			return &Outage{Neighbour: "notification", Err: ctx.Err()}
+			return &Outage{PeerService: "notification", Err: ctx.Err()}
 		}
 	}
 	p.mu.Lock()
@@ -353,7 +353,7 @@ func TestOverdueFromTheStart(t *testing.T) {
 func TestChannelsInTheOrderOfTheDefinition(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	away := &Outage{Neighbour: "notification", Err: errors.New("503")}
+	away := &Outage{PeerService: "notification", Err: errors.New("503")}
 	p := &post{down: map[string]error{"chat": away, "push": &Failure{Code: "NO_DEVICE", Message: "she has none"}}}
 	b.notices(p)
 	task := b.open(Assignment{AssigneeID: "ann"}, byChannels("chat", "push", "email"))
@@ -366,7 +366,7 @@ func TestChannelsInTheOrderOfTheDefinition(t *testing.T) {
 func TestANoticeThatNoChannelTakesIsRetried(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	away := &Outage{Neighbour: "notification", Err: errors.New("503")}
+	away := &Outage{PeerService: "notification", Err: errors.New("503")}
 	p := &post{down: map[string]error{"chat": away, "email": away}}
 	stop := b.notices(p)
 	task := b.open(Assignment{AssigneeID: "ann"}, byChannels("chat", "email"))
@@ -431,7 +431,7 @@ func TestANotifierThatDoesNotReturnKeepsNoPlace(t *testing.T) {
 func TestANoticeIsMootOnceTheTaskHasGoneOn(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p := &post{down: map[string]error{"in-app": &Outage{Neighbour: "notification", Err: errors.New("503")}}}
+	p := &post{down: map[string]error{"in-app": &Outage{PeerService: "notification", Err: errors.New("503")}}}
 	b.notices(p)
 	done, moved := b.open(Assignment{AssigneeID: "ann"}), b.open(Assignment{AssigneeID: "ann"})
 	waitFor(t, "tries in vain", func() bool { return ask[int](b, "SELECT count(*) FROM notice WHERE tries > 0") == 2 })

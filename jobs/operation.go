@@ -17,7 +17,7 @@ import (
 type Operation struct {
 	db.RedriveOperation
 	db.RedriveCountRow
-	Refused []Rejected
+	RejectedTasks []Rejected
 }
 
 // Operation tells how far a redrive has come.
@@ -42,7 +42,7 @@ func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UU
 	}
 
 	for _, row := range rows {
-		out.Refused = append(out.Refused, Rejected{row.TaskID, row.Code})
+		out.RejectedTasks = append(out.RejectedTasks, Rejected{row.TaskID, row.Code})
 	}
 
 	return out, nil
@@ -50,22 +50,22 @@ func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UU
 
 // StopRedrive ends an operation: once it returns, the operation redrives no further task. An ended
 // operation stays as it is.
-func (d *DeadLetterOps) StopRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
-	if err := d.stopRedrive(ctx, id, ask); err != nil {
+func (d *DeadLetterOps) StopRedrive(ctx context.Context, id uuid.UUID, actor Actor) (Operation, error) {
+	if err := d.stopRedrive(ctx, id, actor); err != nil {
 		return Operation{}, err
 	}
-	return d.Operation(ctx, ask.Tenant, id)
+	return d.Operation(ctx, actor.Tenant, id)
 }
 
 // stopRedrive waits for the step under way, which has locked the operation's row.
-func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) error {
+func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, actor Actor) error {
 	what := "operation " + id.String()
-	if _, err := d.t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: ask.Tenant}); err != nil {
+	if _, err := d.t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: actor.Tenant}); err != nil {
 		return readError(what, err)
 	}
 
 	for begun := time.Now(); ; {
-		err := d.t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: ask.By, StopReason: ask.Reason})
+		err := d.t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: actor.Name, StopReason: actor.Reason})
 		switch {
 		case err == nil:
 			return nil
@@ -77,13 +77,13 @@ func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 
 // UndoRedrive stops an operation. The tasks that it has redriven and that no attempt has begun become
 // dead letters again, with their input and error. Undoing again changes nothing.
-func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) (Operation, error) {
+func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, actor Actor) (Operation, error) {
 	what := "operation " + id.String()
-	if err := d.stopRedrive(ctx, id, ask); err != nil {
+	if err := d.stopRedrive(ctx, id, actor); err != nil {
 		return Operation{}, err
 	}
 
-	op, err := d.Operation(ctx, ask.Tenant, id)
+	op, err := d.Operation(ctx, actor.Tenant, id)
 	if err != nil || op.State == db.RedriveStateUNDONE {
 		return op, err
 	}
@@ -102,16 +102,16 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, ask Ask) 
 		}
 
 		after = rows[len(rows)-1].N
-		if err := d.undo(ctx, id, ask, rows); err != nil {
+		if err := d.undo(ctx, id, actor, rows); err != nil {
 			return Operation{}, err
 		}
 	}
 
-	if err := d.t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: ask.By, UndoReason: ask.Reason}); err != nil {
+	if err := d.t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: actor.Name, UndoReason: actor.Reason}); err != nil {
 		return Operation{}, readError(what, err)
 	}
 
-	return d.Operation(ctx, ask.Tenant, id)
+	return d.Operation(ctx, actor.Tenant, id)
 }
 
 // recall records the transitions of a step of a stopped operation whose record was lost.
@@ -148,7 +148,7 @@ func (d *DeadLetterOps) recall(ctx context.Context, id uuid.UUID) error {
 	return nil
 }
 
-func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []db.RedriveUndoableRow) error {
+func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, actor Actor, rows []db.RedriveUndoableRow) error {
 	back := make([]*transition, len(rows))
 	for i, row := range rows {
 		var note outbox.RedrivenNote
@@ -160,8 +160,8 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, ask Ask, rows []
 
 		back[i] = &transition{
 			task: row.TaskID, expect: atVersion(row.Version, Pending),
-			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: ask.By, executor: ask.By,
-			payload: outbox.RedrivenNote{OperationID: id.String(), Reason: ask.Reason, Undone: true}, input: note.Input,
+			to: Status(*row.Was), event: db.TaskEventTypeReleased, actor: actor.Name, executor: actor.Name,
+			payload: outbox.RedrivenNote{OperationID: id.String(), Reason: actor.Reason, Undone: true}, input: note.Input,
 			endJob: db.RiverJobStateCancelled, next: &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}, callerWaits: true,
 		}
 	}

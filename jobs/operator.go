@@ -85,7 +85,7 @@ func (o *Operators) RetryJobs(ctx context.Context, ids []int64, by string) (rest
 
 	for tenant, tasks := range dead {
 		r := Redrive{TaskIDs: tasks, Rate: MostRedriven}
-		if _, err := o.t.DeadLetters.Redrive(ctx, Ask{Tenant: tenant, By: by, Reason: "the job was retried in River UI"}, r); err != nil {
+		if _, err := o.t.DeadLetters.Redrive(ctx, Actor{Tenant: tenant, Name: by, Reason: "the job was retried in River UI"}, r); err != nil {
 			return nil, err
 		}
 	}

@@ -79,24 +79,24 @@ type Pauses struct{ t *Tasks }
 
 // PauseQueue pauses a queue of River's, for all tenants. A queue that is paused stays as it is,
 // and the first pause is returned. ErrNotFound: there is no such queue.
-func (p *Pauses) PauseQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
-	return p.changeQueue(ctx, name, ask, (*db.Queries).QueuePause)
+func (p *Pauses) PauseQueue(ctx context.Context, name string, actor Actor) (Pause, error) {
+	return p.changeQueue(ctx, name, actor, (*db.Queries).QueuePause)
 }
 
 // ResumeQueue resumes a queue. One that is not paused stays as it is, and its last pause is
 // returned. ErrNotFound: there is no such queue. ErrNeverPaused: it has never been paused.
-func (p *Pauses) ResumeQueue(ctx context.Context, name string, ask Ask) (Pause, error) {
-	out, err := p.changeQueue(ctx, name, ask, (*db.Queries).QueueResume)
+func (p *Pauses) ResumeQueue(ctx context.Context, name string, actor Actor) (Pause, error) {
+	out, err := p.changeQueue(ctx, name, actor, (*db.Queries).QueueResume)
 	if err == nil {
 		p.t.notifyQueues(ctx, name)
 	}
 	return out, err
 }
 
-func (p *Pauses) changeQueue(ctx context.Context, name string, ask Ask, change func(*db.Queries, context.Context, string) (int64, error)) (Pause, error) {
-	return p.change(ctx, "queue "+name, ask, func(q *db.Queries) (db.Pause, error) {
+func (p *Pauses) changeQueue(ctx context.Context, name string, actor Actor, change func(*db.Queries, context.Context, string) (int64, error)) (Pause, error) {
+	return p.change(ctx, "queue "+name, actor, func(q *db.Queries) (db.Pause, error) {
 		// The trigger of river_queue writes the pause.
-		if err := q.PauseBy(ctx, db.PauseByParams{Actor: ask.By, Reason: ask.Reason}); err != nil {
+		if err := q.PauseBy(ctx, db.PauseByParams{Actor: actor.Name, Reason: actor.Reason}); err != nil {
 			return db.Pause{}, err
 		}
 
@@ -125,43 +125,43 @@ func lastPause(ctx context.Context, q *db.Queries, scope PauseScope, tenant, nam
 // own tasks. A caller without a tenant pauses the platform's definition, for the tasks of all
 // tenants that were made under it. Pausing again changes nothing and returns the first pause.
 // ErrNotFound: the tenant has no such definition.
-func (p *Pauses) PauseDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
-	if _, err := p.t.Definitions.Get(ctx, ask.Tenant, id); err != nil {
+func (p *Pauses) PauseDefinition(ctx context.Context, id string, actor Actor) (Pause, error) {
+	if _, err := p.t.Definitions.Get(ctx, actor.Tenant, id); err != nil {
 		return Pause{}, err
 	}
-	return p.put(ctx, PauseOfDefinition, id, ask)
+	return p.put(ctx, PauseOfDefinition, id, actor)
 }
 
 // ResumeDefinition ends the pause of a definition and makes the jobs available that were held
 // back for it. Resuming again changes nothing and returns the last pause. ErrNeverPaused: the
 // tenant has never paused it.
-func (p *Pauses) ResumeDefinition(ctx context.Context, id string, ask Ask) (Pause, error) {
-	return p.end(ctx, PauseOfDefinition, id, ask)
+func (p *Pauses) ResumeDefinition(ctx context.Context, id string, actor Actor) (Pause, error) {
+	return p.end(ctx, PauseOfDefinition, id, actor)
 }
 
 // PauseTask holds back the next attempt of a task. Pausing again changes nothing and returns
 // the first pause. ErrNotFound: the tenant has no such task. A *Conflict: the task has ended.
-func (p *Pauses) PauseTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
-	task, err := p.t.Get(ctx, ask.Tenant, id)
+func (p *Pauses) PauseTask(ctx context.Context, id uuid.UUID, actor Actor) (Pause, error) {
+	task, err := p.t.Get(ctx, actor.Tenant, id)
 	if err != nil {
 		return Pause{}, err
 	}
 	if s := Status(task.Status); s.Terminal() {
 		return Pause{}, &Conflict{Message: fmt.Sprintf("task %s has ended: it is %s, and has nothing to hold back", id, s)}
 	}
-	return p.put(ctx, PauseOfTask, id.String(), ask)
+	return p.put(ctx, PauseOfTask, id.String(), actor)
 }
 
 // ResumeTask ends the pause of a task. Resuming again changes nothing and returns the last
 // pause. ErrNeverPaused: the tenant has no such task, or has never paused it.
-func (p *Pauses) ResumeTask(ctx context.Context, id uuid.UUID, ask Ask) (Pause, error) {
-	return p.end(ctx, PauseOfTask, id.String(), ask)
+func (p *Pauses) ResumeTask(ctx context.Context, id uuid.UUID, actor Actor) (Pause, error) {
+	return p.end(ctx, PauseOfTask, id.String(), actor)
 }
 
-func (p *Pauses) put(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
-	return p.change(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+func (p *Pauses) put(ctx context.Context, scope PauseScope, name string, actor Actor) (Pause, error) {
+	return p.change(ctx, string(scope)+" "+name, actor, func(q *db.Queries) (db.Pause, error) {
 		return q.PausePut(ctx, db.PausePutParams{
-			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
+			Scope: string(scope), TenantID: actor.Tenant, Name: name, Actor: actor.Name, Reason: actor.Reason,
 		})
 	})
 }
@@ -170,17 +170,17 @@ func (p *Pauses) put(ctx context.Context, scope PauseScope, name string, ask Ask
 // processes' ticks.
 const releaseTime = 2 * time.Second
 
-func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, ask Ask) (Pause, error) {
-	out, err := p.change(ctx, string(scope)+" "+name, ask, func(q *db.Queries) (db.Pause, error) {
+func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor Actor) (Pause, error) {
+	out, err := p.change(ctx, string(scope)+" "+name, actor, func(q *db.Queries) (db.Pause, error) {
 		if err := q.PauseLock(ctx); err != nil {
 			return db.Pause{}, err
 		}
 
 		row, err := q.PauseEnd(ctx, db.PauseEndParams{
-			Scope: string(scope), TenantID: ask.Tenant, Name: name, Actor: ask.By, Reason: ask.Reason,
+			Scope: string(scope), TenantID: actor.Tenant, Name: name, Actor: actor.Name, Reason: actor.Reason,
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
-			return lastPause(ctx, q, scope, ask.Tenant, name)
+			return lastPause(ctx, q, scope, actor.Tenant, name)
 		}
 		return row, err
 	})
@@ -228,10 +228,10 @@ func (p *Pauses) releaseTask(ctx context.Context, task string, pause int64) erro
 
 // change changes table pause and stores the answer to the call in the same commit. It waits for a
 // lock on a row or on pause_lock up to callerPatience.
-func (p *Pauses) change(ctx context.Context, what string, ask Ask, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
+func (p *Pauses) change(ctx context.Context, what string, actor Actor, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
 	for begun := time.Now(); ; {
 		err = pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
-			return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+			return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 				row, err := change(q)
 				if err != nil {
 					return nil, err

@@ -16,7 +16,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/check"
 )
 
-var because = Ask{By: "ops", Reason: "the tax table is wrong"}
+var because = Actor{Name: "ops", Reason: "the tax table is wrong"}
 
 // pausable registers a definition of that id without schemas, for an executor.
 func pausable(id, executor string) func(*Definition) {
@@ -97,7 +97,7 @@ func TestPausedDefinitionsTasksDoNotBegin(t *testing.T) {
 	requireBooks(t, b.pool)
 
 	for _, executor := range []string{"noop", executorGo, "manual", ExecutorWorker} {
-		p, err := b.Pauses.ResumeDefinition(b.ctx, executor, Ask{By: "dev", Reason: "mended"})
+		p, err := b.Pauses.ResumeDefinition(b.ctx, executor, Actor{Name: "dev", Reason: "mended"})
 		require.NoError(t, err)
 		require.Equal(t, []string{"ops", "dev", "mended"}, []string{p.PausedBy, p.ResumedBy, p.ResumeReason})
 		require.NotNil(t, p.ResumedAt)
@@ -142,7 +142,7 @@ func TestPausedTaskFinishesItsAttemptAndWaits(t *testing.T) {
 	receive(t, started)
 	_, err := b.Pauses.PauseTask(b.ctx, task.TaskID, because)
 	require.NoError(t, err)
-	again, err := b.Pauses.PauseTask(b.ctx, task.TaskID, Ask{By: "another", Reason: "too"})
+	again, err := b.Pauses.PauseTask(b.ctx, task.TaskID, Actor{Name: "another", Reason: "too"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"ops", because.Reason}, []string{again.PausedBy, again.Reason}, "the first pause stands")
 	answer <- broken
@@ -155,7 +155,7 @@ func TestPausedTaskFinishesItsAttemptAndWaits(t *testing.T) {
 		p, err := b.Pauses.ResumeTask(b.ctx, task.TaskID, because)
 		require.NoError(t, err)
 		require.NotNil(t, p.ResumedAt)
-		p2, err := b.Pauses.ResumeTask(b.ctx, task.TaskID, Ask{By: "another", Reason: "too"})
+		p2, err := b.Pauses.ResumeTask(b.ctx, task.TaskID, Actor{Name: "another", Reason: "too"})
 		require.NoError(t, err)
 		require.Equal(t, p, p2, "the last pause, as it ended")
 	}
@@ -169,7 +169,7 @@ func TestPausedTaskFinishesItsAttemptAndWaits(t *testing.T) {
 	_, err = b.Pauses.PauseTask(b.ctx, task.TaskID, because)
 	require.ErrorAs(t, err, &conflict, "it has ended")
 
-	_, err = b.DeadLetters.Redrive(b.ctx, Ask{By: "error-handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{task.TaskID}, Rate: 1000})
+	_, err = b.DeadLetters.Redrive(b.ctx, Actor{Name: "error-handler", Reason: "fixed"}, Redrive{TaskIDs: []uuid.UUID{task.TaskID}, Rate: 1000})
 	require.NoError(t, err)
 	b.heldBack(1)
 	resume()
@@ -193,7 +193,7 @@ func TestPausesOfTenants(t *testing.T) {
 			return Status(now.Status) == want
 		})
 	}
-	as := func(tenant string) Ask { return Ask{Tenant: tenant, By: "ops", Reason: "r"} }
+	as := func(tenant string) Actor { return Actor{Tenant: tenant, Name: "ops", Reason: "r"} }
 
 	_, err := b.Pauses.PauseDefinition(b.ctx, "own", as(""))
 	require.ErrorIs(t, err, ErrNotFound, "the tenant's definition is nobody else's")
@@ -318,7 +318,7 @@ func TestQueueIsResumedWithoutItsPause(t *testing.T) {
 	resumed, err := b.Pauses.ResumeQueue(b.ctx, LaneAutomated, because)
 	require.NoError(t, err)
 	require.NotNil(t, resumed.ResumedAt)
-	require.Equal(t, because.By, resumed.ResumedBy)
+	require.Equal(t, because.Name, resumed.ResumedBy)
 	require.True(t, ask[bool](b, "SELECT paused_at IS NULL FROM river_queue WHERE name = $1", LaneAutomated))
 
 	again, err := b.Pauses.PauseQueue(b.ctx, LaneAutomated, because)
@@ -405,7 +405,7 @@ func TestQueuePausesAreRecorded(t *testing.T) {
 	b.work(noop(does(`{}`, nil)))
 	task := b.create()
 	require.Equal(t, Pending, Status(b.get(task.TaskID).Status))
-	p, err = b.Pauses.ResumeQueue(b.ctx, LaneAutomated, Ask{By: "dev", Reason: "mended"})
+	p, err = b.Pauses.ResumeQueue(b.ctx, LaneAutomated, Actor{Name: "dev", Reason: "mended"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"dev", "mended"}, []string{p.ResumedBy, p.ResumeReason})
 	again, err := b.Pauses.ResumeQueue(b.ctx, LaneAutomated, because)
@@ -421,7 +421,7 @@ func TestQueuePausesAreRecorded(t *testing.T) {
 	b.exec("DELETE FROM river_queue WHERE name = $1", LaneManual)
 	require.Zero(t, ask[int](b, "SELECT count(*) FROM pause WHERE resumed_at IS NULL OR NOT released"))
 
-	for _, do := range []func(context.Context, string, Ask) (Pause, error){b.Pauses.PauseQueue, b.Pauses.ResumeQueue, b.Pauses.PauseDefinition, b.Pauses.ResumeDefinition} {
+	for _, do := range []func(context.Context, string, Actor) (Pause, error){b.Pauses.PauseQueue, b.Pauses.ResumeQueue, b.Pauses.PauseDefinition, b.Pauses.ResumeDefinition} {
 		_, err = do(b.ctx, "nowhere", because)
 		require.ErrorIs(t, err, ErrNotFound)
 	}

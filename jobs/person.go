@@ -51,15 +51,15 @@ type Worklist struct{ t *Tasks }
 
 // Claim begins an ASSIGNED manual task for one of its candidates and assigns it to them. A claim
 // of one's own claimed task changes nothing.
-func (w *Worklist) Claim(ctx context.Context, id uuid.UUID, ask Ask, who Person) (db.Task, error) {
-	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+func (w *Worklist) Claim(ctx context.Context, id uuid.UUID, actor Actor, who Person) (db.Task, error) {
+	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
 		return w.claimTransition(ctx, task, heldBy, who)
 	})
 }
 
 // Unclaim gives a claimed task back to the earlier assignee, group or candidates.
-func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user string) (db.Task, error) {
-	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
+func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, actor Actor, user string) (db.Task, error) {
+	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
 		switch {
 		case Status(task.Status).Terminal():
 			return nil, illegal(Status(task.Status), Assigned)
@@ -69,17 +69,17 @@ func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, ask Ask, user stri
 			return nil, ErrForbidden
 		}
 
-		return w.personTransition(ctx, task, user, ask.Reason, Update{Status: Assigned})
+		return w.personTransition(ctx, task, user, actor.Reason, Update{Status: Assigned})
 	})
 }
 
 // Complete ends a task with the result of the person who has claimed it, or to whom it is
 // assigned. The comment is kept with the event. A repeated call with the same result changes
 // nothing.
-func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, ask Ask, user string, output json.RawMessage, comment string) (db.Task, error) {
+func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, actor Actor, user string, output json.RawMessage, comment string) (db.Task, error) {
 	done := Update{Status: Completed, Output: output}
-	return w.apply(ctx, id, ask, func(task db.Task, heldBy string) (*transition, error) {
-		again, err := w.t.isRepeat(ctx, task, ask.IfMatch, done, "", last{user, comment})
+	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
+		again, err := w.t.isRepeat(ctx, task, actor.IfMatch, done, "", last{user, comment})
 		if err != nil || again {
 			return nil, err
 		}
@@ -123,9 +123,9 @@ const (
 // ClaimNext claims the most urgent task that waits for a person: by priority, due date, age. It
 // returns nil without an error when there is none. No two callers get the same task: the claim
 // requires the version that was read.
-func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task, error) {
+func (w *Worklist) ClaimNext(ctx context.Context, actor Actor, who Person) (*db.Task, error) {
 	for range nextLooks {
-		tasks, err := w.t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: ask.Tenant, Page: nextLook})
+		tasks, err := w.t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: actor.Tenant, Page: nextLook})
 		if err != nil {
 			return nil, readError("tasks of "+who.ID, err)
 		}
@@ -147,11 +147,11 @@ func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task
 				return nil, err
 			}
 
-			m.callerWaits, m.call = true, ask.Call
+			m.callerWaits, m.call = true, actor.Call
 			out := w.t.apply(ctx, m)
 			switch {
 			case out.made:
-				task, err := w.t.readBack(ctx, ask.Tenant, m, out)
+				task, err := w.t.readBack(ctx, actor.Tenant, m, out)
 				return &task, err
 			case out.err != nil:
 				return nil, fmt.Errorf("task %s: %w", m.task, out.err)
@@ -164,9 +164,9 @@ func (w *Worklist) ClaimNext(ctx context.Context, ask Ask, who Person) (*db.Task
 
 // apply applies the transition that decide chooses for a manual task; nil changes nothing. When
 // the task changes meanwhile, and the caller requires no version, decide is asked again.
-func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
+func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
 	for {
-		task, heldBy, err := w.t.getWithHolder(ctx, ask.Tenant, id)
+		task, heldBy, err := w.t.getWithHolder(ctx, actor.Tenant, id)
 		switch {
 		case err != nil:
 			return db.Task{}, err
@@ -174,13 +174,13 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func
 			return db.Task{}, &Conflict{fmt.Sprintf("task %s is %s: only a manual task is done by a person", id, task.Type)}
 		}
 
-		stale := ask.IfMatch != 0 && ask.IfMatch != task.Version
+		stale := actor.IfMatch != 0 && actor.IfMatch != task.Version
 		if stale && !Status(task.Status).Terminal() {
 			return db.Task{}, staleAt(task)
 		}
 
 		m, err := decide(task, heldBy)
-		var illegal *IllegalMove
+		var illegal *IllegalTransition
 		switch {
 		case stale && (m != nil || errors.As(err, &illegal)):
 			return db.Task{}, staleAt(task) // it has ended, and not by this very word
@@ -192,13 +192,13 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, ask Ask, decide func
 			return task, nil
 		}
 
-		m.callerWaits, m.call = true, ask.Call
+		m.callerWaits, m.call = true, actor.Call
 		out := w.t.apply(ctx, m)
-		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+		if actor.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // each round is somebody else's move, so this ends
 		}
 
-		return w.t.readBack(ctx, ask.Tenant, m, out)
+		return w.t.readBack(ctx, actor.Tenant, m, out)
 	}
 }
 
@@ -241,7 +241,7 @@ func (w *Worklist) personTransition(ctx context.Context, task db.Task, user, rea
 	if err != nil {
 		return nil, err
 	}
-	return w.t.updateTransition(ctx, task, s, Ask{Tenant: task.TenantID, By: user, IfMatch: task.Version, Reason: reason}, to)
+	return w.t.updateTransition(ctx, task, s, Actor{Tenant: task.TenantID, Name: user, IfMatch: task.Version, Reason: reason}, to)
 }
 
 // assignmentBefore is the assignment that a task had before a person claimed it.

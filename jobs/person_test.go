@@ -50,7 +50,7 @@ var (
 )
 
 // asUI is the caller of everything that people do.
-var asUI = Ask{By: "ui-framework"}
+var asUI = Actor{Name: "ui-framework"}
 
 func TestWhoMayClaim(t *testing.T) {
 	t.Parallel()
@@ -95,15 +95,15 @@ func TestClaimedOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.open(Assignment{GroupID: "crew"})
-	claimed, err := b.Worklist.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
+	claimed, err := b.Worklist.Claim(b.ctx, task.TaskID, Actor{IfMatch: task.Version}, bob)
 	require.NoError(t, err)
 	again, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
 	require.NoError(t, err)
 	require.Equal(t, claimed, again, "again changes nothing")
-	again, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{IfMatch: claimed.Version}, bob)
+	again, err = b.Worklist.Claim(b.ctx, task.TaskID, Actor{IfMatch: claimed.Version}, bob)
 	require.NoError(t, err)
 	require.Equal(t, claimed, again)
-	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, bob)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Actor{IfMatch: task.Version}, bob)
 	require.ErrorIs(t, err, ErrStale)
 
 	_, err = b.Worklist.Claim(b.ctx, task.TaskID, asUI, Person{ID: "eve", Groups: []string{"crew"}})
@@ -113,7 +113,7 @@ func TestClaimedOnce(t *testing.T) {
 
 	_, err = b.Worklist.Claim(b.ctx, uuid.New(), asUI, bob)
 	require.ErrorIs(t, err, ErrNotFound)
-	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{Tenant: "other"}, bob)
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Actor{Tenant: "other"}, bob)
 	require.ErrorIs(t, err, ErrNotFound)
 	_, err = b.Worklist.Claim(b.ctx, b.create(remote).TaskID, asUI, bob)
 	require.ErrorAs(t, err, &conflict, "not a person's")
@@ -122,7 +122,7 @@ func TestClaimedOnce(t *testing.T) {
 	_, err = b.Cancel(b.ctx, task.TaskID, asUI)
 	require.NoError(t, err)
 	_, err = b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
-	var illegal *IllegalMove
+	var illegal *IllegalTransition
 	require.ErrorAs(t, err, &illegal)
 	_, err = b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "bob")
 	require.ErrorAs(t, err, &illegal)
@@ -141,7 +141,7 @@ func TestUnclaimedClaimedByAnotherAndCompleted(t *testing.T) {
 	require.NoError(t, err)
 	_, err = b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "ann")
 	require.ErrorIs(t, err, ErrForbidden)
-	back, err := b.Worklist.Unclaim(b.ctx, task.TaskID, Ask{Reason: "a cousin of mine"}, "bob")
+	back, err := b.Worklist.Unclaim(b.ctx, task.TaskID, Actor{Reason: "a cousin of mine"}, "bob")
 	require.NoError(t, err)
 	require.Equal(t, Assigned, Status(back.Status))
 	require.Nil(t, back.AssigneeID)
@@ -178,7 +178,7 @@ func TestUnclaimRemembersTheAssignee(t *testing.T) {
 	for name, unclaim := range map[string]func() (db.Task, error){
 		"by the person": func() (db.Task, error) { return b.Worklist.Unclaim(b.ctx, task.TaskID, asUI, "bob") },
 		"by the workflows": func() (db.Task, error) {
-			return b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Assigned})
+			return b.SetStatus(b.ctx, task.TaskID, Actor{Name: "o"}, Update{Status: Assigned})
 		},
 	} {
 		claimed, err := b.Worklist.Claim(b.ctx, task.TaskID, asUI, bob)
@@ -203,9 +203,9 @@ func TestCompleteByTheAssignee(t *testing.T) {
 	require.ErrorAs(t, err, &bad)
 	require.Equal(t, "/output/sum", bad.Violations[0].Path)
 	require.Equal(t, task, b.get(task.TaskID))
-	_, err = b.Worklist.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version + 1}, "ann", json.RawMessage(`{"sum": 1}`), "")
+	_, err = b.Worklist.Complete(b.ctx, task.TaskID, Actor{IfMatch: task.Version + 1}, "ann", json.RawMessage(`{"sum": 1}`), "")
 	require.ErrorIs(t, err, ErrStale)
-	done, err := b.Worklist.Complete(b.ctx, task.TaskID, Ask{IfMatch: task.Version}, "ann", json.RawMessage(`{"sum": 1}`), "")
+	done, err := b.Worklist.Complete(b.ctx, task.TaskID, Actor{IfMatch: task.Version}, "ann", json.RawMessage(`{"sum": 1}`), "")
 	require.NoError(t, err)
 	require.Equal(t, task.AssignedAt, done.StartedAt)
 	require.Equal(t, "created assigned completed", b.story(task.TaskID))
@@ -239,7 +239,7 @@ func TestClaimNextTakesTheMostUrgent(t *testing.T) {
 	none, err := b.Worklist.ClaimNext(b.ctx, asUI, bob)
 	require.NoError(t, err)
 	require.Nil(t, none)
-	none, err = b.Worklist.ClaimNext(b.ctx, Ask{Tenant: "other"}, Person{ID: "x", Groups: []string{"others"}})
+	none, err = b.Worklist.ClaimNext(b.ctx, Actor{Tenant: "other"}, Person{ID: "x", Groups: []string{"others"}})
 	require.NoError(t, err)
 	require.Nil(t, none)
 }
@@ -380,12 +380,12 @@ func TestReassignEndsCandidacy(t *testing.T) {
 		return Result{Assign: &Assignment{CandidateUsers: []string{"ann"}, CandidateGroups: []string{"clerks"}}}, nil
 	})}})
 	task := b.becomes(b.create(manual).TaskID, Assigned)
-	_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	_, err := b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui"}, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
 	require.Nil(t, b.get(task.TaskID).Candidates)
-	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "ann", Groups: []string{"clerks"}})
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Actor{Name: "ui"}, Person{ID: "ann", Groups: []string{"clerks"}})
 	require.ErrorIs(t, err, ErrForbidden)
-	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
+	_, err = b.Worklist.Claim(b.ctx, task.TaskID, Actor{Name: "ui"}, Person{ID: "bob"})
 	require.NoError(t, err)
 }
 
@@ -398,12 +398,12 @@ func TestReassignIsDecidedForOneVersion(t *testing.T) {
 		return Result{Assign: &Assignment{AssigneeID: "ann"}}, nil
 	})}})
 	task := b.becomes(b.create(manual).TaskID, Assigned)
-	m, err := b.Worklist.reassignTransition(b.ctx, task, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	m, err := b.Worklist.reassignTransition(b.ctx, task, Actor{Name: "ann"}, Reassignment{AssigneeID: "bob", Person: &Person{ID: "ann"}})
 	require.NoError(t, err)
-	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "carl"})
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui"}, Reassignment{AssigneeID: "carl"})
 	require.NoError(t, err)
 	require.False(t, b.apply(b.ctx, m).made)
 	require.Equal(t, "carl", *b.get(task.TaskID).AssigneeID)
-	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ann"}, Reassignment{AssigneeID: "bob", Who: &Person{ID: "ann"}})
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ann"}, Reassignment{AssigneeID: "bob", Person: &Person{ID: "ann"}})
 	require.ErrorIs(t, err, ErrForbidden)
 }

@@ -98,17 +98,17 @@ func (m *machine) step(r *rapid.T) {
 	case "respond":
 		m.responded(r, task)
 	case "cancel":
-		_, err := m.Cancel(m.ctx, task.id, Ask{By: "o"})
+		_, err := m.Cancel(m.ctx, task.id, Actor{Name: "o"})
 		m.byHand(r, task, Cancelled, err)
 	case "status":
 		to := rapid.SampledFrom(Statuses).Draw(r, "to")
 		if m.busy() && !task.inside && to == Pending {
 			return // it might enter an executor, where another task is
 		}
-		_, err := m.SetStatus(m.ctx, task.id, Ask{By: "o"}, Update{Status: to})
+		_, err := m.SetStatus(m.ctx, task.id, Actor{Name: "o"}, Update{Status: to})
 		m.byHand(r, task, to, err)
 	case "reassign":
-		_, err := m.Worklist.Reassign(m.ctx, task.id, Ask{By: "o"}, Reassignment{AssigneeID: "bob"})
+		_, err := m.Worklist.Reassign(m.ctx, task.id, Actor{Name: "o"}, Reassignment{AssigneeID: "bob"})
 		m.reassigned(r, task, err)
 	}
 }
@@ -165,7 +165,7 @@ func (m *machine) ordered(r *rapid.T, task *believed) {
 		m.orders <- order{err: errors.New(word)}
 		m.failed(task, false)
 	case "outage":
-		m.orders <- order{err: &Outage{Neighbour: "n", Err: errors.New("away")}}
+		m.orders <- order{err: &Outage{PeerService: "n", Err: errors.New("away")}}
 		task.status, task.version = Pending, task.version+1
 		m.settled(task)
 		task.attempt-- // it has not been
@@ -266,7 +266,7 @@ func (m *machine) byHand(r *rapid.T, task *believed, to Status, err error) {
 		return
 	}
 	if from.Terminal() || !slices.Contains(Legal(from), to) {
-		var illegal *IllegalMove
+		var illegal *IllegalTransition
 		require.ErrorAs(r, err, &illegal)
 		return
 	}
@@ -302,7 +302,7 @@ func (m *machine) reassigned(r *rapid.T, task *believed, err error) {
 		var conflict *Conflict
 		require.ErrorAs(r, err, &conflict)
 	case task.status.Terminal():
-		var illegal *IllegalMove
+		var illegal *IllegalTransition
 		require.ErrorAs(r, err, &illegal)
 	default:
 		require.NoError(r, err)
@@ -324,7 +324,7 @@ func (m *machine) agree(r *rapid.T, want *believed) {
 // quiet ends what is open, so that the next sequence has the executors for itself.
 func (m *machine) quiet() {
 	for _, task := range m.tasks {
-		_, err := m.Cancel(m.ctx, task.id, Ask{By: "o"})
+		_, err := m.Cancel(m.ctx, task.id, Actor{Name: "o"})
 		require.NoError(m.t, lostRace(err))
 		waitFor(m.t, "the run to end", func() bool { return m.running(db.Task{TaskID: task.id}) == nil })
 	}

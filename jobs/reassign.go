@@ -20,12 +20,12 @@ type Reassignment struct {
 	DueDate      *time.Time
 	// Who asks, as a token of their own says it: then the task must be theirs to give.
 	// Default nil: the caller vouches for it.
-	Who *Person
+	Person *Person
 }
 
 // Reassign gives a manual task to another person or a group, whether it was begun or not. The error
 // is ErrForbidden for a person who may not give the task away.
-func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reassignment) (db.Task, error) {
+func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, actor Actor, to Reassignment) (db.Task, error) {
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
 	}
@@ -45,27 +45,27 @@ func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, ask Ask, to Reass
 	}
 
 	for {
-		task, err := w.t.Get(ctx, ask.Tenant, id)
+		task, err := w.t.Get(ctx, actor.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
 		}
 
-		m, err := w.reassignTransition(ctx, task, ask, to)
+		m, err := w.reassignTransition(ctx, task, actor, to)
 		if err != nil {
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
 
 		out := w.t.apply(ctx, m)
-		if to.Who != nil && ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+		if to.Person != nil && actor.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // it moved meanwhile, and may be another's now: decided anew
 		}
 
-		return w.t.readBack(ctx, ask.Tenant, m, out)
+		return w.t.readBack(ctx, actor.Tenant, m, out)
 	}
 }
 
 // reassignTransition is the transition of a reassignment, for the task as it was read.
-func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask, to Reassignment) (*transition, error) {
+func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, actor Actor, to Reassignment) (*transition, error) {
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
 	}
@@ -75,10 +75,10 @@ func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask
 		return nil, err
 	}
 
-	version := ask.IfMatch
-	if to.Who != nil {
+	version := actor.IfMatch
+	if to.Person != nil {
 		switch {
-		case !to.Who.mayGive(task, s):
+		case !to.Person.mayGive(task, s):
 			return nil, ErrForbidden
 		case version != 0 && version != task.Version:
 			return nil, ErrStale
@@ -86,12 +86,12 @@ func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, ask Ask
 		version = task.Version // whose it is was looked up at this one
 	}
 
-	m := w.t.assignTransition(ctx, task, s, ask.By, Assignment{
+	m := w.t.assignTransition(ctx, task, s, actor.Name, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
-	}, ask.Reason)
+	}, actor.Reason)
 	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
 	m.expect = atVersion(version, Pending, Assigned, Running)
-	m.callerWaits, m.call = true, ask.Call
+	m.callerWaits, m.call = true, actor.Call
 	m.outcome, m.span = db.AttemptOutcomeRELEASED, runningSpan(task) // the attempt that somebody had begun
 	return m, nil
 }

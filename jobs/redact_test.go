@@ -84,13 +84,13 @@ func TestNoFailureKeepsACredential(t *testing.T) {
 		},
 		"a person's failure": func(b *testBundle) uuid.UUID {
 			task := b.create(remote)
-			_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "jane"}, Update{Status: Failed, Error: indiscreet()})
+			_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "jane"}, Update{Status: Failed, Error: indiscreet()})
 			require.NoError(b.t, err)
 			return task.TaskID
 		},
 		"a person's timeout, by its reason": func(b *testBundle) uuid.UUID {
 			task := b.create(remote)
-			_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "jane", Reason: indiscreet().Message}, Update{Status: TimedOut})
+			_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "jane", Reason: indiscreet().Message}, Update{Status: TimedOut})
 			require.NoError(b.t, err)
 			return task.TaskID
 		},

@@ -62,7 +62,7 @@ type Matched struct {
 }
 
 // Redrive takes note of an operation and answers; the processes work it off.
-func (d *DeadLetterOps) Redrive(ctx context.Context, ask Ask, r Redrive) (Matched, error) {
+func (d *DeadLetterOps) Redrive(ctx context.Context, actor Actor, r Redrive) (Matched, error) {
 	patch, err := readPatch(r.InputPatch)
 	if err != nil {
 		return Matched{}, err
@@ -74,7 +74,7 @@ func (d *DeadLetterOps) Redrive(ctx context.Context, ask Ask, r Redrive) (Matche
 		}
 	}
 
-	ids, out, err := d.matched(ctx, ask.Tenant, r, patch)
+	ids, out, err := d.matched(ctx, actor.Tenant, r, patch)
 	if err != nil {
 		return Matched{}, err
 	}
@@ -88,7 +88,7 @@ func (d *DeadLetterOps) Redrive(ctx context.Context, ask Ask, r Redrive) (Matche
 		return Matched{}, fmt.Errorf("make an operation id: %w", err)
 	}
 
-	return out, d.note(ctx, ask, r, out, ids)
+	return out, d.note(ctx, actor, r, out, ids)
 }
 
 // matched says which tasks a redrive takes, and which it does not.
@@ -100,7 +100,7 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 			most = MostPatched
 		}
 
-		rows, next, err := DeadLetters(ctx, d.t.q, tenant, *r.Filter, DeadLetterPlace{}, most)
+		rows, next, err := DeadLetters(ctx, d.t.q, tenant, *r.Filter, DeadLetterCursor{}, most)
 		if err != nil {
 			return nil, out, err
 		}
@@ -151,7 +151,7 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 }
 
 // note writes an operation and its tasks down.
-func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matched, ids []uuid.UUID) error {
+func (d *DeadLetterOps) note(ctx context.Context, actor Actor, r Redrive, out Matched, ids []uuid.UUID) error {
 	id := out.OperationID
 	selection := map[string]any{"taskIds": len(r.TaskIDs)}
 	if r.Filter != nil {
@@ -164,7 +164,7 @@ func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matche
 	}
 
 	p := db.RedriveCreateParams{
-		OperationID: id, TenantID: ask.Tenant, Actor: ask.By, Reason: ask.Reason, State: db.RedriveStateRUNNING,
+		OperationID: id, TenantID: actor.Tenant, Actor: actor.Name, Reason: actor.Reason, State: db.RedriveStateRUNNING,
 		Rate: r.Rate, Matched: int32(len(ids)), Selection: text, InputPatch: string(r.InputPatch), //nolint:gosec // at most MostRedriven
 	}
 	if r.Canary != nil {
@@ -180,7 +180,7 @@ func (d *DeadLetterOps) note(ctx context.Context, ask Ask, r Redrive, out Matche
 	}
 
 	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
-		return ask.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
+		return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			if err := q.RedriveCreate(ctx, p); err != nil {
 				return nil, err
 			}

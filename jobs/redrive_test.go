@@ -42,7 +42,7 @@ func (b *testBundle) redrive(r Redrive) Matched {
 	if r.Rate == 0 {
 		r.Rate = 1000
 	}
-	out, err := b.DeadLetters.Redrive(b.ctx, Ask{By: "error-handler", Reason: "fixed"}, r)
+	out, err := b.DeadLetters.Redrive(b.ctx, Actor{Name: "error-handler", Reason: "fixed"}, r)
 	require.NoError(b.t, err)
 	return out
 }
@@ -155,7 +155,7 @@ func TestRedriveWithAnotherInputBeginsAnew(t *testing.T) {
 		waitFor(t, "the redrive", func() bool { b.step(); return b.get(task.TaskID).Status == db.TaskStatusPENDING })
 	}
 	lease := b.dequeueOne("w")
-	_, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	_, err := b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
 	require.NoError(t, err)
 	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
 	require.NoError(t, err)
@@ -164,7 +164,7 @@ func TestRedriveWithAnotherInputBeginsAnew(t *testing.T) {
 	again(`[{"op": "add", "path": "/n", "value": 1}]`)
 	lease = b.dequeueOne("w")
 	require.Nil(t, lease.Checkpoint)
-	_, err = b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 1}`)}})
+	_, err = b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 1}`)}})
 	require.NoError(t, err)
 	_, err = b.Leases.Fail(b.ctx, "", lease.Token, &Failure{Code: "X"}, 0)
 	require.NoError(t, err)
@@ -189,7 +189,7 @@ func TestRedriveRejects(t *testing.T) {
 	waitFor(t, "the other tenant's task", func() bool {
 		return ask[string](b, "SELECT status::text FROM task WHERE task_id = $1", other.TaskID) == "COMPLETED"
 	})
-	_, err = b.DeadLetters.Discard(b.ctx, laid.TaskID, Ask{By: "error-handler", Reason: "old"})
+	_, err = b.DeadLetters.Discard(b.ctx, laid.TaskID, Actor{Name: "error-handler", Reason: "old"})
 	require.NoError(t, err)
 	unknown := uuid.New()
 
@@ -216,7 +216,7 @@ func TestRedriveRejects(t *testing.T) {
 	} {
 		require.Equal(t, n, b.redrive(Redrive{TaskIDs: named(free), InputPatch: json.RawMessage(patch), DryRun: true}).Tasks, patch)
 	}
-	_, err = b.DeadLetters.Redrive(b.ctx, Ask{By: "e"}, Redrive{TaskIDs: named(free), InputPatch: json.RawMessage(`{}`)})
+	_, err = b.DeadLetters.Redrive(b.ctx, Actor{Name: "e"}, Redrive{TaskIDs: named(free), InputPatch: json.RawMessage(`{}`)})
 	var bad *Invalid
 	require.ErrorAs(t, err, &bad)
 
@@ -270,23 +270,23 @@ func TestRedriveStopsAndIsUndone(t *testing.T) {
 	require.Equal(t, one.Error, pending.Error, "kept until the next end")
 	require.Zero(t, pending.Failures)
 
-	_, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Ask{Tenant: "x"})
+	_, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Actor{Tenant: "x"})
 	require.ErrorIs(t, err, ErrNotFound)
-	op, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Ask{By: "eva", Reason: "wrong"})
+	op, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Actor{Name: "eva", Reason: "wrong"})
 	require.NoError(t, err)
 	require.Equal(t, db.RedriveStateSTOPPED, op.State)
 	require.Equal(t, "eva", *op.StoppedBy)
 	require.Equal(t, "wrong", *op.StopReason)
 	b.saved(out.OperationID, time.Hour)
 	require.False(t, b.step(), "nothing more of it moves")
-	again, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Ask{By: "ann"})
+	again, err := b.DeadLetters.StopRedrive(b.ctx, out.OperationID, Actor{Name: "ann"})
 	require.NoError(t, err)
 	require.Equal(t, *op.StoppedBy, *again.StoppedBy)
 
 	// One of the two has been ended by hand meanwhile: it is not to be undone.
-	_, err = b.Cancel(b.ctx, two.TaskID, Ask{By: "o"})
+	_, err = b.Cancel(b.ctx, two.TaskID, Actor{Name: "o"})
 	require.NoError(t, err)
-	op, err = b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Ask{By: "eva", Reason: "all wrong"})
+	op, err = b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Actor{Name: "eva", Reason: "all wrong"})
 	require.NoError(t, err)
 	require.Equal(t, db.RedriveStateUNDONE, op.State)
 	require.Equal(t, [3]int32{1, 1, 1}, [3]int32{op.Undone, op.Redriven, op.Waiting})
@@ -297,7 +297,7 @@ func TestRedriveStopsAndIsUndone(t *testing.T) {
 	require.Equal(t, one.Attempt, back.Attempt)
 	require.Equal(t, "created started failed redriven released", b.story(one.TaskID))
 	require.Equal(t, "eva", ask[string](b, "SELECT actor FROM task_event WHERE task_id = $1 ORDER BY seq DESC LIMIT 1", one.TaskID))
-	_, err = b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Ask{By: "ann"})
+	_, err = b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Actor{Name: "ann"})
 	require.NoError(t, err)
 	require.Equal(t, "eva", *b.operation(out.OperationID).UndoneBy)
 
@@ -348,7 +348,7 @@ func TestRedriveCanaryWaits(t *testing.T) {
 	op := b.operation(out.OperationID)
 	require.Equal(t, db.RedriveStateCANARY, op.State)
 	require.Equal(t, [2]int32{1, 1}, [2]int32{op.Redriven, op.Waiting})
-	_, err := b.Cancel(b.ctx, one.TaskID, Ask{By: "o"})
+	_, err := b.Cancel(b.ctx, one.TaskID, Actor{Name: "o"})
 	require.NoError(t, err)
 	b.saved(out.OperationID, time.Second)
 	require.True(t, b.step())
@@ -372,12 +372,12 @@ func TestRedriveKnowsItsOwnMoves(t *testing.T) {
 	require.True(t, b.step())
 	op := b.operation(out.OperationID)
 	require.EqualValues(t, 1, op.Redriven)
-	require.Empty(t, op.Refused)
+	require.Empty(t, op.RejectedTasks)
 	require.Equal(t, "created started failed redriven", b.story(one.TaskID))
 
 	b.exec("UPDATE redrive_item SET state = 'WAITING', seq = NULL")
 	b.exec("UPDATE redrive_operation SET state = 'RUNNING', ended_at = NULL")
-	op, err := b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Ask{By: "eva"})
+	op, err := b.DeadLetters.UndoRedrive(b.ctx, out.OperationID, Actor{Name: "eva"})
 	require.NoError(t, err)
 	require.EqualValues(t, 1, op.Undone)
 }
@@ -412,7 +412,7 @@ func TestTwoRedrivesOfOneTask(t *testing.T) {
 	first, second := b.operation(one.OperationID), b.operation(two.OperationID)
 	require.EqualValues(t, len(all), first.Redriven+second.Redriven, "each went once")
 	require.EqualValues(t, len(all), first.Rejected+second.Rejected)
-	for _, r := range append(first.Refused, second.Refused...) {
+	for _, r := range append(first.RejectedTasks, second.RejectedTasks...) {
 		require.Equal(t, RejectedNotDeadLetter, r.Code)
 	}
 	require.Equal(t, len(all), ask[int](b, "SELECT count(*) FROM task_event WHERE type = 'redriven'"))
@@ -423,26 +423,26 @@ func TestDiscard(t *testing.T) {
 	b := setup(t)
 	b.work(obedient)
 	task, live := b.dead("1"), b.create(remote)
-	_, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Ask{Tenant: "x"})
+	_, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Actor{Tenant: "x"})
 	require.ErrorIs(t, err, ErrNotFound)
 	var no *Conflict
-	_, err = b.DeadLetters.Discard(b.ctx, live.TaskID, Ask{By: "eva"})
+	_, err = b.DeadLetters.Discard(b.ctx, live.TaskID, Actor{Name: "eva"})
 	require.ErrorAs(t, err, &no)
 
 	waiting := b.redrive(Redrive{TaskIDs: named(task), Rate: 1})
-	op, err := b.DeadLetters.StopRedrive(b.ctx, waiting.OperationID, Ask{By: "eva"})
+	op, err := b.DeadLetters.StopRedrive(b.ctx, waiting.OperationID, Actor{Name: "eva"})
 	require.NoError(t, err)
 	require.EqualValues(t, 1, op.Waiting)
-	laid, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Ask{By: "eva", Reason: "old"})
+	laid, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Actor{Name: "eva", Reason: "old"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"eva", "old"}, []string{laid.By, laid.Reason})
-	again, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Ask{By: "ann", Reason: "older"})
+	again, err := b.DeadLetters.Discard(b.ctx, task.TaskID, Actor{Name: "ann", Reason: "older"})
 	require.NoError(t, err)
 	require.Equal(t, laid, again)
 	after := b.get(task.TaskID)
 	require.Equal(t, task.Version, after.Version)
 	require.Equal(t, db.TaskStatusFAILED, after.Status)
-	rows, next, err := DeadLetters(b.ctx, b.q, "", DeadLetterFilter{}, DeadLetterPlace{}, 10)
+	rows, next, err := DeadLetters(b.ctx, b.q, "", DeadLetterFilter{}, DeadLetterCursor{}, 10)
 	require.NoError(t, err)
 	require.Empty(t, rows)
 	require.Nil(t, next)

@@ -19,19 +19,19 @@ import (
 var ErrNotYet = errors.New("the task does not wait for this response yet")
 
 // Answers maps another system's response.
-type Answers interface {
+type ResponseMapper interface {
 	// Output maps the data of a success to an output; an error is a *Failure.
 	Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error)
 	// Failure maps a failure to one that may be stored and published.
 	Failure(f *Failure) *Failure
 }
 
-type plainAnswers struct{}
+type defaultResponseMapper struct{}
 
-func (plainAnswers) Output(_ IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
+func (defaultResponseMapper) Output(_ IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
 	return OutputOf(data), nil
 }
-func (plainAnswers) Failure(f *Failure) *Failure { return f }
+func (defaultResponseMapper) Failure(f *Failure) *Failure { return f }
 
 // Respond ends the attempt that waits for a response, and says what became of the response:
 // completed, failed, late (the task has ended or runs again) or unknown. Only completed and failed
@@ -130,7 +130,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 
 	var output json.RawMessage
 	err := isolated(func() (err error) {
-		output, err = t.cfg.Answers.Output(call, in.Data)
+		output, err = t.cfg.ResponseMapper.Output(call, in.Data)
 		return err
 	})
 	if err != nil {
@@ -154,7 +154,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 // which may hold what must not be seen.
 func (t *Tasks) mapFailure(f *Failure) (told *Failure) {
 	err := isolated(func() error {
-		told = t.cfg.Answers.Failure(f)
+		told = t.cfg.ResponseMapper.Failure(f)
 		return nil
 	})
 	if err != nil {

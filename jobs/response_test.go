@@ -86,7 +86,7 @@ func TestResponsesThatFindNobodyWaiting(t *testing.T) {
 	b := setup(t)
 	task := b.awaits()
 	cancelled := b.create(remote)
-	_, err := b.Cancel(b.ctx, cancelled.TaskID, Ask{})
+	_, err := b.Cancel(b.ctx, cancelled.TaskID, Actor{})
 	require.NoError(t, err)
 	for name, tc := range map[string]struct {
 		in   outbox.IntegrationResponse
@@ -139,7 +139,7 @@ func TestResponseToAnAttemptThatWasGivenBackIsHeardAgain(t *testing.T) {
 		if job.Attempt == 1 {
 			return Result{}, &Failure{Code: "CONNECTION_ERROR", Message: "x"}
 		}
-		return Result{}, &Outage{Neighbour: "integration", Err: context.DeadlineExceeded}
+		return Result{}, &Outage{PeerService: "integration", Err: context.DeadlineExceeded}
 	})}})
 	task := b.create(elsewhere, policy(RetryPolicy{MaxRetries: 3, RetryInterval: 1}))
 	b.until(task.TaskID, "given back", func(task db.Task) bool { return b.story(task.TaskID) == "created started retry started released" })
@@ -293,7 +293,7 @@ func (upperAnswers) Failure(f *Failure) *Failure {
 // answer at once.
 func TestResponseIsReadAsAnAnswer(t *testing.T) {
 	t.Parallel()
-	b := setup(t, func(cfg *Config) { cfg.Answers = upperAnswers{} })
+	b := setup(t, func(cfg *Config) { cfg.ResponseMapper = upperAnswers{} })
 	for name, tc := range map[string]struct {
 		change func(*outbox.IntegrationResponse)
 		status Status

@@ -153,7 +153,7 @@ func TestOutageSpendsNothing(t *testing.T) {
 	b.work(noop(func(_ context.Context, job Job) (Result, error) {
 		tries <- job
 		if len(tries) == 1 {
-			return Result{}, &Outage{Neighbour: "integration", Err: errors.New("refused")}
+			return Result{}, &Outage{PeerService: "integration", Err: errors.New("refused")}
 		}
 		return Result{}, nil
 	}))

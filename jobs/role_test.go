@@ -57,11 +57,11 @@ func TestLivesAsTheService(t *testing.T) {
 	b.becomes(retried.TaskID, Failed)
 
 	person := b.becomes(b.create(manual).TaskID, Assigned)
-	_, err = b.Worklist.Reassign(b.ctx, person.TaskID, Ask{By: "ui"}, Reassignment{AssigneeID: "bob"})
+	_, err = b.Worklist.Reassign(b.ctx, person.TaskID, Actor{Name: "ui"}, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
-	_, err = b.Worklist.Claim(b.ctx, person.TaskID, Ask{By: "ui"}, Person{ID: "bob"})
+	_, err = b.Worklist.Claim(b.ctx, person.TaskID, Actor{Name: "ui"}, Person{ID: "bob"})
 	require.NoError(t, err)
-	_, err = b.Cancel(b.ctx, person.TaskID, Ask{By: "ui", Reason: "x"})
+	_, err = b.Cancel(b.ctx, person.TaskID, Actor{Name: "ui", Reason: "x"})
 	require.NoError(t, err)
 
 	one, other := b.dead("one"), b.dead("two")
@@ -69,7 +69,7 @@ func TestLivesAsTheService(t *testing.T) {
 	b.until(one.TaskID, "tried again", func(task db.Task) bool { return task.Attempt == 2 && task.Status == db.TaskStatusFAILED })
 	b.until(other.TaskID, "tried again", func(task db.Task) bool { return task.Attempt == 2 && task.Status == db.TaskStatusFAILED })
 	for range 2 {
-		_, err = b.DeadLetters.Discard(b.ctx, one.TaskID, Ask{By: "eh", Reason: "x"})
+		_, err = b.DeadLetters.Discard(b.ctx, one.TaskID, Actor{Name: "eh", Reason: "x"})
 		require.NoError(t, err)
 	}
 	for _, enabled := range []bool{true, false} {

@@ -49,7 +49,7 @@ type run struct {
 	ended        atomic.Bool
 	slotReleased atomic.Bool // its place
 
-	unanswered unanswered // the request that has no answer yet; see Asking
+	unanswered unanswered // the request that has no answer yet; see ReportRequest
 
 	mu         sync.Mutex
 	phase      phase     // guarded by mu

@@ -257,14 +257,14 @@ func TestReconcileOfDeadLetters(t *testing.T) {
 	b := setup(t)
 	lost := b.deadLetters(3)
 	aside := lost[2]
-	_, err := b.DeadLetters.Discard(b.ctx, aside.TaskID, Ask{By: "desk", Reason: "old"})
+	_, err := b.DeadLetters.Discard(b.ctx, aside.TaskID, Actor{Name: "desk", Reason: "old"})
 	require.NoError(t, err)
 	// The engine's own name, so that the triggers look away.
 	require.EqualValues(t, 1, b.exec("DELETE FROM river_job WHERE id = $1", lost[0].JobID))
 	require.EqualValues(t, 1, b.exec("UPDATE river_job SET state = 'completed', finalized_at = now() WHERE id = $1", lost[1].JobID))
 	b.work(nil)
 	rows := func() []db.DeadLetterListRow {
-		rows, _, err := DeadLetters(b.ctx, b.q, "", DeadLetterFilter{}, DeadLetterPlace{}, 10)
+		rows, _, err := DeadLetters(b.ctx, b.q, "", DeadLetterFilter{}, DeadLetterCursor{}, 10)
 		require.NoError(t, err)
 		return rows
 	}

@@ -21,23 +21,23 @@ type Update struct {
 // SetStatus moves a task because somebody outside says so: a person's result, the
 // orchestrator's verdict. What runs meanwhile loses its lease. The word that ended a task is
 // answered again to who said it.
-func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update) (db.Task, error) {
+func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Update) (db.Task, error) {
 	if to.Status == Cancelled {
-		return t.Cancel(ctx, id, ask)
+		return t.Cancel(ctx, id, actor)
 	}
 
 	for {
-		task, err := t.Get(ctx, ask.Tenant, id)
+		task, err := t.Get(ctx, actor.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
 		}
 
 		from := Status(task.Status)
-		if again, err := t.isRepeat(ctx, task, ask.IfMatch, to, ask.Reason, last{by: ask.By}); err != nil || again {
+		if again, err := t.isRepeat(ctx, task, actor.IfMatch, to, actor.Reason, last{by: actor.Name}); err != nil || again {
 			return task, err
 		}
 
-		if ask.IfMatch != 0 && ask.IfMatch != task.Version {
+		if actor.IfMatch != 0 && actor.IfMatch != task.Version {
 			return db.Task{}, ErrStale
 		}
 		if from.Terminal() || !slices.Contains(Legal(from), to.Status) {
@@ -50,34 +50,34 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, ask Ask, to Update)
 		}
 
 		// What is decided here holds for this version only.
-		now := ask
+		now := actor
 		now.IfMatch = task.Version
 		m, err := t.updateTransition(ctx, task, s, now, to)
 		if err != nil {
 			return db.Task{}, err
 		}
 
-		m.callerWaits, m.call = true, ask.Call
+		m.callerWaits, m.call = true, actor.Call
 		out := t.apply(ctx, m)
-		if ask.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+		if actor.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
 			continue // somebody was quicker, and the caller did not insist: decided anew
 		}
 
-		return t.readBack(ctx, ask.Tenant, m, out)
+		return t.readBack(ctx, actor.Tenant, m, out)
 	}
 }
 
 // updateTransition is the move for an update by hand.
-func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings, ask Ask, to Update) (*transition, error) {
+func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings, actor Actor, to Update) (*transition, error) {
 	from := Status(task.Status)
-	who := ask.By
+	who := actor.Name
 	if task.AssigneeID != nil {
 		who = *task.AssigneeID
 	}
 
 	m := &transition{
-		task: task.TaskID, expect: atVersion(ask.IfMatch, from),
-		to: to.Status, actor: ask.By, executor: who, at: t.cfg.Clock(), timeout: s.timeout, visibility: s.visibility,
+		task: task.TaskID, expect: atVersion(actor.IfMatch, from),
+		to: to.Status, actor: actor.Name, executor: who, at: t.cfg.Clock(), timeout: s.timeout, visibility: s.visibility,
 		endJob: db.RiverJobStateCancelled, span: runningSpan(task),
 	}
 	if from != Running { // it may begin and end in one word
@@ -95,7 +95,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 		m.payload = summaryOf(to.Output)
 		m.begins = from != Running
 	case Failed, TimedOut:
-		f := to.failure(ask.Reason)
+		f := to.failure(actor.Reason)
 		m.event, m.outcome = db.TaskEventTypeFailed, db.AttemptOutcomeFAILED
 		if to.Status == TimedOut {
 			m.outcome = db.AttemptOutcomeTIMEDOUT
@@ -111,7 +111,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 		m.event, m.outcome = db.TaskEventTypeReleased, db.AttemptOutcomeRELEASED
 		m.next = &nextJob{lane: laneOf(Type(task.Type)), kind: waitingKind(Type(task.Type), task.Executor, s.config.Handler)}
 	case Assigned:
-		return t.backToAssigned(ctx, task, m, ask.Reason)
+		return t.backToAssigned(ctx, task, m, actor.Reason)
 	case Cancelled:
 	}
 

@@ -29,7 +29,7 @@ func TestPersonDoesATask(t *testing.T) {
 	require.WithinDuration(t, time.Now().Add(24*time.Hour), *task.DueAt, time.Minute)
 	require.Equal(t, "completed", ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", task.JobID), "the open task lives in our table")
 
-	task, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ui-framework"}, Update{Status: Running})
+	task, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ui-framework"}, Update{Status: Running})
 	require.NoError(t, err)
 	require.Equal(t, Running, Status(task.Status))
 	require.EqualValues(t, 1, task.Attempt)
@@ -38,7 +38,7 @@ func TestPersonDoesATask(t *testing.T) {
 	require.Equal(t, db.LeaseKindPerson, lease.Kind)
 	require.Equal(t, lease.DeadlineAt.UTC(), lease.ExpiresAt.UTC(), "people send no heartbeats")
 
-	task, err = b.SetStatus(b.ctx, task.TaskID, Ask{By: "ui-framework"}, Update{Status: Completed, Output: json.RawMessage(`{"ok": true}`)})
+	task, err = b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ui-framework"}, Update{Status: Completed, Output: json.RawMessage(`{"ok": true}`)})
 	require.NoError(t, err)
 	require.JSONEq(t, `{"ok": true}`, string(task.Output))
 	require.Equal(t, "created assigned started completed", b.story(task.TaskID))
@@ -50,7 +50,7 @@ func TestCompletedWithoutAStart(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.assigned()
-	done, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Completed})
+	done, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Completed})
 	require.NoError(t, err)
 	require.Equal(t, task.AssignedAt.UTC(), done.StartedAt.UTC())
 	require.EqualValues(t, 1, done.Attempt)
@@ -61,9 +61,9 @@ func TestUnclaimGivesATaskBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.assigned()
-	_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Running})
+	_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Running})
 	require.NoError(t, err)
-	task, err = b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Assigned})
+	task, err = b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Assigned})
 	require.NoError(t, err)
 	require.Equal(t, "ann", *task.AssigneeID)
 	require.Equal(t, "RELEASED", ask[string](b, "SELECT outcome::text FROM task_attempt WHERE task_id = $1", task.TaskID))
@@ -74,7 +74,7 @@ func TestPersonsDeadlinePasses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.assigned()
-	_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Running})
+	_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Running})
 	require.NoError(t, err)
 	b.exec("UPDATE lease SET expires_at = now(), deadline_at = now() WHERE task_id = $1", task.TaskID)
 	b.work(nil)
@@ -98,7 +98,7 @@ func TestEveryUpdateByHand(t *testing.T) {
 	for _, end := range []Status{Completed, Failed, Cancelled, TimedOut, Running} {
 		reach[end] = func() db.Task {
 			task := reach[Assigned]()
-			task, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: end})
+			task, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: end})
 			require.NoError(t, err)
 			return task
 		}
@@ -107,7 +107,7 @@ func TestEveryUpdateByHand(t *testing.T) {
 		for _, to := range Statuses {
 			name := fmt.Sprintf("%s to %s", from, to)
 			task := reach[from]()
-			after, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "orchestrator"}, Update{Status: to})
+			after, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "orchestrator"}, Update{Status: to})
 			legal := false
 			for _, s := range Legal(from) {
 				legal = legal || s == to
@@ -128,7 +128,7 @@ func TestEveryUpdateByHand(t *testing.T) {
 				require.Equal(t, to, Status(after.Status), name)
 				require.Equal(t, task.Version+1, after.Version, name)
 			default:
-				var illegal *IllegalMove
+				var illegal *IllegalTransition
 				require.ErrorAs(t, err, &illegal, name)
 				require.Equal(t, from, illegal.From)
 				require.Equal(t, to, illegal.To)
@@ -144,7 +144,7 @@ func TestIfMatch(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	task := b.assigned()
-	stale := Ask{By: "ann", IfMatch: task.Version - 1}
+	stale := Actor{Name: "ann", IfMatch: task.Version - 1}
 	_, err := b.SetStatus(b.ctx, task.TaskID, stale, Update{Status: Running})
 	require.ErrorIs(t, err, ErrStale)
 	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, stale, Reassignment{AssigneeID: "bob"})
@@ -152,7 +152,7 @@ func TestIfMatch(t *testing.T) {
 	_, err = b.Cancel(b.ctx, task.TaskID, stale)
 	require.ErrorIs(t, err, ErrStale)
 
-	fresh := Ask{By: "ann", IfMatch: task.Version}
+	fresh := Actor{Name: "ann", IfMatch: task.Version}
 	task, err = b.Worklist.Reassign(b.ctx, task.TaskID, fresh, Reassignment{AssigneeID: "bob"})
 	require.NoError(t, err)
 	fresh.IfMatch = task.Version
@@ -167,11 +167,11 @@ func TestResultByHandMustFitTheSchema(t *testing.T) {
 	b := setup(t)
 	define(t, b, func(d *Definition) { d.Type, d.ExecutionConfig.Executor, d.RetryPolicy = Manual, "manual", nil })
 	task := b.assigned(of("calculate"))
-	_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Completed, Output: json.RawMessage(`{"sum": "x"}`)})
+	_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Completed, Output: json.RawMessage(`{"sum": "x"}`)})
 	var bad *Invalid
 	require.ErrorAs(t, err, &bad)
 	require.Equal(t, "/output/sum", bad.Violations[0].Path)
-	_, err = b.SetStatus(b.ctx, task.TaskID, Ask{By: "ann"}, Update{Status: Completed, Output: json.RawMessage(`{"sum": 1}`)})
+	_, err = b.SetStatus(b.ctx, task.TaskID, Actor{Name: "ann"}, Update{Status: Completed, Output: json.RawMessage(`{"sum": 1}`)})
 	require.NoError(t, err)
 }
 
@@ -180,16 +180,16 @@ func TestReassign(t *testing.T) {
 	b := setup(t)
 	task := b.assigned()
 	due := time.Now().Add(48 * time.Hour).UTC().Truncate(time.Microsecond)
-	task, err := b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui", Reason: "holiday"}, Reassignment{AssigneeID: "bob", AssigneeName: "Bob", DueDate: &due})
+	task, err := b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui", Reason: "holiday"}, Reassignment{AssigneeID: "bob", AssigneeName: "Bob", DueDate: &due})
 	require.NoError(t, err)
 	require.Equal(t, "bob", *task.AssigneeID)
 	require.Equal(t, "Bob", *task.AssigneeName)
 	require.Equal(t, due, task.DueAt.UTC())
 
 	// Begun work is taken away too, and is told as such.
-	_, err = b.SetStatus(b.ctx, task.TaskID, Ask{By: "bob"}, Update{Status: Running})
+	_, err = b.SetStatus(b.ctx, task.TaskID, Actor{Name: "bob"}, Update{Status: Running})
 	require.NoError(t, err)
-	task, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{By: "ui"}, Reassignment{GroupID: "accounting"})
+	task, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui"}, Reassignment{GroupID: "accounting"})
 	require.NoError(t, err)
 	require.Equal(t, Assigned, Status(task.Status))
 	require.Nil(t, task.AssigneeID)
@@ -198,20 +198,20 @@ func TestReassign(t *testing.T) {
 	require.Equal(t, "created assigned assigned started assigned", b.story(task.TaskID))
 
 	for name, to := range map[string]Reassignment{"nobody": {}, "both": {AssigneeID: "a", GroupID: "g"}} {
-		_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{}, to)
+		_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{}, to)
 		var bad *Invalid
 		require.ErrorAs(t, err, &bad, name)
 	}
 	automated := b.create(remote)
-	_, err = b.Worklist.Reassign(b.ctx, automated.TaskID, Ask{}, Reassignment{AssigneeID: "a"})
+	_, err = b.Worklist.Reassign(b.ctx, automated.TaskID, Actor{}, Reassignment{AssigneeID: "a"})
 	var conflict *Conflict
 	require.ErrorAs(t, err, &conflict)
-	_, err = b.Cancel(b.ctx, task.TaskID, Ask{})
+	_, err = b.Cancel(b.ctx, task.TaskID, Actor{})
 	require.NoError(t, err)
-	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Ask{}, Reassignment{AssigneeID: "a"})
-	var illegal *IllegalMove
+	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{}, Reassignment{AssigneeID: "a"})
+	var illegal *IllegalTransition
 	require.ErrorAs(t, err, &illegal)
-	_, err = b.Worklist.Reassign(b.ctx, uuid.New(), Ask{}, Reassignment{AssigneeID: "a"})
+	_, err = b.Worklist.Reassign(b.ctx, uuid.New(), Actor{}, Reassignment{AssigneeID: "a"})
 	require.ErrorIs(t, err, ErrNotFound)
 }
 

@@ -23,22 +23,22 @@ type Config struct {
 	ProcessID string
 	// ManualDue is the time to the due date of a manual task that names none; default 24 h.
 	ManualDue time.Duration
-	// Told is called after each commit that left events; default nothing.
-	Told func()
-	// CalledBack is called after each commit that left an event for a callbackUrl; default
+	// OnEventsCommitted is called after each commit that left events; default nothing.
+	OnEventsCommitted func()
+	// OnCallbacksCommitted is called after each commit that left an event for a callbackUrl; default
 	// nothing.
-	CalledBack func()
+	OnCallbacksCommitted func()
 	// CheckCallback rejects a callbackUrl that the dispatcher would not post to; default
 	// accepts every well-formed one.
 	CheckCallback func(address string) error
 	// CheckDefinition rejects what an executor could never run (an expression that does not
 	// compile) when a definition is registered; default accepts.
 	CheckDefinition func(ExecutionConfig) error
-	// Answers maps the event by which another system answers to an output or a failure, as
-	// the executor that asked would have; default takes the data as it is.
-	Answers Answers
+	// ResponseMapper turns the response of another system into an output or a failure, as the
+	// executor that sent the request does with a direct answer. Default: the data is the output.
+	ResponseMapper ResponseMapper
 	// Tracer records a span for each attempt; default nil, and none is recorded. Its id
-	// generator must ask WishedIDs first.
+	// generator must call PresetSpanIDs first.
 	Tracer trace.Tracer
 	// Queue overrides the retry policy of queue operations while the database is away; what
 	// it leaves out is as in retry.QueueOperations.
@@ -138,14 +138,14 @@ func (cfg Config) withDefaults(pool Pool) Config {
 	if cfg.ManualDue == 0 {
 		cfg.ManualDue = 24 * time.Hour
 	}
-	if cfg.Answers == nil {
-		cfg.Answers = plainAnswers{}
+	if cfg.ResponseMapper == nil {
+		cfg.ResponseMapper = defaultResponseMapper{}
 	}
-	if cfg.Told == nil {
-		cfg.Told = func() {}
+	if cfg.OnEventsCommitted == nil {
+		cfg.OnEventsCommitted = func() {}
 	}
-	if cfg.CalledBack == nil {
-		cfg.CalledBack = func() {}
+	if cfg.OnCallbacksCommitted == nil {
+		cfg.OnCallbacksCommitted = func() {}
 	}
 	if cfg.Shutdown == nil {
 		cfg.Shutdown = func(ShutdownOrder) {}

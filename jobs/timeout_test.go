@@ -95,9 +95,9 @@ func TestTimeoutDuringAnOutageSpendsNothing(t *testing.T) {
 	b := setup(t)
 	answers := make(chan bool, 1)
 	b.work(noop(func(ctx context.Context, _ Job) (Result, error) {
-		Unanswered(ctx, &Outage{Neighbour: "integration", Err: errors.New("refused")})
+		ReportOutage(ctx, &Outage{PeerService: "integration", Err: errors.New("refused")})
 		if <-answers {
-			Unanswered(ctx, nil)
+			ReportOutage(ctx, nil)
 		}
 		<-ctx.Done()
 		return Result{}, ctx.Err()
@@ -123,12 +123,12 @@ func TestARequestThatHangsToTheEndIsAnOutageIfItsClientSaysSo(t *testing.T) {
 	b := setup(t)
 	answers := make(chan *Outage, 1)
 	b.work(noop(func(ctx context.Context, _ Job) (Result, error) {
-		Asking(ctx, func() *Outage { return <-answers })
+		ReportRequest(ctx, func() *Outage { return <-answers })
 		<-ctx.Done()
 		return Result{}, ctx.Err()
 	}))
 	task := b.create(timeout(time.Second))
-	answers <- &Outage{Neighbour: "integration", Err: errors.New("hangs")}
+	answers <- &Outage{PeerService: "integration", Err: errors.New("hangs")}
 	task = b.until(task.TaskID, "given back", func(task db.Task) bool { return task.Version == 3 })
 	require.Equal(t, "created started released", b.story(task.TaskID))
 	require.Zero(t, task.Attempt)
@@ -167,7 +167,7 @@ func TestTimeoutWhileTheStartWaitsFreesThePlaceOnce(t *testing.T) {
 	// The attempt's time passes while its start waits; then the start is refused.
 	cancelled := make(chan error, 1)
 	go func() {
-		_, err := join(t, b.pool, "p2").Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
+		_, err := join(t, b.pool, "p2").Cancel(b.ctx, task.TaskID, Actor{Name: "orchestrator"})
 		cancelled <- err
 	}()
 	waitFor(t, "the timeout to be on its way", func() bool {

@@ -81,7 +81,7 @@ func attemptSpanID(task uuid.UUID, attempt int32) (id trace.SpanID) {
 // startSpan begins an attempt's span. The returned context is ctx with the span.
 func (t *Tasks) startSpan(ctx context.Context, a *attemptSpan) (context.Context, trace.Span) {
 	ctx = ContextWithTraceparent(ctx, stringOf(a.traceparent))
-	wish := context.WithValue(ctx, wishKey{}, a)
+	wish := context.WithValue(ctx, presetSpanKey{}, a)
 	_, span := t.cfg.Tracer.Start(wish, "task.attempt", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(a.startedAt))
 	if span.IsRecording() {
 		span.SetAttributes(a.attributes()...)
@@ -165,12 +165,12 @@ func (r *run) logged() context.Context {
 	return ContextWithTraceparent(context.Background(), stringOf(r.claim.Traceparent))
 }
 
-type wishKey struct{}
+type presetSpanKey struct{}
 
-// WishedIDs returns the ids that the span under way asks for; the id generator behind
+// PresetSpanIDs returns the ids that the span to be started must have; the id generator behind
 // Config.Tracer must use them. A task without a traceparent has a trace whose id is the task's.
-func WishedIDs(ctx context.Context) (id trace.TraceID, span trace.SpanID, ok bool) {
-	a, ok := ctx.Value(wishKey{}).(*attemptSpan)
+func PresetSpanIDs(ctx context.Context) (id trace.TraceID, span trace.SpanID, ok bool) {
+	a, ok := ctx.Value(presetSpanKey{}).(*attemptSpan)
 	if !ok {
 		return id, span, false
 	}

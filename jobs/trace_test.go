@@ -43,7 +43,7 @@ func recording() (*tracetest.SpanRecorder, func(*Config)) {
 type wished struct{}
 
 func (wished) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
-	if id, span, ok := WishedIDs(ctx); ok {
+	if id, span, ok := PresetSpanIDs(ctx); ok {
 		return id, span
 	}
 	return trace.TraceID{1, byte(rand.IntN(256))}, trace.SpanID{1, byte(rand.IntN(256))}
@@ -200,7 +200,7 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			}))
 			task := b.create(asked(traceparent))
 			receive(t, begun)
-			_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "o"})
+			_, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "o"})
 			require.NoError(t, err)
 			receive(t, over)
 			return task
@@ -208,13 +208,13 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 		"it is ended by hand": {func(t *testing.T, b *testBundle) db.Task {
 			task := b.create(remote, asked(traceparent))
 			b.dequeueOne("w")
-			_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Failed, Error: &Failure{Code: "NO"}})
+			_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "o"}, Update{Status: Failed, Error: &Failure{Code: "NO"}})
 			require.NoError(t, err)
 			return task
 		}, []string{"1 FAILED"}},
 		"it is ended by hand before it begins": {func(t *testing.T, b *testBundle) db.Task {
 			task := b.create(remote, asked(traceparent))
-			_, err := b.SetStatus(b.ctx, task.TaskID, Ask{By: "o"}, Update{Status: Failed})
+			_, err := b.SetStatus(b.ctx, task.TaskID, Actor{Name: "o"}, Update{Status: Failed})
 			require.NoError(t, err)
 			return task
 		}, []string{"1 FAILED"}},
@@ -233,7 +233,7 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			var been atomic.Bool
 			b.work(noop(func(context.Context, Job) (Result, error) {
 				if !been.Swap(true) {
-					return Result{}, &Outage{Neighbour: "n", Err: errors.New("refused")}
+					return Result{}, &Outage{PeerService: "n", Err: errors.New("refused")}
 				}
 				return Result{}, nil
 			}))
@@ -247,7 +247,7 @@ func TestWhoEndsAnAttemptTellsOfIt(t *testing.T) {
 			b.work(assigning("jane"))
 			task := b.create(manual, asked(traceparent))
 			b.becomes(task.TaskID, Assigned)
-			_, err := b.Worklist.Complete(b.ctx, task.TaskID, Ask{By: "ui"}, "jane", nil, "")
+			_, err := b.Worklist.Complete(b.ctx, task.TaskID, Actor{Name: "ui"}, "jane", nil, "")
 			require.NoError(t, err)
 			return task
 		}, []string{"1 COMPLETED"}},

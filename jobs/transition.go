@@ -341,7 +341,7 @@ func execTransitions(ctx context.Context, on querier, batch []*transition, p db.
 			return err
 		}
 
-		return settleCalls(ctx, q, batch, calls, rows)
+		return storeAnswers(ctx, q, batch, calls, rows)
 	})
 
 	return rows, err
@@ -379,9 +379,9 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 		m.answer <- out
 	}
 
-	t.cfg.Told()
+	t.cfg.OnEventsCommitted()
 	if callsBack {
-		t.cfg.CalledBack()
+		t.cfg.OnCallbacksCommitted()
 	}
 
 	t.notifier.wakeQueues(ctx, kinds)

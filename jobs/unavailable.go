@@ -40,7 +40,7 @@ func (t *Tasks) retryWhile(ctx context.Context, retryable func(error) bool, log 
 
 	for retryable(err) && ctx.Err() == nil {
 		first := err // the round's first failure, so that the policy begins with a pause
-		retrier := retry.New[struct{}](policy, retry.Options{Worth: retryable, Paused: func(_ context.Context, err error, pause time.Duration) {
+		retrier := retry.New[struct{}](policy, retry.Options{Retryable: retryable, Paused: func(_ context.Context, err error, pause time.Duration) {
 			log(slog.LevelWarn, err, pause)
 		}})
 

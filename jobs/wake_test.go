@@ -75,7 +75,7 @@ func TestCancelReachesAnExecutorInAnotherProcess(t *testing.T) {
 	task := b.create()
 	receive(t, taken)
 	at := time.Now()
-	_, err := join(t, b.pool, "p2").Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
+	_, err := join(t, b.pool, "p2").Cancel(b.ctx, task.TaskID, Actor{Name: "orchestrator"})
 	require.NoError(t, err)
 	require.ErrorIs(t, receive(t, cause), ErrCancelled)
 	require.Less(t, time.Since(at), soon)

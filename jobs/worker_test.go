@@ -36,9 +36,9 @@ func (b *testBundle) dequeueOne(worker string) Lease {
 	return found[0]
 }
 
-func (b *testBundle) beat(token string) Beaten {
+func (b *testBundle) beat(token string) HeartbeatResult {
 	b.t.Helper()
-	out, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: token}})
+	out, err := b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: token}})
 	require.NoError(b.t, err)
 	return out[0]
 }
@@ -58,7 +58,7 @@ func TestWorkerLeasesBeatsAndCompletes(t *testing.T) {
 	require.Nil(t, lease.Checkpoint)
 	require.Empty(t, b.dequeue("w-2"), "it is taken")
 
-	out, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 2 * time.Hour, Progress: json.RawMessage(`{"percent": 40}`), Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	out, err := b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: lease.Token, Extend: 2 * time.Hour, Progress: json.RawMessage(`{"percent": 40}`), Checkpoint: json.RawMessage(`{"page": 12}`)}})
 	require.NoError(t, err)
 	require.Equal(t, Continue, out[0].Directive)
 	require.WithinDuration(t, time.Now().Add(time.Hour), out[0].ExpiresAt, 10*time.Second, "never past the timeout")
@@ -92,19 +92,19 @@ func TestWorkerLeasesBeatsAndCompletes(t *testing.T) {
 func TestOpposedHeartbeats(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	var beats []Beat
+	var beats []Heartbeat
 	for range 100 {
 		b.create(remote)
 	}
 	for _, l := range b.dequeue("w", func(req *LeaseRequest) { req.Most = 100 }) {
-		beats = append(beats, Beat{Token: l.Token, Progress: json.RawMessage(`{}`)})
+		beats = append(beats, Heartbeat{Token: l.Token, Progress: json.RawMessage(`{}`)})
 	}
 	require.Len(t, beats, 100)
 	back := slices.Clone(beats)
 	slices.Reverse(back)
 	var all sync.WaitGroup
 	failed := make(chan error, 2)
-	for _, list := range [][]Beat{beats, back} {
+	for _, list := range [][]Heartbeat{beats, back} {
 		all.Go(func() {
 			for range 50 {
 				out, err := b.Leases.Heartbeat(b.ctx, "", list)
@@ -182,7 +182,7 @@ func TestRetriesComeFirstAndGoOnFromTheCheckpoint(t *testing.T) {
 	b := setup(t)
 	task := b.create(remote, policy(RetryPolicy{MaxRetries: 2, RetryInterval: 1}))
 	lease := b.dequeueOne("w-1")
-	_, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
+	_, err := b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: lease.Token, Checkpoint: json.RawMessage(`{"page": 12}`)}})
 	require.NoError(t, err)
 	failure := &Failure{Code: "RENDER", Message: "no ink"}
 	after, err := b.Leases.Fail(b.ctx, "", lease.Token, failure, 0)
@@ -395,7 +395,7 @@ func TestWorkerOfACancelledTask(t *testing.T) {
 	b := setup(t)
 	task := b.create(remote)
 	lease := b.dequeueOne("w-1")
-	_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
+	_, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "orchestrator"})
 	require.NoError(t, err)
 	require.Equal(t, StopWork, b.beat(lease.Token).Directive)
 	var over *TaskEnded
@@ -416,7 +416,7 @@ func TestCancelIsToldForAsLongAsTheLease(t *testing.T) {
 	b := setup(t)
 	task := b.create(remote, visibility(time.Second), timeout(time.Hour))
 	lease := b.dequeue("w", func(req *LeaseRequest) { req.Select[0].Visibility = time.Minute })[0]
-	_, err := b.Cancel(b.ctx, task.TaskID, Ask{By: "orchestrator"})
+	_, err := b.Cancel(b.ctx, task.TaskID, Actor{Name: "orchestrator"})
 	require.NoError(t, err)
 	ago := func(d time.Duration) {
 		b.force("UPDATE task SET ended_at = now() - $2 * interval '1 ms', started_at = now() - interval '1 min' WHERE task_id = $1", task.TaskID, d.Milliseconds())
@@ -427,11 +427,11 @@ func TestCancelIsToldForAsLongAsTheLease(t *testing.T) {
 	b.force("UPDATE task SET started_at = ended_at WHERE task_id = $1", task.TaskID)
 	var over *TaskEnded
 	require.ErrorAs(t, b.beat(lease.Token).Err, &over)
-	out, err := b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 10 * time.Minute}})
+	out, err := b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: lease.Token, Extend: 10 * time.Minute}})
 	require.NoError(t, err)
 	require.Equal(t, StopWork, out[0].Directive, "it was extended by ten minutes each time")
 	require.WithinDuration(t, time.Now().Add(8*time.Minute), out[0].ExpiresAt, 10*time.Second)
-	out, err = b.Leases.Heartbeat(b.ctx, "", []Beat{{Token: lease.Token, Extend: 12 * time.Hour}})
+	out, err = b.Leases.Heartbeat(b.ctx, "", []Heartbeat{{Token: lease.Token, Extend: 12 * time.Hour}})
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(58*time.Minute), out[0].ExpiresAt, 10*time.Second, "never past the timeout")
 }

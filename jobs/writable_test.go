@@ -76,7 +76,7 @@ func TestLockedRowIsNoLockedTable(t *testing.T) {
 	held := b.hold(task)
 	asked, enough := context.WithTimeout(b.ctx, 3*time.Second)
 	defer enough()
-	_, err := p.Cancel(asked, task.TaskID, Ask{By: "o"})
+	_, err := p.Cancel(asked, task.TaskID, Actor{Name: "o"})
 	require.ErrorIs(t, err, ErrUnavailable)
 	require.NotContains(t, err.Error(), "a table is locked")
 	require.NoError(t, p.Writable(b.ctx))

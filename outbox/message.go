@@ -43,7 +43,7 @@ func (r *Refused) Error() string { return r.Reason }
 
 // Outcome is the result of a message from the bus: a word for the counters, and a detail such as
 // a task id.
-type Outcome struct{ Word, Detail string }
+type Outcome struct{ Result, Detail string }
 
 // The outcomes of messages that changed nothing. Any other word names a change.
 const (

@@ -28,9 +28,9 @@ func newLine(name string, p retry.Policy, failFast bool, changed func(retry.Stat
 	p = p.Or(retry.ServiceCalls)
 	breaker := retry.NewBreaker(name, p, changed)
 	calls := retry.New[*answer](p, retry.Options{
-		Breaker: breaker, FailFast: failFast, Worth: func(err error) bool { return !errors.Is(err, errRests) },
+		Breaker: breaker, FailFast: failFast, Retryable: func(err error) bool { return !errors.Is(err, errRests) },
 		Paused: func(ctx context.Context, err error, _ time.Duration) {
-			jobs.Unanswered(ctx, &jobs.Outage{Neighbour: name, Err: err})
+			jobs.ReportOutage(ctx, &jobs.Outage{PeerService: name, Err: err})
 		},
 	})
 	return &line{name, breaker, calls, &atomic.Int64{}}
@@ -48,18 +48,18 @@ func (l *line) once() *line {
 // answered another request since: then the service works, and the task is slower than its timeout.
 func (l *line) ask(ctx context.Context, request func(ctx context.Context) (*answer, error)) (*answer, error) {
 	before := l.answers.Load()
-	jobs.Asking(ctx, func() *jobs.Outage {
+	jobs.ReportRequest(ctx, func() *jobs.Outage {
 		if l.answers.Load() != before {
 			return nil
 		}
-		return &jobs.Outage{Neighbour: l.name, Err: errNoAnswer}
+		return &jobs.Outage{PeerService: l.name, Err: errNoAnswer}
 	})
 	got, err := l.calls.Do(ctx, request)
 	if err != nil {
-		return nil, &jobs.Outage{Neighbour: l.name, Err: err}
+		return nil, &jobs.Outage{PeerService: l.name, Err: err}
 	}
 
 	l.answers.Add(1)
-	jobs.Unanswered(ctx, nil)
+	jobs.ReportOutage(ctx, nil)
 	return got, nil
 }

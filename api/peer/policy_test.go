@@ -27,7 +27,7 @@ func TestCallsAreServiceCalls(t *testing.T) {
 		})
 		var outage *jobs.Outage
 		require.ErrorAs(t, err, &outage)
-		require.Equal(t, "integration", outage.Neighbour)
+		require.Equal(t, "integration", outage.PeerService)
 		require.ErrorIs(t, err, away)
 		require.Len(t, asked, 1+retry.ServiceCalls.Retries)
 		for n := 1; n < len(asked); n++ {

@@ -68,6 +68,6 @@ func requireOutage(t *testing.T, err error, peerName string) {
 	t.Helper()
 	var away *jobs.Outage
 	require.ErrorAs(t, err, &away)
-	require.Equal(t, peerName, away.Neighbour)
+	require.Equal(t, peerName, away.PeerService)
 	require.False(t, errors.As(err, new(*jobs.Failure)))
 }

@@ -161,9 +161,9 @@ func (s *service) checkDatabase(ctx context.Context, reads api.Reads, riverPool 
 // before those have started.
 func (s *service) makeTasks(process string) {
 	s.tasks = jobs.New(s.engine, jobs.Config{
-		ProcessID: process, Sessions: s.sessions, Tracer: s.spans.Tracer("jobs"), ManualDue: s.cfg.due, Logger: s.log, Told: func() { s.relay.Wake() },
-		CheckDefinition: checkDefinition, Answers: integration.Answers{}, Shutdown: s.order,
-		CalledBack: func() { s.calls.Wake() }, CheckCallback: s.cfg.checkCallback,
+		ProcessID: process, Sessions: s.sessions, Tracer: s.spans.Tracer("jobs"), ManualDue: s.cfg.due, Logger: s.log, OnEventsCommitted: func() { s.relay.Wake() },
+		CheckDefinition: checkDefinition, ResponseMapper: integration.ResponseMapper{}, Shutdown: s.order,
+		OnCallbacksCommitted: func() { s.calls.Wake() }, CheckCallback: s.cfg.checkCallback,
 	})
 }
 

@@ -85,7 +85,7 @@ func setup(t *testing.T) *testBundle {
 	require.NoError(t, err)
 	require.Len(t, leases, 1)
 	create("cancelled", jobs.ExecutorWorker, jobs.Automated)
-	_, err = tasks.Cancel(ctx, b.ids["cancelled"], jobs.Ask{By: "test"})
+	_, err = tasks.Cancel(ctx, b.ids["cancelled"], jobs.Actor{Name: "test"})
 	require.NoError(t, err)
 	create("pending", jobs.ExecutorWorker, jobs.Automated)
 	stop()

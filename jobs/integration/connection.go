@@ -90,6 +90,6 @@ func judge(status string, err error) verdict {
 		return verdict{nil, time.Now().Add(connectedFor)}
 	}
 
-	down := &jobs.Outage{Neighbour: "integration", Err: fmt.Errorf("its connection is %.32q", status)}
+	down := &jobs.Outage{PeerService: "integration", Err: fmt.Errorf("its connection is %.32q", status)}
 	return verdict{down, time.Now().Add(disconnectedFor)}
 }

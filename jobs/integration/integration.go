@@ -83,7 +83,7 @@ func (e *executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, erro
 	switch {
 	// The service answered. Failures may quote credentials.
 	case errors.As(err, &refused):
-		return jobs.Result{}, Answers{}.Failure(refused)
+		return jobs.Result{}, ResponseMapper{}.Failure(refused)
 	case err != nil:
 		return jobs.Result{}, fmt.Errorf("invoke %s: %w", call.Instance, err)
 	// The answer will come by event; until then no worker is occupied.
@@ -91,17 +91,17 @@ func (e *executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, erro
 		return jobs.Result{Await: &jobs.Await{InvocationID: answer.InvocationID}}, nil
 	}
 
-	output, err := Answers{}.Output(*call, answer.Data)
+	output, err := ResponseMapper{}.Output(*call, answer.Data)
 	return jobs.Result{Output: output}, err
 }
 
 // Answers converts the answers of the Integration Service, immediate ones and events, in the
 // same way: by the type of the integration, and with credentials removed.
-type Answers struct{}
+type ResponseMapper struct{}
 
 // Output converts the data of a success into the output of the task. An error is a
 // *jobs.Failure.
-func (Answers) Output(call jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
+func (ResponseMapper) Output(call jobs.IntegrationCall, data json.RawMessage) (json.RawMessage, error) {
 	m, err := mappingOf(call)
 	if err != nil {
 		return nil, err
@@ -110,11 +110,11 @@ func (Answers) Output(call jobs.IntegrationCall, data json.RawMessage) (json.Raw
 	output, err := m.answer(call, data)
 	var refused *jobs.Failure
 	if errors.As(err, &refused) {
-		return nil, Answers{}.Failure(refused)
+		return nil, ResponseMapper{}.Failure(refused)
 	}
 
 	return redact.JSON(output), err
 }
 
 // Failure returns the failure without credentials.
-func (Answers) Failure(f *jobs.Failure) *jobs.Failure { return f.Redacted() }
+func (ResponseMapper) Failure(f *jobs.Failure) *jobs.Failure { return f.Redacted() }

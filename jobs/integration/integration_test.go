@@ -107,7 +107,7 @@ func TestErrorsKeepTheirMeaning(t *testing.T) {
 	require.ErrorAs(t, err, &failure)
 	require.Equal(t, "RATE_LIMIT_ERROR", failure.Code)
 
-	b.service.err = &jobs.Outage{Neighbour: "integration", Err: errors.New("refused")}
+	b.service.err = &jobs.Outage{PeerService: "integration", Err: errors.New("refused")}
 	_, err = b.Execute(t.Context(), b.job)
 	var outage *jobs.Outage
 	require.ErrorAs(t, err, &outage)

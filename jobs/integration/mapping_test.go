@@ -194,7 +194,7 @@ func TestTableOfIntegrationTypes(t *testing.T) {
 				require.NoError(t, jsonguard.Check(b.service.call.Parameters))
 			}
 			for data, want := range row.answers {
-				got, err := integration.Answers{}.Output(row.call, json.RawMessage(data))
+				got, err := integration.ResponseMapper{}.Output(row.call, json.RawMessage(data))
 				if want == "" {
 					requireShape(t, err, data)
 					continue
@@ -233,7 +233,7 @@ func TestAnswersThatAreFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := integration.Answers{}.Output(tc.call, json.RawMessage(tc.data))
+			_, err := integration.ResponseMapper{}.Output(tc.call, json.RawMessage(tc.data))
 			var f *jobs.Failure
 			require.ErrorAs(t, err, &f)
 			require.Equal(t, tc.code, f.Code)
@@ -291,7 +291,7 @@ func TestConnection(t *testing.T) {
 		"active":            {"active", nil, true, false, 1},
 		"down":              {"DISCONNECTED", nil, false, true, 1},
 		"unknown":           {"", &jobs.Failure{Code: "NOT_FOUND", Message: "who?", Retryable: &no}, false, false, 1},
-		"no answer":         {"", &jobs.Outage{Neighbour: "integration", Err: errors.New("refused")}, true, false, 2},
+		"no answer":         {"", &jobs.Outage{PeerService: "integration", Err: errors.New("refused")}, true, false, 2},
 		"no such question":  {"", &jobs.Failure{Code: "INTEGRATION_ERROR", Message: "404", Retryable: &no}, true, false, 2},
 		"an answer of none": {"", nil, true, false, 2},
 	} {
@@ -329,12 +329,12 @@ func TestAnswersKeepNoSecrets(t *testing.T) {
 		`[{"api_key": "canary"}]`:                         `{"data": [{"api_key": "[redacted]"}]}`,
 		`{"password": null, "token": "page-2", "n": 1e2}`: `{"password": null, "token": "page-2", "n": 1e2}`,
 	} {
-		got, err := integration.Answers{}.Output(call, json.RawMessage(data))
+		got, err := integration.ResponseMapper{}.Output(call, json.RawMessage(data))
 		require.NoError(t, err)
 		require.JSONEq(t, want, string(got))
 	}
 	clean := `{"b": 1.50, "a": [ 1 ]}`
-	got, err := integration.Answers{}.Output(call, json.RawMessage(clean))
+	got, err := integration.ResponseMapper{}.Output(call, json.RawMessage(clean))
 	require.NoError(t, err)
 	require.Equal(t, clean, string(got), "to the byte")
 
@@ -347,7 +347,7 @@ func TestAnswersKeepNoSecrets(t *testing.T) {
 		"basic understanding of the bearer":                      "basic understanding of the bearer",
 		"contact CONT-REJECTED may not be invoiced":              "contact CONT-REJECTED may not be invoiced",
 	} {
-		f := integration.Answers{}.Failure(&jobs.Failure{Code: "C", Message: said, Details: json.RawMessage(`{"secret": "s"}`)})
+		f := integration.ResponseMapper{}.Failure(&jobs.Failure{Code: "C", Message: said, Details: json.RawMessage(`{"secret": "s"}`)})
 		require.Equal(t, want, f.Message)
 		require.JSONEq(t, `{"secret": "[redacted]"}`, string(f.Details))
 	}
@@ -364,7 +364,7 @@ func FuzzSOAPAnswer(f *testing.F) {
 			if jsonguard.Check([]byte(data)) != nil {
 				continue
 			}
-			got, err := integration.Answers{}.Output(soapCall, json.RawMessage(data))
+			got, err := integration.ResponseMapper{}.Output(soapCall, json.RawMessage(data))
 			if err != nil {
 				var failure *jobs.Failure
 				require.ErrorAs(t, err, &failure)
@@ -394,7 +394,7 @@ func FuzzSOAPRequest(f *testing.F) {
 		}
 		var sent struct{ XML string }
 		require.NoError(t, json.Unmarshal(b.service.call.Parameters, &sent))
-		_, err = integration.Answers{}.Output(soapCall, json.RawMessage(quoted(sent.XML)))
+		_, err = integration.ResponseMapper{}.Output(soapCall, json.RawMessage(quoted(sent.XML)))
 		var failure *jobs.Failure
 		if errors.As(err, &failure) { // deeper than we would read it, or long
 			require.Contains(t, failure.Message, "it is ")

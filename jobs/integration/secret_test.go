@@ -38,18 +38,18 @@ func TestSecretsAreRedactedInEveryShape(t *testing.T) {
 		before := rapid.SampledFrom([]string{"", "it failed: ", "x=1 ", "url=", "\n"}).Draw(t, "before")
 		text = before + text
 
-		f := integration.Answers{}.Failure(&jobs.Failure{Message: text, StackTrace: "at x\n" + text, Details: said(text)})
+		f := integration.ResponseMapper{}.Failure(&jobs.Failure{Message: text, StackTrace: "at x\n" + text, Details: said(text)})
 		require.NotContains(t, f.Message+f.StackTrace+string(f.Details), secret)
 		require.True(t, json.Valid(f.Details))
-		got, err := integration.Answers{}.Output(call, said(text))
+		got, err := integration.ResponseMapper{}.Output(call, said(text))
 		require.NoError(t, err)
 		require.NotContains(t, string(got), secret)
 
 		member := fmt.Sprintf(rapid.SampledFrom(members).Draw(t, "member"), secret)
-		got, err = integration.Answers{}.Output(call, json.RawMessage(member))
+		got, err = integration.ResponseMapper{}.Output(call, json.RawMessage(member))
 		require.NoError(t, err)
 		require.NotContains(t, string(got), secret)
-		f = integration.Answers{}.Failure(&jobs.Failure{Details: json.RawMessage(member)})
+		f = integration.ResponseMapper{}.Failure(&jobs.Failure{Details: json.RawMessage(member)})
 		require.NotContains(t, string(f.Details), secret)
 	})
 }
@@ -68,7 +68,7 @@ func TestWhatIsNoSecretIsLeft(t *testing.T) {
 		`{"url": "https://books.example/x?page=2", "mail": "a@example.com", "at": "2026-01-15T10:30:00Z"}`, `{"preauthorization": {"id": 7}}`,
 		`{"text": "the password is too short", "file": "bWFueSBieXRlcw=="}`, `{"name": "colour", "value": "red"}`,
 	} {
-		got, err := integration.Answers{}.Output(jobs.IntegrationCall{Type: "CUSTOM"}, json.RawMessage(data))
+		got, err := integration.ResponseMapper{}.Output(jobs.IntegrationCall{Type: "CUSTOM"}, json.RawMessage(data))
 		require.NoError(t, err)
 		require.Equal(t, data, string(got))
 	}

@@ -45,7 +45,7 @@ func (h *host) freeSlots(slots int) int {
 	switch {
 	case h.breaker.Status().State == retry.Closed:
 		return slots - h.inFlight
-	case h.inFlight > 0 || h.breaker.Rest() > 0:
+	case h.inFlight > 0 || h.breaker.RemainingOpen() > 0:
 		return 0
 	}
 	return 1

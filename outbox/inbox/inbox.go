@@ -61,7 +61,7 @@ func (i *Inbox) Once(ctx context.Context, subject, event string, act func(contex
 	}
 
 	// A repetition is recorded too, because the metrics count repetitions.
-	outcome := outbox.Outcome{Word: outbox.Repeated}
+	outcome := outbox.Outcome{Result: outbox.Repeated}
 	if !l.seen {
 		var err error
 		if outcome, err = act(ctx); err != nil {
@@ -74,7 +74,7 @@ func (i *Inbox) Once(ctx context.Context, subject, event string, act func(contex
 
 // Dead records a dead letter with the reason for its death, once for each id.
 func (i *Inbox) Dead(ctx context.Context, id, subject, reason string) error {
-	return i.record(ctx, &record{subject: subject, event: id, outcome: outbox.Outcome{Word: dead, Detail: reason}})
+	return i.record(ctx, &record{subject: subject, event: id, outcome: outbox.Outcome{Result: dead, Detail: reason}})
 }
 
 // record waits until a record is committed.
@@ -128,7 +128,7 @@ func (i *Inbox) flushRecords(records []*record) {
 	p := db.InboxPutParams{ChangedNothing: changedNothing}
 	for _, r := range records {
 		p.EventIds, p.Subjects = append(p.EventIds, r.event), append(p.Subjects, r.subject)
-		p.Outcomes, p.Details = append(p.Outcomes, r.outcome.Word), append(p.Details, r.outcome.Detail)
+		p.Outcomes, p.Details = append(p.Outcomes, r.outcome.Result), append(p.Details, r.outcome.Detail)
 	}
 
 	err := i.q.InboxPut(ctx, p)

@@ -19,7 +19,7 @@ func TestOnceIsOnce(t *testing.T) {
 	t.Parallel()
 	b := outboxtest.New(t)
 	acts := 0
-	act := func(context.Context) (outbox.Outcome, error) { acts++; return outbox.Outcome{Word: "completed"}, nil }
+	act := func(context.Context) (outbox.Outcome, error) { acts++; return outbox.Outcome{Result: "completed"}, nil }
 	for range 3 {
 		// Another process each time, as it were: nothing is kept in memory.
 		require.NoError(t, inbox.New(b.Pool).Once(b.Ctx, "integration.response_received", "event-1", act))
@@ -38,7 +38,10 @@ func TestActThatFailsIsTriedAgain(t *testing.T) {
 	require.ErrorIs(t, err, refused)
 	require.Zero(t, outboxtest.Ask[int](b, "SELECT count(*) FROM inbox"))
 	acted := false
-	require.NoError(t, in.Once(b.Ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) { acted = true; return outbox.Outcome{Word: "done"}, nil }))
+	require.NoError(t, in.Once(b.Ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) {
+		acted = true
+		return outbox.Outcome{Result: "done"}, nil
+	}))
 	require.True(t, acted)
 }
 
@@ -64,7 +67,7 @@ func TestInboxCountsWhatBecameOfMessages(t *testing.T) {
 		all.Go(func() {
 			subject := fmt.Sprintf("subject-%d", i%2)
 			assert.NoError(t, in.Once(b.Ctx, subject, fmt.Sprintf("event-%d", i), func(context.Context) (outbox.Outcome, error) {
-				return outbox.Outcome{Word: words[i/2%5], Detail: "d"}, nil
+				return outbox.Outcome{Result: words[i/2%5], Detail: "d"}, nil
 			}))
 		})
 		all.Go(func() { assert.NoError(t, in.Dead(b.Ctx, fmt.Sprintf("dead-%d", i%10), "subject-1", "bad")) })
@@ -78,7 +81,7 @@ func TestInboxCountsWhatBecameOfMessages(t *testing.T) {
 	// The same event from two sides at once is noted once, whoever acts.
 	for range 8 {
 		all.Go(func() {
-			assert.NoError(t, in.Once(b.Ctx, "twice", "event-twice", func(context.Context) (outbox.Outcome, error) { return outbox.Outcome{Word: "done"}, nil }))
+			assert.NoError(t, in.Once(b.Ctx, "twice", "event-twice", func(context.Context) (outbox.Outcome, error) { return outbox.Outcome{Result: "done"}, nil }))
 		})
 	}
 	all.Wait()
@@ -97,12 +100,12 @@ func TestWhoActedHasTheLastWord(t *testing.T) {
 		assert.NoError(t, in.Once(b.Ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) {
 			close(acting)
 			<-told
-			return outbox.Outcome{Word: "created", Detail: "7"}, nil
+			return outbox.Outcome{Result: "created", Detail: "7"}, nil
 		}))
 	})
 	outboxtest.Receive(t, acting)
 	require.NoError(t, in.Once(b.Ctx, "s", "event-1", func(context.Context) (outbox.Outcome, error) {
-		return outbox.Outcome{Word: outbox.Repeated}, nil
+		return outbox.Outcome{Result: outbox.Repeated}, nil
 	}))
 	close(told)
 	both.Wait()

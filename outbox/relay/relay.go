@@ -192,7 +192,7 @@ func (r *Relay) recordFailure(err error, failed int) time.Duration {
 	}
 
 	// An open breaker refuses the next session's batch even if the database failed last.
-	pause = max(pause, r.breaker.Rest())
+	pause = max(pause, r.breaker.RemainingOpen())
 
 	level := slog.LevelDebug
 	if r.outage.Note(err) { // the first of its kind in this outage

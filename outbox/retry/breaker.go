@@ -115,4 +115,4 @@ func (b *Breaker) Probe() {
 }
 
 // Rest returns how long the breaker stays open; 0 if it is not open.
-func (b *Breaker) Rest() time.Duration { return b.breaker.RemainingDelay() }
+func (b *Breaker) RemainingOpen() time.Duration { return b.breaker.RemainingDelay() }

@@ -26,7 +26,7 @@ type Options struct {
 	// because the breaker may half-open between two of them.
 	FailFast bool
 	// Worth reports whether an error is worth a retry; default: every error is.
-	Worth func(error) bool
+	Retryable func(error) bool
 	// Paused is called before the pause of each retry, with Do's context; default nil.
 	Paused func(ctx context.Context, err error, pause time.Duration)
 }
@@ -40,7 +40,7 @@ func New[R any](p Policy, o Options) *Retrier[R] {
 		})
 
 	retries = retries.AbortIf(func(_ R, err error) bool {
-		return o.FailFast && errors.Is(err, circuitbreaker.ErrOpen) || o.Worth != nil && err != nil && !o.Worth(err)
+		return o.FailFast && errors.Is(err, circuitbreaker.ErrOpen) || o.Retryable != nil && err != nil && !o.Retryable(err)
 	})
 
 	if o.Paused != nil {

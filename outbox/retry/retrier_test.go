@@ -35,7 +35,7 @@ func TestLineRepeatsWhatIsWorthIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		retrier := retry.New[int](retry.QueueOperations, retry.Options{Worth: func(err error) bool { return errors.Is(err, errAway) }})
+		retrier := retry.New[int](retry.QueueOperations, retry.Options{Retryable: func(err error) bool { return errors.Is(err, errAway) }})
 		answers := []error{errAway, errAway, broken}
 		calls := 0
 		_, err := retrier.Do(t.Context(), func(context.Context) (int, error) { calls++; return 0, answers[calls-1] })
@@ -95,7 +95,7 @@ func TestBreakerHalfOpens(t *testing.T) {
 			require.Equal(t, retry.Status{Name: "integration", State: retry.Open, Since: opened}, b.breaker.Status())
 			<-time.After(10*time.Second - 1) // the bubble's clock
 			require.ErrorIs(t, b.ask(t.Context()), retry.ErrOpen)
-			require.EqualValues(t, 1, b.breaker.Rest())
+			require.EqualValues(t, 1, b.breaker.RemainingOpen())
 			require.Equal(t, 10, b.calls)
 			<-time.After(1)
 			// It says so before anybody has tried.
@@ -136,7 +136,7 @@ func TestBreakerHalfOpens(t *testing.T) {
 			b := openBreaker(t, retry.Policy{Retries: -1}, false)
 			require.False(t, b.breaker.Allow())
 			b.breaker.Probe()
-			require.Zero(t, b.breaker.Rest())
+			require.Zero(t, b.breaker.RemainingOpen())
 			require.True(t, b.breaker.Allow())
 			require.False(t, b.breaker.Allow(), "one at a time")
 			b.breaker.Done(nil)

@@ -15,7 +15,7 @@ type ids struct{}
 
 // NewIDs is called for a span that begins a trace.
 func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
-	if id, span, ok := jobs.WishedIDs(ctx); ok {
+	if id, span, ok := jobs.PresetSpanIDs(ctx); ok {
 		return id, span
 	}
 	var id trace.TraceID
@@ -26,7 +26,7 @@ func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 
 // NewSpanID is called for a span within a trace.
 func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) trace.SpanID {
-	if _, span, ok := jobs.WishedIDs(ctx); ok {
+	if _, span, ok := jobs.PresetSpanIDs(ctx); ok {
 		return span
 	}
 	return drawn()

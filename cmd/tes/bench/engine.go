@@ -72,7 +72,7 @@ func (b *suite) engine() (e *engine, err error) {
 		return nil, err
 	}
 
-	e.tasks = jobs.New(e.pool, jobs.Config{Logger: b.log, Told: func() {
+	e.tasks = jobs.New(e.pool, jobs.Config{Logger: b.log, OnEventsCommitted: func() {
 		e.committed.Store(time.Now().UnixNano())
 		if e.relay != nil {
 			e.relay.Wake()
