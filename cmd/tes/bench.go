@@ -43,6 +43,7 @@ func benchPostgres(cfg Config, log *slog.Logger) func(context.Context, map[strin
 // with every peer service at one address.
 func benchService(cfg Config) func(context.Context, bench.ServiceConfig) (*bench.Service, error) {
 	return func(ctx context.Context, in bench.ServiceConfig) (*bench.Service, error) {
+		// A copy for each service: the suite starts several services.
 		cfg := cfg
 		cfg.DatabaseURL, cfg.HTTP, cfg.NeighboursURL = in.DatabaseURL, "127.0.0.1:0", in.PeersURL
 		cfg.AuthURL, cfg.IntegrationURL, cfg.UserURL = "", "", ""
@@ -54,6 +55,7 @@ func benchService(cfg Config) func(context.Context, bench.ServiceConfig) (*bench
 		if err != nil {
 			return nil, err
 		}
+
 		return &bench.Service{
 			URL: service.url, Tasks: service.tasks, Sessions: service.sessions,
 			Published: func() int64 { return service.relay.Published() }, Stop: service.stop,

@@ -20,6 +20,7 @@ func (c Config) checkCallback(string) error {
 
 // startCallbacks delivers callbacks if they can be signed.
 func (s *service) startCallbacks(ctx context.Context) {
+	// Made without a secret too, because the engine wakes the dispatcher. Run needs a secret.
 	caller := webhook.New(webhook.Config{Secrets: s.cfg.secrets, Current: s.callbackSecrets, Allow: s.cfg.allow})
 	s.onStop(func(context.Context) error { caller.Close(); return nil })
 	s.calls = callback.New(s.engine, caller, callback.Config{Logger: s.log})
@@ -28,6 +29,8 @@ func (s *service) startCallbacks(ctx context.Context) {
 		return
 	}
 
+	// Tasks of an earlier start, with a secret, wait for their callbacks. The operator has probably
+	// lost the setting.
 	if owed, err := db.New(s.engine).CallbackBacklog(ctx); err == nil && owed.Waiting > 0 {
 		s.log.Warn("callbacks wait: TES_CALLBACK_SECRET, which signs them, is not set", "tasks", owed.Waiting)
 	}

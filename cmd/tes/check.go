@@ -12,27 +12,27 @@ import (
 
 // checkCmd checks a database against the invariants.
 type checkCmd struct {
-	Ledger  string        `type:"existingfile" placeholder:"FILE" help:"What a consumer heard, as lines of JSON."`
-	Since   time.Time     `placeholder:"TIME" help:"When the ledger begins, such as 2026-01-31T09:00:00Z: older events need not be in it. Default: the beginning of the log."`
-	Grace   time.Duration `default:"60s" help:"How long something may be under way before it counts as lost."`
-	Timeout time.Duration `default:"60s" help:"How long one rule may take. One that takes longer is not checked."`
+	Ledger  string        `type:"existingfile" placeholder:"FILE" help:"The deliveries that a consumer received, as lines of JSON."`
+	Since   time.Time     `placeholder:"TIME" help:"When the ledger begins, such as 2026-01-31T09:00:00Z: events before TIME may be missing from it. Default: the first event."`
+	Grace   time.Duration `default:"60s" help:"How long an event or a job may be under way before it counts as lost."`
+	Timeout time.Duration `default:"60s" help:"How long a rule may take. A rule that takes longer counts as not checked."`
 	JSON    bool          `name:"json" help:"Print JSON."`
 }
 
 // Help is the long help text of tes check.
 func (checkCmd) Help() string {
-	return `It reads only, all of it in one snapshot, and may be used while the service works. Role
-tes_app is enough. Each rule reads whole tables: at many millions of rows use a standby.
+	return `The check only reads, in a single snapshot, and may run beside the service. Role tes_app is
+enough. Each rule reads whole tables: with many millions of rows, use a standby.
 
-It ends with 0 if nothing is broken, and with 1 if something is, or could not be looked at.
-What only somebody else can know is listed as not checked.
+The exit code is 0 if no rule is broken, and 1 if a rule is broken or could not be checked.
+A rule that needs knowledge from outside the database is listed as not checked.
 
 The ledger has a line for each delivery, repetitions too, in the order of receipt:
 
   {"id": "…", "subject": "task.created", "task": "…", "seq": 1, "sha256": "…"}
 
 id, task and seq are the headers ce-id, ce-subject and ce-sequence; sha256 is that of the
-body, in hex. End the consumer's writing, or copy the file, before you check.`
+body, in hex. Stop the consumer, or copy the file, before you check.`
 }
 
 // Run checks and prints the report.
@@ -43,10 +43,13 @@ func (c *checkCmd) Run(s *cmdContext) error {
 	case c.Timeout <= 0:
 		return &usageError{"--timeout must be more than 0"}
 	}
+
 	if err := needsDatabase(s); err != nil {
 		return err
 	}
 
+	// The ledger is read before the snapshot is taken, so that each delivery in the ledger is of an
+	// event in the snapshot, unless the event is lost.
 	o := check.Options{Grace: c.Grace, Timeout: c.Timeout, Since: c.Since}
 	if c.Ledger != "" {
 		var err error
@@ -55,10 +58,12 @@ func (c *checkCmd) Run(s *cmdContext) error {
 		}
 	}
 
+	// A single connection, because the rules share a snapshot. A standby will do.
 	pool, err := pgpool.Open(s.ctx, s.cfg.direct(), pgpool.Config{Name: "tes check", MaxConns: 1, AnyServer: true})
 	if err != nil {
 		return err
 	}
+
 	defer pool.Close()
 	report, err := check.Run(s.ctx, pool, o)
 	if err != nil {
@@ -79,6 +84,7 @@ func readLedger(name string) (*check.Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
+
 	defer func() { _ = file.Close() }()
 	ledger, err := check.ReadLedger(file)
 	if err != nil {
@@ -103,6 +109,8 @@ func verdict(r check.Report) error {
 // printReport prints a line for each rule, and the violations of a broken one.
 func printReport(s *cmdContext, r check.Report) {
 	s.printf("At %s, with a grace of %s.\n\n", r.At.UTC().Format(time.RFC3339), r.Grace)
+
+	// The reader must see that an unchecked invariant was not found to hold.
 	blind := 0
 	for _, one := range r.Invariants {
 		if one.Verdict == check.NotChecked {
@@ -112,7 +120,7 @@ func printReport(s *cmdContext, r check.Report) {
 		printRules(s, one.Rules)
 	}
 
-	s.printf("\nBeyond the sixteen:\n")
+	s.printf("\nOther rules:\n")
 	printRules(s, r.More)
 	s.printf("\nBroken rules: %d. Invariants that were not checked, or in part: %d of %d.\n", r.Broken, blind, len(r.Invariants))
 }

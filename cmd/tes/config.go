@@ -24,12 +24,12 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/webhook"
 )
 
-// Config is everything that the environment says. It is read here and nowhere else; every
-// field has a usable zero value.
+// Config is the settings from the environment. Only this file reads the environment; every field
+// has a usable zero value.
 //
 // The tags of a field make tes serve --help and the table of docs/configuration.md: form is
-// the format of the value, default what an unset variable means, for the commands that read
-// the variable. oneof lists the only values; secret marks a value that no error may repeat.
+// the format of the value, default the meaning of an unset variable, for the commands that read
+// the variable. oneof lists the legal values; secret marks a value that no error may repeat.
 // After a change run go test ./cmd/tes -run TestConfigurationTable -update.
 type Config struct {
 	DatabaseURL string `env:"TES_DATABASE_URL" form:"connection string" default:"dev, demo, bench: a private PostgreSQL" for:"serve migrate check dev demo bench" help:"The PostgreSQL 15 or newer to use. serve, migrate and check need it."`
@@ -110,17 +110,20 @@ type Config struct {
 	natsReplicas int // 0: not set
 }
 
-// elsewhere are the TES_ variables that are read by the tests, not by us.
+// elsewhere are TES_ variables for tests, deployment files and workers. The program ignores them.
 var elsewhere = []string{
 	"TES_TEST_DATABASE_URL",                                               // tests
 	"TES_MIGRATE_PASSWORD", "TES_SERVICE_PASSWORD", "TES_READER_PASSWORD", // deploy/postgres-init.sql and compose.yaml
 	"TES_URL", "TES_TOKEN", "TES_TOKEN_FILE", // the workers of docs/workers
 }
 
-// readConfig reads the TES_ variables. One it does not know is an error: silence
-// is how typing mistakes live.
+// readConfig reads the TES_ variables. An unknown variable is an error, because an ignored typing
+// mistake would look like a setting without effect.
 func readConfig(env []string) (Config, error) {
 	var c Config
+
+	// The tags of Config are the only list of settings: a new field is read, documented and
+	// checked.
 	fields := map[string]reflect.Value{}
 	value := reflect.ValueOf(&c).Elem()
 	for i := range value.NumField() {
@@ -128,21 +131,29 @@ func readConfig(env []string) (Config, error) {
 			fields[name] = value.Field(i)
 		}
 	}
+
 	var wrong []error
 	for _, entry := range env {
 		name, text, _ := strings.Cut(entry, "=")
+
+		// OpenTelemetry reads most of these variables itself.
 		if strings.HasPrefix(name, "OTEL_") {
 			c.setOTel(name, text)
 		}
 		if !strings.HasPrefix(name, "TES_") || slices.Contains(elsewhere, name) {
 			continue
 		}
+
+		// Before the fields: TES_SECRET_X is the secret X, and not an unknown variable.
 		if secret, ok := strings.CutPrefix(name, secretPrefix); ok && distance(name, secretsDir) > 1 {
 			if err := c.setSecret(secret, text); err != nil {
 				wrong = append(wrong, fmt.Errorf("%s: %w", name, err))
 			}
 			continue
 		}
+
+		// Every setting can come from a file, for secrets that an orchestrator mounts. Editors end
+		// a file with a line break, which belongs to no value.
 		if base, ok := strings.CutSuffix(name, "_FILE"); ok && fields[base].IsValid() {
 			raw, err := os.ReadFile(text)
 			if err != nil {
@@ -152,20 +163,23 @@ func readConfig(env []string) (Config, error) {
 			c.cameFrom(base, text)
 			name, text = base, strings.TrimSpace(string(raw))
 		}
+
 		field, known := fields[name]
 		if !known {
 			wrong = append(wrong, fmt.Errorf("unknown variable %s%s", name, similar(name, fields)))
 			continue
 		}
+
 		if err := set(field, oneOf(value, name), text); err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", name, err))
 		}
 	}
+
 	wrong = append(wrong, c.parse()...)
 	return c, errors.Join(wrong...)
 }
 
-// cameFrom notes the file of a setting, if it can be read twice.
+// cameFrom records the file of a setting, if the file can be read twice.
 func (c *Config) cameFrom(setting, path string) {
 	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
 		return
@@ -176,14 +190,15 @@ func (c *Config) cameFrom(setting, path string) {
 	c.files[setting] = path
 }
 
-// secretPrefix begins the variables that hold the platform's secrets, each by its name:
-// see automated.EnvName.
+// secretPrefix begins the variables with the platform's secrets: TES_SECRET_NAME, see
+// automated.EnvName.
 const secretPrefix = "TES_SECRET_"
 
-// secretsDir is what TES_SECRET_DIR was meant to be: a slip of the finger is no secret.
+// secretsDir is the setting that a mistyped TES_SECRET_DIR means. That variable is an error, and no
+// secret with the name DIR.
 const secretsDir = "TES_SECRETS_DIR" //nolint:gosec // a name
 
-// setSecret takes the value of one secret. Its errors do not repeat it.
+// setSecret stores the value of a secret. The errors do not repeat the value.
 func (c *Config) setSecret(name, value string) error {
 	if name == "" || automated.EnvName(name) != name {
 		return errors.New("a secret's variable ends in its name, in capital letters, digits and underscores")
@@ -194,6 +209,7 @@ func (c *Config) setSecret(name, value string) error {
 	if c.headerSecrets == nil {
 		c.headerSecrets = map[string]string{}
 	}
+
 	c.headerSecrets[name] = value
 	return nil
 }
@@ -211,66 +227,79 @@ func set(field reflect.Value, oneOf []string, text string) error {
 	if len(oneOf) > 0 && text != "" && !slices.Contains(oneOf, text) {
 		return fmt.Errorf("%q is none of %s", text, strings.Join(oneOf, ", "))
 	}
+
 	if field.Kind() != reflect.Int {
 		field.SetString(text)
 		return nil
 	}
+
 	if text == "" {
 		return nil
 	}
+
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 0 || n > 65535 {
 		return fmt.Errorf("%q is not a port", text)
 	}
+
 	field.SetInt(int64(n))
 	return nil
 }
 
-// parse reads what has a form of its own.
+// parse reads the settings with a form: networks, durations, addresses, secrets, numbers.
 func (c *Config) parse() (wrong []error) {
 	var err error
 	if c.allow, err = networks(c.HTTPAllow); err != nil {
 		wrong = append(wrong, fmt.Errorf("TES_HTTP_ALLOW: %w", err))
 	}
+
 	wrong = append(wrong, c.parseLimits()...)
 	if c.secrets, err = webhook.ParseSecrets(c.CallbackSecret); err != nil {
 		wrong = append(wrong, fmt.Errorf("TES_CALLBACK_SECRET: %w", err))
 	}
+
 	if c.HTTP != "" {
 		if err := checkAddress(c.HTTP); err != nil {
 			wrong = append(wrong, fmt.Errorf("TES_HTTP: %w", err))
 		}
 	}
+
 	wrong = append(wrong, c.parseNATS()...)
 	for _, one := range []struct{ name, url string }{{"TES_DATABASE_URL", c.DatabaseURL}, {"TES_DATABASE_DIRECT_URL", c.DatabaseDirectURL}} {
 		if _, err := pgxpool.ParseConfig(one.url); one.url != "" && err != nil { // which quotes it
 			wrong = append(wrong, fmt.Errorf("%s: it is no connection string such as postgres://user:password@host:5432/tes", one.name))
 		}
 	}
+
 	duration := func(name, text string, def time.Duration) time.Duration {
 		if text == "" {
 			return def
 		}
+
 		d, err := time.ParseDuration(text)
 		if err != nil || d < 0 || d == 0 && def != 0 {
 			wrong = append(wrong, fmt.Errorf("%s: %q is not a duration such as 20s", name, text))
 		}
+
 		return d
 	}
+
 	c.grace = duration("TES_SHUTDOWN_GRACE", c.GraceTime, 20*time.Second)
 	c.drainDelay = duration("TES_DRAIN_DELAY", c.DrainDelay, 0)
 	c.due = duration("TES_MANUAL_DUE", c.ManualDue, 24*time.Hour)
 	if c.TokenMaxLife != "" { // else the verifier's own default
 		c.tokenLife = duration("TES_TOKEN_MAX_LIFE", c.TokenMaxLife, 24*time.Hour)
 	}
+
 	return append(wrong, c.parseOTel()...)
 }
 
-// parseNATS reads where the bus is, and how many servers keep it.
+// parseNATS reads the address of the bus and the number of replicas.
 func (c *Config) parseNATS() (wrong []error) {
 	if err := natsbus.CheckURL(c.NATSURL); err != nil {
 		wrong = append(wrong, fmt.Errorf("TES_NATS_URL: %w", err))
 	}
+
 	if c.NATSReplicas != "" {
 		n, err := strconv.Atoi(c.NATSReplicas)
 		if err != nil || n < 1 || n > 5 {
@@ -278,52 +307,62 @@ func (c *Config) parseNATS() (wrong []error) {
 		}
 		c.natsReplicas = n
 	}
+
 	return wrong
 }
 
-// networks are separated by commas.
+// networks parses a list of networks, separated by commas.
 func networks(list string) (all []netip.Prefix, err error) {
 	for text := range strings.SplitSeq(list, ",") {
 		if text = strings.TrimSpace(text); text == "" {
 			continue
 		}
+
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
 			return nil, fmt.Errorf("%q is not a network such as 10.1.0.0/16", text)
 		}
+
 		all = append(all, network)
 	}
+
 	return all, nil
 }
 
-// parseLimits reads how much callers may ask for.
+// parseLimits reads the rate limits of callers.
 func (c *Config) parseLimits() (wrong []error) {
 	number := func(name, text string, def float64) float64 {
 		if text == "" {
 			return def
 		}
+
 		n, err := strconv.ParseFloat(text, 64)
 		if err != nil || n != 0 && !(n >= 0.01 && n <= 1_000_000) {
 			wrong = append(wrong, fmt.Errorf("%s: %q is not 0, or a number from 0.01 to 1000000", name, text))
 		}
+
 		return n
 	}
+
+	// A burst of 0 would refuse every request, so the burst is at least 1.
 	rate := number("TES_RATE_LIMIT", c.RateLimit, 1000)
 	limit := bucket.Limit{Rate: rate, Burst: max(int(number("TES_RATE_BURST", c.RateBurst, 2*rate)), 1)}
 	c.limits.Tenants = limit
 	if c.RateLimit != "" {
 		c.limits.Others = limit
 	}
+
 	failed := number("TES_FAILED_TOKEN_LIMIT", c.FailedTokens, 10)
 	c.limits.FailedTokens = bucket.Limit{Rate: failed, Burst: max(int(5*failed), 1)}
 	var err error
 	if c.limits.Proxies, err = networks(c.TrustedProxies); err != nil {
 		wrong = append(wrong, fmt.Errorf("TES_TRUSTED_PROXIES: %w", err))
 	}
+
 	return wrong
 }
 
-// checkAddress refuses what cannot be listened on anywhere.
+// checkAddress refuses an address that is not HOST:PORT.
 func checkAddress(text string) error {
 	_, port, err := net.SplitHostPort(text)
 	if err == nil {
@@ -335,47 +374,54 @@ func checkAddress(text string) error {
 	return nil
 }
 
-// similar proposes the variable that was probably meant.
+// similar proposes the known variable with the fewest different letters.
 func similar(name string, fields map[string]reflect.Value) string {
+	// More than a third of the letters: another word, and a proposal would mislead.
 	best, least := "", len(name)/3
 	for _, known := range slices.Sorted(maps.Keys(fields)) {
 		if d := distance(name, known); d <= least && (best == "" || d < least) {
 			best, least = known, d
 		}
 	}
+
 	if best == "" {
 		return " (tes serve --help lists them)"
 	}
+
 	return " (did you mean " + best + "?)"
 }
 
-// distance is how many letters differ, lack, are too many, or are swapped with
-// their neighbour (optimal string alignment).
+// distance counts the edits between two names: a letter changed, added, left out, or swapped with
+// the next (optimal string alignment).
 func distance(a, b string) int {
 	d := make([][]int, len(a)+1)
 	for i := range d {
 		d[i] = make([]int, len(b)+1)
 		d[i][0] = i
 	}
+
 	for j := range d[0] {
 		d[0][j] = j
 	}
+
 	for i := 1; i <= len(a); i++ {
 		for j := 1; j <= len(b); j++ {
 			cost := 1
 			if a[i-1] == b[j-1] {
 				cost = 0
 			}
+
 			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+cost)
 			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
 				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
 			}
 		}
 	}
+
 	return d[len(a)][len(b)]
 }
 
-// settings is the help text on the variables.
+// settings is the list of the variables for tes serve --help.
 func settings() string {
 	var b strings.Builder
 	t := reflect.TypeFor[Config]()
@@ -387,7 +433,7 @@ func settings() string {
 	return b.String()
 }
 
-// orElse is the address of one neighbour.
+// orElse returns the address of a peer service: its own, or else TES_NEIGHBOURS_URL.
 func (c Config) orElse(url string) string {
 	if url != "" {
 		return url
@@ -403,7 +449,7 @@ func (c Config) level(def slog.Level) slog.Level {
 	return level
 }
 
-// natsDir is where the embedded bus keeps its streams; empty leaves it to the bus.
+// natsDir is the directory of the embedded bus; empty for the default of package natsbus.
 func (c Config) natsDir() string {
 	if c.DataDir == "" {
 		return ""
@@ -411,7 +457,7 @@ func (c Config) natsDir() string {
 	return filepath.Join(c.DataDir, "nats")
 }
 
-// natsReaders are the names of others' consumers.
+// natsReaders returns the names of the consumers that tes creates for other services.
 func (c Config) natsReaders() []string {
 	return strings.FieldsFunc(c.NATSReaders, func(r rune) bool { return r == ',' || r == ' ' })
 }

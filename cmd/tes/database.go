@@ -22,7 +22,7 @@ func (c Config) direct() string {
 }
 
 // connect opens the pools. With TES_DATABASE_DIRECT_URL, TES_DATABASE_URL may lead through a pooler
-// in transaction mode: transitions and reads use it, while the sessions that listen, publish and
+// in transaction mode: transitions and reads use the pooler, and sessions that listen, publish and
 // lead connect directly.
 func (s *service) connect(ctx context.Context) (reads api.Reads, own *pgxpool.Pool, err error) {
 	if s.cfg.DatabaseDirectURL == "" {
@@ -40,6 +40,8 @@ func (s *service) connect(ctx context.Context) (reads api.Reads, own *pgxpool.Po
 		return nil, nil, err
 	}
 
+	// River's client needs sessions, to listen and to elect a leader. With a pool of its own, the
+	// engine's connections stay free for transitions.
 	own, err = s.open(ctx, s.cfg.direct(), pgpool.Config{Name: "tes river", MaxConns: 4, Custom: true})
 	return reads, own, err
 }
@@ -55,6 +57,8 @@ func (s *service) connectStraight(ctx context.Context) (api.Reads, error) {
 		return nil, err
 	}
 
+	// A pooler in transaction mode would lose LISTEN and advisory locks without an error: refuse the
+	// start.
 	if err := pgpool.Sessions(ctx, engine, engineConfig); err != nil {
 		return nil, err
 	}
@@ -74,15 +78,17 @@ func (s *service) connectPooled(ctx context.Context) (api.Reads, error) {
 		return nil, fmt.Errorf("TES_DATABASE_DIRECT_URL: %w", err)
 	}
 
-	moves, err := s.openPooled(ctx, engineConfig)
+	// Transitions use the pooler: there are many at once, and each takes a single transaction.
+	pooled, err := s.openPooled(ctx, engineConfig)
 	if err != nil {
 		return nil, err
 	}
-	if err := sameDatabase(ctx, s.sessions, moves); err != nil {
+
+	if err := sameDatabase(ctx, s.sessions, pooled); err != nil {
 		return nil, err
 	}
 
-	s.engine = moves
+	s.engine = pooled
 	return s.openPooled(ctx, readsConfig)
 }
 
@@ -107,20 +113,23 @@ func (s *service) openPooled(ctx context.Context, cfg pgpool.Config) (*pgpool.Po
 // sameDatabase returns an error if the URLs lead to two databases: rows written through one would
 // not be found through the other.
 func sameDatabase(ctx context.Context, direct *pgxpool.Pool, pooled *pgpool.Pooled) error {
-	type asked interface {
+	type queryer interface {
 		QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	}
 
-	var said [2]string
-	for i, pool := range []asked{direct, pooled} {
+	// The time of the server's start tells two servers apart, even a primary and a copy of it with
+	// the same database name.
+	var identities [2]string
+	for i, pool := range []queryer{direct, pooled} {
 		const ask = "SELECT current_database() || ' of the server that was started at ' || pg_postmaster_start_time()"
-		if err := pool.QueryRow(ctx, ask).Scan(&said[i]); err != nil {
+		if err := pool.QueryRow(ctx, ask).Scan(&identities[i]); err != nil {
 			return fmt.Errorf("compare the two databases: %w", err)
 		}
 	}
 
-	if said[0] != said[1] {
-		return fmt.Errorf("TES_DATABASE_DIRECT_URL and TES_DATABASE_URL lead to two databases: %s, and %s", said[0], said[1])
+	if identities[0] != identities[1] {
+		return fmt.Errorf("TES_DATABASE_DIRECT_URL and TES_DATABASE_URL lead to two databases: %s, and %s", identities[0], identities[1])
 	}
+
 	return nil
 }

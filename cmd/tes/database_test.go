@@ -159,3 +159,26 @@ func poolers() []bool {
 	}
 	return []bool{false, true}
 }
+
+// collect returns the rows of a statement.
+func collect[T any](ctx context.Context, dsn string, read pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	rows, err := conn.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, read)
+}
+
+// number is the one number that a statement returns.
+func number(t *testing.T, dsn, sql string, args ...any) int {
+	t.Helper()
+	rows, err := collect(t.Context(), dsn, pgx.RowTo[int], sql, args...)
+	require.NoError(t, err)
+	require.Len(t, rows, 1)
+	return rows[0]
+}

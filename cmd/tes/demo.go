@@ -13,6 +13,7 @@ type demoCmd struct{ demo.Options }
 func (c *demoCmd) Run(s *cmdContext) error {
 	s.cfg.TLSCert, s.cfg.TLSKey, s.cfg.TLSClientCA = "", "", "" // the demo calls its own service, at an address of loopback
 
+	// Any free ports, so that the demo runs beside a tes dev.
 	return demo.Run(s.ctx, c.Options, demo.Env{
 		Stdout: s.stdout, Color: terminal(s.stdout),
 		PrintJSON: func(v any) error { return printJSON(s, v) },

@@ -18,11 +18,11 @@ import (
 // devCmd is tes dev: everything on one machine.
 type devCmd struct {
 	DataDir   string `help:"Keep the data in DIR." placeholder:"DIR"`
-	Ephemeral bool   `help:"Keep nothing: a temporary directory that is removed at the end."`
-	Reset     bool   `help:"Begin afresh: move what the data directory holds to a directory beside it."`
+	Ephemeral bool   `help:"Keep no data: use a temporary directory, and remove it at the end."`
+	Reset     bool   `help:"Start with an empty data directory: move its old contents to a directory beside it."`
 	HTTP      string `name:"http" help:"Serve the API on HOST:PORT; port 0 is any free one. Default: TES_HTTP, else 127.0.0.1:8080." placeholder:"HOST:PORT"`
 	NATS      string `name:"nats" default:"127.0.0.1:4222" help:"Open the embedded bus on HOST:PORT; port 0 is any free one. Default: 127.0.0.1:4222." placeholder:"HOST:PORT"`
-	ReadyFile string `help:"When all is ready, write where everything is to FILE, as JSON." placeholder:"FILE"`
+	ReadyFile string `help:"When everything is ready, write the addresses, tokens and files to FILE, as JSON." placeholder:"FILE"`
 }
 
 // ready is the content of --ready-file; scripts rely on it.
@@ -52,6 +52,7 @@ func (c *devCmd) Run(s *cmdContext) error {
 	if err != nil {
 		return err
 	}
+
 	if c.ReadyFile != "" {
 		if err := c.checkReadyFile(dir); err != nil {
 			return err
@@ -65,7 +66,7 @@ func (c *devCmd) Run(s *cmdContext) error {
 			return err
 		}
 		if aside != "" {
-			s.printf("What was in %s is now in %s.\n", dir, aside)
+			s.printf("The contents of %s are now in %s.\n", dir, aside)
 		}
 	}
 
@@ -87,11 +88,14 @@ func (c *devCmd) Run(s *cmdContext) error {
 		return join(err, l.stop(context.WithoutCancel(s.ctx)))
 	}
 
+	// From here on, only a failure of PostgreSQL is an error; a signal and an order are the wanted
+	// end.
 	ended := c.untilStopped(s, l)
 	s.printf("\nStopping.\n")
 	if c.ReadyFile != "" {
 		_ = os.Remove(c.ReadyFile)
 	}
+
 	return join(ended, l.stop(context.WithoutCancel(s.ctx)))
 }
 
@@ -104,7 +108,7 @@ func (c *devCmd) check(s *cmdContext) error {
 		return &usageError{"--reset and --ephemeral exclude each other"}
 	}
 	if s.cfg.PGPort != 0 && c.Ephemeral {
-		return &usageError{"TES_PG_PORT says nothing with --ephemeral, whose PostgreSQL listens on a socket alone: leave one of the two out"}
+		return &usageError{"TES_PG_PORT has no effect with --ephemeral, whose PostgreSQL listens on a socket only: leave out one of the two"}
 	}
 	if c.HTTP == "" {
 		c.HTTP = s.cfg.httpAddress()
@@ -115,11 +119,13 @@ func (c *devCmd) check(s *cmdContext) error {
 			return &usageError{flag + ": " + err.Error()}
 		}
 	}
+
 	return nil
 }
 
 // announce writes the ready file and prints the banner.
 func (c *devCmd) announce(s *cmdContext, l *local, begun time.Time) error {
+	// The file before the banner: scripts wait for the file.
 	r := l.ready(s.cfg)
 	if c.ReadyFile != "" {
 		text, err := indented(r)
@@ -148,12 +154,14 @@ func (c *devCmd) untilStopped(s *cmdContext, l *local) error {
 	case <-died:
 		return fmt.Errorf("PostgreSQL ended: %w", l.cluster.Err())
 	}
+
 	return nil
 }
 
 // checkReadyFile reports a file that cannot be written before anything is started. A file inside
 // the data directory passes: that directory may not exist yet.
 func (c *devCmd) checkReadyFile(dataDir string) error {
+	// By trying, and not by the mode: a file system may be read-only, or full.
 	file, err := tempBeside(c.ReadyFile)
 	if err != nil {
 		path, absErr := filepath.Abs(c.ReadyFile)
@@ -193,6 +201,7 @@ func (l *local) ready(cfg Config) ready {
 		NeighboursURL: l.peers.URL(), SigningKeyFile: l.keyFile, CallbackSecret: l.secret, Tokens: map[string]string{},
 	}
 
+	// Other programs need the URL of the operator's bus. ClientURL is for the embedded bus.
 	if cfg.NATSURL != "" {
 		r.NATSURL = cfg.NATSURL
 	}
@@ -211,13 +220,14 @@ func banner(s *cmdContext, l *local, r ready, took time.Duration) {
 	}
 
 	s.printf(".\n\n")
+
 	for _, line := range [][2]string{
 		{"API", r.APIURL},
 		{"OpenAPI", r.OpenAPIURL},
 		{"River UI", r.RiverUIURL + " (log in with a token: monitoring-service looks, workflow-orchestrator acts)"},
 		{"Bus", r.NATSURL},
 		{"Database", r.DatabaseURL},
-		{"Stand-ins", r.NeighboursURL + "/_standin/"},
+		{"Fakes", r.NeighboursURL + "/_standin/"},
 		{"Signing key", r.SigningKeyFile},
 		{"Callbacks", "signed with " + r.CallbackSecret},
 	} {
@@ -228,6 +238,7 @@ func banner(s *cmdContext, l *local, r ready, took time.Duration) {
 Tokens, good for an hour (tes token --key %s makes others):
 
 `, r.SigningKeyFile)
+
 	for _, caller := range callers {
 		s.printf("  %-22s %s\n", caller, r.Tokens[caller])
 	}

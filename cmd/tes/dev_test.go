@@ -126,7 +126,7 @@ func TestDev(t *testing.T) {
 	r3 := isReady(t, fresh, file)
 	require.Zero(t, number(t, r3.DatabaseURL, "SELECT count(*) FROM task"))
 	must(t, http.StatusUnauthorized, "GET", r3.APIURL+tasksPath+"/workflow/kept", orchestrator, nil)
-	require.Contains(t, fresh.stdout.String(), "What was in "+dir+" is now in "+dir)
+	require.Contains(t, fresh.stdout.String(), "The contents of "+dir+" are now in "+dir)
 	require.Equal(t, exitOK, fresh.stop(t), fresh.stderr)
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// executors makes every executor that a definition may name. A new executor has one line here.
+// executors makes the executors. A new executor is a line here.
 func (s *service) executors() (map[string]jobs.Registration, error) {
 	integrations, err := s.newPeers("integration", s.cfg.IntegrationURL)
 	if err != nil {
@@ -26,8 +26,11 @@ func (s *service) executors() (map[string]jobs.Registration, error) {
 		return nil, err
 	}
 
+	// /metrics and /readyz report the breakers of every peer service.
 	s.breakers = append(s.breakers, integrations.Integrations.Breaker(), users.Users.Breaker())
 	s.integrations = integrations.Integrations
+
+	// Definitions name the addresses, so the egress guard decides which may be called.
 	web := automated.NewHTTP(automated.HTTPConfig{
 		Allow: s.cfg.allow, Wrap: s.spans.Transport("task"), Logger: s.log,
 		Secrets: automated.Secrets{Dir: s.cfg.SecretsDir, Env: s.cfg.headerSecrets},
@@ -58,6 +61,7 @@ func checkDefinition(c jobs.ExecutionConfig) error {
 	case "manual":
 		return manual.CheckRules(c.AssignmentRules)
 	}
+
 	return nil
 }
 
@@ -102,6 +106,7 @@ func (s *service) newPeers(name, url string) (peers, error) {
 	if err != nil {
 		return peers{}, fmt.Errorf("peer service: %w", err)
 	}
+
 	s.onStop(func(context.Context) error { n.Close(); return nil })
 	return peers{n}, nil
 }

@@ -24,6 +24,7 @@ func (c *peersCmd) Run(s *cmdContext) (err error) {
 		return &usageError{"--http: " + err.Error()}
 	}
 
+	// With the key of an earlier run, the tokens of that run stay valid.
 	var key *ecdsa.PrivateKey
 	if c.Key != "" {
 		text, err := os.ReadFile(c.Key)
@@ -35,6 +36,7 @@ func (c *peersCmd) Run(s *cmdContext) (err error) {
 		}
 	}
 
+	// Without a bus, the fakes answer asynchronous calls and never publish their results.
 	log := logger(s, slog.LevelInfo, "text")
 	config := peertest.Config{Listen: c.HTTP, Key: key, Logger: log}
 	if s.cfg.NATSURL != "" {
@@ -51,8 +53,10 @@ func (c *peersCmd) Run(s *cmdContext) (err error) {
 		return err
 	}
 
+	// Lines that can be pasted into the environment of tes serve.
 	s.printf("Fakes of the peer services of tes: %s/_standin/ (Ctrl-C stops them)\n\n", there.URL())
 	s.printf("  TES_NEIGHBOURS_URL=%s\n  TES_SERVICE_TOKEN=%s\n\nTokens, good for an hour:\n\n", there.URL(), there.Token("task-execution-service"))
+
 	for _, service := range callers {
 		s.printf("  %-22s %s\n", service, there.Token(service))
 	}

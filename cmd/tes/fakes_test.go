@@ -82,5 +82,5 @@ func TestVariablesOfOurFilesAreKnown(t *testing.T) {
 	t.Parallel()
 	code, _, stderr := tes(t, environ("TES_MIGRATE_PASSWORD=x", "TES_SERVICE_PASSWORD=x", "TES_READER_PASSWORD=x", "TES_TOKEN=x", "TES_TOKEN_FILE=x", "TES_URL=x"), "version")
 	require.Equal(t, exitOK, code, stderr)
-	says(t, exitUsage, environ("TES_PG_PORT=5432"), []string{"dev", "--ephemeral"}, "TES_PG_PORT says nothing with --ephemeral")
+	says(t, exitUsage, environ("TES_PG_PORT=5432"), []string{"dev", "--ephemeral"}, "TES_PG_PORT has no effect with --ephemeral")
 }

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// healthcheckCmd is the health probe of images that contain nothing but this binary.
+// healthcheckCmd is the health probe of images that contain only this binary.
 type healthcheckCmd struct {
 	URL   string        `help:"The service. Default: TES_HTTP on this machine." placeholder:"URL"`
-	Ready bool          `help:"Ask /readyz instead of /livez: whether it takes requests, and not only whether it lives."`
+	Ready bool          `help:"Ask /readyz instead of /livez: whether the service takes requests, and not only whether it runs."`
 	Wait  time.Duration `name:"timeout" default:"3s" help:"How long to wait for the answer."`
 }
 
@@ -28,11 +28,13 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 		address := s.cfg.httpAddress()
 		host, port, err := net.SplitHostPort(address)
 		if err != nil {
-			return &usageError{fmt.Sprintf("TES_HTTP: %q is no address: %v", address, err)}
+			return &usageError{fmt.Sprintf("TES_HTTP: %q is not HOST:PORT: %v", address, err)}
 		}
+
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			host = "127.0.0.1" // a listener on every address includes loopback
 		}
+
 		base = "http://" + net.JoinHostPort(host, port)
 		if s.cfg.TLSCert != "" {
 			base = "https://" + net.JoinHostPort(host, port)
@@ -47,6 +49,8 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 		path = "/readyz"
 	}
 
+	// The limit holds for the whole call: a container runtime would kill a probe that hangs, and
+	// log no reason.
 	ctx, cancel := context.WithTimeout(s.ctx, c.Wait)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+path, nil)
@@ -58,7 +62,10 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 	if err != nil {
 		return fmt.Errorf("no answer: %w", err)
 	}
+
 	defer response.Body.Close()
+
+	// The body of /readyz names the unavailable part. Container runtimes keep the output of a probe.
 	text, _ := io.ReadAll(io.LimitReader(response.Body, mostHealth))
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s answers %d: %s", request.URL, response.StatusCode, strings.TrimSpace(string(text)))
@@ -68,9 +75,10 @@ func (c *healthcheckCmd) Run(s *cmdContext) error {
 	return nil
 }
 
-// ownClient is the TLS client for the service on this machine. It does not verify the certificate,
-// which names the service and not loopback. It presents the same certificate as the server: if the
-// listener requires client certificates, its authority must be among TES_TLS_CLIENT_CA.
+// ownClient returns the TLS client for the service on this machine. The client does not verify the
+// certificate, because the certificate names the service and not loopback. The client presents the
+// server's certificate: if the listener requires client certificates, the authority of the server's
+// certificate must be among TES_TLS_CLIENT_CA.
 func ownClient(cfg Config) (*http.Client, error) {
 	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
 	if err != nil {

@@ -25,13 +25,16 @@ func (s *service) listen(listener net.Listener) {
 	starting := api.Starting()
 	s.handler.Store(&starting)
 
+	// Limits against slow clients. Package api sets shorter ones for each response.
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*s.handler.Load()).ServeHTTP(w, r) }),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-		WriteTimeout:   2 * time.Minute, // longer than a dequeue may be parked; package api gives each response less
+		WriteTimeout:   2 * time.Minute, // longer than a dequeue may wait; package api gives each response less
 		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+
 	s.onStop(func(context.Context) error { return s.http.Close() })
+
 	go func() {
 		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			s.log.Error("the HTTP server stopped", "error", err)
@@ -43,7 +46,7 @@ func (s *service) listen(listener net.Listener) {
 func (s *service) serve(handler http.Handler) {
 	s.handler.Store(&handler)
 
-	// Shutdown waits for open requests, and a parked dequeue would hold it for up to a minute.
+	// Shutdown waits for open requests, and a waiting dequeue would delay it for up to a minute.
 	s.http.RegisterOnShutdown(s.tasks.Leases.StartDraining)
 	s.onStop(func(ctx context.Context) error {
 		soon, cancel := context.WithTimeout(ctx, 10*time.Second)

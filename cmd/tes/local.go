@@ -68,6 +68,8 @@ func startLocal(s *cmdContext, lc localConfig) (*local, error) {
 
 func (l *local) start(s *cmdContext, lc localConfig) error {
 	cfg := s.cfg
+
+	// A direct address alone would be ignored: the database is private then, and has no pooler.
 	if cfg.DatabaseDirectURL != "" && cfg.DatabaseURL == "" {
 		return &usageError{"TES_DATABASE_DIRECT_URL goes with TES_DATABASE_URL, which is not set"}
 	}
@@ -81,6 +83,8 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 		return err
 	}
 
+	// The fakes sign tokens with the key, and the service verifies them by the fakes' public keys.
+	// So the key comes first.
 	key, err := l.signingKey()
 	if err != nil {
 		return err
@@ -97,20 +101,26 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log, Replicas: cfg.natsReplicas,
 		RootCAs: roots, Certificate: own,
 	})
+
 	var listening *net.OpError
 	switch {
 	case errors.As(err, &listening) && listening.Op == "listen":
-		return fmt.Errorf("bus: %w (it is --nats that says where)", err)
+		return fmt.Errorf("bus: %w (choose another address with --nats)", err)
 	case err != nil:
 		return fmt.Errorf("bus: %w", err)
 	}
+
 	l.peers, err = startPeers(lc.peers, key, l.bus, l.log)
 	if err != nil {
 		return err
 	}
 
+	// The commands decide where the service listens; a developer does not wait twenty seconds for
+	// Ctrl-C.
 	cfg.HTTP = lc.http
 	cfg.grace = min(cfg.grace, 10*time.Second)
+
+	// A peer service that the operator has named is used. The fakes replace the rest.
 	if cfg.NeighboursURL == "" {
 		cfg.NeighboursURL = l.peers.URL()
 	}
@@ -122,6 +132,8 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 		return err
 	}
 
+	// Callbacks and http tasks of a trial lead to this machine, which the egress guard would
+	// refuse.
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 	l.service, err = startService(s.ctx, cfg, deps{bus: l.bus, sharedBus: true, log: l.log, files: files})
 	return err
@@ -141,6 +153,7 @@ func (l *local) startDatabase(s *cmdContext, lc localConfig) (err error) {
 		return os.MkdirAll(lc.dataDir, 0o755) //nolint:gosec // a PostgreSQL of another account may be kept here later; what is secret has its own mode
 	}
 
+	// The bar is made at the first progress, because most starts download nothing.
 	var bar *progressbar.ProgressBar
 	l.cluster, err = localpg.Start(s.ctx, localpg.Config{
 		DataDir: lc.dataDir, BinDir: cfg.PGBin, Version: cfg.PGVersion, User: cfg.PGUser, Port: cfg.PGPort,
@@ -200,9 +213,11 @@ func (l *local) callbackSecret(cfg *Config) error {
 			text = []byte(webhook.NewSecret())
 			err = writeWhole(file, text, 0o600)
 		}
+
 		if err != nil {
 			return fmt.Errorf("callback secret: %w", err)
 		}
+
 		l.secret = strings.TrimSpace(string(text))
 	}
 
@@ -210,6 +225,7 @@ func (l *local) callbackSecret(cfg *Config) error {
 	if cfg.secrets, err = webhook.ParseSecrets(l.secret); err != nil {
 		return fmt.Errorf("callback secret: %w", err)
 	}
+
 	return nil
 }
 
@@ -239,6 +255,7 @@ func (l *local) stop(ctx context.Context) error {
 		return nil
 	}
 
+	// Once: dev stops after a failed start too. A minute is for everything together.
 	l.stopped = true
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -259,15 +276,18 @@ func (l *local) stop(ctx context.Context) error {
 	if l.temp != "" {
 		errs = append(errs, os.RemoveAll(l.temp))
 	}
+
 	return errors.Join(errs...)
 }
 
 // writeWhole writes a file atomically: readers see the old content or the new one.
 func writeWhole(path string, text []byte, mode fs.FileMode) error {
+	// In the same directory, because a rename must not cross file systems.
 	temp, err := tempBeside(path)
 	if err != nil {
 		return err
 	}
+
 	defer func() { _ = os.Remove(temp.Name()) }()
 	_, err = temp.Write(text)
 	err = errors.Join(err, temp.Chmod(mode), temp.Close())
@@ -278,6 +298,7 @@ func writeWhole(path string, text []byte, mode fs.FileMode) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+
 	return nil
 }
 
@@ -307,6 +328,7 @@ func logger(s *cmdContext, level slog.Level, format string) *slog.Logger {
 		s.level = &slog.LevelVar{}
 	}
 
+	// SIGHUP sets the level again without making a new handler, so the level is shared.
 	s.levelDefault = level
 	s.level.Set(s.cfg.level(level))
 	options := &slog.HandlerOptions{Level: s.level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -317,8 +339,10 @@ func logger(s *cmdContext, level slog.Level, format string) *slog.Logger {
 			text := a.Value.String()
 			return slog.String(a.Key, redact.Text(text[:min(len(text), longestFailing)]))
 		}
+
 		return a
 	}}
+
 	if s.cfg.LogFormat != "" {
 		format = s.cfg.LogFormat
 	}

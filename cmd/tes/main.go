@@ -1,10 +1,3 @@
-// Command tes is the Task Execution Service: the service, and commands to try, operate, check and
-// measure it.
-//
-// main.go parses the command line. Each command is a file: serve.go, dev.go, demo.go, migrate.go,
-// check.go, bench.go and so on. config.go reads the environment, and no other file does. service.go
-// starts and stops the service; serve, dev, demo and bench share it. Packages bench and demo hold
-// the two commands that are programs of their own.
 package main
 
 import (
@@ -25,6 +18,8 @@ import (
 
 func main() {
 	tune(os.Getenv)
+
+	// The first signal begins an orderly stop.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-ctx.Done()
@@ -67,13 +62,13 @@ func (s *cmdContext) printf(format string, args ...any) { fmt.Fprintf(s.stdout, 
 
 type cli struct {
 	Dev      devCmd         `cmd:"" help:"Run everything on this machine: database, bus, service, fake peer services."`
-	Demo     demoCmd        `cmd:"" help:"Run everything in a throw-away directory, do some real tasks, and check what comes of them."`
+	Demo     demoCmd        `cmd:"" help:"Run everything in a throw-away directory, run some tasks, and check their results."`
 	Serve    serveCmd       `cmd:"" help:"Run the service against the database and the bus that the environment names."`
-	Migrate  migrateCmd     `cmd:"" help:"Bring the database to this program's schema."`
-	Check    checkCmd       `cmd:"" help:"Hold the database, and what a consumer heard, against the rules that always hold. Reads only."`
-	Bench    benchCmd       `cmd:"" help:"Measure, against a bare River client on the same database."`
-	Health   healthcheckCmd `cmd:"" name:"healthcheck" help:"Ask the service at TES_HTTP whether it lives, for images without a shell: exits with 0 if it does."`
-	Peers    peersCmd       `cmd:"" name:"neighbours" help:"Run fakes of the peer services, to try serve or compose without them. Not for production."`
+	Migrate  migrateCmd     `cmd:"" help:"Migrate the database to the schema of this program."`
+	Check    checkCmd       `cmd:"" help:"Check the database, and the deliveries of a consumer, against the rules that must always hold. Reads only."`
+	Bench    benchCmd       `cmd:"" help:"Measure tes against a bare River client on the same PostgreSQL."`
+	Health   healthcheckCmd `cmd:"" name:"healthcheck" help:"Ask the service at TES_HTTP whether it runs, for images without a shell. Exit code 0: it does."`
+	Peers    peersCmd       `cmd:"" name:"neighbours" help:"Run fakes of the peer services, to try tes serve or compose without the real ones. Not for production."`
 	Token    tokenCmd       `cmd:"" help:"Make a service token, signed with a private key file."`
 	Openapi  openapiCmd     `cmd:"" help:"Print the OpenAPI document."`
 	Asyncapi asyncapiCmd    `cmd:"" help:"Print the AsyncAPI document."`
@@ -92,6 +87,9 @@ Settings come from TES_* variables; tes serve --help lists them.`
 func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	var c cli
 	exited := -1
+
+	// Without kong.Exit, kong would end the process after --help. Tests call run in their own
+	// process, so run keeps the exit code instead.
 	parser, err := kong.New(&c,
 		kong.Name("tes"), kong.Description(about), kong.Writers(stdout, stderr),
 		kong.Exit(func(code int) { exited = code }), kong.UsageOnError(),
@@ -109,11 +107,13 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	if exited >= 0 {
 		return exited
 	}
+
 	if err != nil {
 		fmt.Fprintf(stderr, "tes: %v\ntes: try: %s\n", err, hint(parser, args))
 		return exitUsage
 	}
 
+	// After the command line: tes --help must work in an invalid environment.
 	cfg, err := readConfig(env)
 	if err != nil {
 		fmt.Fprintln(stderr, "tes:", err)
@@ -128,6 +128,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	case err == nil:
 		return exitOK
 	case errors.As(err, &child):
+		// The command of with-postgres has reported its failure itself.
 		if child.stopped != nil {
 			fmt.Fprintln(stderr, "tes:", child.stopped)
 		}

@@ -10,14 +10,14 @@ import (
 
 // migrateCmd changes the database's schema.
 type migrateCmd struct {
-	Up     migrateUpCmd     `cmd:"" help:"Apply what is missing. Safe while the service runs, and for two at once."`
-	Down   migrateDownCmd   `cmd:"" help:"Take the newest step back. Loses what it holds."`
-	Status migrateStatusCmd `cmd:"" help:"List the steps and say which are applied."`
+	Up     migrateUpCmd     `cmd:"" help:"Apply the missing steps. Safe while the service runs, and when two processes migrate at once."`
+	Down   migrateDownCmd   `cmd:"" help:"Revert the newest step. The data in its tables and columns is lost."`
+	Status migrateStatusCmd `cmd:"" help:"List the steps, and whether each is applied."`
 }
 
 type migrateUpCmd struct{}
 
-// Run applies all missing steps and lists them.
+// Run applies the missing steps.
 func (migrateUpCmd) Run(s *cmdContext) error {
 	if err := needsDatabase(s); err != nil {
 		return err
@@ -30,7 +30,7 @@ func (migrateUpCmd) Run(s *cmdContext) error {
 }
 
 type migrateDownCmd struct {
-	Yes bool `help:"Yes, take it back with all that it holds."`
+	Yes bool `help:"Confirm the loss of the data."`
 }
 
 // Run reverts one step.
@@ -40,19 +40,21 @@ func (c migrateDownCmd) Run(s *cmdContext) error {
 	}
 
 	if !c.Yes {
-		return &usageError{"taking a step back loses what it holds: say --yes"}
+		return &usageError{"reverting a step deletes the data in its tables and columns: confirm with --yes"}
 	}
 
+	// A single step: each step back drops columns or tables with their rows.
 	step, err := migrations.Down(s.ctx, s.cfg.direct())
 	if err != nil {
 		return err
 	}
+
 	if step == nil {
-		s.printf("There was nothing to take back.\n")
+		s.printf("There was no step to revert.\n")
 		return nil
 	}
 
-	s.printf("Taken back: %d %s\n", step.Version, step.Name)
+	s.printf("Reverted: %d %s\n", step.Version, step.Name)
 	return nil
 }
 

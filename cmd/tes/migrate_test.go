@@ -78,7 +78,7 @@ func TestMigrate(t *testing.T) {
 	for i, line := range list {
 		require.Equal(t, fmt.Sprintf("missing  %5d  %s", steps[i].Version, steps[i].Name), line)
 	}
-	require.Equal(t, "There was nothing to take back.\n", ok("down", "--yes"))
+	require.Equal(t, "There was no step to revert.\n", ok("down", "--yes"))
 	require.Zero(t, tables())
 
 	require.Equal(t, "The schema is up to date.\n", ok("up"))
@@ -90,12 +90,12 @@ func TestMigrate(t *testing.T) {
 	require.Greater(t, whole, 10)
 
 	// One has to mean it.
-	says(t, exitUsage, env, []string{"migrate", "down"}, "taking a step back loses what it holds: say --yes")
+	says(t, exitUsage, env, []string{"migrate", "down"}, "reverting a step deletes the data in its tables and columns: confirm with --yes")
 	_, applied = status()
 	require.Len(t, steps, applied)
 
 	last := steps[len(steps)-1]
-	require.Equal(t, fmt.Sprintf("Taken back: %d %s\n", last.Version, last.Name), ok("down", "--yes"))
+	require.Equal(t, fmt.Sprintf("Reverted: %d %s\n", last.Version, last.Name), ok("down", "--yes"))
 	_, applied = status()
 	require.Equal(t, len(steps)-1, applied)
 	says(t, exitError, append(env, "TES_NEIGHBOURS_URL=http://127.0.0.1:1", "TES_LOG_LEVEL=error", "TES_DATA_DIR="+t.TempDir()),
@@ -103,9 +103,9 @@ func TestMigrate(t *testing.T) {
 
 	// All the way down, and up again.
 	for range len(steps) - 1 {
-		require.Contains(t, ok("down", "--yes"), "Taken back: ")
+		require.Contains(t, ok("down", "--yes"), "Reverted: ")
 	}
-	require.Equal(t, "There was nothing to take back.\n", ok("down", "--yes"))
+	require.Equal(t, "There was no step to revert.\n", ok("down", "--yes"))
 	require.Zero(t, tables())
 	ok("up")
 	require.Equal(t, whole, tables())

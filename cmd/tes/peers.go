@@ -24,6 +24,7 @@ func (n peers) userTokens() api.UserTokens       { return userTokens{n.Auth} }
 type allocator struct{ resources *peer.Resources }
 
 func (a allocator) allocate(ctx context.Context, job jobs.Job) (jobs.Allocation, error) {
+	// Without a Resource Service a task gets its requirements, unreserved.
 	want := job.Config.ResourceRequirements
 	req := peer.AllocateRequest{TaskID: job.TaskID.String(), CPU: want.CPU, Memory: want.Memory, Disk: want.Disk}
 	got := req.Defaults()
@@ -38,7 +39,7 @@ func (a allocator) allocate(ctx context.Context, job jobs.Job) (jobs.Allocation,
 }
 
 // readiness holds the tasks of an executor back in their queue while its peer service is
-// unavailable, and lets one through at a time to find out whether it is back.
+// unavailable, and then lets a single task through to find out whether the service is back.
 func readiness(b *retry.Breaker) func() int {
 	return func() int {
 		switch b.Status().State {
@@ -83,12 +84,15 @@ type directory struct{ users *peer.Users }
 
 func (d directory) ByRole(ctx context.Context, role string, skills []string) ([]manual.Person, error) {
 	users, err := d.users.ByRole(ctx, role, skills)
+
+	// Absent people get no new tasks. The executor does not check the absence again.
 	people := make([]manual.Person, 0, len(users))
 	for _, u := range users {
 		if u.Available {
 			people = append(people, manual.Person{ID: u.ID, Name: u.Name, Roles: u.Roles, Skills: u.Skills})
 		}
 	}
+
 	return people, err
 }
 

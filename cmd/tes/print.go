@@ -60,6 +60,7 @@ func version() string {
 		return "unknown"
 	}
 
+	// (devel) names no version. A build in a checkout records the commit.
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" && info.Main.Version == "(devel)" {
 			return setting.Value[:min(12, len(setting.Value))]
@@ -75,11 +76,12 @@ type tokenCmd struct {
 	Service string        `default:"workflow-orchestrator" help:"Caller: workflow-orchestrator, ui-framework, monitoring-service, task-worker or error-handler; another needs --scope."`
 	Scope   []string      `help:"Scopes. Default: those of the caller." placeholder:"SCOPE"`
 	Tenant  string        `help:"Tenant. Default: none."`
-	TTL     time.Duration `name:"ttl" default:"1h" help:"How long it is good for."`
+	TTL     time.Duration `name:"ttl" default:"1h" help:"How long the token is valid."`
 }
 
-// Run prints nothing but the token, so that scripts can capture it.
+// Run prints only the token, for scripts.
 func (c *tokenCmd) Run(s *cmdContext) error {
+	// The scopes of the five callers are known. Those of another service cannot be guessed.
 	if len(c.Scope) == 0 && !slices.Contains(callers, c.Service) {
 		return &usageError{fmt.Sprintf("--service: %q is none of %s, and has no scopes unless --scope gives it some", c.Service, strings.Join(callers, ", "))}
 	}
@@ -100,6 +102,7 @@ func (c *tokenCmd) Run(s *cmdContext) error {
 		return fmt.Errorf("%s: %w", c.Key, err)
 	}
 
+	// Only the fake Auth Service signs tokens. The service verifies them.
 	token, err := peertest.Mint(key, "", peertest.TokenOptions{Service: c.Service, Scopes: c.Scope, Tenant: c.Tenant, TTL: c.TTL})
 	if err != nil {
 		return err

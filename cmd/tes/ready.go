@@ -10,6 +10,7 @@ import (
 // ready is the readiness check: transitions can be written, and reads reach a primary server.
 func (s *service) ready(reads api.Reads) func(context.Context) error {
 	return func(ctx context.Context) error {
+		// A process that can only read would accept tasks and fail every create.
 		if err := s.tasks.Writable(ctx); err != nil {
 			return err // /readyz classifies the error itself
 		}

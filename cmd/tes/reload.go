@@ -31,6 +31,8 @@ type renewable interface {
 // watchFiles reads the files of the settings. An error is a usageError.
 func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	w = &renewals{}
+
+	// Combinations of settings first: their errors say more than those of the files.
 	listener := c.listenerFiles()
 	if listener.ca != "" && listener.cert == "" && listener.key == "" {
 		return nil, &usageError{"TES_TLS_CLIENT_CA is set and TES_TLS_CERT is not: client certificates are asked for over TLS alone, so set TES_TLS_CERT and TES_TLS_KEY too"}
@@ -39,9 +41,11 @@ func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	if w.listener, err = watchIdentity(log, listener); err != nil {
 		return nil, err
 	}
+
 	if names, _ := c.natsFiles().set(); len(names) > 0 && c.NATSURL == "" {
 		return nil, &usageError{names[0] + " is set and TES_NATS_URL is not: the embedded bus has no TLS, so name a server or take the setting away"}
 	}
+
 	if w.nats, err = watchIdentity(log, c.natsFiles()); err != nil {
 		return nil, err
 	}
@@ -53,8 +57,7 @@ func (c Config) watchFiles(log *slog.Logger) (w *renewals, err error) {
 	return w, w.watchSecrets(c, log)
 }
 
-// watchSecrets watches secrets that were read from files. A secret that came through a pipe cannot
-// be read again.
+// watchSecrets watches the secrets whose files can be read again. A secret from a pipe cannot.
 func (w *renewals) watchSecrets(c Config, log *slog.Logger) error {
 	var err error
 	if path := c.files["TES_SERVICE_TOKEN"]; path != "" && c.ServiceTok != "" {
@@ -64,13 +67,15 @@ func (w *renewals) watchSecrets(c Config, log *slog.Logger) error {
 	if path := c.files["TES_CALLBACK_SECRET"]; path != "" && len(c.secrets) > 0 && err == nil {
 		w.callbacks, err = newWatched(log, "TES_CALLBACK_SECRET_FILE", []string{path}, parseCallbackSecrets)
 	}
+
 	if err != nil {
 		return &usageError{err.Error()}
 	}
+
 	return nil
 }
 
-// all lists the watched settings.
+// all returns the watched settings.
 func (w *renewals) all() (all []renewable) {
 	for _, one := range []*watched[identity]{w.listener, w.nats, w.peers} {
 		if one != nil {
@@ -88,8 +93,7 @@ func (w *renewals) all() (all []renewable) {
 	return all
 }
 
-// parseToken refuses a text that no header can carry. An empty file is usually being written at
-// that moment.
+// parseToken refuses a text that no header can carry. An empty file is usually being written.
 func parseToken(texts [][]byte) (string, error) {
 	token := strings.TrimSpace(string(texts[0]))
 	if token == "" {
@@ -112,8 +116,8 @@ func parseCallbackSecrets(texts [][]byte) (webhook.Secrets, error) {
 	return secrets, nil
 }
 
-// serviceToken is this service's own token. The clients of the peer services call it for each
-// request.
+// serviceToken returns the token that tes presents. The clients of the peer services call
+// serviceToken for each request.
 func (s *service) serviceToken(context.Context) (string, error) {
 	if s.files != nil && s.files.token != nil {
 		return s.files.token.get(), nil
@@ -148,6 +152,7 @@ type reloaded struct {
 }
 
 func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
+	// Certificates, keys and secrets with a file are read again and take effect here.
 	var r reloaded
 	var wrong []error
 	for _, one := range files.all() {
@@ -162,6 +167,7 @@ func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
 		}
 	}
 
+	// The other settings are read to name those that have changed and need a restart.
 	next, err := readConfig(s.env)
 	if err != nil {
 		wrong = append(wrong, err)
@@ -169,10 +175,12 @@ func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
 		r.compare(s, next)
 	}
 
+	// A single line for the signal: the operator looks for a single answer.
 	attrs := []any{"changed", r.changed, "unchanged", r.same}
 	if len(r.restart) > 0 {
 		attrs = append(attrs, "needRestart", r.restart)
 	}
+
 	if len(wrong) > 0 {
 		log.Error("SIGHUP: some settings cannot be used, and stay what they were", append(attrs, "error", errors.Join(wrong...))...)
 		return
@@ -184,15 +192,18 @@ func reloadOnce(s *cmdContext, files *renewals, log *slog.Logger) {
 // compare finds the settings from files that have changed but take effect only after a restart. The
 // environment of a process never changes.
 func (r *reloaded) compare(s *cmdContext, next Config) {
+	// By reflection, so that a new setting cannot be forgotten here.
 	was, is := reflect.ValueOf(s.cfg), reflect.ValueOf(next)
 	for i := range was.NumField() {
 		name := was.Type().Field(i).Tag.Get("env")
 		if name == "" || s.cfg.files[name] == "" && next.files[name] == "" {
 			continue
 		}
+
 		other := !was.Field(i).Equal(is.Field(i))
 		switch {
 		case name == "TES_LOG_LEVEL":
+			// The handler of the log holds the level, and never asks a watched value for it.
 			before := s.level.Level()
 			s.level.Set(next.level(s.levelDefault))
 			if s.level.Level() != before {

@@ -31,18 +31,18 @@ type repeats struct {
 type kinds struct {
 	now func() time.Time
 
-	mu   sync.Mutex
-	said map[string]*saying // guarded by mu
+	mu     sync.Mutex
+	recent map[string]*repetition // guarded by mu
 }
 
-// saying is the state of one kind.
-type saying struct {
+// repetition is the state of one kind.
+type repetition struct {
 	at      time.Time // of the last line
 	leftOut int       // since the last line
 }
 
 func newRepeats(handler slog.Handler, now func() time.Time) *repeats {
-	return &repeats{Handler: handler, kinds: &kinds{now: now, said: map[string]*saying{}}}
+	return &repeats{Handler: handler, kinds: &kinds{now: now, recent: map[string]*repetition{}}}
 }
 
 // WithAttrs implements slog.Handler.
@@ -66,6 +66,7 @@ func (r *repeats) Handle(ctx context.Context, record slog.Record) error {
 	if !say {
 		return nil
 	}
+
 	if leftOut > 0 {
 		record = record.Clone()
 		record.AddAttrs(slog.Int("left_out", leftOut))
@@ -74,22 +75,23 @@ func (r *repeats) Handle(ctx context.Context, record slog.Record) error {
 	return r.Handler.Handle(ctx, record)
 }
 
-// take returns whether a line of this kind is due, and how many were left out before it.
+// take reports whether a line of a kind is due, and how many lines were left out before.
 func (k *kinds) take(kind string) (leftOut int, say bool) {
 	now := k.now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	last := k.said[kind]
+	last := k.recent[kind]
 	switch {
-	case last == nil && len(k.said) >= mostRepeats:
+	case last == nil && len(k.recent) >= mostRepeats:
 		return 0, true
 	case last == nil:
-		k.said[kind] = &saying{at: now}
+		k.recent[kind] = &repetition{at: now}
 		return 0, true
 	case now.Sub(last.at) < repeatsEvery:
 		last.leftOut++
 		return 0, false
 	}
+
 	leftOut, last.at, last.leftOut = last.leftOut, now, 0
 	return leftOut, true
 }
@@ -108,6 +110,8 @@ func kindOfOutage(record slog.Record) string {
 		return ""
 	}
 
+	// A kind is a message, a place (route, doing) and a SQLSTATE. Other attributes are left out: with
+	// the task among them, each line would be a kind of its own.
 	var failure, route, doing string
 	record.Attrs(func(a slog.Attr) bool {
 		switch a.Key {
@@ -118,8 +122,10 @@ func kindOfOutage(record slog.Record) string {
 		case "doing":
 			doing = a.Value.String()
 		}
+
 		return true
 	})
+
 	var code string
 	switch found := sqlState.FindStringSubmatch(failure); {
 	case failure == "":
@@ -133,6 +139,7 @@ func kindOfOutage(record slog.Record) string {
 	default:
 		return ""
 	}
+
 	return strings.Join([]string{record.Level.String(), record.Message, route, doing, code}, "\x00")
 }
 

@@ -28,6 +28,7 @@ func (c *serveCmd) Run(s *cmdContext) error {
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 
+	// The flag has precedence over the variable.
 	cfg := s.cfg
 	if c.HTTP != "" {
 		if err := checkAddress(c.HTTP); err != nil {
@@ -37,6 +38,9 @@ func (c *serveCmd) Run(s *cmdContext) error {
 	}
 
 	cfg.HTTP = cfg.httpAddress()
+
+	// dev and demo bring a database and fakes of the peer services. In production a missing address
+	// must be an error, and not the start of a private database without a backup.
 	if cfg.DatabaseURL == "" {
 		return &usageError{"TES_DATABASE_URL is not set: serve uses a database that is there (tes dev brings its own)"}
 	}
@@ -44,6 +48,8 @@ func (c *serveCmd) Run(s *cmdContext) error {
 		return &usageError{"the peer services are not named: set TES_NEIGHBOURS_URL, or TES_AUTH_URL, TES_INTEGRATION_URL and TES_USER_URL"}
 	}
 
+	// Files are read before anything is started: a certificate that cannot be used is a usage
+	// error.
 	log := logger(s, slog.LevelInfo, "json")
 	files, err := cfg.watchFiles(log)
 	if err != nil {
@@ -61,6 +67,8 @@ func (c *serveCmd) Run(s *cmdContext) error {
 		return fmt.Errorf("bus: %w", err)
 	}
 
+	// A service that has started closes the bus. After a failed start the bus may be open or closed,
+	// and a second Close does nothing.
 	service, err := startService(s.ctx, cfg, deps{bus: bus, log: log, files: files})
 	if err != nil {
 		return join(err, bus.Close(context.WithoutCancel(s.ctx)))
@@ -68,10 +76,13 @@ func (c *serveCmd) Run(s *cmdContext) error {
 
 	log.Info("serving", "url", service.url, "process", service.tasks.ProcessID(), "version", version())
 	service.background(func(ctx context.Context) { reload(ctx, hangups, s, files, log) })
+
+	// The end is a signal, or an order to stop on the bus.
 	select {
 	case <-s.ctx.Done():
 	case <-service.ordered:
 	}
+
 	log.Info("stopping", "grace", cfg.grace)
 	return service.stop(context.WithoutCancel(s.ctx))
 }

@@ -31,7 +31,7 @@ import (
 	"github.com/seed-3f7a0631/tes/sql/migrations"
 )
 
-// service is one running tes: what serve, dev, demo and bench have in common.
+// service is a running tes, as serve, dev, demo and bench start it.
 type service struct {
 	cfg      Config
 	log      *slog.Logger
@@ -75,9 +75,9 @@ func startService(ctx context.Context, cfg Config, in deps) (*service, error) {
 	return s, nil
 }
 
-// start starts each part after the parts that it needs. stop runs in the opposite order, so a
-// part also ends before the parts that it needs.
+// start starts each part after the parts that it needs, and stop runs in the opposite order.
 func (s *service) start(ctx context.Context, in deps) error {
+	// The id of this process in claims, in the relay's lead, and in spans.
 	process := jobs.NewProcessID()
 
 	// The address first: if another process listens there, nothing else may have happened.
@@ -89,11 +89,12 @@ func (s *service) start(ctx context.Context, in deps) error {
 	if err != nil {
 		return err
 	}
+
 	if err := s.checkDatabase(ctx, reads, riverPool); err != nil {
 		return err
 	}
 
-	// Tracing before everything that makes spans, so that it ends last and exports them all.
+	// Tracing before the parts that make spans, so that the last spans are exported.
 	if err := s.startTracing(ctx, process); err != nil {
 		return err
 	}
@@ -116,7 +117,7 @@ func (s *service) start(ctx context.Context, in deps) error {
 		return err
 	}
 
-	// Requests and messages come in last, when there is something to handle them.
+	// Requests and messages last: their handlers need the other parts.
 	if err := s.startAPI(ctx, reads, river); err != nil {
 		return err
 	}
@@ -145,8 +146,7 @@ func (s *service) startListener() error {
 	return nil
 }
 
-// checkDatabase refuses a schema that is not this program's, and a login that cannot read as
-// tenants do.
+// checkDatabase refuses the schema of another version, and a login that cannot read as a tenant.
 func (s *service) checkDatabase(ctx context.Context, reads api.Reads, riverPool *pgxpool.Pool) error {
 	if err := migrated(ctx, s.cfg.direct(), riverPool); err != nil {
 		return err
@@ -157,8 +157,8 @@ func (s *service) checkDatabase(ctx context.Context, reads api.Reads, riverPool 
 	return nil
 }
 
-// makeTasks makes the engine. Its hooks wake parts that start later, but nothing is committed
-// before those have started.
+// makeTasks makes the engine. The hooks wake parts that start later; the first commit comes after
+// their start.
 func (s *service) makeTasks(process string) {
 	s.tasks = jobs.New(s.engine, jobs.Config{
 		ProcessID: process, Sessions: s.sessions, Tracer: s.spans.Tracer("jobs"), ManualDue: s.cfg.due, Logger: s.log, OnEventsCommitted: func() { s.relay.Wake() },
@@ -167,8 +167,8 @@ func (s *service) makeTasks(process string) {
 	})
 }
 
-// busPatience is how long a start waits for the bus, which is usually there at once. After that
-// the start goes on: the outbox keeps the events until the bus is back.
+// busPatience is how long a start waits for the bus. Then the start goes on without the bus, and
+// the outbox keeps the events.
 const busPatience = 500 * time.Millisecond
 
 func (s *service) startRelay(ctx context.Context, process string) {
@@ -199,6 +199,7 @@ func (s *service) startRunner() error {
 			s.log.Error("the queues' runner stopped", "error", err)
 		}
 	})
+
 	return nil
 }
 
@@ -270,6 +271,7 @@ func (s *service) verifier() (*auth.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	s.onStop(func(context.Context) error { verifier.Close(); return nil })
 	return verifier, nil
 }
@@ -304,7 +306,7 @@ func (s *service) order(o jobs.ShutdownOrder) {
 	}
 }
 
-// migrated refuses a database whose schema is not this program's.
+// migrated refuses a database with the schema of another version.
 func migrated(ctx context.Context, url string, pool *pgxpool.Pool) error {
 	steps, err := migrations.Status(ctx, url)
 	if err != nil {
@@ -335,7 +337,7 @@ func (s *service) drain(ctx context.Context) error {
 // onStop adds a step to stop. The last added step runs first.
 func (s *service) onStop(stop func(context.Context) error) { s.closers = append(s.closers, stop) }
 
-// background runs work until stop, which cancels the context of work and waits for it.
+// background runs work until stop. stop cancels the context of work, and waits for its return.
 func (s *service) background(work func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup

@@ -14,10 +14,13 @@ import (
 // startTracing starts tracing if there is a receiver of spans.
 func (s *service) startTracing(ctx context.Context, process string) error {
 	cfg := s.cfg
+
+	// s.spans stays nil, and every method of nil spans does nothing.
 	if cfg.otel["OTEL_SDK_DISABLED"] == "true" {
 		return nil
 	}
 
+	// A number that is not set is 0, and package spans takes its default.
 	config := spans.Config{
 		OTLP: cfg.otlp(), Sampled: cfg.otel["OTEL_TRACES_SAMPLER"] != "",
 		Version: version(), Instance: process, Logger: s.log, Queue: cfg.otelNumber("OTEL_BSP_MAX_QUEUE_SIZE"),
@@ -38,6 +41,7 @@ func (s *service) startTracing(ctx context.Context, process string) error {
 	if s.spans, err = spans.New(ctx, config); err != nil {
 		return err
 	}
+
 	s.onStop(s.spans.Close)
 	return nil
 }
@@ -60,8 +64,7 @@ func (c *Config) setOTel(name, text string) {
 	c.otel[name] = strings.TrimSpace(text)
 }
 
-// parseOTel refuses values that are not supported, and values that OpenTelemetry would silently
-// ignore.
+// parseOTel refuses unsupported values, and values that OpenTelemetry would silently ignore.
 func (c Config) parseOTel() (wrong []error) {
 	for name, known := range map[string][]string{
 		"OTEL_SDK_DISABLED":                  {"true", "false"},

@@ -91,6 +91,8 @@ func (f pemFiles) watch(log *slog.Logger) (*watched[identity], error) {
 
 // parse makes an identity from the texts of the files, in the order of set.
 func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
+	// The texts are in the order of set: authorities, certificate, key. The authorities may be
+	// missing.
 	if f.ca != "" {
 		if id.roots, err = authorities(texts[0]); err != nil {
 			return identity{}, fmt.Errorf("%s: %s: %w", f.caName, f.ca, err)
@@ -101,13 +103,16 @@ func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
 	if f.cert == "" {
 		return id, nil
 	}
+
 	if _, err := authorities(texts[0]); err != nil {
 		return identity{}, fmt.Errorf("%s: %s: %w", f.certName, f.cert, err)
 	}
+
 	if block, _ := pem.Decode(texts[1]); block == nil {
 		return identity{}, fmt.Errorf("%s: %s: the file has no PEM block of a private key", f.keyName, f.key)
 	}
 
+	// X509KeyPair's own errors name no file, and the operator has three.
 	own, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
 		return identity{}, fmt.Errorf("%s: the key in %s does not fit the certificate in %s (%s); name the key that the certificate was made for, "+
@@ -121,20 +126,24 @@ func (f pemFiles) parse(texts [][]byte) (id identity, err error) {
 // authorities reads every certificate of a PEM file. An unreadable certificate or a truncated file
 // is an error: a pool that silently lacks an authority would refuse valid peers later.
 func authorities(text []byte) (*x509.CertPool, error) {
+	// AppendCertsFromPEM would leave out certificates that it cannot read.
 	pool, found := x509.NewCertPool(), 0
 	for {
 		block, rest := pem.Decode(text)
 		if block == nil {
 			break
 		}
+
 		text = rest
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
+
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d of the file cannot be read: %w", found+1, err)
 		}
+
 		pool.AddCert(cert)
 		found++
 	}
@@ -178,10 +187,14 @@ func (w *renewals) natsTLS() (roots func() (*x509.CertPool, error), own func() (
 	if w == nil || w.nats == nil {
 		return nil, nil
 	}
+
+	// The client asks for both at each connection, so a renewed file is used from the next
+	// reconnect on.
 	roots = func() (*x509.CertPool, error) { return w.nats.get().roots, nil }
 	if w.nats.get().own != nil {
 		own = func() (tls.Certificate, error) { return *w.nats.get().own, nil }
 	}
+
 	return roots, own
 }
 
@@ -209,6 +222,7 @@ func (w *renewals) keysTransport() http.RoundTripper {
 		return nil
 	}
 
+	// The configuration of a transport is fixed once it is used, so each connection makes its own.
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil // connections of a proxy would bypass DialTLSContext; the peer services are in the same network
 	transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {

@@ -59,6 +59,8 @@ func newWatched[T any](log *slog.Logger, setting string, paths []string, parse f
 
 // get is the current value, or the last valid one.
 func (w *watched[T]) get() T {
+	// Only one caller reads the files, and the others go on with the value that there is: a slow
+	// disk delays one request, and not all.
 	if time.Now().UnixNano()-w.looked.Load() >= int64(lookEvery) && w.looking.TryLock() {
 		_, _ = w.read()
 		w.looking.Unlock()
@@ -85,6 +87,7 @@ func (w *watched[T]) read() (changed bool, err error) {
 		return false, w.keep(err)
 	}
 
+	// Parsing a certificate for every look would cost more than the digest of the files.
 	sum := digest(texts)
 	if sum != w.used {
 		value, err := w.parse(texts)
@@ -110,6 +113,7 @@ func (w *watched[T]) keep(err error) error {
 }
 
 func digest(texts [][]byte) (sum [sha256.Size]byte) {
+	// A digest of digests, so that a byte that moves from one file to the next makes a difference.
 	all := sha256.New()
 	for _, text := range texts {
 		one := sha256.Sum256(text)
@@ -144,6 +148,7 @@ func readRegular(path string) ([]byte, error) {
 		return nil, errors.New("the value is the content of a PEM file, and must be the path of one: set the variable, without _FILE at its end, to the path")
 	}
 
+	// Stat first: opening a pipe without a writer would block.
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: name a file that the account of tes can read", err)
@@ -156,7 +161,10 @@ func readRegular(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: name a file that the account of tes can read", err)
 	}
+
 	defer func() { _ = file.Close() }()
+
+	// One byte more than allowed, to tell a file of exactly the limit from a longer one.
 	text, err := io.ReadAll(io.LimitReader(file, longestFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)

@@ -11,23 +11,26 @@ import (
 	"github.com/seed-3f7a0631/tes/db/localpg"
 )
 
-// withPostgresCmd runs a command with a throw-away PostgreSQL, so that a whole test run shares one
-// cluster.
+// withPostgresCmd runs a command with a throw-away PostgreSQL, so that the packages of a test run
+// share a cluster.
 type withPostgresCmd struct {
-	Command []string `arg:"" passthrough:"" help:"The command; it finds the server in TES_TEST_DATABASE_URL."`
+	Command []string `arg:"" passthrough:"" help:"The command; TES_TEST_DATABASE_URL names the server."`
 }
 
 // Run runs the command and exits with its exit code.
 func (c *withPostgresCmd) Run(s *cmdContext) error {
+	// kong leaves the separator in the command.
 	command := c.Command
 	if len(command) > 0 && command[0] == "--" {
 		command = command[1:]
 	}
 
 	if len(command) == 0 {
-		return &usageError{"which command? tes with-postgres -- go test ./..."}
+		return &usageError{"no command: say tes with-postgres -- go test ./..."}
 	}
 
+	// Unsafe turns fsync off: the data ends with the command. Many packages' tests run at once,
+	// each with pools of its own, so the server takes many connections.
 	cluster, err := localpg.Start(s.ctx, localpg.Config{
 		DataDir: s.cfg.DataDir, Throwaway: true, Unsafe: true, Owner: "tes with-postgres", BinDir: s.cfg.PGBin, Version: s.cfg.PGVersion,
 		User: s.cfg.PGUser, NoSystem: s.cfg.PGSystem == "off", NoDownload: s.cfg.PGDownload == "off", Mirror: s.cfg.PGMirror,
@@ -37,15 +40,20 @@ func (c *withPostgresCmd) Run(s *cmdContext) error {
 		return err
 	}
 
+	// The command gets the interrupt first, and has 30 seconds to end before it is killed: go test
+	// prints its stacks, and the tests remove their databases.
 	child := exec.CommandContext(s.ctx, command[0], command[1:]...)
 	child.Env = append(os.Environ(), "TES_TEST_DATABASE_URL="+cluster.DatabaseURL("postgres"))
 	child.Stdin, child.Stdout, child.Stderr = os.Stdin, s.stdout, s.stderr
 	child.Cancel = func() error { return child.Process.Signal(os.Interrupt) }
 	child.WaitDelay = 30 * time.Second
 	err = child.Run()
+
+	// Stop the server also after Ctrl-C, which has ended s.ctx.
 	stopped := cluster.Stop(context.WithoutCancel(s.ctx))
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
+		// As shells do: 128 and the number of the signal that killed the command.
 		code := exit.ExitCode()
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 			code = 128 + int(status.Signal())
@@ -56,7 +64,7 @@ func (c *withPostgresCmd) Run(s *cmdContext) error {
 	return join(err, stopped)
 }
 
-// childError is the exit code of the command, which has reported its failure itself.
+// childError is the exit code of the command. The command has reported its failure.
 type childError struct {
 	code    int
 	stopped error // the error of stopping the server, if any

@@ -41,17 +41,21 @@ func (b *suite) depths() (err error) {
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, few.close()) }()
 	many, err := b.engine()
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, many.close()) }()
 	b.step(b.size.large, "backlog: %d tasks", b.size.large)
 	if err := many.create(b.size.large); err != nil {
 		return err
 	}
 
+	// Every comparison takes n tasks from the large backlog too; even after all rounds the backlog
+	// is large.
 	n, rounds := b.size.small, depthRounds*b.size.rounds
 	for i := range rounds {
 		b.step(n, "backlog %d/%d", i+1, rounds)
@@ -118,7 +122,7 @@ func (e *engine) verifyRest(most int) error {
 		return fmt.Errorf("count: %w", err)
 	}
 	if left.Pending > int64(most) || left.Unfinished > 0 {
-		return fmt.Errorf("the figures are void: %d tasks are PENDING (of %d at most), %d neither that nor COMPLETED", left.Pending, most, left.Unfinished)
+		return fmt.Errorf("the figures are void: %d tasks are PENDING (%d at most were expected), %d are neither PENDING nor COMPLETED", left.Pending, most, left.Unfinished)
 	}
 	return nil
 }
@@ -155,6 +159,7 @@ func (b *suite) claimRate(n int, cfg jobs.RunnerConfig, priorities ...jobs.Prior
 	if err != nil {
 		return t, err
 	}
+
 	defer func() { err = errors.Join(err, e.close()) }()
 	if err := e.create(n, priorities...); err != nil {
 		return t, err
@@ -176,6 +181,7 @@ func (b *suite) wal() (err error) {
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, e.close()) }()
 	n, first := b.size.wal, b.size.wal/10
 	b.step(n+first, "WAL")

@@ -1,18 +1,3 @@
-// Package bench measures tes against a bare River client on the same PostgreSQL in the same run.
-//
-// Rates depend on the machine; ratios to River hardly do. Each section of the suite runs on a
-// fresh copy of a template database, brings PostgreSQL and the Go heap to rest, times one part,
-// and then counts rows: a figure whose row count is wrong is an error, never a result.
-//
-//	drain, drainPublished  empty a queue of no-op tasks; until the events are published
-//	http                   create tasks through the whole service
-//	latency                single tasks through an idle service
-//	events                 the relay alone
-//	backlog                claim rates by queue depth, and with ageing priorities
-//	wal                    WAL bytes per task
-//
-// The package knows neither flags nor environment: package main parses Options and hands in an
-// Env with the functions that start PostgreSQL and the service.
 package bench
 
 import (
@@ -178,14 +163,17 @@ func Run(ctx context.Context, options Options, env Env) (err error) {
 	if b.server, err = startServer(ctx, env); err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, b.server.stop(options.Keep)) }()
 
 	if b.out.Machine, err = b.server.machine(ctx); err != nil {
 		return err
 	}
+
 	if err := b.runSections(); err != nil {
 		return err
 	}
+
 	if err := b.print(); err != nil {
 		return err
 	}

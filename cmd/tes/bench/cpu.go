@@ -25,6 +25,7 @@ func (v *server) cpu(ctx context.Context) cpu {
 		c.own = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	}
 
+	// Looked up once: the postmaster stays the same for the whole suite.
 	if v.postmaster == 0 {
 		v.postmaster = v.findPostmaster(ctx)
 	}
@@ -62,7 +63,7 @@ func (t timed) put(into roundFigures, who string, n int) {
 // foreignCores ends the names of the raw figures of other programs' load.
 const foreignCores = "ForeignCores"
 
-// machineTime is the time that all processors have spent on anything but waiting.
+// machineTime is the busy time of the processors together.
 func machineTime() time.Duration {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -89,6 +90,7 @@ func (v *server) findPostmaster(ctx context.Context) int {
 		return -1 // over TCP the pid may be a pid of another machine
 	}
 
+	// The parent of a connection's process is the postmaster.
 	fields := procStat(pid)
 	if fields == nil {
 		return -1
@@ -104,6 +106,7 @@ func (v *server) findPostmaster(ctx context.Context) int {
 
 // familyTime is the processor time of a process, of its dead children and of its living children.
 func familyTime(pid int) time.Duration {
+	// The postmaster and its ended children: connections that were closed.
 	total := procTime(procStat(pid), 11, 15)
 	list, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "task", strconv.Itoa(pid), "children"))
 	if err != nil {
@@ -124,6 +127,8 @@ func procStat(pid int) []string {
 	if err != nil {
 		return nil
 	}
+
+	// The name of a program may contain spaces, so the fields are counted from its closing bracket.
 	_, rest, _ := strings.Cut(string(text), ") ")
 	return strings.Fields(rest)
 }

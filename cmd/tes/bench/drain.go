@@ -22,16 +22,20 @@ func (b *suite) drains() error {
 		var err error
 		if b.wants("drain") {
 			b.step(n, "drain %d/%d", round+1, b.size.rounds)
+
 			if ours, err = b.drain(n); err != nil {
 				return err
 			}
 		}
 
 		b.step(n, "drain %d/%d: River", round+1, b.size.rounds)
+
+		// River's figure belongs to both sections, so that both compare with the same round.
 		river, err := b.drainRiver(n)
 		if err != nil {
 			return fmt.Errorf("river: %w", err)
 		}
+
 		if b.wants("drainPublished") {
 			b.step(n, "drain, until published %d/%d", round+1, b.size.rounds)
 			if published, err = b.drainPublished(n); err != nil {
@@ -51,6 +55,7 @@ func (b *suite) drains() error {
 	if b.wants("drainPublished") {
 		b.out.DrainPublished = b.out.compare("drainPublished")
 	}
+
 	return nil
 }
 
@@ -59,6 +64,7 @@ func (b *suite) drain(n int) (t timed, err error) {
 	if err != nil {
 		return t, err
 	}
+
 	defer func() { err = errors.Join(err, e.close()) }()
 	if err := e.create(n); err != nil {
 		return t, err
@@ -68,6 +74,7 @@ func (b *suite) drain(n int) (t timed, err error) {
 		return t, err
 	}
 
+	// From here on, nothing but the engine's own work may happen until the last result.
 	done := countTo(n)
 	settle()
 	stopProfile := b.profile("drain")
@@ -89,17 +96,21 @@ func (b *suite) drainPublished(n int) (t timed, err error) {
 	if err != nil {
 		return t, err
 	}
+
 	defer func() { err = errors.Join(err, e.close()) }()
 	bus, err := e.bus()
 	if err != nil {
 		return t, err
 	}
 
+	// The created events are published before the clock starts: only those of the runs are
+	// measured.
 	to := ackedBy(bus, n)
 	e.publish(to)
 	if err := e.create(n); err != nil {
 		return t, err
 	}
+
 	if err := to.counted.Load().wait(b.ctx, "created events were published"); err != nil {
 		return t, err
 	}
@@ -107,25 +118,27 @@ func (b *suite) drainPublished(n int) (t timed, err error) {
 	if err := e.verifyPublished(to, n); err != nil {
 		return t, err
 	}
+
 	if err := b.server.quiesce(b.ctx, e.pool); err != nil {
 		return t, err
 	}
 
-	done, told := countTo(n), countTo(2*n)
-	to.counted.Store(told)
+	// Each task has a started and a completed event still to come.
+	done, published := countTo(n), countTo(2*n)
+	to.counted.Store(published)
 	to.waited.Store(0)
 	settle()
 	stopProfile := b.profile("drainPublished")
 	t.from = b.server.cpu(b.ctx)
 	begun := time.Now()
 	stop := e.run(handled{counter: done}, jobs.RunnerConfig{})
-	err = errors.Join(done.wait(b.ctx, "tasks were run"), told.wait(b.ctx, "events were published"))
+	err = errors.Join(done.wait(b.ctx, "tasks were run"), published.wait(b.ctx, "events were published"))
 	stopProfile()
 	if err := errors.Join(err, stop()); err != nil {
 		return t, err
 	}
 
-	t.took, t.to = told.at.Sub(begun), b.server.cpu(b.ctx)
+	t.took, t.to = published.at.Sub(begun), b.server.cpu(b.ctx)
 	t.bus = time.Duration(to.waited.Load())
 	return t, errors.Join(e.verify(n), e.verifyPublished(to, 3*n))
 }
@@ -135,6 +148,7 @@ func (b *suite) drainRiver(n int) (t timed, err error) {
 	if err != nil {
 		return t, err
 	}
+
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.create(n); err != nil {
 		return t, err

@@ -67,17 +67,21 @@ func (b *suite) engine() (e *engine, err error) {
 		return nil, err
 	}
 
+	// The same pools as tes serve has: a figure with more connections would not be that of the
+	// service.
 	own, err := e.open(url, pgpool.Config{Name: "tes river", MaxConns: 4, Custom: true})
 	if err != nil {
 		return nil, err
 	}
 
+	// The hook runs after each commit with events: its last call is the end of a timed part.
 	e.tasks = jobs.New(e.pool, jobs.Config{Logger: b.log, OnEventsCommitted: func() {
 		e.committed.Store(time.Now().UnixNano())
 		if e.relay != nil {
 			e.relay.Wake()
 		}
 	}})
+
 	river, err := jobs.NewRiver(own, e.tasks.ProcessID(), b.log, nil)
 	if err != nil {
 		return nil, err
@@ -86,11 +90,13 @@ func (b *suite) engine() (e *engine, err error) {
 	if err := river.Start(context.WithoutCancel(b.ctx)); err != nil {
 		return nil, fmt.Errorf("start river: %w", err)
 	}
+
 	e.onClose(func() error {
 		ctx, cancel := cleanupContext()
 		defer cancel()
 		return river.Stop(ctx)
 	})
+
 	_, _, err = e.tasks.Definitions.Put(b.ctx, "bench", 0, jobs.Definition{
 		ID: definitionID, Type: jobs.Automated, Version: "1", ExecutionConfig: jobs.ExecutionConfig{Executor: "noop"},
 	})
@@ -138,6 +144,7 @@ func (e *engine) create(n int, priorities ...jobs.Priority) error {
 		priorities = []jobs.Priority{jobs.Medium}
 	}
 
+	// The first error ends all callers.
 	ctx, cancel := context.WithCancelCause(e.b.ctx)
 	defer cancel(nil)
 	var next atomic.Int64
@@ -163,6 +170,7 @@ func (e *engine) create(n int, priorities ...jobs.Priority) error {
 // run starts a runner with one executor. stop ends the runner and returns when its last results are
 // committed.
 func (e *engine) run(noop jobs.Executor, cfg jobs.RunnerConfig) (stop func() error) {
+	// The runner goes on after Ctrl-C until stop, so that the database is not dropped under it.
 	cfg.Executors = map[string]jobs.Registration{"noop": {Executor: noop, Pure: true}}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.b.ctx))
 	done := make(chan error, 1)
@@ -227,6 +235,7 @@ func (e *engine) verifyPublished(bus relay.Publisher, n int) error {
 		if waiting, err = q.CountOutbox(e.b.ctx); err != nil {
 			return fmt.Errorf("count: %w", err)
 		}
+
 		if waiting == 0 || time.Since(begun) > 10*time.Second {
 			break
 		}
@@ -239,6 +248,7 @@ func (e *engine) verifyPublished(bus relay.Publisher, n int) error {
 	if waiting != 0 || stored != uint64(n) {
 		return fmt.Errorf("the figure is void: of %d events %d are on the bus, and %d flushes wait", n, stored, waiting)
 	}
+
 	return nil
 }
 
@@ -317,6 +327,7 @@ func (b *suite) profile(name string) (stop func()) {
 	if err == nil {
 		err = pprof.StartCPUProfile(file)
 	}
+
 	if err != nil {
 		b.log.Error("no profile", "of", name, "error", err)
 		return func() {}

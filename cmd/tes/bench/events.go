@@ -26,6 +26,7 @@ func (b *suite) events() (err error) {
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, e.close()) }()
 	b.step(tasks, "events: tasks")
 	if err := e.finish(tasks); err != nil {
@@ -57,6 +58,7 @@ func (b *suite) events() (err error) {
 
 // finish creates n tasks and runs them, with the relay off.
 func (e *engine) finish(n int) error {
+	// Tasks are created while the runner runs, because the events matter here and not the time.
 	done := countTo(n)
 	stop := e.run(handled{counter: done}, jobs.RunnerConfig{})
 	err := e.create(n)
@@ -78,6 +80,7 @@ func (e *engine) publishTo(n int) (t timed, err error) {
 	if err != nil {
 		return t, err
 	}
+
 	defer func() { err = errors.Join(err, closeBus()) }()
 	to := ackedBy(bus, n)
 	relay := relay.New(e.pool, to, relay.Config{Logger: b.log})
@@ -124,6 +127,7 @@ func (e *engine) requeueEvents() error {
 	if err := benchdb.New(e.pool).ForgetStream(e.b.ctx); err != nil {
 		return fmt.Errorf("refill the outbox: %w", err)
 	}
+
 	return nil
 }
 
@@ -136,7 +140,7 @@ func inOrder(ctx context.Context, bus *natsbus.Bus, n int) error {
 	err := bus.Subscribe(ctx, "", natsbus.All, func(d outbox.Delivery, at uint64) {
 		task, sequence := d.Header["ce-subject"], d.Header["ce-sequence"]
 		if sequence <= last[task] {
-			cancel(fmt.Errorf("the figure is void: message %d of the stream tells of step %s of task %s after step %s", at, sequence, task, last[task]))
+			cancel(fmt.Errorf("the figure is void: message %d of the stream is event %s of task %s, and comes after event %s", at, sequence, task, last[task]))
 		}
 
 		last[task] = sequence

@@ -65,6 +65,9 @@ func (b *suite) httpService() (h *httpService, token string, err error) {
 			err = errors.Join(err, h.close())
 		}
 	}()
+
+	// Each part is closed in the opposite order, so the database goes last, when nobody is
+	// connected.
 	name, err := b.server.fresh(b.ctx, "tes")
 	if err != nil {
 		return h, "", err
@@ -78,12 +81,14 @@ func (b *suite) httpService() (h *httpService, token string, err error) {
 	if err != nil {
 		return h, "", err
 	}
+
 	h.closers = append(h.closers, closeBus)
 
 	peers, err := peertest.Start(peertest.Config{})
 	if err != nil {
 		return h, "", err
 	}
+
 	h.closers = append(h.closers, func() error {
 		ctx, cancel := cleanupContext()
 		defer cancel()
@@ -114,6 +119,7 @@ func (h *httpService) close() error {
 	for i := len(h.closers) - 1; i >= 0; i-- {
 		errs = append(errs, h.closers[i]())
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -122,6 +128,7 @@ func (b *suite) httpOurs(figures roundFigures) (err error) {
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, h.close()) }()
 	clients, err := dialCreators(b.ctx, b.size.clients, h.URL, token)
 	defer clients.close()
@@ -129,13 +136,17 @@ func (b *suite) httpOurs(figures roundFigures) (err error) {
 		return err
 	}
 
+	// Connections, prepared statements and the caches of definitions are there after the warm-up.
+	// Its tasks must be done before the clock starts.
 	warm, err := b.load(b.size.clients, b.size.warmUp, clients.create)
 	if err != nil {
 		return err
 	}
+
 	if err := h.caughtUp(b.ctx, warm.n, patience); err != nil {
 		return err
 	}
+
 	if err := b.server.quiesce(b.ctx, h.Sessions); err != nil {
 		return err
 	}
@@ -148,6 +159,8 @@ func (b *suite) httpOurs(figures roundFigures) (err error) {
 		return err
 	}
 
+	// A service must work as fast as it accepts: the backlog of the load must be gone within
+	// catchUpTime.
 	stopProfile()
 	last := time.Now()
 	if err := h.caughtUp(b.ctx, warm.n+load.n, catchUpTime); err != nil {
@@ -220,6 +233,7 @@ func (c *creators) create(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("create a task: %w", err)
 	}
+
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusCreated {
 		text, _ := io.ReadAll(resp.Body)
@@ -230,6 +244,7 @@ func (c *creators) create(context.Context) error {
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		return fmt.Errorf("create a task: %w", err)
 	}
+
 	return nil
 }
 
@@ -260,6 +275,7 @@ func (b *suite) httpRiver(figures roundFigures) (err error) {
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.start(); err != nil {
 		return err
@@ -271,6 +287,7 @@ func (b *suite) httpRiver(figures roundFigures) (err error) {
 			err = errors.Join(err, p.stop())
 		}
 	}()
+
 	insert := func(ctx context.Context) error {
 		_, err := p.client.Insert(ctx, noopArgs{N: 1}, nil)
 		return err
@@ -280,6 +297,7 @@ func (b *suite) httpRiver(figures roundFigures) (err error) {
 	if err != nil {
 		return err
 	}
+
 	if err := b.server.quiesce(b.ctx, p.pool); err != nil {
 		return err
 	}
@@ -291,6 +309,7 @@ func (b *suite) httpRiver(figures roundFigures) (err error) {
 		return err
 	}
 
+	// River gets the same time to catch up.
 	for begun := time.Now(); p.done.n.Load() < int64(warm.n+load.n) && time.Since(begun) < catchUpTime; {
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -311,11 +330,14 @@ type loadResult struct {
 // load lets callers call for a time, each caller again as soon as its last call returns. Calls that
 // have begun when the time ends are waited for and counted.
 func (b *suite) load(callers int, long time.Duration, call func(context.Context) error) (loadResult, error) {
+	// The first error ends the callers: a rate with errors would mean nothing.
 	ctx, cancel := context.WithCancelCause(b.ctx)
 	defer cancel(nil)
 	var over atomic.Bool
 	end := time.AfterFunc(long, func() { over.Store(true) })
 	defer end.Stop()
+
+	// A slice for each caller, so that the callers share no lock.
 	waits := make([][]float64, callers)
 	begun := time.Now()
 	var all sync.WaitGroup

@@ -23,13 +23,15 @@ func (b *suite) latency() (err error) {
 	if err != nil {
 		return err
 	}
+
 	defer func() { err = errors.Join(err, e.close()) }()
 	bus, err := e.bus()
 	if err != nil {
 		return err
 	}
 
-	w := &watch{Publisher: bus, starts: map[uuid.UUID]time.Time{}, told: make(chan ack, 16)}
+	// w sees both ends of a task: the executor's call and the acknowledgement of the event.
+	w := &watch{Publisher: bus, starts: map[uuid.UUID]time.Time{}, acks: make(chan ack, 16)}
 	e.publish(w)
 	stop := e.run(w, jobs.RunnerConfig{})
 	defer func() { err = errors.Join(err, stop()) }()
@@ -42,6 +44,7 @@ func (b *suite) latency() (err error) {
 		if err != nil {
 			return err
 		}
+
 		if i >= warm {
 			creates, starts, events = append(creates, create), append(starts, start), append(events, event)
 			_ = b.bar.Add(1)
@@ -77,17 +80,18 @@ func (e *engine) single(w *watch) (create, start, event float64, err error) {
 		return 0, 0, 0, err
 	}
 
+	// Acknowledgements of an earlier task may still be in the channel.
 	late := time.After(patience)
 	for {
 		select {
-		case told := <-w.told:
-			if told.task != task.TaskID.String() {
+		case acked := <-w.acks:
+			if acked.task != task.TaskID.String() {
 				continue
 			}
 			started := w.start(task.TaskID)
-			return milliseconds(answered.Sub(begun)), max(0, milliseconds(started.Sub(answered))), milliseconds(told.at.Sub(started)), nil
+			return milliseconds(answered.Sub(begun)), max(0, milliseconds(started.Sub(answered))), milliseconds(acked.at.Sub(started)), nil
 		case <-late:
-			return 0, 0, 0, fmt.Errorf("the figure is void: task %s was not told within %v", task.TaskID, patience)
+			return 0, 0, 0, fmt.Errorf("the figure is void: the end of task %s was not published within %v", task.TaskID, patience)
 		case <-e.b.ctx.Done():
 			return 0, 0, 0, context.Cause(e.b.ctx)
 		}
@@ -104,7 +108,7 @@ type ack struct {
 type watch struct {
 	relay.Publisher
 	automated.Noop
-	told chan ack
+	acks chan ack
 
 	mu     sync.Mutex
 	starts map[uuid.UUID]time.Time // guarded by mu
@@ -131,7 +135,7 @@ func (w *watch) Publish(ctx context.Context, batch []outbox.Message) (uint64, er
 	at := time.Now()
 	for _, m := range batch {
 		if err == nil && m.Subject == outbox.SubjectCompleted {
-			w.told <- ack{m.Header["ce-subject"], at}
+			w.acks <- ack{m.Header["ce-subject"], at}
 		}
 	}
 	return last, err

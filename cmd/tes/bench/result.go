@@ -116,10 +116,14 @@ func (r *result) column(section, name string) []float64 {
 // compare sums up a section whose rounds have the columns tes and river.
 func (r *result) compare(section string) *comparison {
 	ours, river := r.column(section, "tes"), r.column(section, "river")
+
+	// The median of the ratios, and not the ratio of the medians: both sides of a round met the
+	// same machine.
 	ratios := make([]float64, len(ours))
 	for i := range ours {
 		ratios[i] = ours[i] / river[i]
 	}
+
 	return &comparison{TasksPerSecond: rounded(median(ours)), RiverPerSecond: rounded(median(river)), Ratio: rounded(median(ratios))}
 }
 
@@ -162,6 +166,7 @@ func (r *result) evaluate() {
 	if r.Events != nil {
 		least("events.perSecond", r.Events.PerSecond, 40_000)
 	}
+
 	if r.Backlog != nil {
 		least("backlog.ratio", r.Backlog.Ratio, 0.9)
 		least("backlog.priorityRatio", r.Backlog.PriorityRatio, 0.9)
@@ -195,6 +200,7 @@ func (r *result) foreign() (most float64) {
 func (r *result) table(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	line := func(what, limit, format string, args ...any) {
+		// A line without a limit has no mark.
 		mark, bound := "", ""
 		if l := r.Limits[limit]; l != nil {
 			mark = map[bool]string{true: "✓", false: "✗"}[l.OK]
@@ -227,6 +233,7 @@ func (r *result) table(to io.Writer) error {
 	if r.Events != nil {
 		line("relay alone", "events.perSecond", "%.0f events a second", r.Events.PerSecond)
 	}
+
 	if l := r.Backlog; l != nil {
 		line("many pending / few", "backlog.ratio", "%.2f: %.0f against %.0f a second", l.Ratio, l.LargePerSecond, l.SmallPerSecond)
 		line("four priorities, ageing / one", "backlog.priorityRatio", "%.2f", l.PriorityRatio)
@@ -235,6 +242,7 @@ func (r *result) table(to io.Writer) error {
 	if r.WALBytesPerTask != 0 {
 		line("WAL, create to COMPLETED", "walBytesPerTask", "%.0f bytes a task", r.WALBytesPerTask)
 	}
+
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
@@ -245,7 +253,7 @@ func (r *result) table(to io.Writer) error {
 	}
 
 	if foreign := r.foreign(); foreign > foreignMost {
-		fmt.Fprintf(to, "\nOthers used up to %.1f cores meanwhile: these figures say little.\n", foreign)
+		fmt.Fprintf(to, "\nOther programs used up to %.1f cores meanwhile: do not rely on these figures.\n", foreign)
 	}
 
 	_, err := fmt.Fprintf(to, "\n%d cores, %s, PostgreSQL %s (%s)\n", r.Machine.Cores, r.Machine.Go, r.Machine.PostgreSQL, strings.Join(settings, ", "))

@@ -45,8 +45,8 @@ func (w *noopWorker) Work(context.Context, *river.Job[noopArgs]) error {
 	return nil
 }
 
-// riverPeer is the other side of a comparison: River alone, with its stock schema, on a database of
-// its own. It keeps no task, no attempt and no event.
+// riverPeer is the other side of a comparison: River alone, with the stock schema, on a separate
+// database, without tasks, attempts and events.
 type riverPeer struct {
 	b       *suite
 	name    string
@@ -79,6 +79,8 @@ func (b *suite) river(n int) (p *riverPeer, err error) {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
 
+	// The completer's batch size and flush interval are River's own: bare River means without
+	// tricks.
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &noopWorker{done: p.done})
 	p.client, err = river.NewClient(riverpgxv5.New(p.pool), &river.Config{
@@ -117,6 +119,7 @@ func (c completions) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.Trace
 // create inserts n jobs in bulk, the fastest way that River has.
 func (p *riverPeer) create(n int) error {
 	for made := 0; made < n; {
+		// In batches, because COPY needs the rows of a batch in memory.
 		batch := make([]river.InsertManyParams, min(5000, n-made))
 		for i := range batch {
 			batch[i].Args = noopArgs{N: made + i}

@@ -89,7 +89,10 @@ func (v *server) templates(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open database: %w", err)
 	}
+
 	defer pool.Close()
+
+	// River's schema with every index. tes drops some River indexes in its databases.
 	migrator, err := rivermigrate.New(riverpgxv5.New(pool), nil)
 	if err != nil {
 		return fmt.Errorf("river's schema: %w", err)
@@ -102,6 +105,7 @@ func (v *server) templates(ctx context.Context) error {
 	if _, err := pool.Exec(ctx, "ANALYZE"); err != nil {
 		return fmt.Errorf("analyze: %w", err)
 	}
+
 	return nil
 }
 
@@ -113,6 +117,7 @@ func (v *server) url(name string) string {
 		return v.cluster.DatabaseURL(name)
 	}
 
+	// TES_DATABASE_URL may be a URL or a list of keywords and values.
 	if u, err := url.Parse(v.base); err == nil && u.Scheme != "" {
 		if name != "postgres" { // administration uses the database that the operator named
 			u.Path = "/" + name
@@ -147,8 +152,8 @@ func (v *server) drop(name string) error {
 	return nil
 }
 
-// quiesce refreshes one database's statistics, removes its dead rows and writes dirty pages, so
-// that none of that work falls into the timed part that follows.
+// quiesce refreshes a database's statistics, removes dead rows and writes dirty pages, so that the
+// timed part after quiesce does none of this work.
 func (v *server) quiesce(ctx context.Context, pool *pgxpool.Pool) error {
 	if _, err := pool.Exec(ctx, "VACUUM ANALYZE"); err != nil {
 		return fmt.Errorf("vacuum: %w", err)
@@ -186,6 +191,7 @@ func (v *server) machine(ctx context.Context) (machineInfo, error) {
 		return m, fmt.Errorf("ask the server: %w", err)
 	}
 
+	// The settings that decide the cost of a commit. A figure needs them to be compared.
 	rows, err := v.admin.Query(ctx, `
 		SELECT name, current_setting(name)
 		FROM pg_settings
@@ -223,10 +229,12 @@ func (v *server) stop(keep bool) error {
 	if v.cluster != nil {
 		errs = append(errs, v.cluster.Stop(ctx))
 	}
+
 	return errors.Join(errs...)
 }
 
 func (v *server) dropAll(ctx context.Context) error {
+	// By prefix, and not from a list: also a database whose creation was interrupted.
 	rows, err := v.admin.Query(ctx, "SELECT datname FROM pg_database WHERE starts_with(datname, $1)", v.prefix)
 	if err != nil {
 		return fmt.Errorf("list databases: %w", err)
@@ -241,5 +249,6 @@ func (v *server) dropAll(ctx context.Context) error {
 	for _, name := range names {
 		errs = append(errs, v.drop(name))
 	}
+
 	return errors.Join(errs...)
 }

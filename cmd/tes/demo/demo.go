@@ -1,12 +1,3 @@
-// Package demo runs a handful of tasks through a whole tes and checks what becomes of them.
-//
-// definitions.json holds the task definitions. requests.json holds the requests, each with the
-// status, output, assignee or error code that the task must reach. The demo registers the
-// definitions, submits the requests, prints every event that arrives on the bus, completes the
-// manual tasks in the assignees' names, and compares each task with its expectation.
-//
-// The package starts nothing itself: package main hands in a function that starts PostgreSQL,
-// the bus, the service and the fake peer services.
 package demo
 
 import (
@@ -50,7 +41,7 @@ type Env struct {
 	Start func(ctx context.Context) (*System, error)
 }
 
-// System is a running tes with everything that it needs.
+// System is a running tes with its database, bus and fake peer services.
 type System struct {
 	URL   string // of the API
 	Bus   *natsbus.Bus
@@ -104,6 +95,8 @@ func Run(ctx context.Context, options Options, env Env) (err error) {
 
 	ctx, cancel := context.WithTimeout(ctx, timeLimit)
 	defer cancel()
+
+	// Before the first request, so that no event is missed.
 	unsubscribe := d.subscribe(ctx)
 	defer unsubscribe()
 
@@ -150,8 +143,9 @@ func (d *demo) play(ctx context.Context) ([]*row, error) {
 	steered := false
 	for _, e := range requests {
 		invoice := e.body["taskDefinitionId"] == "create-invoice" && e.expect.Status == "COMPLETED"
+
 		if invoice && !steered {
-			// One failing call, so that the demo shows a retry.
+			// The failing call shows a retry.
 			steered = true
 			d.sys.Peers.Steer(peertest.Integration, peertest.Steering{
 				Mode: peertest.ModeError, Status: 503, Times: 1,
@@ -240,6 +234,7 @@ func (d *demo) follow(ctx context.Context, e entry, task *row) error {
 	if task.Wrong != "" {
 		return nil
 	}
+
 	if !reached || now["status"] != e.expect.Status {
 		task.Wrong = fmt.Sprintf("expected %s, it is %v (error: %v)", e.expect.Status, now["status"], now["error"])
 		return nil
@@ -270,6 +265,7 @@ func (d *demo) checkEvents(ctx context.Context, e entry, task *row) {
 		last = outbox.SubjectFailed
 	}
 
+	// The API may answer with the terminal status before the relay has published its event.
 	if !d.until(ctx, func() bool { return d.count(task.ID, last) > 0 }) {
 		task.Wrong = "no " + last + " came"
 	}
@@ -281,6 +277,7 @@ func (d *demo) checkEvents(ctx context.Context, e entry, task *row) {
 	if n := d.count(task.ID, outbox.SubjectRetry); last == outbox.SubjectFailed && n > 0 {
 		task.Wrong = fmt.Sprintf("refused for good, yet retried %d times", n)
 	}
+
 	if n := d.count(task.ID, outbox.SubjectCompleted) + d.count(task.ID, outbox.SubjectFailed); n != 1 {
 		task.Wrong = fmt.Sprintf("%d terminal events", n)
 	}
@@ -288,6 +285,7 @@ func (d *demo) checkEvents(ctx context.Context, e entry, task *row) {
 
 // person completes a manual task as its assignee would on a page of the UI.
 func (d *demo) person(ctx context.Context, task *row, now map[string]any) (map[string]any, error) {
+	// The output must satisfy the output schema of its definition.
 	who := fmt.Sprint(now["assignee"])
 	output := map[string]any{"approved": true, "reviewedBy": who, "reason": "a good customer"}
 	if task.Definition == "review-term-sheet" {
@@ -304,6 +302,7 @@ func (t *row) note(now map[string]any) {
 		t.Attempts = int(n)
 	}
 
+	// A task has no end while a person works on the task; note is called again afterwards.
 	from, _ := time.Parse(time.RFC3339Nano, fmt.Sprint(now["createdAt"]))
 	to, err := time.Parse(time.RFC3339Nano, fmt.Sprint(now["endedAt"]))
 	if err == nil {
@@ -333,6 +332,7 @@ func (d *demo) receive(m outbox.Delivery, _ uint64) {
 	d.mu.Unlock()
 
 	select {
+	// The channel has room for one: until looks at the counts, not at the number of signals.
 	case d.arrived <- struct{}{}:
 	default:
 	}
@@ -362,10 +362,11 @@ func summary(subject string, data map[string]any) string {
 	case outbox.SubjectAssigned:
 		return fmt.Sprintf("to %v, due %v", data["assigneeId"], data["dueDate"])
 	}
+
 	return ""
 }
 
-// colorize pads a subject and colours it by its meaning, where colours are on.
+// colorize pads a subject and, on a terminal, colours the subject by its meaning.
 func (d *demo) colorize(subject string) string {
 	text := fmt.Sprintf("%-20s", subject)
 	if !d.color {
@@ -381,6 +382,7 @@ func (d *demo) colorize(subject string) string {
 	case outbox.SubjectRetry:
 		color = "33"
 	}
+
 	return "\x1b[" + color + "m" + text + "\x1b[0m"
 }
 
@@ -402,6 +404,7 @@ func (d *demo) count(task, subject string) int {
 func (d *demo) until(ctx context.Context, holds func() bool) bool {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+
 	for !holds() {
 		select {
 		case <-ctx.Done():
@@ -458,6 +461,7 @@ func (d *demo) call(ctx context.Context, method, path string, body any) (map[str
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
+
 	defer func() { _ = response.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(response.Body, 4<<20))
 	if err != nil {

@@ -41,6 +41,7 @@ func readRequests() ([]entry, error) {
 		delete(body, "expect") // the API refuses members that it does not know
 
 		out[i].body = map[string]any{}
+
 		for name, value := range body {
 			out[i].body[name] = value
 		}
@@ -57,7 +58,7 @@ func readRequests() ([]entry, error) {
 	return out, nil
 }
 
-// check compares a task with its entry and describes the first difference; empty for none.
+// check compares a task with its entry and returns the first difference, or an empty text.
 func (e entry) check(now map[string]any) string {
 	if e.expect.Output != nil && !reflect.DeepEqual(now["output"], any(e.expect.Output)) {
 		return fmt.Sprintf("expected output %v, got %v", e.expect.Output, now["output"])
@@ -66,6 +67,7 @@ func (e entry) check(now map[string]any) string {
 	if e.expect.Assignee != "" && now["assignee"] != e.expect.Assignee {
 		return fmt.Sprintf("expected assignee %s, got %v", e.expect.Assignee, now["assignee"])
 	}
+
 	if e.expect.Error != nil {
 		problem, _ := now["error"].(map[string]any)
 		if problem["code"] != e.expect.Error.Code {
