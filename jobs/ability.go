@@ -73,15 +73,15 @@ func (r *Runner) kinds() []string {
 	return kinds
 }
 
-// misfiled is a job that this process has claimed and cannot run.
-type misfiled struct {
+// misfiledJob is a job that this process has claimed and cannot run.
+type misfiledJob struct {
 	job  int64
 	kind string // under which a process waits for it that can
 }
 
 // flushMisfiled gives jobs back under the kinds of the processes that can run them. The jobs keep
 // their places in the queue, and no attempt counts.
-func (r *Runner) flushMisfiled(batch []misfiled) {
+func (r *Runner) flushMisfiled(batch []misfiledJob) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	p := db.LaneRefileParams{ExecutorID: r.tasks.cfg.ProcessID}
@@ -91,7 +91,7 @@ func (r *Runner) flushMisfiled(batch []misfiled) {
 
 	lanes, err := r.tasks.q.LaneRefile(ctx, p)
 	if err != nil {
-		r.logTrouble("give jobs back that others can run", err) // the sweep gives their tasks new tokens
+		r.logTrouble("return jobs that other processes can run", err) // the sweep gives their tasks new tokens
 		return
 	}
 

@@ -198,7 +198,7 @@ func TestWorkersSeenAreBounded(t *testing.T) {
 	}
 	w.note(&LeaseRequest{Tenant: "acme", Worker: "w-1", Select: []Selection{{Lane: LaneAutomated}}})
 	for i := range 10 * mostWorkersSeen {
-		w.beat("mallory", string(rune(i)))
+		w.noteHeartbeat("mallory", string(rune(i)))
 	}
 	all, beats := w.take()
 	require.LessOrEqual(t, len(beats), mostWorkersSeen)

@@ -91,11 +91,11 @@ func TestNoticesAreFetchedByIndex(t *testing.T) {
 	for range 8 {
 		before := rowsRead(t, own)
 		fetched, err := riverpgxv5.New(own).GetExecutor().JobGetAvailable(t.Context(), &riverdriver.JobGetAvailableParams{
-			ClientID: "p", MaxAttemptedBy: 10, MaxToLock: noticePlaces, Queue: queueNotices,
+			ClientID: "p", MaxAttemptedBy: 10, MaxToLock: noticeSlots, Queue: queueNotices,
 		})
 		require.NoError(t, err)
-		require.Len(t, fetched.Jobs, noticePlaces)
-		require.Less(t, rowsRead(t, own)-before, 20*noticePlaces)
+		require.Len(t, fetched.Jobs, noticeSlots)
+		require.Less(t, rowsRead(t, own)-before, 20*noticeSlots)
 	}
 }
 

@@ -227,7 +227,7 @@ func (w *batchWriter[T]) awaitRow(item T, err error) {
 
 		w.t.lockedRows.add(row)
 		if pause == rowRetryFirst && !wait.skip {
-			w.t.cfg.Logger.Warn("one of the "+w.items.plural()+" waits apart: another session has locked its row", "row", row, "error", err)
+			w.t.cfg.Logger.Warn("one of the "+w.items.plural()+" waits: another session has locked its row", "row", row, "error", err)
 		}
 
 		if wait.skip || (wait.hasCaller && time.Since(begun) > callerPatience) || !w.t.waitUnlessGone(pause, wait.callerGone) {

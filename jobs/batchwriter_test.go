@@ -362,7 +362,7 @@ func TestResultsAndMovesLockInOneOrder(t *testing.T) {
 
 	for _, out := range receive(t, cancelled) {
 		require.NoError(t, out.err)
-		require.True(t, out.made)
+		require.True(t, out.applied)
 	}
 	require.False(t, receive(t, settled))
 	require.False(t, receive(t, settled))

@@ -110,7 +110,7 @@ func TestCallsShareACommit(t *testing.T) {
 		})
 	}
 	for i, out := range b.applyAll(round) {
-		require.True(t, out.made, out.err)
+		require.True(t, out.applied, out.err)
 		require.Equal(t, round[i].task.String(), string(calls[i].StoredAnswer().Body))
 	}
 }

@@ -34,7 +34,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task,
 	if task.Status == db.TaskStatusCANCELLED {
 		again := actor.IfMatch == 0 || actor.IfMatch == task.Version
 		if !again {
-			again, err = t.isRepeat(ctx, task, actor.IfMatch, Update{Status: Cancelled}, actor.Reason, last{by: actor.Name})
+			again, err = t.isRepeat(ctx, task, actor.IfMatch, Update{Status: Cancelled}, actor.Reason, lastEnd{actor: actor.Name})
 		}
 		if err != nil || again {
 			return task, err
@@ -49,7 +49,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task,
 	}
 
 	out := t.apply(ctx, m)
-	if !out.made && out.was == Cancelled && actor.IfMatch == 0 {
+	if !out.applied && out.was == Cancelled && actor.IfMatch == 0 {
 		return t.Get(ctx, actor.Tenant, id) // somebody else was as quick
 	}
 
@@ -60,7 +60,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task,
 // not. A call under an idempotency key was answered in the transaction of its transition, and
 // gets the task as that left it.
 func (t *Tasks) readBack(ctx context.Context, tenant string, m *transition, out transitionResult) (db.Task, error) {
-	if !out.made {
+	if !out.applied {
 		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.rejection(out))
 	}
 	if m.call != nil && m.call.task != nil {

@@ -16,18 +16,18 @@ import (
 
 // clock is a process's clock with its difference from the database's.
 type clock struct {
-	wall func() time.Time
-	log  *slog.Logger
-	off  atomic.Int64 // nanoseconds that the database is ahead
-	read atomic.Bool  // it was measured
-	said atomic.Int64 // when a difference was logged, in Unix seconds
+	wall     func() time.Time
+	log      *slog.Logger
+	off      atomic.Int64 // nanoseconds that the database is ahead
+	read     atomic.Bool  // it was measured
+	loggedAt atomic.Int64 // when a difference was logged, in Unix seconds
 }
 
 // clockTolerance is the largest difference that is not logged.
 const clockTolerance = time.Second
 
-// sayClockEvery spaces the log lines about a difference.
-const sayClockEvery = 10 * time.Minute
+// clockLogInterval spaces the log lines about a difference.
+const clockLogInterval = 10 * time.Minute
 
 // now is the database's time, as far as it is known.
 func (c *clock) now() time.Time {
@@ -51,8 +51,8 @@ func (c *clock) measured(asked time.Time, said time.Time, answered time.Time) {
 		return
 	}
 
-	at, before := answered.Unix(), c.said.Load()
-	if at-before >= int64(sayClockEvery.Seconds()) && c.said.CompareAndSwap(before, at) {
+	at, before := answered.Unix(), c.loggedAt.Load()
+	if at-before >= int64(clockLogInterval.Seconds()) && c.loggedAt.CompareAndSwap(before, at) {
 		c.log.Warn("this process's clock and the database's differ; the database's decides", "database_ahead", off)
 	}
 }

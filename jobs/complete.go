@@ -216,7 +216,7 @@ func (r *run) completionWritten(ok bool, err error) {
 		r.endSpan(string(db.AttemptOutcomeCOMPLETED), "", r.endedAt)
 
 	case err == nil:
-		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt())
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "result rejected: the lease was lost", "task", r.id(), "attempt", r.attempt())
 		r.r.endOrphanedJob(r.claim.JobID)
 	}
 
@@ -233,7 +233,7 @@ const (
 func completeTransition(h attemptRef, output json.RawMessage, at time.Time) *transition {
 	return &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
-		to: Completed, event: db.TaskEventTypeCompleted, actor: h.by, executor: h.by, at: at, payload: summaryOf(output),
+		to: Completed, event: db.TaskEventTypeCompleted, actor: h.actor, executor: h.actor, at: at, payload: summaryOf(output),
 		output: output, outcome: db.AttemptOutcomeCOMPLETED, endJob: db.RiverJobStateCompleted, timeout: h.settings.timeout, span: h.span,
 	}
 }

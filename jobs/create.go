@@ -157,7 +157,7 @@ func (t *Tasks) checkSettings(ctx context.Context, req Request, def *definition,
 				return invalid("/executionConfig", "%v", err)
 			}
 		}
-	} else if err := misfit(ctx, def.input, "input", req.Input); err != nil {
+	} else if err := checkDocument(ctx, def.input, "input", req.Input); err != nil {
 		return err
 	}
 

@@ -23,22 +23,22 @@ import (
 // steps are the percentages of the time to the due date at which notices are sent.
 var steps = []int{0, 50, 75, 90, 100}
 
-// step is what a job of a chain has to do.
-type step struct {
+// deadlineStep is what a job of a chain has to do.
+type deadlineStep struct {
 	percent  int
-	tell     []telling
+	notices  []dueNotice
 	escalate bool
 	next     int // percent; 0 for none
 	nextAt   time.Time
 }
 
-type telling struct{ what, user string }
+type dueNotice struct{ what, user string }
 
-// step says what to do for a task at a percentage. Of missed steps only the last is done: three
+// deadlineStep says what to do for a task at a percentage. Of missed steps only the last is done: three
 // reminders at once would help no one.
-func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step {
-	if !ours(task, chain) || task.AssignedAt == nil || task.DueAt == nil {
-		return step{}
+func (s *settings) deadlineStep(task db.DeadlineTaskRow, chain int64, percent int) deadlineStep {
+	if !isCurrentChain(task, chain) || task.AssignedAt == nil || task.DueAt == nil {
+		return deadlineStep{}
 	}
 
 	from, due, now := *task.AssignedAt, *task.DueAt, task.ReadAt
@@ -54,19 +54,19 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 		percent = max(percent, last(percent))
 	}
 
-	out := step{percent: percent}
+	out := deadlineStep{percent: percent}
 	switch {
 	case percent == 0:
 		// The person who has begun the task knows of the assignment.
 		if task.Status == db.TaskStatusASSIGNED {
-			out.say(noticeAssigned, holders(task)...)
+			out.add(noticeAssigned, holders(task)...)
 		}
 	case percent < 100:
-		out.say(noticeReminder, holders(task)...)
+		out.add(noticeReminder, holders(task)...)
 	default:
-		out.say(noticeOverdue, holders(task)...)
+		out.add(noticeOverdue, holders(task)...)
 		if e := s.config.Escalation; e != nil {
-			out.say(noticeEscalated, e.Notify...)
+			out.add(noticeEscalated, e.Notify...)
 			out.escalate = e.ReassignTo != nil && !e.ReassignTo.has(task)
 		}
 	}
@@ -86,11 +86,11 @@ func (s *settings) step(task db.DeadlineTaskRow, chain int64, percent int) step 
 	return out
 }
 
-// say adds a notice for each user who gets none yet.
-func (s *step) say(what string, users ...string) {
+// add adds a notice for each user who gets none yet.
+func (s *deadlineStep) add(what string, users ...string) {
 	for _, user := range users {
-		if !slices.ContainsFunc(s.tell, func(t telling) bool { return t.user == user }) {
-			s.tell = append(s.tell, telling{what, user})
+		if !slices.ContainsFunc(s.notices, func(t dueNotice) bool { return t.user == user }) {
+			s.notices = append(s.notices, dueNotice{what, user})
 		}
 	}
 }
@@ -124,7 +124,7 @@ type deadlineWorker struct {
 func (deadlineWorker) Timeout(*river.Job[deadlineArgs]) time.Duration { return noticeTime }
 
 func (w *deadlineWorker) NextRetry(job *river.Job[deadlineArgs]) time.Time {
-	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
+	return w.n.tasks.clock.now().Add(noticeBackoff(job.Attempt))
 }
 
 func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs]) error {
@@ -134,12 +134,12 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 		return err
 	}
 
-	var do step
+	var do deadlineStep
 	if s != nil {
-		do = s.step(task, args.DeadlineID, args.Percent)
+		do = s.deadlineStep(task, args.DeadlineID, args.Percent)
 	}
 
-	ids, err := t.ids.job(ctx, len(do.tell)+2)
+	ids, err := t.ids.job(ctx, len(do.notices)+2)
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 		JobID: job.ID, Attempt: int16(job.Attempt), TaskID: args.TaskID, DeadlineID: args.DeadlineID, Percent: int16(do.percent),
 		NoticeIds: ids[2:], Whats: []string{}, UserIds: []string{}, NextAt: unset,
 	}
-	for _, one := range do.tell {
+	for _, one := range do.notices {
 		p.Whats, p.UserIds = append(p.Whats, one.what), append(p.UserIds, one.user)
 	}
 

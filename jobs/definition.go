@@ -18,7 +18,7 @@ import (
 // Definition describes a kind of task, as it was registered.
 type Definition struct {
 	// TenantID is the owner; empty for a definition of the platform, which every tenant may use.
-	TenantID        string          `json:"tenantId,omitempty" doc:"Whose it is. Absent: the platform's, which every tenant may use."`
+	TenantID        string          `json:"tenantId,omitempty" doc:"The tenant that the definition belongs to. Absent: the platform, whose definitions every tenant may use."`
 	ID              string          `json:"id"`
 	Name            string          `json:"name"`
 	Description     string          `json:"description"`
@@ -31,7 +31,7 @@ type Definition struct {
 	ExecutionConfig ExecutionConfig `json:"executionConfig"`
 	Revision        int32           `json:"revision"`
 	CreatedAt       time.Time       `json:"createdAt"`
-	CreatedBy       string          `json:"createdBy" doc:"Who registered this revision: the service, its tenant and the token's subject, as in workflow-orchestrator (tenant acme, subject svc-1)."`
+	CreatedBy       string          `json:"createdBy" doc:"The caller who registered this revision: service, tenant and the token's subject, as in workflow-orchestrator (tenant acme, subject svc-1)."`
 }
 
 // Default timeouts of an attempt, for definitions that name none.
@@ -80,7 +80,7 @@ func (d *Definitions) PutFor(ctx context.Context, actor Actor, in Definition) (o
 
 	switch {
 	case revisionTaken(err):
-		return Put{}, fmt.Errorf("definition %s: others write it all the time: %w", in.ID, ErrUnavailable)
+		return Put{}, fmt.Errorf("definition %s: other callers keep changing it: %w", in.ID, ErrUnavailable)
 	case err != nil:
 		return Put{}, err
 	}

@@ -37,7 +37,7 @@ type escalationWorker struct {
 func (escalationWorker) Timeout(*river.Job[escalationArgs]) time.Duration { return noticeTime }
 
 func (w *escalationWorker) NextRetry(job *river.Job[escalationArgs]) time.Time {
-	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
+	return w.n.tasks.clock.now().Add(noticeBackoff(job.Attempt))
 }
 
 // Work reassigns the task, whether it was begun or not. It keeps its due date: what
@@ -50,7 +50,7 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 		if err != nil {
 			return err
 		}
-		if s == nil || !ours(task, job.Args.DeadlineID) || s.config.Escalation == nil || s.config.Escalation.ReassignTo == nil {
+		if s == nil || !isCurrentChain(task, job.Args.DeadlineID) || s.config.Escalation == nil || s.config.Escalation.ReassignTo == nil {
 			return nil
 		}
 
@@ -65,8 +65,8 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 		switch out := t.apply(ctx, m); {
 		case out.err != nil:
 			return fmt.Errorf("escalate task %s: %w", task.TaskID, out.err)
-		case out.made:
-			t.cfg.Logger.Info("a task's due date passed, and it has gone to somebody else", "task", task.TaskID)
+		case out.applied:
+			t.cfg.Logger.Info("task escalated: its due date has passed", "task", task.TaskID)
 			return nil
 		}
 		// Somebody moved it meanwhile: looked at anew.

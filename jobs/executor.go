@@ -202,11 +202,11 @@ type ExecutionConfig struct {
 // task's own where it has one: see of. A task that is asked for on the bus belongs to it.
 type SecurityContext struct {
 	UserID        string   `json:"userId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
-	TenantID      string   `json:"tenantId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"The token's own tenant, or absent; a token without a tenant may name one. Whoever does the work is told the task's."`
+	TenantID      string   `json:"tenantId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"The tenant of the caller's token; a token without a tenant may name any. Executors and workers get the tenant of the task."`
 	Roles         []string `json:"roles,omitempty" maxItems:"256" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
 	Permissions   []string `json:"permissions,omitempty" maxItems:"256" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
 	SecurityLevel string   `json:"securityLevel,omitempty" enum:"LOW,MEDIUM,HIGH"`
-	RunAs         string   `json:"runAs,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"The word of whoever asked for the task, as are userId, roles, permissions and securityLevel: handed on, and held against nothing."`
+	RunAs         string   `json:"runAs,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"Passed to executors and workers as the caller gave it, like userId, roles, permissions and securityLevel. tes does not check them."`
 }
 
 // of is the context as a task of a tenant hands it on: it names that tenant, whatever the
@@ -259,7 +259,7 @@ type SOAPCall struct {
 	Namespace string   `json:"namespace" minLength:"1" maxLength:"512"`
 	Action    string   `json:"action,omitempty" maxLength:"512"`
 	Version   string   `json:"version,omitempty" enum:"1.1,1.2" default:"1.1"`
-	Order     []string `json:"order,omitempty" maxItems:"256" doc:"Members that come first, in this order; the rest follow by name."`
+	Order     []string `json:"order,omitempty" maxItems:"256" doc:"The members that come first, in this order; the others follow by name."`
 }
 
 // AssignmentRules say who may do a manual task: one person by Assignee, which may be
@@ -268,17 +268,17 @@ type SOAPCall struct {
 // the directory is away and remembers nothing, the defaults.
 type AssignmentRules struct {
 	Assignee        string   `json:"assignee,omitempty" maxLength:"256"`
-	Expression      string   `json:"expression,omitempty" maxLength:"8192" doc:"CEL over input, context and people: a user's id, or {assigneeId}, {groupId} or {candidateUsers, candidateRoles, candidateGroups}. people are those with the role and skills: id, name, roles, skills, openTasks."`
+	Expression      string   `json:"expression,omitempty" maxLength:"8192" doc:"CEL over input, context and people: a user's id, or {assigneeId}, {groupId} or {candidateUsers, candidateRoles, candidateGroups}. people is the list of users with the role and skills: id, name, roles, skills, openTasks."`
 	Role            string   `json:"role,omitempty" maxLength:"128"`
 	Skills          []string `json:"skills,omitempty" maxItems:"32"`
-	Strategy        string   `json:"strategy,omitempty" enum:"spread,least-loaded" doc:"Among those with the role and skills: another one for each task (spread, the default), or whoever has the fewest open tasks."`
+	Strategy        string   `json:"strategy,omitempty" enum:"spread,least-loaded" doc:"The choice among the users with the role and skills: a different user for each task (spread, the default), or the user with the fewest open tasks (least-loaded)."`
 	Group           string   `json:"group,omitempty" maxLength:"128"`
 	CandidateUsers  []string `json:"candidateUsers,omitempty" maxItems:"256"`
 	CandidateRoles  []string `json:"candidateRoles,omitempty" maxItems:"32"`
 	CandidateGroups []string `json:"candidateGroups,omitempty" maxItems:"32"`
 	DefaultAssignee string   `json:"defaultAssignee,omitempty" maxLength:"128"`
 	DefaultGroup    string   `json:"defaultGroup,omitempty" maxLength:"128"`
-	ReassignRoles   []string `json:"reassignRoles,omitempty" maxItems:"32" doc:"Roles that may give the task to another though it is not theirs, where a person's own token says that they hold one."`
+	ReassignRoles   []string `json:"reassignRoles,omitempty" maxItems:"32" doc:"Roles whose holders may reassign the task, even if it is not assigned to them. Only roles in the person's own token count."`
 }
 
 // Strategies of AssignmentRules.
@@ -292,41 +292,41 @@ var Channels = []string{"in-app", "email", "push", "chat"}
 
 // Notifications says how whoever has a manual task is told of it.
 type Notifications struct {
-	Channels []string `json:"channels,omitempty" maxItems:"4" doc:"In order of preference: the next is tried where one is down. Default in-app."`
-	Template string   `json:"template,omitempty" maxLength:"128" doc:"For all of the task's notices. Default task-assigned, task-reminder, task-overdue and task-escalated."`
+	Channels []string `json:"channels,omitempty" maxItems:"4" doc:"In order of preference: if a channel fails, the next one is tried. Default: in-app."`
+	Template string   `json:"template,omitempty" maxLength:"128" doc:"The template of all notices of the task. Default: task-assigned, task-reminder, task-overdue and task-escalated."`
 }
 
 // Escalation is what happens when a manual task's due date passes, beside that
 // whoever has it is told.
 type Escalation struct {
-	Notify     []string          `json:"notify,omitempty" maxItems:"32" doc:"Users who are told."`
-	ReassignTo *EscalationTarget `json:"reassignTo,omitempty" doc:"Who gets the task then. It keeps its due date."`
+	Notify     []string          `json:"notify,omitempty" maxItems:"32" doc:"The users who get a notice."`
+	ReassignTo *EscalationTarget `json:"reassignTo,omitempty" doc:"The new assignee. The due date stays."`
 }
 
 // EscalationTarget is a person or a group.
 type EscalationTarget struct {
-	AssigneeID string `json:"assigneeId,omitempty" maxLength:"128" doc:"The person; give this or groupId."`
-	GroupID    string `json:"groupId,omitempty" maxLength:"128" doc:"The group; give this or assigneeId."`
+	AssigneeID string `json:"assigneeId,omitempty" maxLength:"128" doc:"The person. Give either assigneeId or groupId."`
+	GroupID    string `json:"groupId,omitempty" maxLength:"128" doc:"The group. Give either assigneeId or groupId."`
 }
 
 // SLA gives a manual task its due date.
 type SLA struct {
-	Hours    float64   `json:"hours,omitempty" minimum:"0" maximum:"8760" doc:"From when it is assigned. With a calendar, business hours."`
+	Hours    float64   `json:"hours,omitempty" minimum:"0" maximum:"8760" doc:"Hours from the assignment to the due date. With a calendar: business hours."`
 	Calendar *Calendar `json:"calendar,omitempty"`
 }
 
 // Calendar says when people work: see package calendar, which has the defaults.
 type Calendar struct {
-	Country       string         `json:"country,omitempty" maxLength:"2" doc:"ISO 3166, such as DE: its holidays are free. Default none."`
-	TimeZone      string         `json:"timezone,omitempty" maxLength:"64" doc:"IANA, such as Europe/Berlin. Default UTC."`
+	Country       string         `json:"country,omitempty" maxLength:"2" doc:"ISO 3166 code, such as DE: no work on its holidays. Default: no holidays."`
+	TimeZone      string         `json:"timezone,omitempty" maxLength:"64" doc:"IANA name, such as Europe/Berlin. Default: UTC."`
 	BusinessHours *BusinessHours `json:"businessHours,omitempty"`
-	Workdays      []string       `json:"workdays,omitempty" maxItems:"7" enum:"MON,TUE,WED,THU,FRI,SAT,SUN" doc:"Default MON to FRI."`
+	Workdays      []string       `json:"workdays,omitempty" maxItems:"7" enum:"MON,TUE,WED,THU,FRI,SAT,SUN" doc:"Default: MON to FRI."`
 }
 
 // BusinessHours are a working day, by the clock on the wall.
 type BusinessHours struct {
-	Start string `json:"start,omitempty" maxLength:"5" doc:"Default 09:00."`
-	End   string `json:"end,omitempty" maxLength:"5" doc:"Default 17:00; 24:00 is the end of the day."`
+	Start string `json:"start,omitempty" maxLength:"5" doc:"Default: 09:00."`
+	End   string `json:"end,omitempty" maxLength:"5" doc:"24:00 is the end of the day. Default: 17:00."`
 }
 
 // ResourceRequirements are asked of the Resource Service.

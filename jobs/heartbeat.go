@@ -60,7 +60,7 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Heartbeat
 		p.Progress, p.Checkpoints = append(p.Progress, string(b.Progress)), append(p.Checkpoints, string(b.Checkpoint))
 	}
 
-	until, err := l.beatAll(ctx, p)
+	until, err := l.extendAll(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -88,9 +88,9 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Heartbeat
 	return out, nil
 }
 
-// beatAll extends leases and returns until when. Where another session has locked one of them,
+// extendAll extends leases and returns until when. Where another session has locked one of them,
 // it extends them one by one; locked and lost leases are not among the results.
-func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
+func (l *Leases) extendAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
 	until = make(map[int64]time.Time, len(p.JobIds))
 	if len(p.JobIds) == 0 {
 		return until, nil
@@ -99,7 +99,7 @@ func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[
 	// What ends leases locks them in the order of its own.
 	rows, err := retryDeadlock(ctx, func() ([]db.WorkerBeatRow, error) { return l.t.q.WorkerBeat(ctx, p) })
 	if isLockTimeout(err) {
-		rows, err = l.beatEach(ctx, p)
+		rows, err = l.extendEach(ctx, p)
 	}
 	if err != nil {
 		return nil, readError("heartbeat", err)
@@ -107,14 +107,14 @@ func (l *Leases) beatAll(ctx context.Context, p db.WorkerBeatParams) (until map[
 
 	for _, row := range rows {
 		until[row.JobID] = row.ExpiresAt.UTC()
-		l.t.workers.beat(p.TenantID, row.Owner)
+		l.t.workers.noteHeartbeat(p.TenantID, row.Owner)
 	}
 
 	return until, nil
 }
 
-// beatEach extends leases one by one, and skips those that another session has locked.
-func (l *Leases) beatEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
+// extendEach extends leases one by one, and skips those that another session has locked.
+func (l *Leases) extendEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
 	for i := range p.JobIds {
 		one := db.WorkerBeatParams{
 			TenantID: p.TenantID, TaskIds: p.TaskIds[i : i+1], JobIds: p.JobIds[i : i+1], ExtendMs: p.ExtendMs[i : i+1],

@@ -32,7 +32,7 @@ func (i *ids) events(ctx context.Context, n int) (int64, error) {
 	if i.endEvent-i.nextEvent < int64(n) {
 		last, err := i.q.EventIDBlock(ctx)
 		if err != nil {
-			return 0, fmt.Errorf("draw event ids: %w", err)
+			return 0, fmt.Errorf("reserve event ids: %w", err)
 		}
 		i.nextEvent, i.endEvent = last-eventBlock+1, last+1
 	}
@@ -50,7 +50,7 @@ func (i *ids) job(ctx context.Context, n int) ([]int64, error) {
 	for len(i.jobs) < n {
 		more, err := i.q.JobIDs(ctx, max(jobBlock, int32(n)))
 		if err != nil {
-			return nil, fmt.Errorf("draw job ids: %w", err)
+			return nil, fmt.Errorf("reserve job ids: %w", err)
 		}
 		i.jobs = append(i.jobs, more...)
 	}

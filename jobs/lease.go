@@ -285,7 +285,7 @@ func (l *Leases) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req
 	return &transition{
 		task: row.TaskID, expect: atAttempt(row.JobID, row.Attempt, Pending),
 		to: Running, event: db.TaskEventTypeStarted, actor: req.Worker, executor: req.Worker, at: l.t.cfg.Clock(),
-		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseAsk: req.ID, visibility: visibility,
+		begins: true, timeout: s.timeout, lease: db.LeaseKindWorker, leaseRequest: req.ID, visibility: visibility,
 	}, nil
 }
 

@@ -89,8 +89,8 @@ const (
 	rescueAfter = 2 * time.Minute
 )
 
-// noticePlaces is the number of jobs of the queue that a process works at once.
-const noticePlaces = 32
+// noticeSlots is the number of jobs of the queue that a process works at once.
+const noticeSlots = 32
 
 // noticesKept is how long the record of sent notices is kept.
 const noticesKept = 30 * 24 * time.Hour
@@ -102,7 +102,7 @@ func (n *Notices) register(workers *river.Workers, cfg *river.Config) {
 	river.AddWorker(workers, &sendWorker{n: n})
 	river.AddWorker(workers, &forgetWorker{n: n})
 	// A poll is one index probe. The jobs come by our SQL, which notifies no River client.
-	cfg.Queues[queueNotices] = river.QueueConfig{MaxWorkers: noticePlaces, FetchPollInterval: 200 * time.Millisecond}
+	cfg.Queues[queueNotices] = river.QueueConfig{MaxWorkers: noticeSlots, FetchPollInterval: 200 * time.Millisecond}
 	cfg.PeriodicJobs = append(cfg.PeriodicJobs, river.NewPeriodicJob(river.PeriodicInterval(time.Hour),
 		func() (river.JobArgs, *river.InsertOpts) { return forgetArgs{}, nil }, nil))
 }
@@ -129,16 +129,16 @@ func (w *forgetWorker) Work(ctx context.Context, _ *river.Job[forgetArgs]) error
 	return nil
 }
 
-// patiently is the pause after the n-th failure: 1 s, 2 s, 4 s … 10 min.
-func patiently(tries int) time.Duration {
+// noticeBackoff is the pause after the n-th failure: 1 s, 2 s, 4 s … 10 min.
+func noticeBackoff(tries int) time.Duration {
 	d := min(time.Second<<min(max(tries-1, 0), 10), 10*time.Minute)
 	return d - time.Duration(rand.Int64N(int64(d/10)))
 }
 
-// ours reports whether the task's present chain of jobs is this one.
-func ours(task db.DeadlineTaskRow, chain int64) bool {
-	return open(task.Status) && task.DeadlineID != nil && *task.DeadlineID == chain
+// isCurrentChain reports whether the task's present chain of jobs is this one.
+func isCurrentChain(task db.DeadlineTaskRow, chain int64) bool {
+	return isOpen(task.Status) && task.DeadlineID != nil && *task.DeadlineID == chain
 }
 
-// open reports whether a person still has to do the task.
-func open(s db.TaskStatus) bool { return s == db.TaskStatusASSIGNED || s == db.TaskStatusRUNNING }
+// isOpen reports whether a person still has to do the task.
+func isOpen(s db.TaskStatus) bool { return s == db.TaskStatusASSIGNED || s == db.TaskStatusRUNNING }

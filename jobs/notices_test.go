@@ -415,14 +415,14 @@ func TestANotifierThatDoesNotReturnKeepsNoPlace(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p := &rude{}
-	p.left.Store(noticePlaces)
+	p.left.Store(noticeSlots)
 	b.notices(p)
 	b.work(assigning("ann"))
-	for range noticePlaces {
+	for range noticeSlots {
 		b.create(manual)
 	}
 	waitFor(t, "them to be given up", func() bool {
-		return ask[int](b, "SELECT count(*) FROM report.notice WHERE outcome = 'refused' AND detail LIKE 'in-app: GOEXIT: %'") == noticePlaces
+		return ask[int](b, "SELECT count(*) FROM report.notice WHERE outcome = 'refused' AND detail LIKE 'in-app: GOEXIT: %'") == noticeSlots
 	})
 	b.create(manual)
 	waitFor(t, "the next to be sent", func() bool { return len(p.told()) == 1 })

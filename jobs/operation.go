@@ -88,7 +88,7 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, actor Act
 		return op, err
 	}
 
-	if err := d.recall(ctx, id); err != nil {
+	if err := d.recoverLostStep(ctx, id); err != nil {
 		return Operation{}, err
 	}
 
@@ -114,8 +114,8 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, actor Act
 	return d.Operation(ctx, actor.Tenant, id)
 }
 
-// recall records the transitions of a step of a stopped operation whose record was lost.
-func (d *DeadLetterOps) recall(ctx context.Context, id uuid.UUID) error {
+// recoverLostStep records the transitions of a step of a stopped operation whose record was lost.
+func (d *DeadLetterOps) recoverLostStep(ctx context.Context, id uuid.UUID) error {
 	items, err := d.t.q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: id, Page: int32(stepOf(nil))}) //nolint:gosec // small
 	if err != nil || len(items) == 0 {
 		return err
@@ -126,14 +126,14 @@ func (d *DeadLetterOps) recall(ctx context.Context, id uuid.UUID) error {
 		doubtful[item.TaskID] = RejectedNotDeadLetter
 	}
 
-	if err := d.traced(ctx, id, doubtful, gone); err != nil {
+	if err := d.findRedriven(ctx, id, doubtful, gone); err != nil {
 		return err
 	}
 
 	found := db.RedriveSettleParams{OperationID: id}
 	for _, item := range items {
 		if seq := gone[item.TaskID]; seq > 0 {
-			settle(&found, item.N, db.RedriveItemStateREDRIVEN, seq, "")
+			addItem(&found, item.N, db.RedriveItemStateREDRIVEN, seq, "")
 		}
 	}
 
@@ -173,8 +173,8 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, actor Actor, row
 		switch {
 		case out.err != nil:
 			lost = out.err
-		case out.made:
-			settle(&done, rows[i].N, db.RedriveItemStateUNDONE, 0, "")
+		case out.applied:
+			addItem(&done, rows[i].N, db.RedriveItemStateUNDONE, 0, "")
 		}
 	}
 
@@ -187,7 +187,7 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, actor Actor, row
 	return lost
 }
 
-func settle(p *db.RedriveSettleParams, n int32, state db.RedriveItemState, seq int32, code string) {
+func addItem(p *db.RedriveSettleParams, n int32, state db.RedriveItemState, seq int32, code string) {
 	p.Ns = append(p.Ns, n)
 	p.States = append(p.States, string(state))
 	p.Seqs = append(p.Seqs, seq)
@@ -350,14 +350,14 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 			waiting[going[i].task], locked = true, true
 		case out.err != nil:
 			return 0, false, out.err // what went is found by its trace
-		case out.made:
+		case out.applied:
 			gone[going[i].task] = going[i].expect.version + 1
 		default:
 			refused[going[i].task] = RejectedNotDeadLetter
 		}
 	}
 
-	if err := d.traced(ctx, op.OperationID, refused, gone); err != nil {
+	if err := d.findRedriven(ctx, op.OperationID, refused, gone); err != nil {
 		return 0, false, err
 	}
 
@@ -367,9 +367,9 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 		}
 
 		if seq := gone[item.TaskID]; seq > 0 {
-			settle(&done, item.N, db.RedriveItemStateREDRIVEN, seq, "")
+			addItem(&done, item.N, db.RedriveItemStateREDRIVEN, seq, "")
 		} else {
-			settle(&done, item.N, db.RedriveItemStateREJECTED, 0, refused[item.TaskID])
+			addItem(&done, item.N, db.RedriveItemStateREJECTED, 0, refused[item.TaskID])
 		}
 	}
 
@@ -380,8 +380,8 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 	return len(items), locked, nil
 }
 
-// traced finds what this operation redrove in an earlier step whose record was lost.
-func (d *DeadLetterOps) traced(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
+// findRedriven finds what this operation redrove in an earlier step whose record was lost.
+func (d *DeadLetterOps) findRedriven(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
 	var doubtful []uuid.UUID
 	for id, code := range refused {
 		if code != "" {

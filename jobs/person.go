@@ -79,7 +79,7 @@ func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, actor Actor, user 
 func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, actor Actor, user string, output json.RawMessage, comment string) (db.Task, error) {
 	done := Update{Status: Completed, Output: output}
 	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
-		again, err := w.t.isRepeat(ctx, task, actor.IfMatch, done, "", last{user, comment})
+		again, err := w.t.isRepeat(ctx, task, actor.IfMatch, done, "", lastEnd{user, comment})
 		if err != nil || again {
 			return nil, err
 		}
@@ -88,7 +88,7 @@ func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, actor Actor, user
 		case from.Terminal():
 			return nil, illegal(from, Completed)
 		case from == Pending:
-			return nil, &Conflict{"the task is PENDING: it is nobody's turn yet"}
+			return nil, &Conflict{"the task is PENDING: it is not assigned yet"}
 		case from == Running && heldBy != user, from == Assigned && stringOf(task.AssigneeID) != user:
 			return nil, ErrForbidden
 		}
@@ -150,7 +150,7 @@ func (w *Worklist) ClaimNext(ctx context.Context, actor Actor, who Person) (*db.
 			m.callerWaits, m.call = true, actor.Call
 			out := w.t.apply(ctx, m)
 			switch {
-			case out.made:
+			case out.applied:
 				task, err := w.t.readBack(ctx, actor.Tenant, m, out)
 				return &task, err
 			case out.err != nil:
@@ -159,7 +159,7 @@ func (w *Worklist) ClaimNext(ctx context.Context, actor Actor, who Person) (*db.
 		}
 	}
 
-	return nil, &Conflict{"others were quicker each time: ask again"}
+	return nil, &Conflict{"other callers were quicker each time: try again"}
 }
 
 // apply applies the transition that decide chooses for a manual task; nil changes nothing. When
@@ -176,14 +176,14 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide 
 
 		stale := actor.IfMatch != 0 && actor.IfMatch != task.Version
 		if stale && !Status(task.Status).Terminal() {
-			return db.Task{}, staleAt(task)
+			return db.Task{}, versionChanged(task)
 		}
 
 		m, err := decide(task, heldBy)
 		var illegal *IllegalTransition
 		switch {
 		case stale && (m != nil || errors.As(err, &illegal)):
-			return db.Task{}, staleAt(task) // it has ended, and not by this very word
+			return db.Task{}, versionChanged(task) // it has ended, and not by this very word
 		case err != nil:
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
@@ -194,7 +194,7 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide 
 
 		m.callerWaits, m.call = true, actor.Call
 		out := w.t.apply(ctx, m)
-		if actor.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+		if actor.IfMatch == 0 && out.err == nil && out.found && !out.applied && out.version != task.Version {
 			continue // each round is somebody else's move, so this ends
 		}
 
@@ -202,7 +202,7 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide 
 	}
 }
 
-func staleAt(task db.Task) error {
+func versionChanged(task db.Task) error {
 	return fmt.Errorf("task %s is at version %d: %w", task.TaskID, task.Version, ErrStale)
 }
 
@@ -212,7 +212,7 @@ func (w *Worklist) claimTransition(ctx context.Context, task db.Task, heldBy str
 	case from.Terminal():
 		return nil, illegal(from, Running)
 	case from == Pending:
-		return nil, &Conflict{"the task is PENDING: it is nobody's turn yet"}
+		return nil, &Conflict{"the task is PENDING: it is not assigned yet"}
 	case from == Running && heldBy == who.ID:
 		return nil, nil
 	case from == Running:

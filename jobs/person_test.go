@@ -402,7 +402,7 @@ func TestReassignIsDecidedForOneVersion(t *testing.T) {
 	require.NoError(t, err)
 	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ui"}, Reassignment{AssigneeID: "carl"})
 	require.NoError(t, err)
-	require.False(t, b.apply(b.ctx, m).made)
+	require.False(t, b.apply(b.ctx, m).applied)
 	require.Equal(t, "carl", *b.get(task.TaskID).AssigneeID)
 	_, err = b.Worklist.Reassign(b.ctx, task.TaskID, Actor{Name: "ann"}, Reassignment{AssigneeID: "bob", Person: &Person{ID: "ann"}})
 	require.ErrorIs(t, err, ErrForbidden)

@@ -19,11 +19,11 @@ const jitter = 0.1
 // RetryPolicy says whether and when a failed attempt is followed by another. Its
 // zero value never retries.
 type RetryPolicy struct {
-	MaxRetries        int      `json:"maxRetries" required:"false" minimum:"0" maximum:"100" doc:"Attempts after the first. Default 0."`
-	RetryInterval     int64    `json:"retryInterval" required:"false" minimum:"0" maximum:"86400000" doc:"Milliseconds before the first retry. Default 0: at once."`
-	BackoffMultiplier float64  `json:"backoffMultiplier,omitempty" required:"false" minimum:"1" maximum:"100" doc:"Each wait is this many times the one before. Default 1."`
-	MaxRetryInterval  int64    `json:"maxRetryInterval,omitempty" required:"false" minimum:"0" maximum:"604800000" doc:"Milliseconds that no wait exceeds. Default 300000, or retryInterval if that is longer."`
-	RetryableErrors   []string `json:"retryableErrors,omitzero" required:"false" maxItems:"64" maxLength:"128" doc:"Codes to retry. Absent: every error not marked unretryable. Empty: none."` // omitzero: absent and empty differ
+	MaxRetries        int      `json:"maxRetries" required:"false" minimum:"0" maximum:"100" doc:"The number of attempts after the first. Default: 0."`
+	RetryInterval     int64    `json:"retryInterval" required:"false" minimum:"0" maximum:"86400000" doc:"Milliseconds before the first retry. Default: 0, at once."`
+	BackoffMultiplier float64  `json:"backoffMultiplier,omitempty" required:"false" minimum:"1" maximum:"100" doc:"The factor between one wait and the next. Default: 1."`
+	MaxRetryInterval  int64    `json:"maxRetryInterval,omitempty" required:"false" minimum:"0" maximum:"604800000" doc:"The longest wait in milliseconds. Default: 300000, or retryInterval if that is longer."`
+	RetryableErrors   []string `json:"retryableErrors,omitzero" required:"false" maxItems:"64" maxLength:"128" doc:"The error codes to retry. Absent: every error that is not marked as unretryable. Empty: none."` // omitzero: absent and empty differ
 }
 
 // DefaultRetryPolicy is for a definition that has none: what code or another

@@ -8,31 +8,31 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// beatRhythm is how often this process looks for leases to extend. The shortest visibility
+// heartbeatInterval is how often this process looks for leases to extend. The shortest visibility
 // timeout is a second, and must be extended well before its end.
-const beatRhythm = 250 * time.Millisecond
+const heartbeatInterval = 250 * time.Millisecond
 
 // announce says that the process is there.
 func (r *Runner) announce(ctx context.Context) {
-	r.every(ctx, r.cfg.Tick, "say that the process lives", r.seen)
+	r.every(ctx, r.cfg.Tick, "record that the process is alive", r.seen)
 }
 
 func (r *Runner) seen(ctx context.Context) error {
 	return r.tasks.seen(ctx, db.ExecutorSeenParams{ExecutorID: r.tasks.cfg.ProcessID, Kinds: r.kinds()})
 }
 
-// beats extends the leases of the attempts that this process runs, in one statement. The
+// heartbeats extends the leases of the attempts that this process runs, in one statement. The
 // executor of a lost lease has its context ended. A failed beat is followed by the next one, at
 // the same rhythm: the retry policy's pauses are longer than a lease may be.
-func (r *Runner) beats(ctx context.Context) {
-	for pause(ctx, min(r.cfg.Tick, beatRhythm)) {
-		if err := r.beatAll(ctx); err != nil && ctx.Err() == nil {
+func (r *Runner) heartbeats(ctx context.Context) {
+	for pause(ctx, min(r.cfg.Tick, heartbeatInterval)) {
+		if err := r.extendLeases(ctx); err != nil && ctx.Err() == nil {
 			r.logTrouble("heartbeat", err)
 		}
 	}
 }
 
-func (r *Runner) beatAll(ctx context.Context) error {
+func (r *Runner) extendLeases(ctx context.Context) error {
 	at := time.Now()
 	due := r.due(at)
 	if len(due) == 0 {
@@ -97,7 +97,7 @@ func (r *Runner) due(at time.Time) map[int64]*run {
 		if !one.mu.TryLock() {
 			continue // the start is being written: the lease is new
 		}
-		if one.phase == leased && at.Sub(one.extendedAt) >= one.settings.visibility/3-beatRhythm {
+		if one.phase == leased && at.Sub(one.extendedAt) >= one.settings.visibility/3-heartbeatInterval {
 			due[one.claim.JobID] = one
 		}
 		one.mu.Unlock()
@@ -167,10 +167,10 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 	}
 
 	for i, out := range r.tasks.applyAll(ends) {
-		if m := ends[i]; out.made {
+		if m := ends[i]; out.applied {
 			made++
 			said := ContextWithTraceparent(ctx, stringOf(m.span.traceparent))
-			r.tasks.cfg.Logger.InfoContext(said, "a lease ran out", "task", m.task, "attempt", m.expect.attempt, "owner", m.executor, "now", m.to)
+			r.tasks.cfg.Logger.InfoContext(said, "a lease expired", "task", m.task, "attempt", m.expect.attempt, "owner", m.executor, "now", m.to)
 			r.tasks.running.cancel(attemptID{m.task, m.expect.job}, ErrLeaseLost)
 		}
 	}
@@ -182,7 +182,7 @@ func (r *Runner) reapAll(ctx context.Context, rows []db.LeaseExpiredRow) (made i
 func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *transition {
 	h := attemptRef{
 		task: row.TaskID, job: row.JobID, attempt: row.Attempt, kind: Type(row.Type), executor: row.Executor,
-		failures: row.Failures, crashes: row.Crashes, settings: s, by: row.Owner,
+		failures: row.Failures, crashes: row.Crashes, settings: s, actor: row.Owner,
 		span: &attemptSpan{
 			task: row.TaskID, attempt: row.Attempt, kind: Type(row.Type), lane: string(row.Lane), definition: row.DefinitionID,
 			traceparent: row.Traceparent, startedAt: timeOf(row.StartedAt),

@@ -56,7 +56,7 @@ func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, actor Actor, to R
 		}
 
 		out := w.t.apply(ctx, m)
-		if to.Person != nil && actor.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+		if to.Person != nil && actor.IfMatch == 0 && out.err == nil && out.found && !out.applied && out.version != task.Version {
 			continue // it moved meanwhile, and may be another's now: decided anew
 		}
 

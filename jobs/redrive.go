@@ -276,7 +276,7 @@ func readPatch(text json.RawMessage) (jsonpatch.Patch, error) {
 	}
 	patch, err := jsonpatch.DecodePatch(text)
 	if err != nil {
-		return nil, invalid("/inputPatch", "this is no list of RFC 6902 operations")
+		return nil, invalid("/inputPatch", "not a list of RFC 6902 operations")
 	}
 	return patch, nil
 }

@@ -11,16 +11,16 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// last is the word that ended a task: whose it was, and what it said beside the row.
-type last struct {
-	by      string
+// lastEnd is the word that ended a task: whose it was, and what it said beside the row.
+type lastEnd struct {
+	actor   string
 	comment string
 }
 
 // isRepeat says whether the task has ended by this very word, from the same mouth: then it
 // is answered as the first time. ifMatch may be the version that the first was sent with, or
 // the one that it came to. An end that is another's, or another end, is no repetition.
-func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Update, reason string, word last) (bool, error) {
+func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Update, reason string, word lastEnd) (bool, error) {
 	switch {
 	case !Status(task.Status).Terminal() || Status(task.Status) != to.Status:
 		return false, nil
@@ -36,7 +36,7 @@ func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Up
 	if err != nil {
 		return false, readError("events of task "+task.TaskID.String(), err)
 	}
-	if len(rows) == 0 || rows[0].Actor != word.by {
+	if len(rows) == 0 || rows[0].Actor != word.actor {
 		return false, nil
 	}
 

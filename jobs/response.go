@@ -84,7 +84,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	}
 
 	m.callerWaits = true // the bus keeps the response, and tells it again
-	if out := t.apply(ctx, m); !out.made {
+	if out := t.apply(ctx, m); !out.applied {
 		if out.err != nil {
 			return "", fmt.Errorf("task %s: %w", id, out.err)
 		}
@@ -102,7 +102,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*transition, error) {
 	h := attemptRef{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
-		failures: task.Failures, crashes: task.Crashes, settings: s, by: answeredBy(s),
+		failures: task.Failures, crashes: task.Crashes, settings: s, actor: answeredBy(s),
 		span: runningSpan(task),
 	}
 

@@ -41,7 +41,7 @@ type attemptRef struct {
 	failures int32
 	crashes  int32
 	settings *settings
-	by       string       // who ran it: a process, a worker, a person
+	actor    string       // who ran it: a process, a worker, a person
 	crashed  bool         // its lease ran out, which the engine alone can say
 	span     *attemptSpan // for its span; nil where the run has it
 }
@@ -55,7 +55,7 @@ func (h attemptRef) waitingKind() string {
 func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 	m := &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
-		actor: h.by, executor: h.by, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout, span: h.span,
+		actor: h.actor, executor: h.actor, at: at, endJob: db.RiverJobStateDiscarded, timeout: h.settings.timeout, span: h.span,
 	}
 	policy := h.settings.retry
 	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
@@ -109,7 +109,7 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 func releaseTransition(h attemptRef, at time.Time, delay time.Duration) *transition {
 	return &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
-		to: Pending, event: db.TaskEventTypeReleased, actor: h.by, executor: h.by, at: at,
+		to: Pending, event: db.TaskEventTypeReleased, actor: h.actor, executor: h.actor, at: at,
 		notCounted: true, outcome: db.AttemptOutcomeRELEASED, endJob: db.RiverJobStateCancelled, timeout: h.settings.timeout,
 		next: &nextJob{lane: laneOf(h.kind), kind: h.waitingKind(), delay: delay},
 	}

@@ -75,13 +75,13 @@ func (r *run) pure() bool {
 	return r.exec.Pure && r.settings.config.Executor != "" && !r.allocates()
 }
 
-// asks says whether the executor may call a peer service while the attempt's time runs.
-func (r *run) asks() bool { return !r.exec.Assigns && !r.exec.Pure }
+// callsPeerService says whether the executor may call a peer service while the attempt's time runs.
+func (r *run) callsPeerService() bool { return !r.exec.Assigns && !r.exec.Pure }
 
 func (r *run) ref() attemptRef {
 	return attemptRef{
 		task: r.claim.TaskID, job: r.claim.JobID, attempt: r.attempt(), kind: Type(*r.claim.Type), executor: *r.claim.Executor,
-		failures: *r.claim.Failures, crashes: *r.claim.Crashes, settings: r.settings, by: r.r.tasks.cfg.ProcessID,
+		failures: *r.claim.Failures, crashes: *r.claim.Crashes, settings: r.settings, actor: r.r.tasks.cfg.ProcessID,
 	}
 }
 
@@ -104,7 +104,7 @@ func (r *run) do() {
 		defer time.AfterFunc(r.settings.timeout, r.onTimeout).Stop()
 	}
 
-	if r.asks() {
+	if r.callsPeerService() {
 		ctx = context.WithValue(ctx, unansweredKey{}, &r.unanswered)
 		defer time.AfterFunc(r.settings.timeout-min(r.settings.timeout/10, outageLead), r.onOutageDeadline).Stop()
 	}
@@ -212,7 +212,7 @@ func (r *run) start() bool {
 		to: Running, event: db.TaskEventTypeStarted, actor: r.r.tasks.cfg.ProcessID, executor: r.r.tasks.cfg.ProcessID,
 		at: r.startedAt, begins: true, timeout: r.settings.timeout, lease: db.LeaseKindProcess, visibility: r.settings.visibility,
 	})
-	if !out.made {
+	if !out.applied {
 		r.phase = lost
 		r.cancel(ErrLeaseLost)
 		r.endOrphan(out)
@@ -294,8 +294,8 @@ func (r *run) fail(err error) {
 func (r *run) apply(m *transition) {
 	out := r.r.tasks.apply(r.r.ctx, m)
 	switch {
-	case !out.made:
-		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "a late result changed nothing", "task", r.id(), "attempt", r.attempt(), "error", m.rejection(out))
+	case !out.applied:
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "result rejected: the lease was lost", "task", r.id(), "attempt", r.attempt(), "error", m.rejection(out))
 		r.endOrphan(out)
 	case !m.notCounted: // a released attempt has no span: the next one reuses its number
 		r.endSpan(cmp.Or(string(m.outcome), string(m.to)), m.failureCode, m.at)
@@ -313,7 +313,7 @@ func (r *run) endOrphan(out transitionResult) {
 // returnToQueue releases the attempt: the task waits in its queue again, and the attempt does
 // not count.
 func (r *run) returnToQueue(why error, delay time.Duration) {
-	r.r.tasks.cfg.Logger.WarnContext(r.logged(), "a task goes back to its lane", "task", r.id(), "why", why, "again_in", delay)
+	r.r.tasks.cfg.Logger.WarnContext(r.logged(), "task released to its queue", "task", r.id(), "why", why, "again_in", delay)
 	if !r.start() {
 		return
 	}
@@ -326,7 +326,7 @@ func (r *run) onInterrupt(cause error) {
 	defer r.release()
 	switch {
 	case errors.Is(cause, ErrLeaseLost):
-		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "an attempt is given up: its lease was lost", "task", r.id(), "attempt", r.attempt())
+		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "attempt abandoned: its lease was lost", "task", r.id(), "attempt", r.attempt())
 	case errors.Is(cause, ErrStopping) && !r.exec.Assigns:
 		r.returnToQueue(cause, 0)
 	}

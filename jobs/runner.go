@@ -73,7 +73,7 @@ type Runner struct {
 	claims       sync.WaitGroup // claimers
 	work         sync.WaitGroup // executors
 	orphanedJobs *batch.Batcher[int64]
-	others       *batch.Batcher[misfiled]
+	misfiled     *batch.Batcher[misfiledJob]
 
 	loading loading
 	loads   chan struct{} // holds one: payloads are read by one at a time
@@ -81,8 +81,8 @@ type Runner struct {
 	grace              atomic.Pointer[time.Duration] // what an order to stop says of it; nil: nothing
 	shutdownOrdersSeen map[string]bool               // orders, by their events; the listener alone reads and writes it
 
-	troubleMu   sync.Mutex
-	troubleSaid map[slog.Level]time.Time // guarded by troubleMu
+	troubleMu     sync.Mutex
+	troubleLogged map[slog.Level]time.Time // guarded by troubleMu
 }
 
 // Silence is RunnerConfig.Silence by default.
@@ -108,10 +108,10 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 		cfg.ListenPing = 15 * time.Second
 	}
 
-	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleSaid: map[slog.Level]time.Time{}, shutdownOrdersSeen: map[string]bool{}}
+	r := &Runner{tasks: tasks, cfg: cfg, ability: ability{cfg.Executors}, loads: make(chan struct{}, 1), troubleLogged: map[slog.Level]time.Time{}, shutdownOrdersSeen: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancelCause(context.Background())
 	r.orphanedJobs = batch.New(r.flushOrphanedJobs, batch.Config[int64]{MaxItems: flushMost})
-	r.others = batch.New(r.flushMisfiled, batch.Config[misfiled]{MaxItems: flushMost})
+	r.misfiled = batch.New(r.flushMisfiled, batch.Config[misfiledJob]{MaxItems: flushMost})
 
 	for _, l := range lanesOf {
 		slots := cfg.Slots[string(l.lane)]
@@ -139,8 +139,8 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 	return r
 }
 
-// obeyTime is how long an executor may take to return once its context ended.
-const obeyTime = 5 * time.Second
+// executorExitTime is how long an executor may take to return once its context ended.
+const executorExitTime = 5 * time.Second
 
 // Run works until ctx ends. Then it waits for running attempts up to grace (or what an order to
 // stop says instead), releases the rest, and returns when no attempt runs.
@@ -161,7 +161,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 
 	r.tasks.notifier.wakes.mu.Unlock()
 
-	for _, loop := range []func(context.Context){r.announce, r.beats, r.reap, r.sweep, r.signals, r.reconcile, r.releases, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
+	for _, loop := range []func(context.Context){r.announce, r.heartbeats, r.reap, r.sweep, r.jobSignals, r.repairJobs, r.releases, r.workersSeen, r.age, r.fold, r.redrives, r.listen} {
 		loopsDone.Go(func() { loop(loops) })
 	}
 
@@ -181,22 +181,22 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 		r.stop(ErrStopping)
 		select {
 		case <-finished:
-		case <-time.After(obeyTime):
-			r.tasks.cfg.Logger.Warn("executors do not obey their contexts; their leases run out")
+		case <-time.After(executorExitTime):
+			r.tasks.cfg.Logger.Warn("executors did not return after their contexts ended; their leases will expire")
 		}
 	}
 
 	r.stop(nil)
 	r.drain(grace)
 	r.orphanedJobs.Drain()
-	r.others.Drain()
+	r.misfiled.Drain()
 	end()
 	loopsDone.Wait()
 	bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	// Jobs that were claimed and not begun are free for other processes at once.
 	if err := r.tasks.q.ExecutorGone(bye, r.tasks.cfg.ProcessID); err != nil {
-		r.tasks.cfg.Logger.Debug("the process did not say goodbye; others notice its silence", "error", err)
+		r.tasks.cfg.Logger.Debug("the end of the process was not recorded; other processes will notice its silence", "error", err)
 	}
 
 	return nil
@@ -225,7 +225,7 @@ func (r *Runner) close() {
 func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	if row.DefinitionID == nil {
 		if row.TaskID == uuid.Nil {
-			r.tasks.cfg.Logger.Warn("a job that names no task is ended; whoever waits for it gets another", "job", row.JobID, "lane", c.lane, "kind", c.kind)
+			r.tasks.cfg.Logger.Warn("a job without a task was ended; a task that waits for a job gets another", "job", row.JobID, "lane", c.lane, "kind", c.kind)
 		}
 		r.endOrphanedJob(row.JobID)
 		c.release(1)
@@ -242,7 +242,7 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 		}
 
 		if !r.ability.has(*row.Executor, s.config.Handler) {
-			r.others.Add(misfiled{row.JobID, someKind(*row.Executor, s.config.Handler)})
+			r.misfiled.Add(misfiledJob{row.JobID, someKind(*row.Executor, s.config.Handler)})
 			c.release(1)
 			return
 		}
@@ -266,7 +266,7 @@ func (r *Runner) flushOrphanedJobs(batch []int64) {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	if err := r.tasks.q.JobsEnd(ctx, batch); err != nil {
-		r.logTrouble("end stale jobs", err)
+		r.logTrouble("end orphaned jobs", err)
 	}
 }
 
@@ -286,9 +286,9 @@ func (r *Runner) report(level slog.Level, what string, err error) {
 	}
 
 	r.troubleMu.Lock()
-	quiet := time.Since(r.troubleSaid[level]) < troubleEvery
+	quiet := time.Since(r.troubleLogged[level]) < troubleEvery
 	if !quiet {
-		r.troubleSaid[level] = time.Now()
+		r.troubleLogged[level] = time.Now()
 	}
 
 	r.troubleMu.Unlock()

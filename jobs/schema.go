@@ -16,18 +16,18 @@ type Schema = schema.Schema
 // cannot be.
 type Violation = schema.Violation
 
-// misfit says that a document breaks its definition's schema, and where: an *Invalid
+// checkDocument says that a document breaks its definition's schema, and where: an *Invalid
 // with paths below member. nil if it does not; ctx's error if that ends first.
-func misfit(ctx context.Context, of *Schema, member string, doc json.RawMessage) error {
+func checkDocument(ctx context.Context, of *Schema, member string, doc json.RawMessage) error {
 	broken, err := of.Validate(ctx, doc)
 	if err != nil || len(broken) == 0 {
 		return err
 	}
-	return &Invalid{Message: misfitText(member, broken), Violations: prefixPaths("/"+member, broken)}
+	return &Invalid{Message: violationText(member, broken), Violations: prefixPaths("/"+member, broken)}
 }
 
-// misfitText is the sentence above the places.
-func misfitText(what string, broken []Violation) string {
+// violationText is the sentence above the places.
+func violationText(what string, broken []Violation) string {
 	text := "the " + what + " does not match the definition's schema"
 	if len(broken) == schema.MaxViolations {
 		text += fmt.Sprintf("; these are the first %d places, and there may be more", len(broken))
@@ -44,5 +44,5 @@ func badOutput(ctx context.Context, of *Schema, what string, output json.RawMess
 	}
 	no := false
 	details, _ := json.Marshal(broken) // of strings
-	return &Failure{Code: CodeOutput, Message: misfitText(what, broken), Details: details, Retryable: &no}
+	return &Failure{Code: CodeOutput, Message: violationText(what, broken), Details: details, Retryable: &no}
 }

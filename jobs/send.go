@@ -37,7 +37,7 @@ type sendWorker struct {
 func (sendWorker) Timeout(*river.Job[sendArgs]) time.Duration { return sendTime }
 
 func (w *sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
-	return w.n.tasks.clock.now().Add(patiently(job.Attempt))
+	return w.n.tasks.clock.now().Add(noticeBackoff(job.Attempt))
 }
 
 // Work sends one notice. While no channel takes it, the job is snoozed, as long as the notice still
@@ -52,10 +52,10 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 		return fmt.Errorf("read a notice of task %s: %w", job.Args.TaskID, err)
 	case n.Outcome != "waiting":
 		return nil // it was settled as its process died
-	case moot(n):
-		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "moot"})
+	case isMoot(n):
+		return w.recordOutcome(ctx, n, db.NoticeSettleParams{Outcome: "moot"})
 	case w.n.notifier == nil:
-		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "off", Detail: "there is no Notification Service"})
+		return w.recordOutcome(ctx, n, db.NoticeSettleParams{Outcome: "off", Detail: "there is no Notification Service"})
 	}
 
 	s, err := t.settings(ctx, n.Type, taskDefinition(n.TenantID, n.OwnDefinition, n.DefinitionID, n.Revision), n.Config)
@@ -67,36 +67,36 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 	why = redact.Text(why) // the Notification Service's words
 	switch {
 	case channel != "":
-		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "sent", Channel: channel, Detail: why, Tried: 1})
+		return w.recordOutcome(ctx, n, db.NoticeSettleParams{Outcome: "sent", Channel: channel, Detail: why, Tried: 1})
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err() // the process stops; another one goes on
 	case !again:
 		t.cfg.Logger.Warn("every channel refused a notice", "task", n.TaskID, "what", n.What, "why", why)
-		return w.settle(ctx, n, db.NoticeSettleParams{Outcome: "refused", Detail: why, Tried: 1})
+		return w.recordOutcome(ctx, n, db.NoticeSettleParams{Outcome: "refused", Detail: why, Tried: 1})
 	}
 
-	wait := patiently(int(n.Tries) + 1)
+	wait := noticeBackoff(int(n.Tries) + 1)
 	if n.Tries == 0 {
 		t.cfg.Logger.Warn("a notice waits for the Notification Service", "task", n.TaskID, "what", n.What, "why", why, "again_in", wait)
 	}
 
 	if err := t.q.NoticeTried(context.WithoutCancel(ctx), db.NoticeTriedParams{NoticeID: n.NoticeID, Detail: why}); err != nil {
-		return fmt.Errorf("write down that a notice waits: %w", err)
+		return fmt.Errorf("record that a notice waits: %w", err)
 	}
 
 	return river.JobSnooze(wait)
 }
 
-// moot reports that the task has gone on without the notice. A person who no longer has the task is
+// isMoot reports that the task has gone on without the notice. A person who no longer has the task is
 // still told that it was late.
-func moot(n db.NoticeGetRow) bool {
+func isMoot(n db.NoticeGetRow) bool {
 	switch n.What {
 	case noticeOverdue, noticeEscalated:
-		return !open(n.Status)
+		return !isOpen(n.Status)
 	case noticeAssigned:
 		return n.Status != db.TaskStatusASSIGNED || n.DeadlineNow == nil || *n.DeadlineNow != n.DeadlineID
 	default:
-		return !open(n.Status) || n.DeadlineNow == nil || *n.DeadlineNow != n.DeadlineID
+		return !isOpen(n.Status) || n.DeadlineNow == nil || *n.DeadlineNow != n.DeadlineID
 	}
 }
 
@@ -154,13 +154,13 @@ func brief(reasons []string) string {
 	return all
 }
 
-// settle is written even while the process stops: the notice was sent, and must not be sent twice.
-func (w *sendWorker) settle(ctx context.Context, n db.NoticeGetRow, p db.NoticeSettleParams) error {
+// recordOutcome is written even while the process stops: the notice was sent, and must not be sent twice.
+func (w *sendWorker) recordOutcome(ctx context.Context, n db.NoticeGetRow, p db.NoticeSettleParams) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
 	p.NoticeID = n.NoticeID
 	if err := w.n.tasks.q.NoticeSettle(ctx, p); err != nil {
-		return fmt.Errorf("write down what became of a notice: %w", err)
+		return fmt.Errorf("record the outcome of a notice: %w", err)
 	}
 	return nil
 }

@@ -62,8 +62,8 @@ func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours 
 	return true, nil
 }
 
-// orders obeys the orders given since this process has started.
-func (r *Runner) orders(ctx context.Context) error {
+// applyShutdownOrders obeys the orders given since this process has started.
+func (r *Runner) applyShutdownOrders(ctx context.Context) error {
 	rows, err := r.tasks.q.ShutdownOrders(ctx, r.tasks.cfg.ProcessID)
 	if err != nil {
 		return readError("shutdown orders", err)

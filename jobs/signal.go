@@ -29,8 +29,8 @@ import (
 // CodeDiscarded is the failure of an attempt whose job was discarded.
 const CodeDiscarded = "JOB_DISCARDED"
 
-func (r *Runner) signals(ctx context.Context) {
-	r.every(ctx, r.cfg.Tick, "act on what was done to jobs", func(ctx context.Context) error {
+func (r *Runner) jobSignals(ctx context.Context) {
+	r.every(ctx, r.cfg.Tick, "apply job signals", func(ctx context.Context) error {
 		for {
 			rows, err := r.tasks.q.SignalList(ctx)
 			if err != nil {
@@ -54,7 +54,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 	done := make(map[int64]bool, len(rows))
 	var moves []*transition
 	var asked []int64 // the signal of each transition
-	var lost jobless
+	var lost tasksWithoutJob
 	for _, row := range rows {
 		done[row.ID] = true
 		if row.Status == nil {
@@ -91,7 +91,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 			asked = append(asked, row.ID)
 			end := failTransition(attemptRef{
 				task: id, job: row.JobID, attempt: *row.Attempt, kind: Type(*row.Type), executor: *row.Executor,
-				failures: *row.Failures, crashes: *row.Crashes, settings: s, by: who, span: ends,
+				failures: *row.Failures, crashes: *row.Crashes, settings: s, actor: who, span: ends,
 			}, &Failure{Code: CodeDiscarded, Message: "the job was discarded in the queue"}, r.tasks.cfg.Clock())
 			end.skipLocked = true
 			moves = append(moves, end)
@@ -103,8 +103,8 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 	var trouble error
 	for i, out := range r.tasks.applyAll(moves) {
 		m := moves[i]
-		if out.made {
-			r.tasks.cfg.Logger.Info("a job was ended in the queue, and so its task", "task", m.task, "by", m.actor, "now", m.to)
+		if out.applied {
+			r.tasks.cfg.Logger.Info("a task was ended: its job was ended in the queue", "task", m.task, "by", m.actor, "now", m.to)
 			r.tasks.running.cancel(attemptID{m.task, m.expect.job}, ErrCancelled)
 		} else if out.err != nil { // the signal stays for the next tick
 			trouble = out.err
@@ -129,19 +129,19 @@ func (r *Runner) discardDeadLetter(ctx context.Context, row db.SignalListRow, id
 		TaskID: id, TenantID: *row.TenantID, WantJob: row.JobID, Gone: true, Actor: who, Reason: "the job was " + row.What + " in the queue",
 	})
 	if err != nil {
-		return fmt.Errorf("lay the dead letter of task %s aside: %w", id, err)
+		return fmt.Errorf("discard the dead letter of task %s: %w", id, err)
 	}
 	if len(laid) > 0 {
-		r.tasks.cfg.Logger.Info("the job of a dead letter was ended in the queue, and so it is laid aside", "task", id, "by", who)
+		r.tasks.cfg.Logger.Info("a dead letter was discarded: its job was ended in the queue", "task", id, "by", who)
 	}
 
 	return nil
 }
 
-// jobless collects the tasks and dead letters that wait without a job.
-type jobless struct{ db.LaneRequeueParams }
+// tasksWithoutJob collects the tasks and dead letters that wait without a job.
+type tasksWithoutJob struct{ db.LaneRequeueParams }
 
-func (a *jobless) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
+func (a *tasksWithoutJob) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
 	a.TaskIds, a.JobIds = append(a.TaskIds, task), append(a.JobIds, job)
 	a.Kinds, a.Timeouts = append(a.Kinds, kind), append(a.Timeouts, timeout.Milliseconds())
 }
@@ -154,7 +154,7 @@ func nextKind(lane db.TaskLane, kind db.TaskType, executor string) string {
 	return kindOf(Type(kind), executor)
 }
 
-func (r *Runner) requeue(ctx context.Context, lost jobless) error {
+func (r *Runner) requeue(ctx context.Context, lost tasksWithoutJob) error {
 	if len(lost.TaskIds) == 0 {
 		return nil
 	}
@@ -178,27 +178,27 @@ func (r *Runner) requeue(ctx context.Context, lost jobless) error {
 	return nil
 }
 
-// reconcilePage is the page of reconcile: 2,000 tasks a second, a million in eight minutes.
-const reconcilePage = 10_000
+// repairPage is the page of reconcile: 2,000 tasks a second, a million in eight minutes.
+const repairPage = 10_000
 
-// reconcile walks over all tasks, a page at each tick, and gives a job to each task that waits
+// repairJobs walks over all tasks, a page at each tick, and gives a job to each task that waits
 // without one. It also ends the jobs of no task. Signals tell of nearly all such cases at once;
 // this finds what no trigger sees, such as a TRUNCATE.
-func (r *Runner) reconcile(ctx context.Context) {
+func (r *Runner) repairJobs(ctx context.Context) {
 	after := uuid.Nil
-	r.every(ctx, 5*r.cfg.Tick, "reconcile tasks and jobs", func(ctx context.Context) error {
+	r.every(ctx, 5*r.cfg.Tick, "repair tasks and jobs", func(ctx context.Context) error {
 		grace := min(time.Minute, 2*r.cfg.Silence)
 		if _, err := r.tasks.q.LaneStale(ctx, db.LaneStaleParams{Lanes: Lanes[:4], GraceSeconds: grace.Seconds()}); err != nil {
-			return fmt.Errorf("end stale tokens: %w", err)
+			return fmt.Errorf("end orphaned jobs: %w", err)
 		}
 
-		rows, err := r.tasks.q.TaskAdrift(ctx, db.TaskAdriftParams{After: after, Page: reconcilePage})
+		rows, err := r.tasks.q.TaskAdrift(ctx, db.TaskAdriftParams{After: after, Page: repairPage})
 		if err != nil {
 			return fmt.Errorf("look for tasks without a job: %w", err)
 		}
 
 		after = uuid.Nil // from the beginning again, once the end is reached
-		var lost jobless
+		var lost tasksWithoutJob
 		for _, row := range rows {
 			after = row.PageEnd
 			if row.JobID == nil {

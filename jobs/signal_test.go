@@ -159,7 +159,7 @@ func TestReconcileLeavesSignalsAlone(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, rows, 1)
 	require.Nil(t, rows[0].JobID)
-	var lost jobless
+	var lost tasksWithoutJob
 	lost.add(task.TaskID, task.JobID, KindWorker, time.Minute)
 	found, err := b.q.LaneRequeue(b.ctx, lost.LaneRequeueParams)
 	require.NoError(t, err)

@@ -33,7 +33,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Upd
 		}
 
 		from := Status(task.Status)
-		if again, err := t.isRepeat(ctx, task, actor.IfMatch, to, actor.Reason, last{by: actor.Name}); err != nil || again {
+		if again, err := t.isRepeat(ctx, task, actor.IfMatch, to, actor.Reason, lastEnd{actor: actor.Name}); err != nil || again {
 			return task, err
 		}
 
@@ -59,7 +59,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Upd
 
 		m.callerWaits, m.call = true, actor.Call
 		out := t.apply(ctx, m)
-		if actor.IfMatch == 0 && out.err == nil && out.found && !out.made && out.version != task.Version {
+		if actor.IfMatch == 0 && out.err == nil && out.found && !out.applied && out.version != task.Version {
 			continue // somebody was quicker, and the caller did not insist: decided anew
 		}
 
@@ -87,7 +87,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 	switch to.Status {
 	case Completed:
 		if s.def != nil {
-			if err := misfit(ctx, s.def.output, "output", orEmpty(to.Output)); err != nil {
+			if err := checkDocument(ctx, s.def.output, "output", orEmpty(to.Output)); err != nil {
 				return nil, err
 			}
 		}
@@ -121,7 +121,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 // backToAssigned is an unclaim: the task waits for whom it was assigned to before.
 func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *transition, reason string) (*transition, error) {
 	if task.AssigneeID == nil && task.GroupID == nil && task.Candidates == nil {
-		return nil, invalid("/status", "nobody is named: use POST /api/internal/tasks/{taskId}/reassign to assign the task")
+		return nil, invalid("/status", "the request names no assignee: use POST /api/internal/tasks/{taskId}/reassign to assign the task")
 	}
 	if reason == "" {
 		reason = "unclaimed"

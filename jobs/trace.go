@@ -120,7 +120,7 @@ func endSpan(span trace.Span, outcome, code string, at time.Time) {
 // endAttemptSpan records the span of the attempt that a transition has ended, where no executor
 // of this process has the span.
 func (t *Tasks) endAttemptSpan(m *transition, out transitionResult) {
-	if t.cfg.Tracer == nil || m.span == nil || !out.made || m.notCounted || m.outcome == "" {
+	if t.cfg.Tracer == nil || m.span == nil || !out.applied || m.notCounted || m.outcome == "" {
 		return
 	}
 	if !m.begins && (out.was != Running || out.attempt != m.span.attempt) {

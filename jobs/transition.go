@@ -21,31 +21,31 @@ type transition struct {
 	expect expectation // what must hold, or the transition is not applied
 
 	// What the transition writes.
-	to          Status
-	event       db.TaskEventType
-	actor       string
-	payload     any // of the event, beside what the columns say; nil for nothing
-	output      json.RawMessage
-	input       json.RawMessage // replaces the task's; empty leaves it
-	problem     json.RawMessage
-	begins      bool // an attempt begins
-	notCounted  bool // the attempt that ends does not count: the next one has its number
-	outcome     db.AttemptOutcome
-	executor    string           // of the attempt that begins or ends
-	failures    int32            // added to the task's
-	crashes     int32            // added to the task's
-	endJob      db.RiverJobState // the state of the task's present job; empty leaves the job
-	next        *nextJob
-	timeout     time.Duration // of the attempt that begins, or of the next one
-	assignment  *assignment
-	lease       db.LeaseKind  // of a lease that begins; empty ends the task's lease
-	leaseAsk    string        // id of the request that a worker's lease answers
-	leaseTurn   *dequeueTurn  // must be the request's last, or the transition is not applied; nil: of no request
-	visibility  time.Duration // of the lease
-	toDeadline  bool          // the lease lasts until the timeout, without heartbeats
-	failureCode string        // of the failure, for the span
-	span        *attemptSpan  // of the attempt that ends, if no executor of this process has its span
-	call        *Call         // the call under an idempotency key whose effect this is; nil: of none
+	to           Status
+	event        db.TaskEventType
+	actor        string
+	payload      any // of the event, beside what the columns say; nil for nothing
+	output       json.RawMessage
+	input        json.RawMessage // replaces the task's; empty leaves it
+	problem      json.RawMessage
+	begins       bool // an attempt begins
+	notCounted   bool // the attempt that ends does not count: the next one has its number
+	outcome      db.AttemptOutcome
+	executor     string           // of the attempt that begins or ends
+	failures     int32            // added to the task's
+	crashes      int32            // added to the task's
+	endJob       db.RiverJobState // the state of the task's present job; empty leaves the job
+	next         *nextJob
+	timeout      time.Duration // of the attempt that begins, or of the next one
+	assignment   *assignment
+	lease        db.LeaseKind  // of a lease that begins; empty ends the task's lease
+	leaseRequest string        // id of the request that a worker's lease answers
+	leaseTurn    *dequeueTurn  // must be the request's last, or the transition is not applied; nil: of no request
+	visibility   time.Duration // of the lease
+	toDeadline   bool          // the lease lasts until the timeout, without heartbeats
+	failureCode  string        // of the failure, for the span
+	span         *attemptSpan  // of the attempt that ends, if no executor of this process has its span
+	call         *Call         // the call under an idempotency key whose effect this is; nil: of none
 
 	// How long it waits.
 	callerWaits bool            // the caller is told at once that the database is away
@@ -88,7 +88,7 @@ type candidates struct {
 
 // transitionResult says what became of a transition.
 type transitionResult struct {
-	made    bool
+	applied bool
 	found   bool   // the task exists
 	was     Status // before the transition; the present one if it was not applied
 	job     int64
@@ -181,7 +181,7 @@ func (t *Tasks) flushTransitions(batch []*transition) {
 // away, those that no caller waits for are kept: the work behind them is done.
 type transitionItems struct{ *Tasks }
 
-func (transitionItems) plural() string { return "moves" }
+func (transitionItems) plural() string { return "transitions" }
 
 func (transitionItems) row(m *transition) any { return m.task }
 
@@ -203,7 +203,7 @@ func (transitionItems) lockWait(m *transition) lockWait {
 }
 
 func (transitionItems) reject(m *transition, err error) {
-	m.answer <- transitionResult{err: fmt.Errorf("move task %s to %s: %w", m.task, m.to, err)}
+	m.answer <- transitionResult{err: fmt.Errorf("change task %s to %s: %w", m.task, m.to, err)}
 }
 
 // assignIDs gives each transition its event id and the ids of the jobs that it leaves. It
@@ -268,7 +268,7 @@ func (t transitionItems) write(ctx context.Context, on querier, batch []*transit
 
 	rows, err := execTransitions(ctx, on, batch, p)
 	if err != nil {
-		return nil, fmt.Errorf("write moves: %w", err)
+		return nil, fmt.Errorf("write transitions: %w", err)
 	}
 
 	// The flush whose answer was lost may have committed while this one waited for its locks.
@@ -316,7 +316,7 @@ func committedEarlier(ctx context.Context, q *db.Queries, batch []*transition) (
 // and outlive this one.
 func execTransitions(ctx context.Context, on querier, batch []*transition, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
 	unfenced := slices.ContainsFunc(batch, func(m *transition) bool { return m.expect.unfenced() })
-	turns, calls := dequeueTurnsOf(batch), callsOf(batch)
+	turns, calls := turnsEndParams(batch), callsOf(batch)
 	if !unfenced && len(turns.Turns) == 0 && len(calls) == 0 {
 		return db.New(on).TaskMove(ctx, p)
 	}
@@ -354,7 +354,7 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 	for _, row := range rows {
 		callsBack = callsBack || row.CallsBack && row.Ok
 		results[row.TaskID] = transitionResult{
-			made: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion, at: row.At.UTC(),
+			applied: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion, at: row.At.UTC(),
 		}
 	}
 
@@ -363,15 +363,15 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 	for _, m := range batch {
 		out := results[m.task]
 		if before[m.eventID] {
-			out.made = true
+			out.applied = true
 		}
 		if m.call != nil && m.call.lost {
 			out.err = &CallUnderWay{time.Second}
 		}
-		if out.made && m.next != nil && m.next.delay <= soonest {
+		if out.applied && m.next != nil && m.next.delay <= soonest {
 			kinds[wakeIndex(m.next.lane, m.next.kind)] = true
 		}
-		if out.made && m.endJob == db.RiverJobStateCancelled && out.was == Running {
+		if out.applied && m.endJob == db.RiverJobStateCancelled && out.was == Running {
 			ended = append(ended, attemptID{m.task, out.job})
 		}
 
@@ -440,7 +440,7 @@ func (t transitionItems) params(batch []*transition) (p db.TaskMoveParams, err e
 		p.Timeouts = append(p.Timeouts, m.timeout.Milliseconds())
 		p.Assignments = append(p.Assignments, assigned)
 		p.LeaseKinds = append(p.LeaseKinds, string(m.lease))
-		p.LeaseRequests = append(p.LeaseRequests, m.leaseAsk)
+		p.LeaseRequests = append(p.LeaseRequests, m.leaseRequest)
 		p.Visibilities = append(p.Visibilities, m.visibility.Milliseconds())
 		p.ToDeadlines = append(p.ToDeadlines, m.toDeadline)
 		p.Inputs = append(p.Inputs, string(m.input))

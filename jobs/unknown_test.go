@@ -160,7 +160,7 @@ func TestDatabaseAway(t *testing.T) {
 	close(release)
 
 	waitFor(t, "the results to wait", func() bool {
-		return far.log.says("results wait for the database") && far.log.says("moves wait for the database")
+		return far.log.says("results wait for the database") && far.log.says("transitions wait for the database")
 	})
 	_, _, err := far.Create(far.ctx, request())
 	require.ErrorIs(t, err, ErrUnavailable)
@@ -202,7 +202,7 @@ func TestProcessThatWasCutOffChangesNothing(t *testing.T) {
 	task = b.becomes(task.TaskID, Completed)
 	p.back()
 	waitFor(t, "it to hear so", func() bool { return far.running(task) == nil })
-	require.True(t, far.log.says("a late result changed nothing"))
+	require.True(t, far.log.says("result rejected: the lease was lost"))
 	require.Equal(t, task, b.get(task.TaskID))
 	require.JSONEq(t, `{"by": "another"}`, string(task.Output))
 }

@@ -35,7 +35,7 @@ func (l *Leases) Complete(ctx context.Context, tenant, token string, output json
 	}
 
 	if w.settings.def != nil {
-		if err := misfit(ctx, w.settings.def.output, "output", orEmpty(output)); err != nil {
+		if err := checkDocument(ctx, w.settings.def.output, "output", orEmpty(output)); err != nil {
 			return db.Task{}, err
 		}
 	}
@@ -91,7 +91,7 @@ func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.D
 	m.payload = said
 	m.callerWaits = true
 	out := l.t.apply(ctx, m)
-	if !out.made && out.err == nil {
+	if !out.applied && out.err == nil {
 		if w.task, err = l.t.Get(ctx, tenant, w.id.task); err != nil {
 			return db.Task{}, err
 		}
@@ -124,7 +124,7 @@ func (l *Leases) replayRelease(ctx context.Context, w *leaseCall, said releasedN
 	}
 
 	if then != said {
-		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was given back already, with a different body", w.id.attempt)}
+		return db.Task{}, &Conflict{Message: fmt.Sprintf("attempt %d was already released, with a different body", w.id.attempt)}
 	}
 
 	return w.asOf(before.Seq, db.TaskStatusPENDING, w.id.attempt-1, nil), nil
@@ -136,7 +136,7 @@ type leaseCall struct {
 	tenant   string
 	task     db.Task
 	settings *settings
-	by       string // who leased the attempt that runs
+	actor    string // who leased the attempt that runs
 }
 
 func (l *Leases) openCall(ctx context.Context, tenant, token string) (*leaseCall, error) {
@@ -146,7 +146,7 @@ func (l *Leases) openCall(ctx context.Context, tenant, token string) (*leaseCall
 	}
 
 	w := &leaseCall{id: id, tenant: tenant}
-	if w.task, w.by, err = l.t.getWithHolder(ctx, tenant, id.task); err != nil {
+	if w.task, w.actor, err = l.t.getWithHolder(ctx, tenant, id.task); err != nil {
 		return nil, err
 	}
 
@@ -165,7 +165,7 @@ func (w *leaseCall) holds() bool {
 func (w *leaseCall) ref() attemptRef {
 	return attemptRef{
 		task: w.id.task, job: w.id.job, attempt: w.id.attempt, kind: Type(w.task.Type), executor: w.task.Executor,
-		failures: w.task.Failures, crashes: w.task.Crashes, settings: w.settings, by: w.by, span: runningSpan(w.task),
+		failures: w.task.Failures, crashes: w.task.Crashes, settings: w.settings, actor: w.actor, span: runningSpan(w.task),
 	}
 }
 
@@ -179,7 +179,7 @@ func (w *leaseCall) asOf(version int32, status db.TaskStatus, attempt int32, nex
 // submit applies the transition of a call; where it is rejected, the call may be a repetition.
 func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	out := l.t.apply(ctx, m)
-	if out.made || out.err != nil {
+	if out.applied || out.err != nil {
 		return l.t.readBack(ctx, w.tenant, m, out)
 	}
 

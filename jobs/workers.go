@@ -21,10 +21,10 @@ const (
 // workersSeen remembers the remote workers that have asked for work since the last write. GET
 // /workers and why read what is written. The zero value is ready.
 type workersSeen struct {
-	mu      sync.Mutex
-	all     map[workerKey]workerSeen // guarded by mu
-	tenants map[string]int           // how many of all are a tenant's; guarded by mu
-	beats   map[workerKey]bool       // who sent heartbeats, in no lane; guarded by mu
+	mu         sync.Mutex
+	all        map[workerKey]workerSeen // guarded by mu
+	tenants    map[string]int           // how many of all are a tenant's; guarded by mu
+	heartbeats map[workerKey]bool       // who sent heartbeats, in no lane; guarded by mu
 }
 
 type workerKey struct{ tenant, worker, lane string }
@@ -69,15 +69,15 @@ func (w *workersSeen) note(req *LeaseRequest) {
 	}
 }
 
-// beat remembers that a worker has sent a heartbeat: a busy worker does not ask for work.
-func (w *workersSeen) beat(tenant, worker string) {
+// noteHeartbeat remembers that a worker has sent a heartbeat: a busy worker does not ask for work.
+func (w *workersSeen) noteHeartbeat(tenant, worker string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.beats == nil {
-		w.beats = map[workerKey]bool{}
+	if w.heartbeats == nil {
+		w.heartbeats = map[workerKey]bool{}
 	}
-	if len(w.beats) < mostWorkersSeen {
-		w.beats[workerKey{tenant: tenant, worker: worker}] = true
+	if len(w.heartbeats) < mostWorkersSeen {
+		w.heartbeats[workerKey{tenant: tenant, worker: worker}] = true
 	}
 }
 
@@ -85,19 +85,19 @@ func (w *workersSeen) beat(tenant, worker string) {
 func (w *workersSeen) take() (asked map[workerKey]workerSeen, beats map[workerKey]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	asked, beats = w.all, w.beats
-	w.all, w.tenants, w.beats = nil, nil, nil
+	asked, beats = w.all, w.heartbeats
+	w.all, w.tenants, w.heartbeats = nil, nil, nil
 	return asked, beats
 }
 
 // workersSeen writes at each tick which workers ask this process for work.
 func (r *Runner) workersSeen(ctx context.Context) {
-	r.every(ctx, 5*r.cfg.Tick, "say which workers asked", r.tellWorkers)
+	r.every(ctx, 5*r.cfg.Tick, "record which workers asked for work", r.recordWorkers)
 }
 
-// tellWorkers writes the workers that this process has seen, and deletes some of those that were not
+// recordWorkers writes the workers that this process has seen, and deletes some of those that were not
 // seen for long.
-func (r *Runner) tellWorkers(ctx context.Context) error {
+func (r *Runner) recordWorkers(ctx context.Context) error {
 	asked, beats := r.tasks.workers.take()
 	if len(asked) > 0 {
 		p := db.WorkersSeenParams{}
@@ -111,7 +111,7 @@ func (r *Runner) tellWorkers(ctx context.Context) error {
 		}
 
 		if err := r.tasks.q.WorkersSeen(ctx, p); err != nil {
-			return fmt.Errorf("write which workers asked: %w", err)
+			return fmt.Errorf("record which workers asked for work: %w", err)
 		}
 	}
 
@@ -121,7 +121,7 @@ func (r *Runner) tellWorkers(ctx context.Context) error {
 			p.TenantIds, p.WorkerIds = append(p.TenantIds, key.tenant), append(p.WorkerIds, key.worker)
 		}
 		if err := r.tasks.q.WorkersBeat(ctx, p); err != nil {
-			return fmt.Errorf("write which workers sent heartbeats: %w", err)
+			return fmt.Errorf("record which workers sent heartbeats: %w", err)
 		}
 	}
 

@@ -114,13 +114,13 @@ type writeProbe struct{ t *Tasks }
 // locks creates no task, by the statement that creates tasks.
 func (p *writeProbe) locks(ctx context.Context) error {
 	if _, err := p.t.q.TaskCreate(ctx, createParams(nil)); err != nil {
-		return fmt.Errorf("make no task: %w", err)
+		return fmt.Errorf("execute TaskCreate without a task: %w", err)
 	}
 	return nil
 }
 
-// errTakenBack rolls the transaction of a probe back.
-var errTakenBack = errors.New("taken back")
+// errRolledBack rolls the transaction of a probe back.
+var errRolledBack = errors.New("rolled back")
 
 // write creates a task and rolls it back, then commits a sign of life.
 func (p *writeProbe) write(ctx context.Context) error {
@@ -145,17 +145,17 @@ func (p *writeProbe) write(ctx context.Context) error {
 		}
 
 		if _, err := db.New(tx).TaskCreate(ctx, createParams(batch)); err != nil {
-			return fmt.Errorf("make a task: %w", err)
+			return fmt.Errorf("create a task: %w", err)
 		}
 
-		return errTakenBack
+		return errRolledBack
 	})
-	if err != nil && !errors.Is(err, errTakenBack) {
+	if err != nil && !errors.Is(err, errRolledBack) {
 		return err
 	}
 
 	if err := p.t.seen(ctx, db.ExecutorSeenParams{ExecutorID: p.t.cfg.ProcessID}); err != nil {
-		return fmt.Errorf("say that the process lives: %w", err)
+		return fmt.Errorf("record that the process is alive: %w", err)
 	}
 
 	return nil

@@ -217,8 +217,8 @@ const (
 // ShutdownRequested is the data of system.shutdown_requested. Target is a service, one process of
 // the service, or a host; empty means every process.
 type ShutdownRequested struct {
-	Target       string   `json:"target,omitempty" maxLength:"256" doc:"A service, a process of it or its host; empty or absent: every process."`
-	GraceSeconds *float64 `json:"graceSeconds,omitempty" minimum:"0" maximum:"86400" doc:"How long running work may go on; default the service's own setting."` // default the process's own setting
+	Target       string   `json:"target,omitempty" maxLength:"256" doc:"The service, one of its processes, or a host. Empty or absent: every process."`
+	GraceSeconds *float64 `json:"graceSeconds,omitempty" minimum:"0" maximum:"86400" doc:"How long running attempts may go on. Default: the service's own setting."` // default the process's own setting
 	Reason       string   `json:"reason,omitempty" maxLength:"1024"`
 }
 
@@ -228,16 +228,16 @@ type MaintenanceMode struct {
 	Enabled bool       `json:"enabled" doc:"true: stop starting tasks; false: start tasks again."`
 	Lanes   []string   `json:"lanes,omitempty" maxItems:"64" enum:"task-execution-automated,task-execution-integration,task-execution-manual,task-execution-retry,task-execution-deadletter" doc:"Empty or absent: all five."`
 	Reason  string     `json:"reason,omitempty" maxLength:"1024"`
-	Until   *time.Time `json:"until,omitempty" doc:"When maintenance ends by itself; absent: with the next message that says so."`
+	Until   *time.Time `json:"until,omitempty" doc:"The end of the maintenance. Absent: it ends with the next message with enabled false."`
 }
 
 // IntegrationResponse is the data of integration.response_received.
 type IntegrationResponse struct {
-	TaskID        string          `json:"taskId" maxLength:"128" doc:"The task; may be in metadata instead."`
-	InvocationID  string          `json:"invocationId,omitempty" maxLength:"256" doc:"The invocation that the 202 answer named."`
+	TaskID        string          `json:"taskId" maxLength:"128" doc:"The task. metadata.taskId may name it instead."`
+	InvocationID  string          `json:"invocationId,omitempty" maxLength:"256" doc:"The invocation id in the service's answer 202."`
 	IntegrationID string          `json:"integrationId" maxLength:"256"`
 	Status        string          `json:"status" enum:"SUCCESS,FAILED"` // SUCCESS or FAILED
 	Data          json.RawMessage `json:"data,omitempty" doc:"The task's output, if status is SUCCESS."`
 	Error         *Problem        `json:"error,omitempty" doc:"The reason, if status is FAILED."`
-	Retryable     *bool           `json:"retryable,omitempty" doc:"Whether another attempt may help; default by the error's code."`
+	Retryable     *bool           `json:"retryable,omitempty" doc:"Whether another attempt may succeed. Default: decided by the error's code."`
 }

@@ -46,7 +46,7 @@ type recorder struct {
 	stream    map[uint64]string    // event id at each place of the stream; guarded by mu
 	repeated  int                  // guarded by mu
 	different []string             // what a repetition said otherwise; guarded by mu
-	lines     []check.Heard        // everything, in the order of receipt; guarded by mu
+	lines     []check.Received     // everything, in the order of receipt; guarded by mu
 }
 
 type delivery struct {
@@ -63,7 +63,7 @@ func (r *recorder) hear(d outbox.Delivery, seq uint64) {
 	defer r.mu.Unlock()
 	id, task := d.Header["ce-id"], d.Header["ce-subject"]
 	sum := sha256.Sum256(d.Body)
-	line := check.Heard{Subject: d.Subject, SHA256: hex.EncodeToString(sum[:])}
+	line := check.Received{Subject: d.Subject, SHA256: hex.EncodeToString(sum[:])}
 	line.ID, _ = uuid.Parse(id) // nil is refused when the ledger is read
 	line.Task, _ = uuid.Parse(task)
 	_, _ = fmt.Sscanf(d.Header["ce-sequence"], "%010d", &line.Seq)

@@ -134,7 +134,7 @@ func (f frozen) thaw() {
 }
 
 // lateResult is what a process says when the fence refuses it.
-const lateResult = "a late result changed nothing"
+const lateResult = "result rejected: the lease was lost"
 
 // graveyard is a database and a bus on which a process was stopped beyond its leases.
 type graveyard struct {

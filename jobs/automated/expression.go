@@ -91,12 +91,12 @@ func CheckExpression(list []jobs.Assign) error {
 func (x *Expression) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	input, err := cel.Decode(job.Input)
 	if err != nil {
-		return jobs.Result{}, final("EXPRESSION_ERROR", "input: "+err.Error())
+		return jobs.Result{}, permanent("EXPRESSION_ERROR", "input: "+err.Error())
 	}
 
 	workflow, err := cel.Decode(job.Context)
 	if err != nil {
-		return jobs.Result{}, final("EXPRESSION_ERROR", "context: "+err.Error())
+		return jobs.Result{}, permanent("EXPRESSION_ERROR", "context: "+err.Error())
 	}
 
 	output := make(map[string]any, len(job.Config.Expression))
@@ -131,7 +131,7 @@ func (x *Expression) Execute(ctx context.Context, job jobs.Job) (jobs.Result, er
 	// The text of an expression can contain NUL, and two keys of a map can be equal as JSON
 	// names; jsonb accepts neither.
 	if err := jsonguard.Check(to.Bytes()); err != nil {
-		return jobs.Result{}, final("EXPRESSION_ERROR", "output: "+err.Error())
+		return jobs.Result{}, permanent("EXPRESSION_ERROR", "output: "+err.Error())
 	}
 
 	return jobs.Result{Output: to.Bytes()}, nil
@@ -140,7 +140,7 @@ func (x *Expression) Execute(ctx context.Context, job jobs.Job) (jobs.Result, er
 func (x *Expression) evaluate(ctx context.Context, assign jobs.Assign, budget *cel.Budget, vars map[string]any) (cel.Value, error) {
 	p, err := x.env.Program(assign.Value)
 	if err != nil {
-		return nil, final("EXPRESSION_INVALID", assign.Name+": "+err.Error())
+		return nil, permanent("EXPRESSION_INVALID", assign.Name+": "+err.Error())
 	}
 
 	v, err := p.EvalFrom(ctx, budget, vars)
@@ -159,14 +159,14 @@ func failure(ctx context.Context, name string, err error) error {
 
 	switch {
 	case errors.Is(err, cel.ErrCost), errors.Is(err, cel.ErrTooLarge):
-		return final("EXPRESSION_COST", name+": "+err.Error())
+		return permanent("EXPRESSION_COST", name+": "+err.Error())
 	default:
-		return final("EXPRESSION_ERROR", name+": "+err.Error())
+		return permanent("EXPRESSION_ERROR", name+": "+err.Error())
 	}
 }
 
-// final is a failure that no retry repairs.
-func final(code, message string) *jobs.Failure {
+// permanent is a failure that no retry repairs.
+func permanent(code, message string) *jobs.Failure {
 	no := false
 	return &jobs.Failure{Code: code, Message: shorten(message), Retryable: &no}
 }

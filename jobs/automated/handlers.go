@@ -54,7 +54,7 @@ func (h *Handlers) Execute(ctx context.Context, job jobs.Job) (jobs.Result, erro
 	ex := h.byName[job.Config.Handler]
 	h.mu.RUnlock()
 	if ex == nil {
-		return jobs.Result{}, final("HANDLER_UNKNOWN", fmt.Sprintf("no handler is registered as %q", job.Config.Handler))
+		return jobs.Result{}, permanent("HANDLER_UNKNOWN", fmt.Sprintf("no handler is registered as %q", job.Config.Handler))
 	}
 
 	return ex.Execute(ctx, job)

@@ -106,7 +106,7 @@ func (h *HTTP) call(ctx, callCtx context.Context, job jobs.Job, secrets sent, re
 	case err != nil:
 		return jobs.Result{}, h.callError(ctx, callCtx, job, secrets, err)
 	case int64(len(body)) > h.maxBody:
-		return jobs.Result{}, final("HTTP_RESPONSE_TOO_LARGE", fmt.Sprintf("the response is larger than %d bytes", h.maxBody))
+		return jobs.Result{}, permanent("HTTP_RESPONSE_TOO_LARGE", fmt.Sprintf("the response is larger than %d bytes", h.maxBody))
 	}
 
 	output, err := toOutput(response.StatusCode, body)
@@ -147,7 +147,7 @@ func (h *HTTP) setHeaders(request *http.Request, job jobs.Job) (secrets sent, er
 		}
 
 		if !validHeader(name, text) {
-			return nil, final("HTTP_REQUEST_INVALID", "a header is not valid, or may not be set by a definition")
+			return nil, permanent("HTTP_REQUEST_INVALID", "a header is not valid, or may not be set by a definition")
 		}
 
 		request.Header.Set(name, text)
@@ -165,12 +165,12 @@ func (h *HTTP) setHeaders(request *http.Request, job jobs.Job) (secrets sent, er
 // secrets are provided by another system, which may be late for this process.
 func (h *HTTP) secret(job jobs.Job, name string) (string, error) {
 	if job.Owner == nil {
-		return "", final(CodeSecret, "only a registered definition may refer to a secret")
+		return "", permanent(CodeSecret, "only a registered definition may refer to a secret")
 	}
 
 	value, err := h.secrets.lookup(*job.Owner, name)
 	if err != nil {
-		return "", again(CodeSecret, fmt.Sprintf("the secret %q %v", name, err))
+		return "", retryable(CodeSecret, fmt.Sprintf("the secret %q %v", name, err))
 	}
 
 	return value, nil
@@ -183,20 +183,20 @@ const CodeSecret = "SECRET_UNAVAILABLE"
 func bareRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
 	config := job.Config.HTTP
 	if config == nil {
-		return nil, final("HTTP_REQUEST_INVALID", "the definition has no executionConfig.http")
+		return nil, permanent("HTTP_REQUEST_INVALID", "the definition has no executionConfig.http")
 	}
 
 	to, err := url.Parse(config.URL)
 	if err != nil || to.Host == "" && (to.Scheme == "http" || to.Scheme == "https") {
 		// Without the parser's error, which quotes the URL.
-		return nil, final("HTTP_REQUEST_INVALID", "the URL is not valid")
+		return nil, permanent("HTTP_REQUEST_INVALID", "the URL is not valid")
 	}
 
 	if to.Scheme != "http" && to.Scheme != "https" {
-		return nil, final("SSRF_BLOCKED", "only http and https are called")
+		return nil, permanent("SSRF_BLOCKED", "only http and https are called")
 	}
 	if to.User != nil {
-		return nil, final("SSRF_BLOCKED", "a URL with a user name or password is not called")
+		return nil, permanent("SSRF_BLOCKED", "a URL with a user name or password is not called")
 	}
 
 	method := cmp.Or(strings.ToUpper(config.Method), http.MethodPost)
@@ -208,7 +208,7 @@ func bareRequest(ctx context.Context, job jobs.Job) (*http.Request, error) {
 
 	request, err := http.NewRequestWithContext(ctx, method, to.String(), body)
 	if err != nil {
-		return nil, final("HTTP_REQUEST_INVALID", "the request is not valid")
+		return nil, permanent("HTTP_REQUEST_INVALID", "the request is not valid")
 	}
 
 	if !bodyless {
@@ -266,12 +266,12 @@ func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, secrets sen
 
 	switch {
 	case errors.Is(err, egress.ErrBlocked) && literal(job.Config.HTTP.URL):
-		return final("SSRF_BLOCKED", "the address is not one that may be called")
+		return permanent("SSRF_BLOCKED", "the address is not one that may be called")
 	case callCtx.Err() != nil:
-		return again("TIMEOUT_ERROR", "no answer in time")
+		return retryable("TIMEOUT_ERROR", "no answer in time")
 	}
 
-	return again("CONNECTION_ERROR", egress.Reason(err))
+	return retryable("CONNECTION_ERROR", egress.Reason(err))
 }
 
 // literal reports whether the host of a URL is an address, and not a name.
@@ -295,11 +295,11 @@ func refusal(response *http.Response) error {
 	case status >= 200 && status < 300:
 		return nil
 	case status >= 300 && status < 400:
-		f = final("HTTP_REDIRECT", message+"; redirects are not followed")
+		f = permanent("HTTP_REDIRECT", message+"; redirects are not followed")
 	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
-		f = again(code, message)
+		f = retryable(code, message)
 	default:
-		f = final(code, message)
+		f = permanent(code, message)
 	}
 
 	f.Details = json.RawMessage(fmt.Sprintf(`{"status":%d}`, status))
@@ -308,8 +308,8 @@ func refusal(response *http.Response) error {
 	return f
 }
 
-// again is a failure that a retry may repair.
-func again(code, message string) *jobs.Failure {
+// retryable is a failure that a retry may repair.
+func retryable(code, message string) *jobs.Failure {
 	yes := true
 	return &jobs.Failure{Code: code, Message: shorten(message), Retryable: &yes}
 }

@@ -20,9 +20,9 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Heard is one line of a ledger: one delivery of an event, as JSON. Lines are in the order of
+// Received is one line of a ledger: one delivery of an event, as JSON. Lines are in the order of
 // receipt, including duplicates.
-type Heard struct {
+type Received struct {
 	ID      uuid.UUID `json:"id"`      // ce-id
 	Subject string    `json:"subject"` // such as task.created
 	Task    uuid.UUID `json:"task"`    // ce-subject
@@ -76,7 +76,7 @@ func ReadLedger(from io.Reader) (*Ledger, error) {
 			continue
 		}
 
-		var h Heard
+		var h Received
 		var sum []byte
 		err := json.Unmarshal(lines.Bytes(), &h)
 		if err == nil {
@@ -87,7 +87,7 @@ func ReadLedger(from io.Reader) (*Ledger, error) {
 			return nil, fmt.Errorf("line %d: %w", l.lines, err)
 		}
 
-		l.hear(h, [sha256.Size]byte(sum))
+		l.add(h, [sha256.Size]byte(sum))
 	}
 
 	if err := lines.Err(); err != nil {
@@ -97,7 +97,7 @@ func ReadLedger(from io.Reader) (*Ledger, error) {
 	return l, nil
 }
 
-func (h Heard) check() ([]byte, error) {
+func (h Received) check() ([]byte, error) {
 	switch {
 	case h.ID == uuid.Nil:
 		return nil, errors.New("id is missing")
@@ -117,8 +117,8 @@ func (h Heard) check() ([]byte, error) {
 	return sum, nil
 }
 
-// hear adds a delivery, and checks order and repetitions.
-func (l *Ledger) hear(h Heard, sum [sha256.Size]byte) {
+// add adds a delivery, and checks order and repetitions.
+func (l *Ledger) add(h Received, sum [sha256.Size]byte) {
 	if before, found := l.first[h.ID]; found {
 		switch {
 		case before.sum != sum:
@@ -141,8 +141,8 @@ func (l *Ledger) hear(h Heard, sum [sha256.Size]byte) {
 	l.last[h.Task] = last{h.Seq, l.lines}
 }
 
-// told is an event of the log that is published to the bus.
-type told struct {
+// published is an event of the log that is published to the bus.
+type published struct {
 	ID      int64
 	Task    uuid.UUID
 	Seq     int32
@@ -219,7 +219,7 @@ func (l *Ledger) compare(ctx context.Context, tx pgx.Tx, o Options, whole *Rule)
 		heard.known = false
 	}
 
-	var e told
+	var e published
 	_, err = pgx.ForEachRow(rows, []any{&e.ID, &e.Task, &e.Seq, &e.Subject, &e.At, &e.Parked}, func() error {
 		id := outbox.EventID(e.Task, e.Seq)
 		heard, found := l.first[id]

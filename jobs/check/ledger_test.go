@@ -23,7 +23,7 @@ func sum(body string) string {
 }
 
 // lines are what a consumer has heard who has missed nothing.
-func (b *testBundle) lines() []check.Heard {
+func (b *testBundle) lines() []check.Received {
 	b.t.Helper()
 	rows, err := b.pool.Query(b.t.Context(), `
 		SELECT e.task_id, e.seq, CASE e.type WHEN 'assigned' THEN 'task.manual.assigned' ELSE 'task.' || e.type END
@@ -32,7 +32,7 @@ func (b *testBundle) lines() []check.Heard {
 		WHERE e.type NOT IN ('released', 'redriven')
 		ORDER BY p.id, e.id`)
 	require.NoError(b.t, err)
-	lines, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h check.Heard, err error) {
+	lines, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (h check.Received, err error) {
 		err = row.Scan(&h.Task, &h.Seq, &h.Subject)
 		h.ID = outbox.EventID(h.Task, h.Seq)
 		h.SHA256 = sum(h.ID.String())
@@ -44,7 +44,7 @@ func (b *testBundle) lines() []check.Heard {
 }
 
 // ledger writes the lines down and reads them.
-func (b *testBundle) ledger(lines []check.Heard) *check.Ledger {
+func (b *testBundle) ledger(lines []check.Received) *check.Ledger {
 	b.t.Helper()
 	var text strings.Builder
 	for _, line := range lines {
@@ -58,51 +58,51 @@ func (b *testBundle) ledger(lines []check.Heard) *check.Ledger {
 }
 
 // of is where an event of a task stands.
-func of(lines []check.Heard, task uuid.UUID, subject string) int {
-	return slices.IndexFunc(lines, func(h check.Heard) bool { return h.Task == task && h.Subject == subject })
+func of(lines []check.Received, task uuid.UUID, subject string) int {
+	return slices.IndexFunc(lines, func(h check.Received) bool { return h.Task == task && h.Subject == subject })
 }
 
 func TestEachLedgerRuleCanFail(t *testing.T) {
 	t.Parallel()
 	for name, one := range map[string]struct {
 		rules []string
-		how   func(b *testBundle, lines []check.Heard) []check.Heard
+		how   func(b *testBundle, lines []check.Received) []check.Received
 		says  string
 	}{
-		"repetitions are fine": {nil, func(_ *testBundle, l []check.Heard) []check.Heard { return append(l, l...) }, ""},
-		"a line is missing": {[]string{"ledger_whole"}, func(b *testBundle, l []check.Heard) []check.Heard {
+		"repetitions are fine": {nil, func(_ *testBundle, l []check.Received) []check.Received { return append(l, l...) }, ""},
+		"a line is missing": {[]string{"ledger_whole"}, func(b *testBundle, l []check.Received) []check.Received {
 			i := of(l, b.ids["done"], "task.completed")
 			return slices.Delete(l, i, i+1)
 		}, "task.completed"},
-		"nothing was heard": {[]string{"ledger_whole"}, func(_ *testBundle, l []check.Heard) []check.Heard { return nil }, "task.created"},
-		"another subject": {[]string{"ledger_whole"}, func(b *testBundle, l []check.Heard) []check.Heard {
+		"nothing was heard": {[]string{"ledger_whole"}, func(_ *testBundle, l []check.Received) []check.Received { return nil }, "task.created"},
+		"another subject": {[]string{"ledger_whole"}, func(b *testBundle, l []check.Received) []check.Received {
 			l[of(l, b.ids["done"], "task.started")].Subject = "task.retry"
 			return l
 		}, "the log says task.started"},
-		"another task": {[]string{"ledger_whole"}, func(_ *testBundle, l []check.Heard) []check.Heard {
+		"another task": {[]string{"ledger_whole"}, func(_ *testBundle, l []check.Received) []check.Received {
 			l[0].Task = uuid.New()
 			return l
 		}, "line 1:"},
-		"another order": {[]string{"ledger_order"}, func(b *testBundle, l []check.Heard) []check.Heard {
+		"another order": {[]string{"ledger_order"}, func(b *testBundle, l []check.Received) []check.Received {
 			i, k := of(l, b.ids["failed"], "task.created"), of(l, b.ids["failed"], "task.started")
 			l[i], l[k] = l[k], l[i]
 			return l
 		}, "event 1 came after event 2"},
-		"a duplicate with other bytes": {[]string{"ledger_repeats"}, func(_ *testBundle, l []check.Heard) []check.Heard {
+		"a duplicate with other bytes": {[]string{"ledger_repeats"}, func(_ *testBundle, l []check.Received) []check.Received {
 			again := l[3]
 			again.SHA256 = sum("otherwise")
 			return append(l, again)
 		}, "another body than in line 4"},
-		"a duplicate of another subject": {[]string{"ledger_repeats"}, func(_ *testBundle, l []check.Heard) []check.Heard {
+		"a duplicate of another subject": {[]string{"ledger_repeats"}, func(_ *testBundle, l []check.Received) []check.Received {
 			again := l[3]
 			again.Subject = "task.other"
 			return append(l, again)
 		}, "is another than in line 4"},
-		"an unknown id": {[]string{"ledger_real"}, func(_ *testBundle, l []check.Heard) []check.Heard {
-			return append(l, check.Heard{ID: uuid.New(), Subject: "task.started", Task: uuid.New(), Seq: 1, SHA256: sum("")})
+		"an unknown id": {[]string{"ledger_real"}, func(_ *testBundle, l []check.Received) []check.Received {
+			return append(l, check.Received{ID: uuid.New(), Subject: "task.started", Task: uuid.New(), Seq: 1, SHA256: sum("")})
 		}, "never happened"},
-		"two ends": {[]string{"ledger_real", "ledger_ends"}, func(b *testBundle, l []check.Heard) []check.Heard {
-			return append(l, check.Heard{ID: uuid.New(), Subject: "task.failed", Task: b.ids["done"], Seq: 9, SHA256: sum("")})
+		"two ends": {[]string{"ledger_real", "ledger_ends"}, func(b *testBundle, l []check.Received) []check.Received {
+			return append(l, check.Received{ID: uuid.New(), Subject: "task.failed", Task: b.ids["done"], Seq: 9, SHA256: sum("")})
 		}, "2 terminal events, 0 redrives"},
 	} {
 		t.Run(name, func(t *testing.T) {

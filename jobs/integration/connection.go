@@ -52,7 +52,7 @@ func (c *connections) check(ctx context.Context, service Service, instance, conn
 		asked, cancel := context.WithTimeout(ctx, questionTime)
 		defer cancel()
 
-		v := judge(service.Connection(asked, instance, connection))
+		v := verdictOf(service.Connection(asked, instance, connection))
 
 		// A failed check is not cached.
 		if !v.until.IsZero() {
@@ -77,9 +77,9 @@ func (c *connections) remember(key string, v verdict) {
 	c.known[key] = v
 }
 
-// judge converts an answer. A disconnected connection is an outage: its tasks wait. An
+// verdictOf converts an answer. A disconnected connection is an outage: its tasks wait. An
 // unknown connection is an error of the definition.
-func judge(status string, err error) verdict {
+func verdictOf(status string, err error) verdict {
 	var refused *jobs.Failure
 	switch {
 	case errors.As(err, &refused) && (refused.Code == "NOT_FOUND" || refused.Code == "VALIDATION_ERROR"):

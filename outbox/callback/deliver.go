@@ -58,7 +58,7 @@ func (d *Dispatcher) deliver(ctx context.Context, one delivery) delivery {
 		if err == nil {
 			one.host.breaker.Done(nil)
 			d.delivered.Add(1)
-			one.told, one.tries = u.seq, 0
+			one.delivered, one.tries = u.seq, 0
 			continue
 		}
 
@@ -100,7 +100,7 @@ func (d *Dispatcher) recordFailure(one delivery, u update, err error) delivery {
 	one.tries++
 	one.problem = shorten(err.Error())
 	if final || time.Since(u.at) > d.cfg.AbandonAfter {
-		one.told, one.abandoned = u.seq, true
+		one.delivered, one.abandoned = u.seq, true
 		return one
 	}
 

@@ -27,15 +27,15 @@ const (
 // goroutine reads or writes rows.
 type loop struct {
 	*Dispatcher
-	q        *db.Queries
-	hosts    map[string]*host // by name
-	returned chan delivery    // has room for all deliveries in flight
-	inFlight int              // deliveries that have not been collected
-	unsaved  []delivery       // collected and not settled yet
-	locked   []delivery       // like unsaved, but another session had their rows locked
-	nextPass time.Time        // when to look for due rows again
-	pause    time.Duration    // before the next pass, after an error of the database
-	sweptAt  time.Time        // when unused hosts were removed last
+	q              *db.Queries
+	hosts          map[string]*host // by name
+	returned       chan delivery    // has room for all deliveries in flight
+	inFlight       int              // deliveries that have not been collected
+	unsaved        []delivery       // collected and not settled yet
+	locked         []delivery       // like unsaved, but another session had their rows locked
+	nextPass       time.Time        // when to look for due rows again
+	pause          time.Duration    // before the next pass, after an error of the database
+	hostsCheckedAt time.Time        // when unused hosts were removed last
 }
 
 // delivery is the next updates of a claimed task, and the result of the posts.
@@ -48,7 +48,7 @@ type delivery struct {
 	deadline time.Time // no post begins later, or the claim could run out during the post
 
 	from      int32 // told when the row was claimed
-	told      int32 // the number of the last event that needs no post any more
+	delivered int32 // the number of the last event that needs no post any more
 	tries     int32 // failed posts of the update after told
 	abandoned bool  // the update told was abandoned
 	wait      time.Duration
@@ -134,7 +134,7 @@ func (l *loop) pass(ctx, posts context.Context, stopping bool) error {
 	defer cancel()
 
 	l.nextPass = time.Now().Add(l.cfg.PollInterval)
-	if err := l.settle(ctx); err != nil {
+	if err := l.saveResults(ctx); err != nil {
 		return err
 	}
 
@@ -157,11 +157,11 @@ func (l *loop) pass(ctx, posts context.Context, stopping bool) error {
 	return nil
 }
 
-// settle writes the results of the collected deliveries. If another session has one of the rows
+// saveResults writes the results of the collected deliveries. If another session has one of the rows
 // locked, each delivery is settled by a separate statement, so that only the locked row delays a
 // delivery.
-func (l *loop) settle(ctx context.Context) error {
-	if err := l.settleLocked(ctx); err != nil {
+func (l *loop) saveResults(ctx context.Context) error {
+	if err := l.saveLocked(ctx); err != nil {
 		return err
 	}
 
@@ -174,18 +174,18 @@ func (l *loop) settle(ctx context.Context) error {
 	switch {
 	case isLockTimeout(err):
 		l.locked, l.unsaved = append(l.locked, l.unsaved...), l.unsaved[:0]
-		return l.settleLocked(ctx)
+		return l.saveLocked(ctx)
 	case err != nil:
 		return err
 	}
 
 	settled := l.unsaved
 	l.unsaved = nil
-	return l.afterSettled(ctx, settled)
+	return l.afterSaved(ctx, settled)
 }
 
-// settleLocked settles the locked deliveries individually, with a short wait for each row.
-func (l *loop) settleLocked(ctx context.Context) error {
+// saveLocked settles the locked deliveries individually, with a short wait for each row.
+func (l *loop) saveLocked(ctx context.Context) error {
 	waiting := l.locked
 	l.locked = nil
 	for i, one := range waiting {
@@ -204,7 +204,7 @@ func (l *loop) settleLocked(ctx context.Context) error {
 			l.locked = append(l.locked, waiting[i:]...)
 			return err
 		default:
-			if err := l.afterSettled(ctx, waiting[i:i+1]); err != nil {
+			if err := l.afterSaved(ctx, waiting[i:i+1]); err != nil {
 				return err
 			}
 		}
@@ -225,7 +225,7 @@ func (l *loop) write(ctx context.Context, q *db.Queries, deliveries []delivery) 
 		p.TaskIds = append(p.TaskIds, one.task)
 		p.Claims = append(p.Claims, one.claim)
 		p.FromTolds = append(p.FromTolds, one.from)
-		p.Tolds = append(p.Tolds, one.told)
+		p.Tolds = append(p.Tolds, one.delivered)
 		p.Tries = append(p.Tries, one.tries)
 		p.GivenUps = append(p.GivenUps, one.abandoned)
 		p.Waits = append(p.Waits, one.wait.Seconds())
@@ -238,9 +238,9 @@ func (l *loop) write(ctx context.Context, q *db.Queries, deliveries []delivery) 
 	return nil
 }
 
-// afterSettled logs abandoned updates, plans the next pass for those that wait, and abandons the
+// afterSaved logs abandoned updates, plans the next pass for those that wait, and abandons the
 // old updates of hosts that are away.
-func (l *loop) afterSettled(ctx context.Context, settled []delivery) error {
+func (l *loop) afterSaved(ctx context.Context, settled []delivery) error {
 	away := map[*host]string{}
 	for _, one := range settled {
 		// One failed post is not enough: a host is away once its breaker has opened.
@@ -252,7 +252,7 @@ func (l *loop) afterSettled(ctx context.Context, settled []delivery) error {
 			l.nextPass = due
 		}
 		if one.abandoned {
-			l.cfg.Logger.Error("callback abandoned", "task", one.task, "seq", one.told, "host", one.host.name, "tries", one.tries, "reason", one.problem)
+			l.cfg.Logger.Error("callback abandoned", "task", one.task, "seq", one.delivered, "host", one.host.name, "tries", one.tries, "reason", one.problem)
 		}
 	}
 
@@ -314,7 +314,7 @@ func (l *loop) claim(ctx context.Context) ([]delivery, error) {
 		if i == 0 || claimed[len(claimed)-1].task != row.TaskID {
 			claimed = append(claimed, delivery{
 				task: row.TaskID, host: l.host(row.Host), address: deref(row.CallbackUrl), claim: row.Claim, deadline: deadline,
-				from: row.Told, told: row.Told, tries: row.Tries,
+				from: row.Told, delivered: row.Told, tries: row.Tries,
 			})
 		}
 

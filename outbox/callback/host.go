@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// sweepEvery is how often unused hosts are removed from memory.
-	sweepEvery = time.Minute
+	// hostCheckInterval is how often unused hosts are removed from memory.
+	hostCheckInterval = time.Minute
 	// unusedFor is how long a host must have no delivery to be removed.
 	unusedFor = 10 * time.Minute
 )
@@ -53,11 +53,11 @@ func (h *host) freeSlots(slots int) int {
 
 // removeUnusedHosts bounds the memory: callers may name ever new hosts.
 func (l *loop) removeUnusedHosts() {
-	if time.Since(l.sweptAt) < sweepEvery {
+	if time.Since(l.hostsCheckedAt) < hostCheckInterval {
 		return
 	}
 
-	l.sweptAt = time.Now()
+	l.hostsCheckedAt = time.Now()
 	for name, h := range l.hosts {
 		if h.inFlight == 0 && time.Since(h.usedAt) > unusedFor {
 			delete(l.hosts, name)

@@ -54,14 +54,14 @@ type guard struct {
 func guardDial(allow []netip.Prefix) func(network, address string, c syscall.RawConn) error {
 	g := guard{allow: allow, public: ssrf.New()}
 	return func(network, address string, c syscall.RawConn) error {
-		if err := g.judge(network, address, c); err != nil {
+		if err := g.check(network, address, c); err != nil {
 			return fmt.Errorf("%w: %w", ErrBlocked, err)
 		}
 		return nil
 	}
 }
 
-func (g guard) judge(network, address string, c syscall.RawConn) error {
+func (g guard) check(network, address string, c syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil || !strings.HasPrefix(network, "tcp") {
 		return g.public.Safe(network, address, c) //nolint:wrapcheck // the caller wraps it

@@ -81,14 +81,14 @@ func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease
 	given, err = l.held(ctx, *req)
 	if len(given) > 0 {
 		// A turn that stays behind is deleted by the sweep.
-		_, _ = l.t.q.LeaseTurnsEnd(ctx, dequeueTurnsOf([]*transition{{leaseTurn: mine}}))
+		_, _ = l.t.q.LeaseTurnsEnd(ctx, turnsEndParams([]*transition{{leaseTurn: mine}}))
 	}
 
 	return given, err
 }
 
-// dequeueTurnsOf returns the turns of a batch, each once.
-func dequeueTurnsOf(round []*transition) (p db.LeaseTurnsEndParams) {
+// turnsEndParams returns the turns of a batch, each once.
+func turnsEndParams(round []*transition) (p db.LeaseTurnsEndParams) {
 	var last *dequeueTurn
 	for _, m := range round { // the transitions of a call are neighbours
 		if mine := m.leaseTurn; mine != nil && mine != last {
@@ -152,7 +152,7 @@ func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transiti
 		switch out := outcomes[i]; {
 		case out.err != nil:
 			err = out.err
-		case out.made:
+		case out.applied:
 		case m.leaseTurn != nil && m.leaseTurn.lost:
 			overtaken = append(overtaken, m)
 		default:
@@ -163,7 +163,7 @@ func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transiti
 	l.freeClaimed(ctx, overtaken)
 	if len(stale) > 0 {
 		if err := l.t.q.JobsEnd(ctx, jobIDsOf(stale)); err != nil {
-			l.t.cfg.Logger.Warn("stale jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
+			l.t.cfg.Logger.Warn("orphaned jobs were not ended; the sweep finds them", "jobs", len(stale), "error", err)
 		}
 	}
 

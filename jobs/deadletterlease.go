@@ -98,7 +98,7 @@ func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output
 		case err != nil:
 			return db.Task{}, readError("task "+w.id.task.String(), err)
 		case before.Reason != reason:
-			return db.Task{}, &Conflict{Message: fmt.Sprintf("the dead letter was laid aside already, by %s, for another reason", before.Actor)}
+			return db.Task{}, &Conflict{Message: fmt.Sprintf("the dead letter was already discarded by %s, for another reason", before.Actor)}
 		}
 	}
 
@@ -138,7 +138,7 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 		case err != nil:
 			return db.Task{}, readError("job of a lease", err)
 		case before != why:
-			return db.Task{}, &Conflict{Message: "the dead letter was put back already, with a different body"}
+			return db.Task{}, &Conflict{Message: "the dead letter was already released, with a different body"}
 		}
 
 		return w.task, nil
@@ -168,11 +168,11 @@ func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
 
 	back, err := l.t.q.LetterReturn(ctx, p)
 	if err != nil {
-		return fmt.Errorf("put dead letters back: %w", err)
+		return fmt.Errorf("requeue dead letters: %w", err)
 	}
 
 	if len(back) > 0 {
-		l.t.cfg.Logger.Info("leases of dead letters ran out", "letters", len(back))
+		l.t.cfg.Logger.Info("leases of dead letters expired", "letters", len(back))
 		l.wakeDeadLetterWaiters(ctx)
 	}
 

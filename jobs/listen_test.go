@@ -149,7 +149,7 @@ func told(channel, payload string) *pgconn.Notification {
 func TestHearsayIsBounded(t *testing.T) {
 	t.Parallel()
 	tasks := &Tasks{}
-	h := newHearsay()
+	h := newNotifications()
 	for i := range 10_000 {
 		h.add(tasks, told(channelDefinition, fmt.Sprint(i)))
 		h.add(tasks, told(channelDefinition, strings.Repeat("x", 8000)))
@@ -157,7 +157,7 @@ func TestHearsayIsBounded(t *testing.T) {
 		h.add(tasks, told(channelCancel, fmt.Sprintf("%s %d", uuid.New(), i)))
 		h.add(tasks, told(channelCancel, strings.Repeat(" ", i%1000)))
 	}
-	require.Len(t, h.definitions, mostHeardDefinitions)
+	require.Len(t, h.definitions, maxNotifiedDefinitions)
 	require.Empty(t, h.lanes)
 	require.Empty(t, h.runs)
 	require.False(t, h.orders)

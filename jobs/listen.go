@@ -15,19 +15,19 @@ import (
 
 // Whoever may connect to the database may send any notification, at any rate. So a notification
 // decides nothing: it makes this process read rows, and the rows decide. Notifications about
-// unknown names are dropped, the others are gathered: a flood costs one look in hearEvery, and no
+// unknown names are dropped, the others are gathered: a flood costs one look each notificationInterval, and no
 // line in the log.
-const hearEvery = 10 * time.Millisecond
+const notificationInterval = 10 * time.Millisecond
 
 // The most that is gathered between two looks. Polls and heartbeats find the rest.
 const (
-	mostHeardDefinitions = 1024
-	longestHeard         = 1024 // bytes of a payload of ours
+	maxNotifiedDefinitions = 1024
+	maxPayload             = 1024 // bytes of a payload of ours
 )
 
-// hearsay gathers notifications until the next look.
-type hearsay struct {
-	come chan struct{} // holds one: there is something
+// notifications gathers notifications until the next look.
+type notifications struct {
+	arrived chan struct{} // holds one: there is something
 
 	mu          sync.Mutex
 	orders      bool                // guarded by mu
@@ -36,25 +36,25 @@ type hearsay struct {
 	runs        map[uuid.UUID]int64 // attempts of this process that may be over; guarded by mu
 }
 
-func newHearsay() *hearsay { return &hearsay{come: make(chan struct{}, 1)} }
+func newNotifications() *notifications { return &notifications{arrived: make(chan struct{}, 1)} }
 
 // listen handles the notifications of other processes: new work, cancelled tasks, changed
 // definitions, orders to stop. Polls and heartbeats find what a lost notification would tell.
 func (r *Runner) listen(ctx context.Context) {
-	heard := newHearsay()
+	heard := newNotifications()
 	var looking sync.WaitGroup
-	looking.Go(func() { r.lookAt(ctx, heard) })
+	looking.Go(func() { r.handleNotifications(ctx, heard) })
 	defer looking.Wait()
 
 	for ctx.Err() == nil {
-		if err := r.hear(ctx, heard); err != nil && ctx.Err() == nil {
+		if err := r.receive(ctx, heard); err != nil && ctx.Err() == nil {
 			r.logTrouble("listen", err)
 		}
 		pause(ctx, time.Second)
 	}
 }
 
-func (r *Runner) hear(ctx context.Context, heard *hearsay) error {
+func (r *Runner) receive(ctx context.Context, heard *notifications) error {
 	// Not one of the pool's connections: an idle one may have gone silent with the last session.
 	own, err := pgx.ConnectConfig(ctx, r.tasks.cfg.Sessions.Config().ConnConfig)
 	if err != nil {
@@ -76,7 +76,7 @@ func (r *Runner) hear(ctx context.Context, heard *hearsay) error {
 	heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown}) // what was told while nobody listened
 
 	for {
-		n, err := r.notification(ctx, own)
+		n, err := r.nextNotification(ctx, own)
 		if err != nil {
 			return err
 		}
@@ -98,10 +98,10 @@ func listenTo(ctx context.Context, own *pgx.Conn, channel string) error {
 // pingTime is how long a listening session may take to answer a ping.
 const pingTime = 5 * time.Second
 
-// notification waits for a notification. After a silence it pings the server and returns none: a
+// nextNotification waits for a notification. After a silence it pings the server and returns none: a
 // listener sends nothing by itself, and a connection that a router has forgotten would stay
 // silent, without an error, for hours.
-func (r *Runner) notification(ctx context.Context, own *pgx.Conn) (*pgconn.Notification, error) {
+func (r *Runner) nextNotification(ctx context.Context, own *pgx.Conn) (*pgconn.Notification, error) {
 	wait, enough := context.WithTimeout(ctx, r.cfg.ListenPing)
 	defer enough()
 	n, err := own.WaitForNotification(wait)
@@ -122,8 +122,8 @@ func (r *Runner) notification(ctx context.Context, own *pgx.Conn) (*pgconn.Notif
 }
 
 // add gathers a notification if it can concern this process.
-func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
-	if len(n.Payload) > longestHeard {
+func (h *notifications) add(t *Tasks, n *pgconn.Notification) {
+	if len(n.Payload) > maxPayload {
 		return
 	}
 
@@ -145,7 +145,7 @@ func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 		if h.definitions == nil {
 			h.definitions = map[string]bool{}
 		}
-		if len(h.definitions) >= mostHeardDefinitions {
+		if len(h.definitions) >= maxNotifiedDefinitions {
 			return
 		}
 		h.definitions[n.Payload] = true
@@ -161,18 +161,18 @@ func (h *hearsay) add(t *Tasks, n *pgconn.Notification) {
 	}
 
 	select {
-	case h.come <- struct{}{}:
+	case h.arrived <- struct{}{}:
 	default:
 	}
 }
 
-// lookAt handles the gathered notifications until ctx ends.
-func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
+// handleNotifications handles the gathered notifications until ctx ends.
+func (r *Runner) handleNotifications(ctx context.Context, heard *notifications) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-heard.come:
+		case <-heard.arrived:
 		}
 
 		heard.mu.Lock()
@@ -189,18 +189,18 @@ func (r *Runner) lookAt(ctx context.Context, heard *hearsay) {
 		}
 
 		if err := r.tasks.notifier.cancelNotified(ctx, runs); err != nil && ctx.Err() == nil {
-			r.logTrouble("look at cancelled tasks", err) // heartbeats will tell
+			r.logTrouble("read cancelled tasks", err) // heartbeats will tell
 		}
 
 		if orders {
-			if err := r.orders(ctx); err != nil && ctx.Err() == nil {
-				r.logTrouble("read the orders to stop", err)
+			if err := r.applyShutdownOrders(ctx); err != nil && ctx.Err() == nil {
+				r.logTrouble("read shutdown orders", err)
 				heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown})
 				pause(ctx, time.Second)
 			}
 		}
 
-		if !pause(ctx, hearEvery) {
+		if !pause(ctx, notificationInterval) {
 			return
 		}
 	}
