@@ -611,6 +611,19 @@ type PauseLock struct {
 	Never bool
 }
 
+type PauseWalk struct {
+	OnlyOne     bool
+	Turn        int64
+	Queue       string
+	Kind        string
+	Priority    int16
+	ScheduledAt time.Time
+	JobID       int64
+	Pauses      []int64
+	Locked      int64
+	MovedAt     time.Time
+}
+
 type RedriveItem struct {
 	OperationID uuid.UUID
 	N           int32

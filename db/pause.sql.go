@@ -7,7 +7,6 @@ package db
 
 import (
 	"context"
-	"time"
 
 	"github.com/google/uuid"
 )
@@ -212,12 +211,29 @@ func (q *Queries) PausePut(ctx context.Context, arg PausePutParams) (Pause, erro
 }
 
 const pauseRelease = `-- name: PauseRelease :one
-WITH walked AS MATERIALIZED (
+WITH seen AS MATERIALIZED (
+    SELECT w.turn
+    FROM pause_walk w
+),
+taken AS MATERIALIZED (
+    SELECT w.turn, w.queue, w.kind, w.priority, w.scheduled_at, w.job_id, w.pauses, w.locked
+    FROM pause_walk w
+    WHERE w.pauses <> '{}' OR w.moved_at < now() - make_interval(secs => $1::float8)
+    FOR UPDATE SKIP LOCKED
+),
+walk AS MATERIALIZED (
+    SELECT taken.turn, taken.queue, taken.kind, taken.priority, taken.scheduled_at, taken.job_id, taken.pauses, taken.locked
+    FROM taken
+    JOIN seen ON seen.turn = taken.turn
+),
+walked AS MATERIALIZED (
     SELECT j.queue, j.kind, j.priority, j.scheduled_at, j.id, job_task(j.args) AS task_id
     FROM river_job j
     WHERE j.state = 'pending'
-        AND (j.queue, j.kind, j.priority, j.scheduled_at, j.id)
-            > ($1::text, $2::text, $3::smallint, $4::timestamptz, $5::bigint)
+        AND (j.queue, j.kind, j.priority, j.scheduled_at, j.id) > (
+            (SELECT walk.queue FROM walk), (SELECT walk.kind FROM walk), (SELECT walk.priority FROM walk), (SELECT walk.scheduled_at FROM walk),
+            (SELECT walk.job_id FROM walk)
+        )
     ORDER BY j.queue, j.kind, j.priority, j.scheduled_at, j.id
     LIMIT 1000
 ),
@@ -247,54 +263,59 @@ last AS (
     FROM walked
     ORDER BY walked.queue DESC, walked.kind DESC, walked.priority DESC, walked.scheduled_at DESC, walked.id DESC
     LIMIT 1
+),
+page AS MATERIALIZED (
+    SELECT
+        walk.turn, walk.pauses, walk.locked, (SELECT count(*) FROM walked) AS jobs,
+        (SELECT count(*) FROM free) - (SELECT count(*) FROM released) AS passed
+    FROM walk
+),
+done AS (
+    UPDATE pause p
+    SET released = true
+    FROM page
+    WHERE p.id = ANY (page.pauses) AND page.jobs = 0 AND page.locked = 0 AND p.resumed_at IS NOT NULL
+),
+moved AS (
+    UPDATE pause_walk w
+    SET
+        turn = w.turn + 1,
+        queue = coalesce(last.queue, ''),
+        kind = coalesce(last.kind, ''),
+        priority = coalesce(last.priority, 0),
+        scheduled_at = coalesce(last.scheduled_at, 'epoch'),
+        job_id = coalesce(last.id, 0),
+        pauses = CASE WHEN page.jobs = 0 THEN '{}' ELSE page.pauses END,
+        locked = CASE WHEN page.pauses = '{}' THEN 0 ELSE page.locked + page.passed END,
+        moved_at = now()
+    FROM page
+    LEFT JOIN last ON true
+    WHERE w.turn = page.turn
 )
 SELECT
-    last.queue, last.kind, last.priority, last.scheduled_at, last.id,
-    ((SELECT count(*) FROM free) - (SELECT count(*) FROM released))::bigint AS locked,
+    (page.pauses <> '{}')::boolean AS releases, (page.jobs = 0)::boolean AS ended,
     coalesce((SELECT array_agg(DISTINCT released.queue) FROM released), '{}')::text[] AS queues
-FROM last
+FROM page
 `
 
-type PauseReleaseParams struct {
-	AfterQueue    string
-	AfterKind     string
-	AfterPriority int16
-	AfterAt       time.Time
-	AfterID       int64
-}
-
 type PauseReleaseRow struct {
-	Queue       string
-	Kind        string
-	Priority    int16
-	ScheduledAt time.Time
-	ID          int64
-	Locked      int64
-	Queues      []string
+	Releases bool
+	Ended    bool
+	Queues   []string
 }
 
-// Walks a page of the jobs that are held back, in the fetching index's order from a place on,
-// and makes those available that no pause in force holds back. Comes back with the page's last
-// place, with how many jobs somebody else has locked, and with the queues that have work; no
-// row: the walk has come to the end.
-func (q *Queries) PauseRelease(ctx context.Context, arg PauseReleaseParams) (PauseReleaseRow, error) {
-	row := q.db.QueryRow(ctx, pauseRelease,
-		arg.AfterQueue,
-		arg.AfterKind,
-		arg.AfterPriority,
-		arg.AfterAt,
-		arg.AfterID,
-	)
+// The next page of the walk over the jobs that are held back, in the fetching index's order: makes
+// those available that no pause in force holds back. At the end of the walk it notes that the
+// walk's pauses are released, unless it has met jobs that somebody else has locked. No row: another
+// session walks, or there is no walk and the last page was less than rhythm ago.
+//
+// One statement, so that no frozen process keeps the others from walking.
+// A walk that began after this statement's snapshot releases pauses, and jobs, that the
+// statement does not see.
+func (q *Queries) PauseRelease(ctx context.Context, rhythmSeconds float64) (PauseReleaseRow, error) {
+	row := q.db.QueryRow(ctx, pauseRelease, rhythmSeconds)
 	var i PauseReleaseRow
-	err := row.Scan(
-		&i.Queue,
-		&i.Kind,
-		&i.Priority,
-		&i.ScheduledAt,
-		&i.ID,
-		&i.Locked,
-		&i.Queues,
-	)
+	err := row.Scan(&i.Releases, &i.Ended, &i.Queues)
 	return i, err
 }
 
@@ -349,33 +370,32 @@ func (q *Queries) PauseReleased(ctx context.Context, ids []int64) error {
 	return err
 }
 
-const pauseUnreleased = `-- name: PauseUnreleased :many
-SELECT p.id
-FROM pause p
-WHERE p.resumed_at IS NOT NULL AND NOT p.released
-ORDER BY p.id
-LIMIT 1000
+const pauseWalkBegin = `-- name: PauseWalkBegin :exec
+UPDATE pause_walk w
+SET
+    turn = w.turn + 1, queue = '', kind = '', priority = 0, scheduled_at = 'epoch', job_id = 0, locked = 0,
+    pauses = ARRAY(
+        SELECT p.id
+        FROM pause p
+        WHERE p.resumed_at IS NOT NULL AND NOT p.released
+        ORDER BY p.id
+        LIMIT 1000
+    )
+FROM (
+    SELECT o.only_one
+    FROM pause_walk o
+    WHERE o.pauses = '{}' AND (o.locked = 0 OR o.moved_at < now() - interval '1 second')
+    FOR UPDATE SKIP LOCKED
+) free
+WHERE w.only_one = free.only_one
+    AND EXISTS (SELECT FROM pause p WHERE p.resumed_at IS NOT NULL AND NOT p.released)
 `
 
-// Resumed pauses for which jobs may be held back still.
-func (q *Queries) PauseUnreleased(ctx context.Context) ([]int64, error) {
-	rows, err := q.db.Query(ctx, pauseUnreleased)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []int64
-	for rows.Next() {
-		var id int64
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		items = append(items, id)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
+// Begins a walk that releases what the resumed pauses hold back, unless one is under way, or one
+// has met locked jobs less than a second ago. Waits for nobody.
+func (q *Queries) PauseWalkBegin(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, pauseWalkBegin)
+	return err
 }
 
 const queuePause = `-- name: QueuePause :execrows

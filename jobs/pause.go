@@ -31,8 +31,8 @@ import (
 // with others of its kind, and a resume locks the table alone: so the release that follows a
 // resume sees every job that was held back. PostgreSQL grants these locks in the order of the
 // requests: a resume waits for the statements that hold jobs back at the moment, and no longer.
-// The caller of a resume releases the jobs. Should it die or take too long, every process
-// releases the rest at its tick: see column pause.released.
+// The caller of a resume releases the jobs. Should it die or take too long, any other process
+// goes on from there at its tick: see table pause_walk and column pause.released.
 
 // PauseScope says what a pause is of.
 type PauseScope string
@@ -166,10 +166,6 @@ func (p *Pauses) put(ctx context.Context, scope PauseScope, name string, actor A
 	})
 }
 
-// releaseTime bounds what a resume releases before it answers. The rest is released at the
-// processes' ticks.
-const releaseTime = 2 * time.Second
-
 func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor Actor) (Pause, error) {
 	out, err := p.change(ctx, string(scope)+" "+name, actor, func(q *db.Queries) (db.Pause, error) {
 		if err := q.PauseLock(ctx); err != nil {
@@ -197,33 +193,13 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor A
 	if scope == PauseOfTask {
 		err = p.releaseTask(released, name, out.id)
 	} else {
-		err = p.release(released)
+		err = p.release(released, sweepTicks*time.Second)
 	}
 	if err != nil {
 		p.t.cfg.Logger.Warn("jobs that were held back are released at the next tick", "error", err)
 	}
 
 	return out, nil
-}
-
-// releaseTask is release for the resumed pause of one task: it looks at this task's job alone,
-// however many jobs other pauses hold back.
-func (p *Pauses) releaseTask(ctx context.Context, task string, pause int64) error {
-	id, err := uuid.Parse(task)
-	if err != nil {
-		return fmt.Errorf("task %q: %w", task, err)
-	}
-
-	row, err := retryDeadlock(ctx, func() (db.PauseReleaseTaskRow, error) { return p.t.q.PauseReleaseTask(ctx, id) })
-	if err != nil {
-		return fmt.Errorf("release the job of task %s: %w", task, err)
-	}
-	p.t.notifyQueues(ctx, row.Queues...)
-
-	if row.Locked {
-		return nil // looked at again at the next tick
-	}
-	return p.t.q.PauseReleased(ctx, []int64{pause})
 }
 
 // change changes table pause and stores the answer to the call in the same commit. It waits for a
@@ -252,56 +228,6 @@ func (p *Pauses) change(ctx context.Context, what string, actor Actor, change fu
 	}
 }
 
-// release makes the jobs available that are held back for resumed pauses alone. A job that
-// another pause in force holds back stays. Safe to call from any process at any time.
-func (p *Pauses) release(ctx context.Context) error {
-	ids, err := p.t.q.PauseUnreleased(ctx)
-	if err != nil || len(ids) == 0 {
-		return err
-	}
-
-	var at db.PauseReleaseParams // before the first place: the empty queue
-	locked := int64(0)
-	for more := true; more; {
-		var n int64
-		if n, more, err = p.releasePage(ctx, &at); err != nil {
-			return err
-		}
-		locked += n
-	}
-
-	if locked > 0 {
-		return nil // somebody acts on these jobs this moment: they are looked at again
-	}
-
-	if err := p.t.q.PauseReleased(ctx, ids); err != nil {
-		return fmt.Errorf("note that pauses are released: %w", err)
-	}
-
-	return nil
-}
-
-// releasePage releases a page of the jobs that are held back, and moves at behind it; at the end
-// of all, back to the beginning. locked is how many jobs it would have released that somebody
-// else has locked.
-func (p *Pauses) releasePage(ctx context.Context, at *db.PauseReleaseParams) (locked int64, more bool, err error) {
-	page, err := retryDeadlock(ctx, func() (db.PauseReleaseRow, error) { return p.t.q.PauseRelease(ctx, *at) })
-	if errors.Is(err, pgx.ErrNoRows) {
-		*at = db.PauseReleaseParams{}
-		return 0, false, nil
-	}
-
-	if err != nil {
-		return 0, false, fmt.Errorf("release jobs that were held back: %w", err)
-	}
-
-	p.t.notifyQueues(ctx, page.Queues...)
-	*at = db.PauseReleaseParams{
-		AfterQueue: page.Queue, AfterKind: page.Kind, AfterPriority: page.Priority, AfterAt: page.ScheduledAt, AfterID: page.ID,
-	}
-	return page.Locked, true, nil
-}
-
 // notifyQueues tells every process that these queues have work again.
 func (t *Tasks) notifyQueues(ctx context.Context, queues ...string) {
 	if len(queues) == 0 {
@@ -311,17 +237,4 @@ func (t *Tasks) notifyQueues(ctx context.Context, queues ...string) {
 	if err := t.q.LaneNotify(ctx, append([]string{KindWorker}, queues...)); err != nil {
 		t.cfg.Logger.Debug("queues were not notified; they poll", "error", err)
 	}
-}
-
-// releases ends what a resume has left undone. It also goes over all jobs that are held back, a
-// page at each tick: a pause that somebody has deleted is not found by its row.
-func (r *Runner) releases(ctx context.Context) {
-	var at db.PauseReleaseParams
-	r.every(ctx, r.cfg.Tick, "release jobs that were held back", func(ctx context.Context) error {
-		if err := r.tasks.Pauses.release(ctx); err != nil {
-			return err
-		}
-		_, _, err := r.tasks.Pauses.releasePage(ctx, &at)
-		return err
-	})
 }

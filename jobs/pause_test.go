@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/seed-3f7a0631/tes/db"
@@ -237,75 +236,6 @@ func TestPausesOfTenants(t *testing.T) {
 	stands(b.create(of("shared"), tenant("acme")), Completed)
 }
 
-// A process that dies between a resume and the release of its jobs leaves these to the others.
-func TestResumeOfAKilledProcessIsReleasedByAnother(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
-	w := b.work(noop(does(`{}`, nil)))
-	var tasks []db.Task
-	for range 1200 { // more than a page
-		tasks = append(tasks, b.create(of("held")))
-	}
-	b.heldBack(len(tasks))
-	w.stop()
-
-	_, err = b.q.PauseEnd(b.ctx, db.PauseEndParams{Scope: "definition", Name: "held", Actor: "ops"})
-	require.NoError(t, err)
-	requireBooks(t, b.pool)
-	require.Equal(t, len(tasks), ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'pending'"))
-
-	other := join(t, b.pool, "p2")
-	other.work(noop(does(`{}`, nil)))
-	for _, task := range tasks {
-		b.becomes(task.TaskID, Completed)
-	}
-	waitFor(t, "the pause to be released", func() bool { return ask[int](b, "SELECT count(*) FROM pause WHERE released") == 1 })
-}
-
-// A job that somebody has locked is not forgotten by the release that passes it by.
-func TestLockedJobIsReleasedLater(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
-	task := b.create(of("held"))
-	w := b.work(noop(does(`{}`, nil)))
-	b.heldBack(1)
-	w.stop()
-
-	require.NoError(t, pgx.BeginFunc(b.ctx, b.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(b.ctx, "SELECT FROM river_job WHERE id = $1 FOR UPDATE", task.JobID)
-		require.NoError(t, err)
-		_, err = b.Pauses.ResumeDefinition(b.ctx, "held", because)
-		return err
-	}))
-	require.Equal(t, []any{1, 0}, []any{
-		ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'pending'"), ask[int](b, "SELECT count(*) FROM pause WHERE released"),
-	})
-	require.NoError(t, b.Pauses.release(b.ctx))
-	require.Equal(t, []any{0, 1}, []any{
-		ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'pending'"), ask[int](b, "SELECT count(*) FROM pause WHERE released"),
-	})
-}
-
-// A pause that somebody has deleted holds nothing back.
-func TestDeletedPauseHoldsNothingBack(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
-	b.work(noop(does(`{}`, nil)))
-	task := b.create(of("held"))
-	b.heldBack(1)
-	require.EqualValues(t, 1, b.exec("DELETE FROM pause"))
-	b.becomes(task.TaskID, Completed)
-}
-
 // A queue whose pause somebody has deleted in psql is resumed like any other, and the resume is
 // recorded; pausing the queue again makes a pause of its own.
 func TestQueueIsResumedWithoutItsPause(t *testing.T) {
@@ -324,30 +254,6 @@ func TestQueueIsResumedWithoutItsPause(t *testing.T) {
 	again, err := b.Pauses.PauseQueue(b.ctx, LaneAutomated, because)
 	require.NoError(t, err)
 	require.Nil(t, again.ResumedAt)
-}
-
-// A resumed task is released by itself: jobs that other pauses hold back are not walked over.
-func TestResumedTaskIsReleasedAlone(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	define(t, b, pausable("one", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
-	others := b.create(of("held"))
-	task := b.create(of("one"))
-	_, err = b.Pauses.PauseTask(b.ctx, task.TaskID, because)
-	require.NoError(t, err)
-	w := b.work(noop(does(`{}`, nil)))
-	b.heldBack(2)
-	w.stop()
-
-	_, err = b.Pauses.ResumeTask(b.ctx, task.TaskID, because)
-	require.NoError(t, err)
-	const stateOf = "SELECT state::text FROM river_job WHERE id = $1"
-	require.Equal(t, "available", ask[string](b, stateOf, task.JobID))
-	require.Equal(t, "pending", ask[string](b, stateOf, others.JobID))
-	require.Equal(t, 1, ask[int](b, "SELECT count(*) FROM pause WHERE released"))
 }
 
 // What an operator does to a job that is held back is done to its task; a retry of the job

@@ -207,11 +207,14 @@ func expireTransition(row db.LeaseExpiredRow, s *settings, noticed time.Time) *t
 // being begun.
 const orphanGrace = 10 * time.Second
 
+// sweepTicks is the rhythm of the sweep, in ticks.
+const sweepTicks = 5
+
 // sweep gives a new job to each task whose job was claimed and never begun: by a process that
 // is gone, or by this one when the answer to its claim was lost. It also does what must be done
 // now and then: keep the queues, forget turns and answers.
 func (r *Runner) sweep(ctx context.Context) {
-	r.every(ctx, 5*r.cfg.Tick, "sweep", func(ctx context.Context) error {
+	r.every(ctx, sweepTicks*r.cfg.Tick, "sweep", func(ctx context.Context) error {
 		if err := r.tasks.q.LaneKeep(ctx, Lanes); err != nil {
 			return fmt.Errorf("keep the queues: %w", err)
 		}

@@ -620,6 +620,20 @@ CREATE TABLE public.pause_lock (
     CONSTRAINT stays_empty CHECK (((NOT never) AND never))
 );
 
+CREATE TABLE public.pause_walk (
+    only_one boolean DEFAULT true NOT NULL,
+    turn bigint DEFAULT 0 NOT NULL,
+    queue text DEFAULT ''::text NOT NULL,
+    kind text DEFAULT ''::text NOT NULL,
+    priority smallint DEFAULT 0 NOT NULL,
+    scheduled_at timestamp with time zone DEFAULT '1970-01-01 00:00:00+00'::timestamp with time zone NOT NULL,
+    job_id bigint DEFAULT 0 NOT NULL,
+    pauses bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    locked bigint DEFAULT 0 NOT NULL,
+    moved_at timestamp with time zone DEFAULT '1970-01-01 00:00:00+00'::timestamp with time zone NOT NULL,
+    CONSTRAINT only_one_walk CHECK (only_one)
+);
+
 CREATE TABLE public.redrive_item (
     operation_id uuid NOT NULL,
     n integer NOT NULL,
@@ -1500,6 +1514,9 @@ ALTER TABLE ONLY public.outbox_stream
 
 ALTER TABLE ONLY public.pause
     ADD CONSTRAINT pause_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.pause_walk
+    ADD CONSTRAINT pause_walk_pkey PRIMARY KEY (only_one);
 
 ALTER TABLE ONLY public.redrive_item
     ADD CONSTRAINT redrive_item_pkey PRIMARY KEY (operation_id, n);

@@ -116,6 +116,7 @@ GRANT INSERT, UPDATE (turn, until, status, headers, body, at), DELETE ON call_an
 -- released is also for ON CONFLICT.
 GRANT INSERT (scope, tenant_id, name, paused_by, pause_reason), UPDATE (resumed_at, resumed_by, resume_reason, released) ON pause TO tes_app;
 GRANT UPDATE ON pause_lock TO tes_app; -- for LOCK TABLE, which looks at no column; the table is empty
+GRANT UPDATE (turn, queue, kind, priority, scheduled_at, job_id, pauses, locked, moved_at) ON pause_walk TO tes_app;
 -- task_open is written by the triggers of task, in the owner's name, and by nobody else.
 
 GRANT INSERT, DELETE ON outbox TO tes_app;

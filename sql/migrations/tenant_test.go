@@ -57,6 +57,7 @@ var untenanted = map[string]string{
 	"outbox_published":   "ranges of event ids",
 	"outbox_stream":      "when the stream was made",
 	"pause_lock":         "always empty: a lock",
+	"pause_walk":         "a place among the jobs, which are all tenants', and ids of pauses; tes_read has no right to it",
 	"relay_leader":       "which process publishes",
 	"river_job":          "tes_read sees how jobs stand and the ids in their args, for a task's place in its queue is counted over all tenants",
 	"river_leader":       "processes",
