@@ -17,8 +17,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// PgBouncer returns the path of the installed PgBouncer; empty if there is none.
+// PgBouncer returns the path of the PgBouncer in PATH, or else of the installed one; empty if
+// there is none.
 func PgBouncer() string {
+	if path, err := exec.LookPath("pgbouncer"); err == nil {
+		return path
+	}
+
 	for _, dir := range []string{"/usr/sbin", "/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"} {
 		path := filepath.Join(dir, "pgbouncer")
 		if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 {
