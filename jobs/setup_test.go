@@ -17,11 +17,12 @@ import (
 
 	"github.com/seed-3f7a0631/tes/db"
 	"github.com/seed-3f7a0631/tes/db/dbtest"
+	"github.com/seed-3f7a0631/tes/outbox/outboxtest"
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
 // patience bounds every wait of a test; none is expected to last.
-const patience = 30 * time.Second
+const patience = outboxtest.Patience
 
 // testBundle is one process's engine, on a database of the test's own.
 type testBundle struct {
@@ -239,25 +240,13 @@ func (b *testBundle) expire(id uuid.UUID) {
 // waitFor polls, for what no signal tells.
 func waitFor(t *testing.T, what string, met func() bool) {
 	t.Helper()
-	tick := time.NewTicker(3 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !met(); <-tick.C {
-		if time.Now().After(deadline) {
-			require.FailNow(t, "waited in vain for "+what)
-		}
-	}
+	outboxtest.WaitFor(t, what, met)
 }
 
 // receive takes one value or fails the test.
 func receive[T any](t *testing.T, from <-chan T) T {
 	t.Helper()
-	select {
-	case v := <-from:
-		return v
-	case <-time.After(patience):
-		require.FailNow(t, "nothing came in time")
-		panic("unreachable")
-	}
+	return outboxtest.Receive(t, from)
 }
 
 func codeOf(t *testing.T, task db.Task) string {
