@@ -91,7 +91,7 @@ func (r *Runner) flushMisfiled(batch []misfiledJob) {
 
 	lanes, err := r.tasks.q.LaneRefile(ctx, p)
 	if err != nil {
-		r.logTrouble("return jobs that other processes can run", err) // the sweep gives their tasks new tokens
+		r.logTrouble("return jobs that other processes can run", err) // the sweep gives their tasks new jobs
 		return
 	}
 

@@ -103,6 +103,7 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 			return call, nil, nil
 		}
 
+		// The key is taken: by an answered call, or by one under way.
 		row, err := k.t.q.CallGet(ctx, db.CallGetParams{TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key})
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
@@ -121,6 +122,7 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 			return nil, nil, &CallUnderWay{time.Duration(row.SecondsLeft * float64(time.Second))}
 		}
 
+		// The holder is compared in the statement, so that of two calls only one takes the key over.
 		n, err = k.t.q.CallTakeOver(ctx, db.CallTakeOverParams{
 			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
 			OldTurn: row.Turn, Turn: call.holder, Seconds: callTimeout.Seconds(),
@@ -167,6 +169,7 @@ func (c *Call) storeAnswer(ctx context.Context, q *db.Queries, answer CallAnswer
 		return fmt.Errorf("write the answer's headers: %w", err)
 	}
 
+	// No row: another call has taken the key over. The caller's transaction rolls the effect back.
 	n, err := q.CallSettle(ctx, db.CallSettleParams{
 		TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.holder,
 		Status: int32(answer.Status), Headers: headers, Body: answer.Body, //nolint:gosec // an HTTP status
@@ -280,6 +283,8 @@ func storeAnswers(ctx context.Context, q *db.Queries, round []*transition, calls
 		return nil
 	}
 
+	// Read in the same transaction: the answer shows the task as this transition left it, and not as a
+	// later one does.
 	tasks, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
 		return fmt.Errorf("read the tasks of calls: %w", err)

@@ -49,6 +49,7 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task,
 	}
 
 	out := t.apply(ctx, m)
+	// A concurrent cancel was first. Without If-Match both have what they asked for.
 	if !out.applied && out.was == Cancelled && actor.IfMatch == 0 {
 		return t.Get(ctx, actor.Tenant, id) // somebody else was as quick
 	}

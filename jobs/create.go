@@ -115,6 +115,7 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		return nil, err
 	}
 
+	// The request's overrides win over the definition's settings.
 	settings := combine(req.TaskType, def, req.Config)
 	config := &settings.config
 	if config.Executor, err = executorFor(req.TaskType, config.Executor); err != nil {

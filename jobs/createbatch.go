@@ -55,6 +55,7 @@ func (createItems) row(c *creation) any { return c.row() }
 // process's alone, may tell that it has committed. A statement that waited for a lock has
 // done nothing, and the look would wait as well.
 func (t createItems) failWaiters(batch []*creation, err error) (patient []*creation) {
+	// The callers' contexts must not end the lookup: it answers the whole batch.
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	if !isLockTimeout(err) && findCreated(ctx, t.q, batch) == nil {
@@ -132,6 +133,7 @@ func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 
 func (t createItems) assignIDs(ctx context.Context, batch []*creation) error {
 	fresh := 0
+	// A repeated flush keeps its ids: findCreated looks for them.
 	for _, c := range batch {
 		if c.event == 0 {
 			fresh++

@@ -36,7 +36,7 @@ func (f DeadLetterFilter) Type() string {
 	return ""
 }
 
-// LaneOf is the lane of a type's new tasks.
+// LaneOf is the queue of a type's new tasks.
 func LaneOf(kind Type) string { return laneOf(kind) }
 
 // DeadLetterCursor is a position in the order of dead letters: the most urgent first, then the
@@ -82,8 +82,7 @@ func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetter
 	return rows, next, nil
 }
 
-// MoreDeadLetters says whether there are more, of all tenants, than one question
-// looks at.
+// MoreDeadLetters reports whether there are more dead letters, of all tenants, than DeadLetterWalk.
 func MoreDeadLetters(ctx context.Context, q *db.Queries) (bool, error) {
 	_, err := q.DeadLetterReach(ctx, db.DeadLetterReachParams{Skip: DeadLetterWalk})
 	switch {
@@ -95,7 +94,7 @@ func MoreDeadLetters(ctx context.Context, q *db.Queries) (bool, error) {
 	return true, nil
 }
 
-// Discarded says who laid a dead letter aside, when and why.
+// Discarded is the record of a discarded dead letter.
 type Discarded struct {
 	TaskID uuid.UUID
 	At     time.Time
@@ -106,8 +105,8 @@ type Discarded struct {
 // DeadLetterOps discards and redrives dead letters.
 type DeadLetterOps struct{ t *Tasks }
 
-// Discard lays a dead letter aside: the task stays as it ended, and waits for
-// nobody any more. Discarding again changes nothing and is no error.
+// Discard takes a dead letter out of the list of dead letters; the task keeps its status. Discarding
+// again changes nothing and is no error.
 func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, actor Actor) (Discarded, error) {
 	var made *Discarded
 	err := pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {

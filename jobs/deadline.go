@@ -50,6 +50,7 @@ func (s *settings) deadlineStep(task db.DeadlineTaskRow, chain int64, percent in
 		}
 		return found
 	}
+	// Percent 0 is the assignment itself, whose notice is never skipped.
 	if percent > 0 {
 		percent = max(percent, last(percent))
 	}
@@ -139,6 +140,7 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 		do = s.deadlineStep(task, args.DeadlineID, args.Percent)
 	}
 
+	// One id for the escalation, one for the next job of the chain, and one for each notice.
 	ids, err := t.ids.job(ctx, len(do.notices)+2)
 	if err != nil {
 		return err
@@ -159,6 +161,8 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 		p.NextJob, p.NextAt, p.NextPercent = ids[1], do.nextAt, int32(do.next)
 	}
 
+	// The statement ends this job in the same commit. It is fenced by the job's attempt, so that a
+	// superseded process repeats nothing.
 	if _, err := t.q.DeadlineStep(ctx, p); err != nil {
 		return fmt.Errorf("write the deadline of task %s: %w", args.TaskID, err)
 	}

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Meanings that somebody branches on; package api has the table to HTTP.
+// Errors by which callers decide. api/error.go has their HTTP statuses.
 var (
 	// ErrNotFound: no such task, or one of another tenant.
 	ErrNotFound = errors.New("not found")
@@ -20,8 +20,8 @@ var (
 	ErrLeaseLost = errors.New("lease lost")
 	// ErrForbidden: the task is not this person's to take, or to end.
 	ErrForbidden = errors.New("the task is not this person's")
-	// ErrUnavailable: the database did not answer; nothing is known to have
-	// happened, and the same request may be sent again.
+	// ErrUnavailable: the database did not answer. The write may have been committed or not, and the
+	// caller may repeat the request.
 	ErrUnavailable = errors.New("the database is not available")
 )
 
@@ -52,12 +52,12 @@ func illegal(from, to Status) *IllegalTransition {
 	return e
 }
 
-// TaskEnded is a worker's word about a task that has ended without it.
+// TaskEnded is the error of a worker's call about a task that another caller has ended.
 type TaskEnded struct{ Status Status }
 
 func (e *TaskEnded) Error() string { return "the task has ended: it is " + string(e.Status) }
 
-// Invalid says what is wrong with a request, path by path.
+// Invalid lists the violations of a request, each with its path.
 type Invalid struct {
 	Message    string
 	Violations []Violation
@@ -70,7 +70,7 @@ func invalid(path, format string, args ...any) *Invalid {
 	return &Invalid{Message: text, Violations: []Violation{{Path: path, Message: text}}}
 }
 
-// Conflict is a request that contradicts what the task is.
+// Conflict is the error of a request that contradicts the task's state.
 type Conflict struct{ Message string }
 
 func (e *Conflict) Error() string { return e.Message }

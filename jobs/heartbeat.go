@@ -18,7 +18,7 @@ type Directive string
 // The directives.
 const (
 	Continue Directive = "CONTINUE"
-	// StopWork: the task was cancelled; nobody wants its result any more.
+	// StopWork: the task was cancelled, and a result would be rejected.
 	StopWork Directive = "CANCEL"
 	// FinishUp: this process stops; finish, and ask another for more.
 	FinishUp Directive = "DRAIN"

@@ -50,6 +50,7 @@ func (t *Tasks) findTasks(ctx context.Context, all []repeat) {
 	found := map[tenantKey]db.TaskRequestGetRow{}
 	var ids []uuid.UUID
 	var failed error
+	// One statement for each tenant: a key belongs to its tenant.
 	for tenant, list := range keys {
 		rows, err := t.q.TaskRequestGet(ctx, db.TaskRequestGetParams{TenantID: tenant, RequestKeys: list})
 		if err != nil {
@@ -79,6 +80,7 @@ func (t *Tasks) findTasks(ctx context.Context, all []repeat) {
 		switch {
 		case failed != nil:
 			r.result.Err = failed
+		// The result stays: the request's own rejection, or errKeyUnknown.
 		case !known:
 		case !bytes.Equal(row.BodyHash, r.hash):
 			r.result.Err = fmt.Errorf("task %s: %w", row.TaskID, ErrKeyReused)

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Whoever may connect to the database may send any notification, at any rate. So a notification
-// decides nothing: it makes this process read rows, and the rows decide. Notifications about
+// Any session of the database may send any notification, at any rate. So a notification decides
+// nothing: this process reads rows after a notification, and the rows decide. Notifications about
 // unknown names are dropped, the others are gathered: a flood costs one look each notificationInterval, and no
 // line in the log.
 const notificationInterval = 10 * time.Millisecond
@@ -39,7 +39,7 @@ type notifications struct {
 func newNotifications() *notifications { return &notifications{arrived: make(chan struct{}, 1)} }
 
 // listen handles the notifications of other processes: new work, cancelled tasks, changed
-// definitions, orders to stop. Polls and heartbeats find what a lost notification would tell.
+// definitions, shutdown orders. Polls and heartbeats make up for a lost notification.
 func (r *Runner) listen(ctx context.Context) {
 	heard := newNotifications()
 	var looking sync.WaitGroup
@@ -67,6 +67,7 @@ func (r *Runner) receive(ctx context.Context, heard *notifications) error {
 		_ = own.Close(bye)
 	}()
 
+	// Shutdown orders first: nothing else reads them between two connections.
 	for _, channel := range []string{channelShutdown, channelLane, channelCancel, channelDefinition} {
 		if err := listenTo(ctx, own, channel); err != nil {
 			return err
@@ -108,6 +109,7 @@ func (r *Runner) nextNotification(ctx context.Context, own *pgx.Conn) (*pgconn.N
 	switch {
 	case err == nil:
 		return n, nil
+	// Not a silence, but a broken session or the end of the process.
 	case wait.Err() == nil || ctx.Err() != nil || own.IsClosed():
 		return nil, fmt.Errorf("wait for a notification: %w", err)
 	}
@@ -145,6 +147,7 @@ func (h *notifications) add(t *Tasks, n *pgconn.Notification) {
 		if h.definitions == nil {
 			h.definitions = map[string]bool{}
 		}
+		// Payloads are any session's: the map must not grow with a flood.
 		if len(h.definitions) >= maxNotifiedDefinitions {
 			return
 		}
@@ -175,6 +178,7 @@ func (r *Runner) handleNotifications(ctx context.Context, heard *notifications) 
 		case <-heard.arrived:
 		}
 
+		// Take everything and unlock: the reads below may wait for the database.
 		heard.mu.Lock()
 		orders, lanes, definitions, runs := heard.orders, heard.lanes, heard.definitions, heard.runs
 		heard.orders, heard.lanes, heard.definitions, heard.runs = false, nil, nil, nil
@@ -246,6 +250,7 @@ func (n *notifier) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64)
 	}
 
 	for _, row := range rows {
+		// The row decides: this attempt still runs, whatever the notification says.
 		if row.JobID == runs[row.TaskID] && !Status(row.Status).Terminal() {
 			delete(runs, row.TaskID)
 		}

@@ -50,6 +50,7 @@ func (r *Runner) extendLeases(ctx context.Context) error {
 		return fmt.Errorf("extend leases: %w", err)
 	}
 
+	// The extension counts from before the statement: the database's lease lasts at least that long.
 	for _, job := range kept {
 		if one := due[job]; one != nil {
 			one.extended(at)
@@ -133,6 +134,8 @@ func (r *Runner) reap(ctx context.Context) {
 				return fmt.Errorf("find expired leases: %w", err)
 			}
 
+			// A full page of which nothing was applied is locked or already reaped: the next tick looks again,
+			// rather than this loop without a pause.
 			made := r.reapAll(ctx, rows)
 			if len(rows) < reapPage || made == 0 {
 				break
@@ -143,6 +146,7 @@ func (r *Runner) reap(ctx context.Context) {
 			return err
 		}
 
+		// Expired leases of ended attempts, which remain if start and end were committed concurrently.
 		_, err := r.tasks.q.LeaseSweep(ctx)
 		return err
 	})
@@ -227,6 +231,7 @@ func (r *Runner) sweep(ctx context.Context) {
 			return err
 		}
 
+		// The own process never counts as silent here: InFlight names the jobs that it still works on.
 		grace := min(orphanGrace, r.cfg.Silence)
 		found, err := r.tasks.q.LaneOrphans(ctx, db.LaneOrphansParams{
 			Lanes: Lanes[:4], GraceSeconds: grace.Seconds(), SilenceSeconds: r.cfg.Silence.Seconds(),
@@ -268,6 +273,7 @@ func (r *Runner) age(ctx context.Context) {
 	r.every(ctx, max(r.cfg.Tick, r.cfg.AgeStep/60), "age", func(ctx context.Context) error {
 		for _, w := range wakeKinds {
 			kinds := []string{w.kind}
+			// Each Go handler has a kind of its own; kindSome stands for all of them.
 			if w.kind == kindSome {
 				kinds = r.ability.some()
 			}

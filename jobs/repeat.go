@@ -11,7 +11,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// lastEnd is the word that ended a task: whose it was, and what it said beside the row.
+// lastEnd is the call that ended a task: its actor, and the comment, which the row does not have.
 type lastEnd struct {
 	actor   string
 	comment string

@@ -77,6 +77,7 @@ func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease
 		return nil, readError("turn of a dequeue", err)
 	}
 
+	// From here on, a call that wrote its turn earlier can no longer commit leases.
 	req.turn = mine
 	given, err = l.held(ctx, *req)
 	if len(given) > 0 {
@@ -146,6 +147,8 @@ func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transiti
 		m.leaseTurn = req.turn
 	}
 
+	// A rejected start has one of two reasons: another call of the request has the turn, or the task has
+	// gone on, and its job is an orphan.
 	var stale, overtaken []*transition
 	outcomes := l.t.applyAll(begun)
 	for i, m := range begun {

@@ -145,10 +145,12 @@ const executorExitTime = 5 * time.Second
 // Run works until ctx ends. Then it waits for running attempts up to grace (or what an order to
 // stop says instead), releases the rest, and returns when no attempt runs.
 func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
+	// Before the first claim: the sweep of another process takes jobs away from an unknown process.
 	if err := r.seen(ctx); err != nil {
 		return fmt.Errorf("announce the process: %w", err)
 	}
 
+	// The loops outlive ctx: running attempts need their heartbeats until the last one has ended.
 	loops, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	var loopsDone sync.WaitGroup
@@ -166,6 +168,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	}
 
 	<-ctx.Done()
+	// A shutdown order may name another grace than the settings.
 	if ordered := r.grace.Load(); ordered != nil {
 		grace = *ordered
 	}
@@ -178,6 +181,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	select {
 	case <-finished:
 	case <-time.After(grace):
+		// Executors see the end of their context, and their attempts are released, not failed.
 		r.stop(ErrStopping)
 		select {
 		case <-finished:
@@ -187,6 +191,7 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	}
 
 	r.stop(nil)
+	// The results of the last attempts are still in the batchers.
 	r.drain(grace)
 	r.orphanedJobs.Drain()
 	r.misfiled.Drain()

@@ -58,6 +58,7 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 		return w.recordOutcome(ctx, n, db.NoticeSettleParams{Outcome: "off", Detail: "there is no Notification Service"})
 	}
 
+	// The definition's revision at the creation of the task decides about channels and template.
 	s, err := t.settings(ctx, n.Type, taskDefinition(n.TenantID, n.OwnDefinition, n.DefinitionID, n.Revision), n.Config)
 	if err != nil {
 		return err
@@ -75,7 +76,9 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 		return w.recordOutcome(ctx, n, db.NoticeSettleParams{Outcome: "refused", Detail: why, Tried: 1})
 	}
 
+	// The pause depends on the notice's own tries: River does not count a snoozed attempt.
 	wait := noticeBackoff(int(n.Tries) + 1)
+	// One line for each notice, and not for each try: an outage may last for days.
 	if n.Tries == 0 {
 		t.cfg.Logger.Warn("a notice waits for the Notification Service", "task", n.TaskID, "what", n.What, "why", why, "again_in", wait)
 	}
@@ -130,6 +133,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 			},
 		}
 
+		// A panic of the notifier is a failure of this channel only.
 		err := isolated(func() error { return w.n.notifier.Notify(one, notice) })
 		cancel()
 		if err == nil {

@@ -11,7 +11,7 @@ import (
 // ShutdownOrder asks processes to stop.
 type ShutdownOrder struct {
 	EventID string
-	At      time.Time // who started later does not obey
+	At      time.Time // processes that started later ignore the order
 	Target  string    // a service, a process, or where it runs; empty: all
 	Grace   *time.Duration
 	Reason  string
@@ -55,6 +55,8 @@ func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours 
 		p.GraceSeconds = &seconds
 	}
 
+	// The row is written before the notification is sent, in one commit. Repeated with the same event, the
+	// order has no effect.
 	if err := ops.t.q.ShutdownPut(ctx, p); err != nil {
 		return false, readError("shutdown order", err)
 	}
@@ -62,7 +64,7 @@ func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours 
 	return true, nil
 }
 
-// applyShutdownOrders obeys the orders given since this process has started.
+// applyShutdownOrders applies the orders given since this process has started.
 func (r *Runner) applyShutdownOrders(ctx context.Context) error {
 	rows, err := r.tasks.q.ShutdownOrders(ctx, r.tasks.cfg.ProcessID)
 	if err != nil {
@@ -75,6 +77,7 @@ func (r *Runner) applyShutdownOrders(ctx context.Context) error {
 			continue
 		}
 
+		// The orders stay in the table, and are read again after each reconnect.
 		r.shutdownOrdersSeen[o.EventID] = true
 		if row.GraceSeconds != nil {
 			grace := time.Duration(*row.GraceSeconds * float64(time.Second))

@@ -13,14 +13,14 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Operators cancel, retry and delete jobs in River UI, and DBAs in psql. A job is a task's
-// token, so the task changes:
+// Operators cancel, retry and delete jobs in River UI, and DBAs in psql. A waiting task needs its
+// job, so the task changes as well:
 //
 //	cancelled, deleted    the task is CANCELLED
 //	discarded             the attempt has failed; a task that waits gets a new job
 //	retried               nothing: the job is an orphan, and its claim ends it
 //
-// A dead letter whose job is cancelled or deleted is discarded, in the name of whoever did so.
+// A dead letter whose job is cancelled or deleted is discarded, in the name of the database role.
 // A dead letter whose job is discarded gets a new job: River's rescuer may have done that.
 //
 // Triggers record what was done in table job_signal. Every process acts on the signals at each
@@ -57,6 +57,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 	var lost tasksWithoutJob
 	for _, row := range rows {
 		done[row.ID] = true
+		// The task has another job by now, or is gone: the signal is only deleted.
 		if row.Status == nil {
 			continue
 		}
@@ -87,6 +88,7 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 				payload: outbox.CanceledNote{Reason: "the job was " + row.What + " in the queue"},
 				outcome: db.AttemptOutcomeCANCELLED, endJob: db.RiverJobStateCancelled, span: ends,
 			})
+		// The retry policy decides, as after any failed attempt.
 		case *row.Status == db.TaskStatusRUNNING:
 			asked = append(asked, row.ID)
 			end := failTransition(attemptRef{
@@ -112,6 +114,8 @@ func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) erro
 		}
 	}
 
+	// The signals are deleted last: a process that dies before this repeats them, and the fence rejects
+	// the repetition.
 	if err := r.requeue(ctx, lost); err != nil {
 		return err
 	}
@@ -210,6 +214,8 @@ func (r *Runner) repairJobs(ctx context.Context) {
 				return err
 			}
 
+			// LaneRequeue looks at the task again under its lock, so that a task that got a job meanwhile
+			// keeps that job.
 			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
 		}
 

@@ -12,7 +12,7 @@ import (
 )
 
 // The bounds of the workers that a process remembers between two writes. A worker chooses its own
-// name, so that a tenant can make up any number: those beyond a bound are left out of a round.
+// name, so that a tenant can make up any number: workers beyond a bound are not recorded until the next write.
 const (
 	mostWorkersSeen = 5000
 	mostSeenOfOne   = 1000 // of one tenant
@@ -42,6 +42,7 @@ func (w *workersSeen) note(req *LeaseRequest) {
 		switch {
 		case !again:
 			asked[sel.Lane] = sel.Definitions
+		// An empty list means every definition, so that the union is empty too.
 		case len(before) == 0 || len(sel.Definitions) == 0:
 			asked[sel.Lane] = nil
 		default:
@@ -59,6 +60,7 @@ func (w *workersSeen) note(req *LeaseRequest) {
 	for lane, definitions := range asked {
 		key := workerKey{req.Tenant, req.Worker, lane}
 		if _, known := w.all[key]; !known {
+			// Known workers stay known: only new names are bounded.
 			if len(w.all) >= mostWorkersSeen || w.tenants[req.Tenant] >= mostSeenOfOne {
 				continue
 			}
@@ -125,6 +127,7 @@ func (r *Runner) recordWorkers(ctx context.Context) error {
 		}
 	}
 
+	// Every process deletes; the statement takes a page, so that no tick takes long.
 	if _, err := r.tasks.q.WorkersForget(ctx); err != nil {
 		return fmt.Errorf("forget workers: %w", err)
 	}
