@@ -77,7 +77,7 @@ func (c *consumer) ensure(ctx context.Context) {
 	switch {
 	case err == nil:
 		if n, lasted := c.outage.Over(); n > 0 {
-			log.Warn("consuming goes on", "failures", n, "after", lasted.Round(time.Millisecond))
+			log.Warn("consuming again", "failures", n, "after", lasted.Round(time.Millisecond))
 		}
 	case ctx.Err() != nil || errors.Is(err, ErrDisconnected):
 	case c.outage.Note(err):

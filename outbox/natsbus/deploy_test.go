@@ -289,6 +289,6 @@ func TestReaders(t *testing.T) {
 	}
 	for _, bad := range []string{"", "a.b", "a b", "*", ">", strings.Repeat("x", 65), "tes-shutdown"} {
 		_, err := Open(second.ctx, Config{StoreDir: storeDir(t), NoSync: true, Readers: []string{bad}})
-		require.ErrorContains(t, err, "no name for a consumer", bad)
+		require.ErrorContains(t, err, "not a valid name for the consumer", bad)
 	}
 }

@@ -117,7 +117,7 @@ func (c *connection) recordDialError(err error) {
 		return
 	}
 
-	c.cfg.Logger.Error("the NATS server says no; it is asked again: events are kept in the database", "url", c.target(), "error", err)
+	c.cfg.Logger.Error("the NATS server refuses the connection, tes tries again: events are kept in the database", "url", c.target(), "error", err)
 }
 
 // logRecovered logs the end of an outage, if there was one.
@@ -127,7 +127,8 @@ func logRecovered(log *slog.Logger, outage *once.Errors, message string, attrs .
 	}
 }
 
-// dial tries each server once, and sets nc, js and connCtx.
+// dial tries each server once, and sets nc, js and connCtx. The caller says in its error what was
+// tried.
 func (c *connection) dial() error {
 	opts := c.options()
 	if c.srv != nil {
@@ -140,7 +141,7 @@ func (c *connection) dial() error {
 
 	nc, err := nats.Connect(c.cfg.URL, opts...)
 	if err != nil {
-		return err // the caller says what was tried
+		return err
 	}
 
 	js, err := jetstream.New(nc)
@@ -240,7 +241,7 @@ func (c *connection) switchServer() {
 		return
 	}
 
-	c.cfg.Logger.Warn("JetStream does not answer by way of this NATS server: another one is tried", "server", c.nc.ConnectedAddr())
+	c.cfg.Logger.Warn("JetStream does not answer through this NATS server, tes connects to another one", "server", c.nc.ConnectedAddr())
 	if err := c.nc.ForceReconnect(); err != nil {
 		c.cfg.Logger.Warn("nats", "error", err)
 	}

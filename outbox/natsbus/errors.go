@@ -15,7 +15,7 @@ var ErrDisconnected = errors.New("no connection to the NATS server")
 
 // ErrMoved means that another process has published to the events stream since its end was read. No
 // message of the batch is stored. Read the tail and compare before publishing again.
-var ErrMoved = errors.New("the stream does not end where it did: somebody else publishes to it")
+var ErrMoved = errors.New("another publisher has published to the stream since its end was read")
 
 // errNoAnswer is the cause of a request that ended after answerTimeout.
 var errNoAnswer = errors.New("no answer from the NATS server in time")

@@ -179,7 +179,7 @@ func publicReason(err error) string {
 	case isAuthError(err):
 		return "the NATS server refuses our credentials"
 	case isCertificateError(err):
-		return "the NATS server and this process do not take each other's certificates; the log says why"
+		return "the NATS server and this process do not accept each other's certificates; the log says why"
 	case errors.Is(err, ErrDisconnected):
 		return "there is no connection to the NATS server"
 	case errors.As(err, &no):

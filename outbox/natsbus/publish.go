@@ -116,7 +116,7 @@ func (p *publisher) recreateStream(ctx context.Context, cause error) error {
 	if !another {
 		return cause
 	}
-	return fmt.Errorf("stream %s was gone and has been made anew, empty: %w", p.cfg.Stream, cause)
+	return fmt.Errorf("stream %s was gone and was created again, empty: %w", p.cfg.Stream, cause)
 }
 
 // split checks every message before any is sent, and cuts the batch into chunks that fit an atomic

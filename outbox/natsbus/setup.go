@@ -61,7 +61,7 @@ func (s *streamSetup) ensure(ctx context.Context, name, description string, subj
 	}
 	if hasCode(err, errSubjectsOverlap) {
 		owners, _ := capturing(ctx, s.conn.js, subjects[0])
-		return nil, fmt.Errorf("make stream %s: stream %q has the subjects %v already: delete or rename it, or give it these subjects no more: %w", name, owners, subjects, err)
+		return nil, fmt.Errorf("make stream %s: stream %q has the subjects %v already: delete or rename it, or remove these subjects from it: %w", name, owners, subjects, err)
 	}
 	if err == nil {
 		stream, err = s.adjust(ctx, stream, subjects)
@@ -99,7 +99,7 @@ func (s *streamSetup) replicate(ctx context.Context, stream jetstream.Stream) (j
 	cfg.Replicas = s.cfg.Replicas
 	grown, err := s.conn.js.UpdateStream(ctx, cfg)
 	if tooFewServers(err) {
-		s.fewer = append(s.fewer, fmt.Errorf("%w: stream %s has %d of the %d that were asked for", errTooFewServers, cfg.Name, has, s.cfg.Replicas))
+		s.fewer = append(s.fewer, fmt.Errorf("%w: stream %s has %d of the %d that are configured", errTooFewServers, cfg.Name, has, s.cfg.Replicas))
 		return stream, nil
 	}
 	if err != nil {

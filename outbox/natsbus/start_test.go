@@ -131,7 +131,7 @@ func TestStartRefusesWhatNoServerCanMend(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"the NATS URL x:notaport cannot be read": {URL: "nats://user:secret@x:notaport"},
 		"read the NATS credentials":              {URL: "nats://127.0.0.1:1", Credentials: t.TempDir() + "/none"},
-		"no name for a consumer":                 {URL: "nats://127.0.0.1:1", Readers: []string{"a b"}},
+		"not a valid name for the consumer":      {URL: "nats://127.0.0.1:1", Readers: []string{"a b"}},
 		"1 to 5 replicas":                        {URL: "nats://127.0.0.1:1", Replicas: 6},
 		"make the store directory":               {StoreDir: "/dev/null/x"},
 	} {

@@ -105,16 +105,16 @@ func (s *streams) recordEnsured(events, others, fewer error) {
 	err := errors.Join(events, others)
 	switch {
 	case err == nil:
-		logRecovered(log, &s.setupErrors, "the streams are as they should be again")
+		logRecovered(log, &s.setupErrors, "the streams are ensured again")
 	case s.conn.ctx.Err() == nil && !errors.Is(err, ErrDisconnected) && s.setupErrors.Note(err):
-		log.Error("the streams are not as they should be; it is tried again", "error", err)
+		log.Error("the streams could not be ensured, tes tries again", "error", err)
 	}
 
 	switch {
 	case fewer == nil && err == nil:
 		logRecovered(log, &s.replicaErrors, "the streams have all their replicas now", "replicas", s.cfg.Replicas)
 	case fewer != nil && s.replicaErrors.Note(fewer):
-		log.Error("a stream has fewer replicas than it should; it is tried again", "error", fewer)
+		log.Error("a stream has fewer replicas than configured, tes tries again", "error", fewer)
 	}
 }
 
@@ -188,7 +188,7 @@ var readerName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 func checkReaders(names []string) error {
 	for _, name := range names {
 		if !readerName.MatchString(name) || strings.HasPrefix(name, "tes-") {
-			return fmt.Errorf("%q is no name for a consumer of others: letters, digits, - and _, at most 64, and not tes-…", name)
+			return fmt.Errorf("%q is not a valid name for the consumer of another service: letters, digits, - and _, at most 64, and not tes-…", name)
 		}
 	}
 	return nil
@@ -200,7 +200,7 @@ func (s *streams) ensureReaders(ctx context.Context) error {
 		_, err := s.conn.js.Consumer(ctx, s.cfg.Stream, name)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			_, err = s.conn.js.CreateConsumer(ctx, s.cfg.Stream, jetstream.ConsumerConfig{
-				Durable: name, Description: "Events, for whoever may ask this consumer for them",
+				Durable: name, Description: "Events, for another service",
 				AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1,
 			})
 		}
@@ -240,7 +240,7 @@ func (s *streams) ensureInbound(ctx context.Context, set *streamSetup) error {
 		return nil
 	}
 
-	_, err := set.ensure(ctx, s.cfg.Inbound, "What other services tell the task service", ours)
+	_, err := set.ensure(ctx, s.cfg.Inbound, "Messages from other services to the task service", ours)
 	return err
 }
 
@@ -251,7 +251,7 @@ func (s *streams) ensureDeadLetters(ctx context.Context, set *streamSetup) error
 		return err
 	}
 
-	_, err = set.ensure(ctx, s.cfg.DeadLetters, "Messages that could not be acted on, with the reason in Tes-Reason", []string{deadLetterSubjects})
+	_, err = set.ensure(ctx, s.cfg.DeadLetters, "Messages that could not be processed, with the reason in Tes-Reason", []string{deadLetterSubjects})
 	return err
 }
 

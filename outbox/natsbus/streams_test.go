@@ -210,10 +210,10 @@ func TestMoreReplicasThanServers(t *testing.T) {
 	b := setup(t, quick, func(cfg *Config) { cfg.Replicas = 3 })
 	_, err := b.Publish(b.ctx, messages(1, 12))
 	require.NoError(t, err)
-	b.health(t, OK, "the NATS cluster has too few servers with JetStream for the replicas: stream TES_EVENTS has 1 of the 3 that were asked for")
+	b.health(t, OK, "the NATS cluster has too few servers with JetStream for the replicas: stream TES_EVENTS has 1 of the 3 that are configured")
 	before := b.streams.replicaErrors.Count()
 	require.Eventually(t, func() bool { return b.streams.replicaErrors.Count() > before+2 }, patience, time.Millisecond, "it is not tried again")
-	require.Equal(t, 1, strings.Count(b.log.String(), "a stream has fewer replicas than it should"), b.log)
+	require.Equal(t, 1, strings.Count(b.log.String(), "a stream has fewer replicas than configured"), b.log)
 }
 
 // Streams get the replicas that are asked for, new ones and those that are there. Not asked,
@@ -257,7 +257,7 @@ func TestMoreReplicasThanTheClusterHas(t *testing.T) {
 	b.health(t, OK, "the NATS cluster has too few servers with JetStream for the replicas")
 	b.publishes(t, messages(1, 20))
 	require.Equal(t, ids(messages(1, 20)), b.stored(t))
-	require.Equal(t, 1, strings.Count(b.log.String(), "a stream has fewer replicas than it should"), b.log)
+	require.Equal(t, 1, strings.Count(b.log.String(), "a stream has fewer replicas than configured"), b.log)
 }
 
 // publishes tells a batch again until it is stored, as a relay does: a cluster that has just

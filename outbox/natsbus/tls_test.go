@@ -67,7 +67,7 @@ func TestCertificatesOfTheBusAreRenewed(t *testing.T) {
 	b.health(t, Away, "")
 	secureServer(t, address.Port, two.Issue("nats", "127.0.0.1").TLS(t), two.Pool(), &seen)
 	require.Eventually(t, func() bool { return tries(b.Bus) > 3 }, 2*patience, 5*time.Millisecond, "a server of an unknown authority is not told of")
-	b.health(t, Away, "do not take each other's certificates")
+	b.health(t, Away, "do not accept each other's certificates")
 	require.Equal(t, 1, strings.Count(b.log.String(), "unknown authority"), b.log)
 	roots.Store(two.Pool())
 	own.Store(&second)
@@ -108,6 +108,6 @@ func TestServersWithoutTheRightCertificateAreRefused(t *testing.T) {
 	for _, own := range []*atomic.Pointer[tls.Certificate]{nil, pointer(&stranger)} {
 		b := startBus(t, right, with(knows, own))
 		require.Eventually(t, func() bool { return tries(b.Bus) > 2 }, 2*patience, 5*time.Millisecond)
-		b.health(t, Away, "do not take each other's certificates")
+		b.health(t, Away, "do not accept each other's certificates")
 	}
 }
