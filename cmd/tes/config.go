@@ -93,11 +93,11 @@ type Config struct {
 
 	SecretsDir string `env:"TES_SECRETS_DIR" form:"directory" default:"none" for:"serve dev demo" help:"Directory with the secrets that headers of definitions refer to: NAME for the platform's, tenants/TENANT/NAME for a tenant's. A secret of the platform may also be TES_SECRET_NAME."`
 
-	headerSecrets map[string]string // the TES_SECRET_ variables, by what follows that
+	headerSecrets map[string]string // the value of TES_SECRET_NAME, by NAME
 
-	files map[string]string // by setting, the path of the regular file that its value came from
+	files map[string]string // the path of the regular file with the value, by setting
 
-	otel    map[string]string // the OTEL_ variables, for what OpenTelemetry does not see to itself
+	otel    map[string]string // the OTEL_ variables, for the settings that OpenTelemetry does not read itself
 	allow   []netip.Prefix
 	secrets webhook.Secrets
 	grace   time.Duration
@@ -214,6 +214,7 @@ func (c *Config) setSecret(name, value string) error {
 	return nil
 }
 
+// oneOf returns the legal values of a setting; nil if any value is legal.
 func oneOf(config reflect.Value, name string) []string {
 	for i := range config.NumField() {
 		if tag := config.Type().Field(i).Tag; tag.Get("env") == name {
@@ -223,6 +224,7 @@ func oneOf(config reflect.Value, name string) []string {
 	return nil
 }
 
+// set stores the text of a variable in its field: a text, or a port.
 func set(field reflect.Value, oneOf []string, text string) error {
 	if len(oneOf) > 0 && text != "" && !slices.Contains(oneOf, text) {
 		return fmt.Errorf("%q is none of %s", text, strings.Join(oneOf, ", "))
@@ -266,7 +268,8 @@ func (c *Config) parse() (wrong []error) {
 
 	wrong = append(wrong, c.parseNATS()...)
 	for _, one := range []struct{ name, url string }{{"TES_DATABASE_URL", c.DatabaseURL}, {"TES_DATABASE_DIRECT_URL", c.DatabaseDirectURL}} {
-		if _, err := pgxpool.ParseConfig(one.url); one.url != "" && err != nil { // which quotes it
+		// The error of pgx would quote the URL, and with it the password.
+		if _, err := pgxpool.ParseConfig(one.url); one.url != "" && err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: it is no connection string such as postgres://user:password@host:5432/tes", one.name))
 		}
 	}

@@ -26,8 +26,7 @@
 //	      │  5 runner: claims and runs tasks                         │
 //	      │  6 River's client: leader election, notices              │
 //	      │  7 API: requests reach their handlers                    │
-//	      │  8 inbox: consumes the bus                               │
-//	      ▼  9 /readyz answers 200; at the stop 503 first            │
+//	      ▼  8 inbox: consumes the bus                               │ before: /readyz answers 503
 //
 // The bus is opened before the service, by the command. In serve the service closes the bus, between
 // the relay and tracing.

@@ -95,10 +95,29 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 		return err
 	}
 
+	if err := l.startBus(s.ctx, cfg, lc.nats, files); err != nil {
+		return err
+	}
+
+	l.peers, err = startPeers(lc.peers, key, l.bus, l.log)
+	if err != nil {
+		return err
+	}
+
+	if err := l.adaptConfig(&cfg, lc.http); err != nil {
+		return err
+	}
+
+	l.service, err = startService(s.ctx, cfg, deps{bus: l.bus, sharedBus: true, log: l.log, files: files})
+	return err
+}
+
+// startBus opens the bus: the operator's, or an embedded one that listens at address.
+func (l *local) startBus(ctx context.Context, cfg Config, address string, files *renewals) (err error) {
 	roots, own := files.natsTLS()
-	l.bus, err = natsbus.Open(s.ctx, natsbus.Config{
+	l.bus, err = natsbus.Open(ctx, natsbus.Config{
 		URL: cfg.NATSURL, Credentials: cfg.NATSCredentials, Token: cfg.NATSToken, NoSync: cfg.NATSSync == "off",
-		StoreDir: filepath.Join(l.dir, "nats"), Listen: lc.nats, Logger: l.log, Replicas: cfg.natsReplicas,
+		StoreDir: filepath.Join(l.dir, "nats"), Listen: address, Logger: l.log, Replicas: cfg.natsReplicas,
 		RootCAs: roots, Certificate: own,
 	})
 
@@ -109,15 +128,15 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 	case err != nil:
 		return fmt.Errorf("bus: %w", err)
 	}
+	return nil
+}
 
-	l.peers, err = startPeers(lc.peers, key, l.bus, l.log)
-	if err != nil {
-		return err
-	}
-
+// adaptConfig makes of the operator's settings those of a trial on one machine: the fake peer
+// services, a callback secret, and calls to loopback.
+func (l *local) adaptConfig(cfg *Config, address string) error {
 	// The commands decide where the service listens; a developer does not wait twenty seconds for
 	// Ctrl-C.
-	cfg.HTTP = lc.http
+	cfg.HTTP = address
 	cfg.grace = min(cfg.grace, 10*time.Second)
 
 	// A peer service that the operator has named is used. The fakes replace the rest.
@@ -128,17 +147,13 @@ func (l *local) start(s *cmdContext, lc localConfig) error {
 		cfg.ServiceTok = l.peers.Token("task-execution-service")
 	}
 
-	if err := l.callbackSecret(&cfg); err != nil {
-		return err
-	}
-
 	// Callbacks and http tasks of a trial lead to this machine, which the egress guard would
 	// refuse.
 	cfg.allow = append(cfg.allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-	l.service, err = startService(s.ctx, cfg, deps{bus: l.bus, sharedBus: true, log: l.log, files: files})
-	return err
+	return l.callbackSecret(cfg)
 }
 
+// startDatabase takes the operator's database, or starts a private PostgreSQL.
 func (l *local) startDatabase(s *cmdContext, lc localConfig) (err error) {
 	cfg := s.cfg
 	if cfg.DatabaseURL != "" {
