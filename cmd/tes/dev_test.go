@@ -347,7 +347,7 @@ func testSteering(t *testing.T, r ready) {
 func TestDevOnAnExternalDatabase(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.URL(dbtest.New(t))
-	temp, dir, file := openDir(t), t.TempDir(), readyFile(t)
+	temp, dir, file := openDir(t), filepath.Join(t.TempDir(), "new"), readyFile(t)
 	p := startProcess(t, environ("TES_DATABASE_URL="+dsn, "TMPDIR="+temp), devArgs(file, "--ephemeral")...)
 	r := isReady(t, p, file)
 	require.Equal(t, dsn, r.DatabaseURL)
@@ -366,8 +366,11 @@ func TestDevOnAnExternalDatabase(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, bus.Close(context.Background())) })
 	h := listenTo(t, bus)
 	var kept string
+	exe, err := os.Executable()
+	require.NoError(t, err)
 	for range 2 {
-		p := start(t, environ("TES_DATABASE_URL="+dsn, "TES_NATS_URL="+bus.ClientURL()), devArgs(file, "--data-dir", dir)...)
+		args := append([]string{"-c", `umask 077; exec "$0" "$@"`, exe}, devArgs(file, "--data-dir", dir)...)
+		p := startBuild(t, "/bin/sh", environ("TES_DATABASE_URL="+dsn, "TES_NATS_URL="+bus.ClientURL()), args...)
 		r := isReady(t, p, file)
 		if kept == "" {
 			kept = r.Tokens["workflow-orchestrator"]
@@ -375,7 +378,13 @@ func TestDevOnAnExternalDatabase(t *testing.T) {
 		require.Equal(t, bus.ClientURL(), r.NATSURL)
 		created := must(t, http.StatusCreated, "POST", r.APIURL+tasksPath, kept, noop("w"))
 		h.waitFor(t, created["taskId"], outbox.SubjectCreated, outbox.SubjectStarted, outbox.SubjectCompleted)
-		require.Equal(t, exitOK, p.stop(t), p.stderr)
+		p.signal(t, syscall.SIGINT)
+		require.Equal(t, exitOK, p.wait(t, patience), p.stderr)
 	}
 	require.Equal(t, []string{"callback-secret", "signing-key.pem"}, names(t, dir))
+
+	// A private PostgreSQL of another account may be kept here later, whatever the umask was.
+	info, err := os.Stat(dir)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o755), info.Mode().Perm())
 }

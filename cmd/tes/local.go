@@ -165,7 +165,7 @@ func (l *local) startDatabase(s *cmdContext, lc localConfig) (err error) {
 		}
 
 		l.dir = lc.dataDir
-		return os.MkdirAll(lc.dataDir, 0o755) //nolint:gosec // a PostgreSQL of another account may be kept here later; what is secret has its own mode
+		return localpg.MkdirAll(lc.dataDir, 0o755) // a PostgreSQL of another account may be kept here later; what is secret has its own mode
 	}
 
 	// The bar is made at the first progress, because most starts download nothing.

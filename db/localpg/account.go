@@ -159,9 +159,9 @@ func ownerOf(info os.FileInfo) int {
 	return int(info.Sys().(*syscall.Stat_t).Uid)
 }
 
-// mkdirAll is os.MkdirAll independent of the umask: with root's umask 077 the account
-// could not search the new directories.
-func mkdirAll(dir string, mode os.FileMode) error {
+// MkdirAll is os.MkdirAll independent of the umask: with root's umask 077 the account of
+// PostgreSQL could not search the new directories.
+func MkdirAll(dir string, mode os.FileMode) error {
 	if info, err := os.Stat(dir); err == nil {
 		if !info.IsDir() {
 			return fmt.Errorf("%s is not a directory", dir)
@@ -170,7 +170,7 @@ func mkdirAll(dir string, mode os.FileMode) error {
 	}
 
 	if parent := filepath.Dir(dir); parent != dir {
-		if err := mkdirAll(parent, 0o755); err != nil {
+		if err := MkdirAll(parent, 0o755); err != nil {
 			return err
 		}
 	}

@@ -269,7 +269,7 @@ func TestLongDirectoryGetsAShortSocket(t *testing.T) {
 			b.cfg.DataDir += long
 			outer := b.tmpDir
 			b.tmpDir += long
-			require.NoError(t, mkdirAll(b.tmpDir, 0o755))
+			require.NoError(t, MkdirAll(b.tmpDir, 0o755))
 			c := b.start(t)
 			require.LessOrEqual(t, len(socketPath(c.place.sockets, 65535)), maxSocketPath)
 			require.NoError(t, c.Stop(t.Context()))

@@ -24,7 +24,7 @@ const maxPackage = 256 << 20
 // sent the file. A directory in the cache is always complete, because it is filled under
 // another name.
 func (m *machine) fetch(ctx context.Context, cfg Config, p pin) error {
-	if err := mkdirAll(cfg.CacheDir, 0o755); err != nil {
+	if err := MkdirAll(cfg.CacheDir, 0o755); err != nil {
 		return fmt.Errorf("make the cache: %w: set TES_DATA_DIR to a place that can be written", err)
 	}
 

@@ -117,7 +117,7 @@ func TestDownloadIsUnpackedForTheAccount(t *testing.T) {
 	var arrived, total int64
 	b.cfg.Progress = func(d, of int64) { arrived, total = d, of }
 	old := filepath.Join(b.cfg.CacheDir, "tmp-killed")
-	require.NoError(t, mkdirAll(old, 0o700))
+	require.NoError(t, MkdirAll(old, 0o700))
 
 	got, err := b.get(t.Context())
 	require.NoError(t, err)

@@ -69,7 +69,7 @@ func (m *machine) openDurable(cfg Config, acc account) (*place, error) {
 		}
 	}
 
-	if err := mkdirAll(cfg.DataDir, mode); err != nil {
+	if err := MkdirAll(cfg.DataDir, mode); err != nil {
 		return nil, fmt.Errorf("make %s: %w: set TES_DATA_DIR to a place that can be written", cfg.DataDir, err)
 	}
 

@@ -16,7 +16,7 @@ func TestSocketDirectoryIsSwappedForALink(t *testing.T) {
 	victim := filepath.Join(dir, "victim")
 	require.NoError(t, os.Mkdir(sockets, 0o711)) // of the last time
 	require.NoError(t, b.give(sockets, b.acc))
-	require.NoError(t, mkdirAll(victim, 0o751))
+	require.NoError(t, MkdirAll(victim, 0o751))
 	b.at = func(now string) {
 		if now == stageSockets {
 			require.NoError(t, os.Rename(sockets, sockets+".old"))
@@ -40,7 +40,7 @@ func TestSocketDirectoryIsSwappedForALink(t *testing.T) {
 func TestSocketDirectoryThatIsSomebodysTrap(t *testing.T) {
 	b, dir := setup(t), openDir(t)
 	victim := filepath.Join(dir, "victim")
-	require.NoError(t, mkdirAll(victim, 0o751))
+	require.NoError(t, MkdirAll(victim, 0o751))
 	for name, trap := range map[string]func(path string) error{
 		"link":          func(path string) error { return os.Symlink(victim, path) },
 		"dangling link": func(path string) error { return os.Symlink(victim+"-none", path) },

@@ -51,7 +51,7 @@ func (m *machine) openThrowaway(cfg Config, acc account) (*place, error) {
 		mode = 0o711
 	}
 
-	if err := mkdirAll(base, mode); err != nil {
+	if err := MkdirAll(base, mode); err != nil {
 		held.remove()
 		return nil, fmt.Errorf("make a temporary cluster: %w", err)
 	}

@@ -31,7 +31,7 @@ func unpack(tarball, dir string) error {
 		return err
 	}
 
-	if err := mkdirAll(dir, 0o755); err != nil {
+	if err := MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 
