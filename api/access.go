@@ -21,21 +21,22 @@ const (
 	errorHandler = "error-handler"
 )
 
-// access is who may call an operation: the document's Callers column, and the scope.
+// access is the condition for calling an operation: the callers in the interface document's Callers
+// column, and the scope.
 type access struct {
 	scope   string
 	or      string   // a scope that is accepted instead; empty: none
 	callers []string // nil: every service with the scope
 }
 
-// Scopes are all scopes that a token can have.
+// Scopes lists the scopes of the service.
 var Scopes = []string{
 	"tasks:create", "tasks:define", "tasks:read", "tasks:update", "tasks:cancel", "tasks:reassign", "tasks:metrics", "tasks:work",
 	"tasks:deadletter", scopePause,
 }
 
-// desk is the access to the dead-letter API.
-var desk = by("tasks:deadletter", errorHandler)
+// deadLetterAccess is the access to the dead-letter API.
+var deadLetterAccess = by("tasks:deadletter", errorHandler)
 
 // by is access for these callers only.
 func by(scope string, callers ...string) access { return access{scope: scope, callers: callers} }
@@ -73,7 +74,7 @@ type gate struct {
 	refusals         *refusals
 }
 
-// admit is the middleware that checks the token of a request. It runs before the body is read, so
+// admit is the middleware that checks the token of a request. admit runs before the body is read, so
 // that unauthenticated callers cannot make the server hold a body.
 func (g *gate) admit(who access) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
@@ -101,6 +102,7 @@ func (g *gate) guarded(who access, next http.Handler) http.Handler {
 }
 
 func (g *gate) check(c *call, r *http.Request, who access) *Problem {
+	// The response is the same for every malformed header. The log has the reason.
 	token, ok := bearer(r)
 	if !ok {
 		c.refused = "no bearer token"
@@ -115,11 +117,15 @@ func (g *gate) check(c *call, r *http.Request, who access) *Problem {
 
 	switch {
 	case errors.As(err, &bad):
+		// The reason goes to the log only: it would help to forge a token.
 		c.refused = string(bad)
 		return problem(http.StatusUnauthorized, codeUnauthorized, "the token is not valid").with("WWW-Authenticate", `Bearer realm="tes", error="invalid_token"`)
 	case err != nil:
+		// The keys are not known yet, or the Auth Service is late. The token may be valid, so a 401
+		// would make the client throw it away.
 		return unavailable("tokens cannot be verified yet").because(err)
 	}
+	// The caller is noted before the next checks, so that the log names refused callers.
 	c.caller = caller
 	if p := g.spend(c, 1, 0); p != nil {
 		return p
@@ -127,7 +133,7 @@ func (g *gate) check(c *call, r *http.Request, who access) *Problem {
 
 	if !who.allows(caller) {
 		c.refused = "not allowed"
-		return who.forbidden(caller, "to do this")
+		return who.forbidden(caller, "the operation")
 	}
 
 	return nil
@@ -145,11 +151,12 @@ func (who access) forbidden(c *auth.Caller, what string) *Problem {
 		takes = append(takes, scope)
 	}
 
+	// Both conditions are named, so that a client finds out both in one attempt.
 	if !who.named(c) {
 		takes = append(takes, "to be "+strings.Join(who.callers, " or "))
 	}
 
-	p := problem(http.StatusForbidden, codeForbidden, "this caller may not: "+what+" takes "+strings.Join(takes, ", and "))
+	p := problem(http.StatusForbidden, codeForbidden, "this caller may not do this: "+what+" requires "+strings.Join(takes, ", and "))
 	if !who.scoped(c) {
 		return p.with("WWW-Authenticate", `Bearer realm="tes", error="insufficient_scope", scope="`+who.scope+`"`)
 	}
@@ -168,5 +175,5 @@ func bearer(r *http.Request) (string, bool) {
 	return token, found && strings.EqualFold(scheme, "Bearer") && token != ""
 }
 
-// callerOf is the caller of a request, never nil inside an operation.
+// callerOf returns the caller of a request, never nil inside an operation.
 func callerOf(ctx context.Context) *auth.Caller { return callOf(ctx).caller }

@@ -181,7 +181,7 @@ func TestTwoAuthorizationHeaders(t *testing.T) {
 	require.Equal(t, 401, resp.StatusCode)
 }
 
-// TestAuthAway: the door opens without Auth, says so, and recovers by itself.
+// TestAuthAway: the server starts without the Auth Service, responds with 503, and recovers by itself.
 func TestAuthAway(t *testing.T) {
 	t.Parallel()
 	a := authtest.New(t)

@@ -122,6 +122,7 @@ func (cfg Config) withDefaults() Config {
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
 	cfg.AnswerTime = cmp.Or(cfg.AnswerTime, answerTime)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
+	// Interfaces and functions: their zero value would have to be checked at every call.
 	if cfg.UserTokens == nil {
 		cfg.UserTokens = noUserTokens{}
 	}
@@ -131,8 +132,8 @@ func (cfg Config) withDefaults() Config {
 	return cfg
 }
 
-// build makes the server and its documents. It calls nothing outside, so that the documents can be
-// printed without a database.
+// build makes the server and its documents without opening a connection, so that the documents can
+// be printed without a database.
 func build(cfg Config) (*API, error) {
 	cfg = cfg.withDefaults()
 	counts := &refusals{}
@@ -149,9 +150,11 @@ func build(cfg Config) (*API, error) {
 	}
 
 	a.router.Use(newObserver(cfg, counts).observe, headAsGet)
+	// chi's own responses are plain text.
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.notAllowed)
 	a.huma = humachi.New(a.router, describe())
+	// limit registers the types first, so the routes may follow.
 	schemas := a.huma.OpenAPI().Components.Schemas
 	limit(schemas)
 	a.routes(newHandlers(cfg, g, counts, reader{schemas}))
@@ -169,7 +172,7 @@ func build(cfg Config) (*API, error) {
 	return a, nil
 }
 
-// handlers are the handlers of all operations, by the resource that they serve.
+// handlers are the handlers of the operations, by resource.
 type handlers struct {
 	tasks       *taskHandlers
 	worklist    *worklistHandlers
@@ -219,6 +222,7 @@ func (a *API) routes(h *handlers) {
 	route(a, "GET", definitions+"/{id}", anyone("tasks:read"), getTaskDefinitionDoc, h.definitions.getTaskDefinition)
 	route(a, "GET", definitions, anyone("tasks:read"), listTaskDefinitionsDoc, h.definitions.listTaskDefinitions)
 
+	// The handlers distinguish tasks from dead letters: see mayWork.
 	work := access{scope: "tasks:work", or: "tasks:deadletter"}
 	route(a, "POST", leasesPath, work, dequeueTasksDoc, h.leases.dequeueTasks)
 	route(a, "POST", leasesPath+"/heartbeats", work, heartbeatsDoc, h.leases.heartbeats)
@@ -229,12 +233,12 @@ func (a *API) routes(h *handlers) {
 
 	route(a, "GET", "/api/internal/workers", anyone("tasks:read"), listWorkersDoc, h.leases.listWorkers)
 
-	route(a, "GET", letters, desk, listDeadLettersDoc, h.deadLetters.listDeadLetters)
-	route(a, "POST", letters+"/redrive", desk, redriveDoc, h.deadLetters.redriveDeadLetters)
-	route(a, "GET", letters+"/operations/{operationId}", desk, getRedriveDoc, h.deadLetters.getRedrive)
-	route(a, "POST", letters+"/operations/{operationId}/stop", desk, stopRedriveDoc, h.deadLetters.stopRedrive)
-	route(a, "POST", letters+"/operations/{operationId}/undo", desk, undoRedriveDoc, h.deadLetters.undoRedrive)
-	route(a, "POST", letters+"/{taskId}/discard", desk, discardDoc, h.deadLetters.discardDeadLetter)
+	route(a, "GET", letters, deadLetterAccess, listDeadLettersDoc, h.deadLetters.listDeadLetters)
+	route(a, "POST", letters+"/redrive", deadLetterAccess, redriveDoc, h.deadLetters.redriveDeadLetters)
+	route(a, "GET", letters+"/operations/{operationId}", deadLetterAccess, getRedriveDoc, h.deadLetters.getRedrive)
+	route(a, "POST", letters+"/operations/{operationId}/stop", deadLetterAccess, stopRedriveDoc, h.deadLetters.stopRedrive)
+	route(a, "POST", letters+"/operations/{operationId}/undo", deadLetterAccess, undoRedriveDoc, h.deadLetters.undoRedrive)
+	route(a, "POST", letters+"/{taskId}/discard", deadLetterAccess, discardDoc, h.deadLetters.discardDeadLetter)
 
 	const queues, pauses = "/api/internal/queues", "/api/internal/pauses"
 	route(a, "POST", queues+"/{queue}/pause", anyone(scopePause), pauseQueueDoc, h.pauses.pauseQueue)
@@ -258,10 +262,11 @@ func (a *API) openRoutes(p *probes) {
 }
 
 func (a *API) notFound(_ http.ResponseWriter, r *http.Request) {
-	writeProblem(callOf(r.Context()), problem(http.StatusNotFound, codeNotFound, "there is nothing at this path"))
+	writeProblem(callOf(r.Context()), problem(http.StatusNotFound, codeNotFound, "no such path"))
 }
 
 func (a *API) notAllowed(_ http.ResponseWriter, r *http.Request) {
+	// chi matches the escaped path if there is one.
 	path := r.URL.RawPath
 	if path == "" {
 		path = r.URL.Path
@@ -277,11 +282,12 @@ func (a *API) notAllowed(_ http.ResponseWriter, r *http.Request) {
 		}
 	}
 
-	if allowed == nil { // chi calls this handler for unknown methods too
+	// chi calls this handler for unknown methods too.
+	if allowed == nil {
 		a.notFound(nil, r)
 		return
 	}
 
-	writeProblem(callOf(r.Context()), problem(http.StatusMethodNotAllowed, codeMethod, "this path takes "+strings.Join(allowed, ", ")).
+	writeProblem(callOf(r.Context()), problem(http.StatusMethodNotAllowed, codeMethod, "the path accepts "+strings.Join(allowed, ", ")).
 		with("Allow", strings.Join(allowed, ", ")))
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// TestDoorLeavesNothing runs before the parallel tests, and so alone.
-func TestDoorLeavesNothing(t *testing.T) { //nolint:paralleltest // it counts goroutines
+// TestServerLeavesNothing runs before the parallel tests, and so alone.
+func TestServerLeavesNothing(t *testing.T) { //nolint:paralleltest // it counts goroutines
 	before := goleak.IgnoreCurrent()
 	peers, err := peertest.Start(peertest.Config{})
 	require.NoError(t, err)

@@ -29,27 +29,27 @@ type subject struct {
 var subjects = []subject{
 	{
 		id: "taskCreated", address: outbox.SubjectCreated, kind: "task.instance.created", summary: "A task was accepted.", data: reflect.TypeFor[outbox.TaskCreated](),
-		example: told("AUTOMATED", map[string]any{"taskDefinitionId": "calculate-order-total", "status": "PENDING", "priority": "HIGH", "createdAt": exampleTime}),
+		example: exampleData("AUTOMATED", map[string]any{"taskDefinitionId": "calculate-order-total", "status": "PENDING", "priority": "HIGH", "createdAt": exampleTime}),
 	},
 	{
 		id: "taskStarted", address: outbox.SubjectStarted, kind: "task.instance.started", summary: "An attempt began, or a person claimed the task.", data: reflect.TypeFor[outbox.TaskStarted](),
-		example: told("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime}),
+		example: exampleData("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime}),
 	},
 	{
 		id: "taskCompleted", address: outbox.SubjectCompleted, kind: "task.instance.completed", summary: "A task was completed.", data: reflect.TypeFor[outbox.TaskCompleted](),
-		example: told("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "executionTime": 2, "outputSummary": map[string]any{"total": 23.74}}),
+		example: exampleData("AUTOMATED", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "executionTime": 2, "outputSummary": map[string]any{"total": 23.74}}),
 	},
 	{
 		id: "taskFailed", address: outbox.SubjectFailed, kind: "task.instance.failed", summary: "A task failed or timed out for good.", data: reflect.TypeFor[outbox.TaskFailed](),
-		example: told("INTEGRATION", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "errorCode": "VALIDATION_ERROR", "errorMessage": "no such account", "stackTrace": "", "retryable": false}),
+		example: exampleData("INTEGRATION", map[string]any{"executorId": "host-1/4711/21694ea8", "startTime": exampleTime, "endTime": exampleTime, "errorCode": "VALIDATION_ERROR", "errorMessage": "no such account", "stackTrace": "", "retryable": false}),
 	},
 	{
 		id: "taskCanceled", address: outbox.SubjectCanceled, kind: "task.instance.canceled", summary: "A task was cancelled.", data: reflect.TypeFor[outbox.TaskCanceled](),
-		example: told("MANUAL", map[string]any{"canceledBy": "workflow-orchestrator", "reason": "the order was withdrawn", "previousStatus": "ASSIGNED", "canceledAt": exampleTime}),
+		example: exampleData("MANUAL", map[string]any{"canceledBy": "workflow-orchestrator", "reason": "the order was withdrawn", "previousStatus": "ASSIGNED", "canceledAt": exampleTime}),
 	},
 	{
 		id: "taskRetry", address: outbox.SubjectRetry, kind: "task.instance.retry", summary: "An attempt failed, and another is scheduled.", data: reflect.TypeFor[outbox.TaskRetry](),
-		example: told("INTEGRATION", map[string]any{"retryCount": 1, "maxRetries": 2, "retryDelay": 457, "nextRetryTime": exampleTime, "lastErrorCode": "RATE_LIMIT_ERROR", "lastErrorMessage": "slow down"}),
+		example: exampleData("INTEGRATION", map[string]any{"retryCount": 1, "maxRetries": 2, "retryDelay": 457, "nextRetryTime": exampleTime, "lastErrorCode": "RATE_LIMIT_ERROR", "lastErrorMessage": "slow down"}),
 	},
 	{
 		id: "taskManualAssigned", address: outbox.SubjectAssigned, kind: outbox.SubjectAssigned, summary: "A manual task was assigned to a person or a group.", data: reflect.TypeFor[outbox.TaskAssigned](),
@@ -82,8 +82,8 @@ const (
 	exampleID   = "6b2fc1ad-6d51-4a1a-8f0c-2f6b1a4f3b0e"
 )
 
-// told is an example of a published event's data, with the members that all events have.
-func told(kind string, members map[string]any) map[string]any {
+// exampleData is an example of a published event's data, with the members common to events.
+func exampleData(kind string, members map[string]any) map[string]any {
 	members["taskId"], members["workflowId"], members["taskType"] = exampleTask["taskId"], "order-workflow-123", kind
 	return members
 }
@@ -105,19 +105,22 @@ func newEventSchemas() *eventSchemas {
 	all := b.schemas.Map()
 	for _, s := range subjects {
 		if s.data != reflect.TypeFor[TaskRequest]() {
-			all[s.data.Name()].AdditionalProperties = nil // consumers must accept new members
+			// Consumers must accept new members.
+			all[s.data.Name()].AdditionalProperties = nil
 		}
 	}
 
-	// The error that a peer service sends has only the members that the peer service knows.
+	// A peer service's error has fewer members than a Problem.
 	all["Problem"].AdditionalProperties, all["Problem"].Required = nil, nil
 	all["Problem"].Properties["details"] = &huma.Schema{}
+	// Any JSON: an integration's data need not be an object.
 	all["IntegrationResponse"].Properties["data"] = &huma.Schema{Description: all["IntegrationResponse"].Properties["data"].Description}
 	all["IntegrationResponse"].Required = []string{"status"}
 	for _, s := range subjects {
 		b.envelopes[s.address] = b.envelope(s)
 	}
 
+	// After the changes: messages contain the bounds.
 	for _, s := range all {
 		s.PrecomputeMessages()
 	}
@@ -145,6 +148,7 @@ func (b *eventSchemas) envelope(s subject) *huma.Schema {
 		},
 	}
 
+	// Published messages promise everything; consumed messages are accepted with little.
 	if s.handler == "" {
 		e.Required = []string{"type", "id", "timestamp", "data", "metadata"}
 		metadata.Required, id.Format, source.Enum = []string{"correlationId", "source"}, "uuid", []any{outbox.Source}
@@ -179,6 +183,7 @@ func (b *eventSchemas) validate(address string, doc gjson.Result) *Problem {
 			return true
 		}
 		members[name.Str] = seen
+		// One level down as well: data and metadata.
 		if of, ok := seen.(map[string]any); ok && address != outbox.SubjectTaskRequested {
 			maps.DeleteFunc(of, func(_ string, value any) bool { return value == nil })
 		}
@@ -227,8 +232,9 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 	for name, s := range schemas.schemas.Map() {
 		doc.Components.Schemas[name] = s
 	}
-	doc.Components.Schemas["SpokenHeaders"] = spokenHeaders()
-	doc.Components.Schemas["HeardHeaders"] = heardHeaders()
+	// SpokenHeaders, HeardHeaders and the operations named hear… are published names.
+	doc.Components.Schemas["SpokenHeaders"] = publishedHeaders()
+	doc.Components.Schemas["HeardHeaders"] = consumedHeaders()
 	doc.Components.Schemas["DeadLetterHeaders"] = deadLetterHeaders()
 	for _, s := range subjects {
 		envelope := s.id + "Envelope"
@@ -244,10 +250,11 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 			"examples":      []any{map[string]any{"payload": payload}},
 		})
 	}
-	heard := []any{}
+	// A consumed message can become a dead letter, and no other.
+	consumed := []any{}
 	for _, s := range subjects {
 		if s.handler != "" {
-			heard = append(heard, s.address)
+			consumed = append(consumed, s.address)
 		}
 	}
 	doc.add("deadLetter", "deadletter.{subject}", "", map[string]any{
@@ -255,7 +262,7 @@ var asyncJSON = sync.OnceValues(func() ([]byte, error) {
 		"headers": ref("schemas/DeadLetterHeaders"), "payload": map[string]any{"description": "The consumed message, unchanged."},
 	})
 	doc.Channels["deadLetter"].(map[string]any)["parameters"] = map[string]any{
-		"subject": map[string]any{"description": "The subject of the consumed message.", "enum": heard},
+		"subject": map[string]any{"description": "The subject of the consumed message.", "enum": consumed},
 	}
 	text, err := json.Marshal(&doc)
 	if err != nil {
@@ -321,14 +328,14 @@ func bound(by string, to any, description string) map[string]any {
 	return h
 }
 
-func spokenHeaders() any {
+func publishedHeaders() any {
 	return map[string]any{
 		"type": "object", "properties": attributes(),
 		"required": []any{"ce-specversion", "ce-id", "ce-type", "ce-source", "ce-time", "ce-datacontenttype", "ce-subject", "ce-correlationid", "ce-sequence"},
 	}
 }
 
-func heardHeaders() any {
+func consumedHeaders() any {
 	return map[string]any{"type": "object", "properties": map[string]any{
 		"traceparent":    header("The span of the request. The task's events repeat it."),
 		"ce-traceparent": header("The same, if traceparent is absent."),

@@ -126,6 +126,7 @@ var listTaskAttemptsDoc = doc{
 }
 
 func (h *taskHandlers) listTaskEvents(ctx context.Context, in *listTaskEventsInput) (*taskEventPageOutput, error) {
+	// With full payloads a portion is small: its rows are held in memory before they are measured.
 	most, portion := int32(mostListed), 200
 	if in.Include == payloads {
 		most, portion = math.MaxInt32, 4
@@ -156,6 +157,7 @@ func (h *taskHandlers) listTaskEvents(ctx context.Context, in *listTaskEventsInp
 			Seq: row.Seq, At: row.At.UTC(), Type: string(row.Type), Attempt: row.Attempt,
 			Was: (*formerStatus)(row.Was), Now: jobs.Status(row.Now), Actor: row.Actor,
 		}
+		// A payload that the query left out has a length and no text.
 		switch {
 		case row.Payload != "":
 			e.Payload = json.RawMessage(row.Payload)
@@ -196,6 +198,7 @@ func (h *taskHandlers) listTaskAttempts(ctx context.Context, in *auditInput) (*t
 			Attempt: row.Attempt, ExecutorID: row.ExecutorID, StartedAt: row.StartedAt.UTC(), EndedAt: utc(row.EndedAt),
 			Outcome: (*outcomeName)(row.Outcome), Error: row.Error, Progress: row.Progress,
 		}
+		// The query joins the lease to the running attempt alone.
 		if row.Owner != nil {
 			one.Lease = &TaskLease{Kind: string(*row.Kind), Owner: *row.Owner, ExpiresAt: row.ExpiresAt.UTC(), DeadlineAt: utc(row.DeadlineAt)}
 		}
@@ -221,11 +224,13 @@ func (h *taskHandlers) readAudit(ctx context.Context, list string, in *auditInpu
 	var from int32
 	switch {
 	case len(last) == 4:
-		from = int32(binary.BigEndian.Uint32(last)) //nolint:gosec // a number of ours, which next wrote
+		from = int32(binary.BigEndian.Uint32(last))
 	case last != nil:
-		return id, violation("query.cursor", "this is no cursor of ours")
+		return id, violation("query.cursor", "the cursor is not valid")
 	}
 	err = h.read(ctx, func(q *db.Queries) error {
+		// Row-level security hides the events of a foreign task, which would be an empty page instead
+		// of a 404.
 		tenant, err := q.TaskTenant(ctx, id)
 		switch {
 		case err != nil:
@@ -244,6 +249,6 @@ func (h *taskHandlers) readAudit(ctx context.Context, list string, in *auditInpu
 
 // next is the cursor of the page after the given number.
 func (p AuditQuery) next(list string, id uuid.UUID, last int32) *string {
-	text := cursor(binary.BigEndian.AppendUint32(nil, uint32(last)), list, id.String()) //nolint:gosec // it is counted from 1
+	text := cursor(binary.BigEndian.AppendUint32(nil, uint32(last)), list, id.String())
 	return &text
 }

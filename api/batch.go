@@ -17,8 +17,8 @@ import (
 // mostTasks is the largest number of tasks in a batch.
 const mostTasks = 1000
 
-// keyOfItem derives the idempotency key of an item without a requestId from the key of its batch.
-// No request can use this key itself: keys of requests are ASCII.
+// keyOfItem derives the idempotency key of an item without a requestId from the key of the batch. No
+// request can send this key: keys of requests are ASCII, and § is not.
 func keyOfItem(batch string, item int) string { return batch + "§" + strconv.Itoa(item) }
 
 // BatchRequest is the body of POST /api/internal/tasks/batch, for the document only. createTasks
@@ -34,7 +34,7 @@ func (batchedTask) Schema(r huma.Registry) *huma.Schema {
 	return r.Schema(reflect.TypeFor[TaskRequest](), true, "")
 }
 
-// batchSchema is the schema of the body without its items.
+// batchSchema is the schema of the body, with items of any form.
 var batchSchema = func() *huma.Schema {
 	tasks := &huma.Schema{Type: huma.TypeArray, MinItems: new(1), MaxItems: new(mostTasks), Items: &huma.Schema{}}
 	s := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"tasks": tasks}, Required: []string{"tasks"}, AdditionalProperties: false}
@@ -53,7 +53,7 @@ type BatchResult struct {
 	TaskID   *uuid.UUID  `json:"taskId,omitempty" format:"uuid" doc:"The id of the new task, or of the task that an earlier request with the same requestId created."`
 	Status   jobs.Status `json:"status,omitempty" doc:"The task's current status."`
 	Replayed bool        `json:"replayed,omitempty" doc:"true: an earlier request with this requestId created the task."`
-	Error    *ErrorBody  `json:"error,omitempty" doc:"The reason why there is no task. Places in it begin with body, which is the item."`
+	Error    *ErrorBody  `json:"error,omitempty" doc:"The reason why the task was not created. Its locations begin with body, which stands for the item."`
 }
 
 type (
@@ -88,10 +88,12 @@ func (h *taskHandlers) createTasks(ctx context.Context, _ *createTasksInput) (*c
 		return nil, err
 	}
 
+	// Every item costs as much as a single create. One was spent when the token was checked.
 	if p := h.gate.spend(c, len(list), 1); p != nil {
 		return nil, p
 	}
 
+	// places maps a request to its result: invalid items have a result and no request.
 	results := make([]BatchResult, len(list))
 	reqs, places := make([]jobs.Request, 0, len(list)), make([]int, 0, len(list))
 	for i, text := range list {
@@ -108,9 +110,10 @@ func (h *taskHandlers) createTasks(ctx context.Context, _ *createTasksInput) (*c
 		if key == "" && c.keyed != nil {
 			key = keyOfItem(c.keyed.Key, i)
 		}
-		reqs, places = append(reqs, body.request(c.asker(), key, []byte(text.Raw))), append(places, i)
+		reqs, places = append(reqs, body.request(c.creator(), key, []byte(text.Raw))), append(places, i)
 	}
 
+	// An item whose result is unknown may be committed. Under the batch's key it can be repeated.
 	var away error
 	lost := 0
 	for i, made := range h.tasks.CreateMany(ctx, reqs) {
@@ -127,9 +130,11 @@ func (h *taskHandlers) createTasks(ctx context.Context, _ *createTasksInput) (*c
 		result.TaskID, result.Status, result.Replayed = &made.Task.TaskID, jobs.Status(made.Task.Status), !made.Fresh
 	}
 
-	c.unsure = lost > 0 // repeating the batch creates the missing tasks
+	// Repeating the batch creates the missing tasks.
+	c.unsure = lost > 0
 	if lost == len(results) {
-		return nil, away // no result is known, so the whole batch may be repeated
+		// No result is known, so the whole batch may be repeated.
+		return nil, away
 	}
 
 	return &createTasksOutput{Body: &BatchAnswer{Results: results}}, nil
@@ -137,6 +142,7 @@ func (h *taskHandlers) createTasks(ctx context.Context, _ *createTasksInput) (*c
 
 // batch returns the list in the body, with its items not validated yet.
 func (h *taskHandlers) batch(doc gjson.Result) ([]gjson.Result, error) {
+	// Only the list is validated here: a schema error of one item must not refuse the others.
 	seen := outlineFlat(doc)
 	if err := h.reader.holds("body", batchSchema, seen); err != nil {
 		return nil, err
@@ -144,7 +150,7 @@ func (h *taskHandlers) batch(doc gjson.Result) ([]gjson.Result, error) {
 	return doc.Get("tasks").Array(), nil
 }
 
-// outlineFlat is outline for the first two levels of a document.
+// outlineFlat is outline for the first two levels of a document: the body and the length of its list.
 func outlineFlat(doc gjson.Result) any {
 	if !doc.IsObject() {
 		return outline(doc)
@@ -176,13 +182,14 @@ func (r reader) task(place string, text gjson.Result, into *TaskRequest) *Proble
 	return fillTask(place, text, into)
 }
 
-// fillTask decodes a request that its schema has accepted.
+// fillTask decodes a request that the schema has accepted.
 func fillTask(place string, text gjson.Result, into *TaskRequest) *Problem {
 	if err := into.fill(text); err != nil {
 		return newProblem(nil, http.StatusUnprocessableEntity, invalidText, &huma.ErrorDetail{Location: place, Message: err.Error()})
 	}
 
-	if cfg := into.Config; cfg != nil { // the defaults of their schemas
+	// huma applies the defaults of schemas only to bodies that huma decodes.
+	if cfg := into.Config; cfg != nil {
 		if cfg.HTTP != nil && cfg.HTTP.Method == "" {
 			cfg.HTTP.Method = http.MethodPost
 		}

@@ -40,19 +40,23 @@ func takeBody(most int64) func(huma.Context, func(huma.Context)) {
 
 func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]byte, *Problem) {
 	if r.ContentLength == 0 {
-		return nil, nil // huma knows whether the operation requires a body
+		// huma knows whether the operation requires a body.
+		return nil, nil
 	}
 
 	if !isJSON(r.Header.Get("Content-Type")) || r.Header.Get("Content-Encoding") != "" {
 		return nil, problem(http.StatusUnsupportedMediaType, codeMediaType, "send the body as application/json, in UTF-8, without Content-Encoding")
 	}
+	// A declared length is refused before a byte is read; a body without one is cut by MaxBytesReader.
 	if r.ContentLength > most {
 		return nil, tooLarge(most)
 	}
 
 	control := http.NewResponseController(c.ResponseWriter)
-	_ = control.SetReadDeadline(c.start.Add(bodyTime)) // not every writer has deadlines; the server's own limits hold then
+	// Not every writer has deadlines; the server's own limits hold then.
+	_ = control.SetReadDeadline(c.start.Add(bodyTime))
 	var buf bytes.Buffer
+	// Content-Length is the client's claim: no more than 64 KiB are reserved before they arrive.
 	buf.Grow(int(min(max(r.ContentLength, 0), 64<<10)) + bytes.MinRead)
 	_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, most))
 	var long *http.MaxBytesError
@@ -63,8 +67,9 @@ func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]by
 	case errors.As(err, &slow) && slow.Timeout():
 		return nil, problem(http.StatusRequestTimeout, codeValidation, "the body did not arrive in "+bodyTime.String()).with("Connection", "close")
 	case err != nil:
-		return nil, problem(http.StatusBadRequest, codeValidation, "the body did not arrive whole").because(err)
+		return nil, problem(http.StatusBadRequest, codeValidation, "the body did not arrive completely").because(err)
 	}
+	// The connection is kept for further requests.
 	_ = control.SetReadDeadline(time.Time{})
 	if buf.Len() == 0 {
 		return nil, nil
@@ -78,7 +83,7 @@ func readBody(c *call, w http.ResponseWriter, r *http.Request, most int64) ([]by
 }
 
 func tooLarge(most int64) *Problem {
-	return problem(http.StatusRequestEntityTooLarge, codeTooLarge, "a body is at most "+strconv.FormatInt(most, 10)+" bytes").with("Connection", "close")
+	return problem(http.StatusRequestEntityTooLarge, codeTooLarge, "the body is longer than "+strconv.FormatInt(most, 10)+" bytes").with("Connection", "close")
 }
 
 func isJSON(contentType string) bool {
@@ -86,11 +91,13 @@ func isJSON(contentType string) bool {
 		return true
 	}
 
+	// Slow, so only for unusual headers.
 	media, params, err := mime.ParseMediaType(contentType)
 	if err != nil || media != "application/json" {
 		return false
 	}
 
+	// Encodings other than UTF-8 are no JSON (RFC 8259).
 	charset, given := params["charset"]
 	return !given || strings.EqualFold(charset, "utf-8")
 }

@@ -36,7 +36,7 @@ type call struct {
 	traceparent string     // of the request's span; the task keeps it
 	span        trace.Span // nil without tracing
 	body        []byte     // unchanged, checked by jsonguard.Check; read-only
-	keyed       *jobs.Call // the write under an idempotency key whose turn this request has; nil: none
+	keyed       *jobs.Call // the write under an idempotency key that this request has begun; nil: none
 	concluded   bool       // the operation has answered or released keyed
 	unsure      bool       // the result of keyed is not final, so the request may be repeated
 	task        string     // the id of the request's task, for the log
@@ -44,7 +44,7 @@ type call struct {
 	err         error      // the cause of the error, for the log; clients never see it
 	status      int        // 0: not set yet
 	sent        bool       // the status and the headers have been sent
-	asked100    bool       // the client sends its body only after a 100 Continue
+	asked100    bool       // the client waits for a 100 Continue before it sends its body
 	rest        *arriving  // the request's body until it has been read completely; nil: no body is left
 	patience    time.Duration
 	begun       time.Time // when the first byte of the response was written
@@ -67,8 +67,8 @@ func (a *arriving) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// expects notes whether the request has a body. It must get a copy of the server's request:
-// net/http inspects the type of the body in its own.
+// expects notes whether the request has a body. r must be a copy of the server's request: net/http
+// inspects the type of the body in the original.
 func (c *call) expects(r *http.Request) {
 	if r.ContentLength != 0 && r.Body != nil {
 		c.rest = &arriving{r.Body, c}
@@ -79,7 +79,7 @@ func (c *call) expects(r *http.Request) {
 
 type callKey struct{}
 
-// callOf is the record of a request; nil for a context without a request.
+// callOf returns the record of a request; nil for a context without a request.
 func callOf(ctx context.Context) *call {
 	c, _ := ctx.Value(callKey{}).(*call)
 	return c
@@ -101,7 +101,7 @@ func (c *call) Write(b []byte) (int, error) {
 	if err != nil && c.cut == nil {
 		c.cut = err
 	}
-	return n, err //nolint:wrapcheck // an io.Writer returns the error of the writer below unchanged
+	return n, err
 }
 
 // answerTime is the default of Config.AnswerTime.
@@ -112,9 +112,11 @@ func (c *call) hurry(n int) {
 	if c.begun.IsZero() {
 		c.begun = time.Now()
 	}
+	// The client gets one more unit of time for each started MiB.
 	c.written += int64(n)
 	until := c.begun.Add(cmp.Or(c.patience, answerTime) * time.Duration(1+(c.written+1<<20-1)>>20))
-	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(until) // not every writer has deadlines; the server's own limit holds then
+	// Not every writer has deadlines; the server's own limit holds then.
+	_ = http.NewResponseController(c.ResponseWriter).SetWriteDeadline(until)
 }
 
 func (c *call) send() {
@@ -148,9 +150,12 @@ const (
 // the response.
 func (c *call) leaveBody() {
 	header, control := c.Header(), http.NewResponseController(c.ResponseWriter)
-	if header.Get("Connection") != "close" && !c.asked100 { // net/http does not wait in these cases
+	// net/http does not wait in these cases.
+	if header.Get("Connection") != "close" && !c.asked100 {
+		// A deadline in the past would also stop the reading of the next request: it is lifted below.
 		if control.SetReadDeadline(time.Now().Add(besideTime)) != nil {
-			return // the writer has no connection, as in tests
+			// The writer has no connection, as in tests.
+			return
 		}
 		_, _ = io.CopyN(io.Discard, c.rest, mostBeside)
 		if c.rest == nil {
@@ -160,6 +165,7 @@ func (c *call) leaveBody() {
 		header.Set("Connection", "close")
 	}
 
+	// net/http reads on after the response, so that a client still sending can read the response.
 	_ = control.SetReadDeadline(time.Now().Add(afterTime))
 }
 
@@ -214,13 +220,15 @@ func (o *observer) observe(next http.Handler) http.Handler {
 		if o.server != nil {
 			header["Server"] = o.server
 		}
+		// Mounts set their own cache headers and time limits.
 		ctx := o.trace(context.WithValue(r.Context(), callKey{}, c), c, r)
 		if !o.mounts.has(c.path) {
 			header["Cache-Control"] = noStore
 			var cancel context.CancelFunc
 			limit := o.requestTimeout
 			if c.path == leasesPath {
-				limit += longestWait // a dequeue may be parked
+				// A dequeue may be parked.
+				limit += longestWait
 			}
 			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
@@ -230,7 +238,7 @@ func (o *observer) observe(next http.Handler) http.Handler {
 		c.expects(r)
 		defer o.finish(c, r)
 		if !plainPath(c.path) {
-			writeProblem(c, problem(http.StatusBadRequest, codeValidation, "the path holds what no id may: control characters, or no UTF-8"))
+			writeProblem(c, problem(http.StatusBadRequest, codeValidation, "the path contains control characters or is not UTF-8"))
 			return
 		}
 		next.ServeHTTP(c, r)
@@ -241,6 +249,7 @@ func (o *observer) observe(next http.Handler) http.Handler {
 func (o *observer) finish(c *call, r *http.Request) {
 	cut := false
 	if v := recover(); v != nil {
+		// Nothing was sent yet: the response becomes a 500 without the headers of a success.
 		if cut = c.sent; !cut {
 			c.status = 0
 			header := c.Header()
@@ -250,21 +259,23 @@ func (o *observer) finish(c *call, r *http.Request) {
 			writeProblem(c, problem(http.StatusInternalServerError, codeInternal, internalText))
 		}
 
-		// huma also panics when a response cannot be written. That is the client's doing and no error
-		// of ours.
+		// huma also panics when a response cannot be written. The cause is the client, so no error is
+		// logged.
 		if err, ok := v.(error); c.cut == nil && (!ok || !errors.Is(err, http.ErrAbortHandler)) {
 			o.log.LogAttrs(r.Context(), slog.LevelError, "panic", slog.String("request_id", c.id), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 		}
 	}
 
 	if !cut && c.status != 0 {
-		c.send() // a response without a body
+		// A response without a body.
+		c.send()
 	}
 
 	o.logCall(c, r)
 	c.endSpan(r)
 	if cut {
-		panic(http.ErrAbortHandler) // aborts the connection: half a response must not look like a whole one
+		// Aborts the connection: half a response must not look like a whole one.
+		panic(http.ErrAbortHandler)
 	}
 }
 
@@ -286,6 +297,7 @@ func (o *observer) logCall(c *call, r *http.Request) {
 	case c.route == "/livez" || c.route == "/readyz":
 		level = slog.LevelDebug
 	}
+	// Attributes are costly, so the level is checked first.
 	ctx := r.Context()
 	if !o.log.Enabled(ctx, level) {
 		return
@@ -299,6 +311,7 @@ func (o *observer) logCall(c *call, r *http.Request) {
 		slog.Float64("ms", float64(time.Since(c.start).Microseconds())/1000),
 		slog.String("request_id", c.id),
 	)
+	// The path of a known route may contain a lease token, so only unknown paths are logged.
 	if c.route == "" {
 		attrs = append(attrs, slog.String("path", sanitize(c.path, 200)))
 	}
@@ -348,7 +361,8 @@ func writeProblem(w *call, p *Problem) {
 	header.Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
 	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false) // as huma does; escaping would make the document longer
+	// As huma does; escaping would make the document longer.
+	enc.SetEscapeHTML(false)
 	_ = enc.Encode(p)
 }
 
@@ -372,6 +386,7 @@ const idBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 
 // plainPath refuses paths that PostgreSQL could not store. An id in a path passes no other check.
 func plainPath(path string) bool {
+	// Bytes, not runes: control characters are single bytes in UTF-8.
 	for i := 0; i < len(path); i++ {
 		if path[i] < ' ' || path[i] == 0x7f {
 			return false

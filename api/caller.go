@@ -31,6 +31,8 @@ const longestName = 128
 
 func unmistakable(name string) string {
 	name = sanitize(name, longestName)
+	// Quotes, spaces and parentheses occur in no plain name, so that a service called
+	// "a (tenant b)" does not look like service a of tenant b.
 	if strings.Trim(name, plainBytes) == "" {
 		return name
 	}

@@ -32,12 +32,13 @@ func (h *taskHandlers) cancelTask(ctx context.Context, in *cancelTaskInput) (*ta
 		return nil, err
 	}
 
+	// The body is optional, and its reason too.
 	reason := ""
 	if in.Body != nil {
 		reason = in.Body.Reason
 	}
 
-	row, err := h.write(ctx, id, match, reason, func(asks jobs.Actor) (db.Task, error) { return h.tasks.Cancel(ctx, id, asks) })
+	row, err := h.write(ctx, id, match, reason, func(actor jobs.Actor) (db.Task, error) { return h.tasks.Cancel(ctx, id, actor) })
 	if err != nil {
 		return nil, err
 	}

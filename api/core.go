@@ -20,7 +20,7 @@ type core struct {
 // a statement without a tenant condition returns no rows of other tenants. Errors of do are
 // returned unchanged.
 //
-// Reads over all tenants (health, metrics) use the across fields, and no others may: TestReadsAreATenants
+// Only readiness and metrics read over all tenants, through fields named across: TestReadsAreATenants
 // has the list.
 func (c *core) read(ctx context.Context, do func(*db.Queries) error) error {
 	return pgpool.ReadAs(ctx, c.reads, callerOf(ctx).Tenant, func(tx pgx.Tx) error { return do(db.New(tx)) })

@@ -42,6 +42,7 @@ func (h *taskHandlers) createTask(ctx context.Context, in *createTaskInput) (*cr
 		return nil, p
 	}
 
+	// The header and the member mean the same key, so they must not contradict each other.
 	key := in.Key
 	switch {
 	case key == "":
@@ -49,7 +50,7 @@ func (h *taskHandlers) createTask(ctx context.Context, in *createTaskInput) (*cr
 	case body.Key != "" && body.Key != key:
 		return nil, violation("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
 	}
-	row, created, err := h.tasks.Create(ctx, body.request(c.asker(), key, c.body))
+	row, created, err := h.tasks.Create(ctx, body.request(c.creator(), key, c.body))
 	if err != nil {
 		return nil, err
 	}
@@ -64,14 +65,14 @@ func (h *taskHandlers) createTask(ctx context.Context, in *createTaskInput) (*cr
 	return out, nil
 }
 
-// asker is the caller in whose name a task is created.
-type asker struct{ name, tenant, traceparent string }
+// creator is the caller in whose name a task is created.
+type creator struct{ name, tenant, traceparent string }
 
-func (c *call) asker() asker { return asker{c.caller.Name, c.caller.Tenant, c.traceparent} }
+func (c *call) creator() creator { return creator{c.caller.Name, c.caller.Tenant, c.traceparent} }
 
 // request completes the body for package jobs. text is the body as it was sent, which an idempotency
 // key is compared by.
-func (b *TaskRequest) request(by asker, key string, text []byte) jobs.Request {
+func (b *TaskRequest) request(by creator, key string, text []byte) jobs.Request {
 	req := jobs.Request(*b)
 	req.Context = given(b.Context)
 	req.Key, req.Body = key, text

@@ -255,3 +255,20 @@ func (b *testBundle) tenant(t *testing.T, service, tenant string) string {
 	require.NoError(t, err)
 	return token
 }
+
+// Two orders that differ past 2^53 are two orders, not one that is sent again.
+func TestIdempotencyKeysCompareNumbersAsDecimals(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	order := func(n string) string {
+		return `{"taskDefinitionId": "nothing", "workflowId": "wf-1", "taskType": "AUTOMATED", "executionConfig": {"executor": "noop"}, "requestId": "order-1", "input": {"n": ` + n + `}}`
+	}
+
+	first := b.ask(t, orchestrator, "POST", tasksPath, order("9007199254740992")).is(t, 201)["taskId"]
+	b.ask(t, orchestrator, "POST", tasksPath, order("9007199254740993")).fails(t, 409, "CONFLICT")
+	require.Equal(t, first, b.ask(t, orchestrator, "POST", tasksPath, order("9007199254740992.0")).is(t, 200)["taskId"])
+	require.Equal(t, first, b.ask(t, orchestrator, "POST", tasksPath, order("9007199254740992e0")).is(t, 200)["taskId"])
+
+	batch := b.ask(t, orchestrator, "POST", tasksPath+"/batch", `{"tasks": [`+order("9007199254740993")+`]}`).is(t, 200)
+	require.Equal(t, "CONFLICT", batch["results"].([]any)[0].(object)["error"].(object)["code"])
+}

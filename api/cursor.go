@@ -7,14 +7,14 @@ import (
 	"hash"
 )
 
-// A cursor is the last key of a page and a hash over that key, the list and its filters, in
-// base64url. The hash is no secret. It detects a cursor that is truncated or used with another list
-// or filter, where it would silently skip items. Access is checked by the query, never by the
-// cursor.
+// A cursor is the last key of a page and a hash over the key, the list and the filters, in base64url.
+// The hash is no secret. A cursor that is truncated, or is used with another list or filter, would
+// silently skip items; the hash detects both. Access is checked by the query, never by the cursor.
 
 // cursorSum is the number of hash bytes in a cursor.
 const cursorSum = 12
 
+// cursor makes the cursor of the page after the key last.
 func cursor(last []byte, filters ...string) string {
 	raw := make([]byte, 0, len(last)+cursorSum)
 	raw = append(raw, last...)
@@ -27,21 +27,25 @@ func after(cursor string, filters ...string) ([]byte, error) {
 		return nil, nil
 	}
 
+	// Strict: each key has exactly one encoding.
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
 	if err != nil || len(raw) <= cursorSum {
-		return nil, violation("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "the cursor is not valid")
 	}
 
+	// A plain comparison is enough: the hash is no secret.
 	last := raw[:len(raw)-cursorSum]
 	if string(sum(last, filters)) != string(raw[len(last):]) {
-		return nil, violation("query.cursor", "this cursor belongs to another list or other filters")
+		return nil, violation("query.cursor", "the cursor belongs to another list or to other filters")
 	}
 
 	return last, nil
 }
 
+// sum is the hash in a cursor.
 func sum(last []byte, filters []string) []byte {
 	h := sha256.New()
+	// A version: after a change of the format, old cursors are refused instead of misread.
 	part(h, "tes cursor 1")
 	for _, f := range filters {
 		part(h, f)

@@ -113,6 +113,7 @@ func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLe
 		Fingerprint: in.Fingerprint, TaskDefinitionID: in.TaskDefinitionID, ErrorCode: in.ErrorCode, Lane: in.Queue, Since: in.Since.UTC(),
 	}
 
+	// Every filter is part of the cursor's hash.
 	filters := []string{"dead letters", in.GroupBy, tenant, f.Fingerprint, f.TaskDefinitionID, f.ErrorCode, f.Lane, f.Since.Format(time.RFC3339Nano)}
 	last, err := after(in.Cursor, filters...)
 	if err != nil {
@@ -120,19 +121,20 @@ func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLe
 	}
 	if in.GroupBy != "" {
 		if in.Fingerprint != "" {
-			return nil, violation("query.fingerprint", "groups are not asked for by fingerprint")
+			return nil, violation("query.fingerprint", "cannot be combined with groupBy")
 		}
 		return h.groups(ctx, in, f, last, filters)
 	}
 
+	// The position is (priority, time, job): see place.
 	var from jobs.DeadLetterCursor
 	switch {
 	case len(last) == 18:
-		from.Priority = int16(binary.BigEndian.Uint16(last))                     //nolint:gosec // numbers of ours, which place wrote
-		from.At = time.UnixMicro(int64(binary.BigEndian.Uint64(last[2:]))).UTC() //nolint:gosec // the same
-		from.Job = int64(binary.BigEndian.Uint64(last[10:]))                     //nolint:gosec // the same
+		from.Priority = int16(binary.BigEndian.Uint16(last))
+		from.At = time.UnixMicro(int64(binary.BigEndian.Uint64(last[2:]))).UTC()
+		from.Job = int64(binary.BigEndian.Uint64(last[10:]))
 	case last != nil:
-		return nil, violation("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "the cursor is not valid")
 	}
 	var rows []db.DeadLetterListRow
 	var next *jobs.DeadLetterCursor
@@ -160,24 +162,26 @@ func (h *deadLetterHandlers) listDeadLetters(ctx context.Context, in *listDeadLe
 	return &deadLetterPageOutput{Body: out}, nil
 }
 
-// place encodes a position in the list for a cursor.
+// place encodes a position in the list for a cursor, in 18 bytes.
 func place(p jobs.DeadLetterCursor) []byte {
-	b := binary.BigEndian.AppendUint16(nil, uint16(p.Priority))    //nolint:gosec // read back as it was
-	b = binary.BigEndian.AppendUint64(b, uint64(p.At.UnixMicro())) //nolint:gosec // the same
-	return binary.BigEndian.AppendUint64(b, uint64(p.Job))         //nolint:gosec // the same
+	b := binary.BigEndian.AppendUint16(nil, uint16(p.Priority))
+	b = binary.BigEndian.AppendUint64(b, uint64(p.At.UnixMicro()))
+	return binary.BigEndian.AppendUint64(b, uint64(p.Job))
 }
 
+// groups lists dead letters by fingerprint. f has no fingerprint.
 func (h *deadLetterHandlers) groups(ctx context.Context, in *listDeadLettersInput, f jobs.DeadLetterFilter, last []byte, filters []string) (*deadLetterPageOutput, error) {
 	p := db.DeadLetterGroupsParams{
 		AfterN: math.MaxInt64, Page: in.Limit + 1, Walk: jobs.DeadLetterWalk, TenantID: callerOf(ctx).Tenant, Type: f.Type(),
 		DefinitionID: f.TaskDefinitionID, ErrorCode: f.ErrorCode, Since: f.Since,
 	}
 
+	// Groups are in the order of their size, and then of their fingerprint.
 	switch {
 	case len(last) > 8:
-		p.AfterN, p.AfterFingerprint = int64(binary.BigEndian.Uint64(last)), string(last[8:]) //nolint:gosec // a count of ours
+		p.AfterN, p.AfterFingerprint = int64(binary.BigEndian.Uint64(last)), string(last[8:])
 	case last != nil:
-		return nil, violation("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "the cursor is not valid")
 	}
 	var rows []db.DeadLetterGroupsRow
 	var more bool
@@ -185,6 +189,7 @@ func (h *deadLetterHandlers) groups(ctx context.Context, in *listDeadLettersInpu
 		if rows, err = q.DeadLetterGroups(ctx, p); err != nil {
 			return err
 		}
+		// In the same snapshot as the groups.
 		more, err = jobs.MoreDeadLetters(ctx, q)
 		return err
 	})
@@ -192,11 +197,13 @@ func (h *deadLetterHandlers) groups(ctx context.Context, in *listDeadLettersInpu
 		return nil, readFailed("group dead letters", err)
 	}
 
+	// A walk over more dead letters than one request examines is not complete, however few groups it
+	// has found.
 	out := &DeadLetterPage{Groups: make([]DeadLetterGroup, 0, len(rows)), Complete: !more}
 	if len(rows) > int(in.Limit) {
 		rows = rows[:in.Limit]
 		end := rows[len(rows)-1]
-		text := cursor(append(binary.BigEndian.AppendUint64(nil, uint64(end.N)), end.Fingerprint...), filters...) //nolint:gosec // it is counted
+		text := cursor(append(binary.BigEndian.AppendUint64(nil, uint64(end.N)), end.Fingerprint...), filters...)
 		out.NextCursor = &text
 	}
 
@@ -217,14 +224,14 @@ func (h *deadLetterHandlers) discardDeadLetter(ctx context.Context, in *discardI
 	}
 
 	about(ctx, id)
-	laid, err := h.tasks.DeadLetters.Discard(ctx, id, ask(ctx, in.Body.Reason))
+	discarded, err := h.tasks.DeadLetters.Discard(ctx, id, actorOf(ctx, in.Body.Reason))
 	if err != nil {
 		return nil, err
 	}
 
-	return discardAnswer(laid), nil
+	return discardAnswer(discarded), nil
 }
 
-func discardAnswer(laid jobs.Discarded) *discardOutput {
-	return &discardOutput{Body: &DiscardAnswer{TaskID: laid.TaskID, At: laid.At, By: laid.By, Reason: laid.Reason}}
+func discardAnswer(d jobs.Discarded) *discardOutput {
+	return &discardOutput{Body: &DiscardAnswer{TaskID: d.TaskID, At: d.At, By: d.By, Reason: d.Reason}}
 }

@@ -27,12 +27,14 @@ var formats = func() map[string]huma.Format {
 // encode panics if a value has no JSON form. huma has already set the status of a success at that
 // point and would send broken JSON; observe turns the panic into a 500.
 func encode(w io.Writer, v any) error {
+	// A failed write to the client is returned. huma panics with the error, and observe logs a client
+	// that has disconnected.
 	err := huma.DefaultJSONFormat.Marshal(w, v)
 	var value *json.UnsupportedValueError
 	var kind *json.UnsupportedTypeError
 	var marshaler *json.MarshalerError
 	if errors.As(err, &value) || errors.As(err, &kind) || errors.As(err, &marshaler) {
-		panic(fmt.Errorf("write the answer: %w", err))
+		panic(fmt.Errorf("encode the response: %w", err))
 	}
 	return err
 }
@@ -40,12 +42,15 @@ func encode(w io.Writer, v any) error {
 func decode(data []byte, to any) error {
 	switch to := to.(type) {
 	case *any:
+		// The first decoding, for the schema.
 		*to = outline(gjson.ParseBytes(data))
 		return nil
 	case *TaskRequest:
+		// The second decoding, of the most frequent body.
 		return to.fill(gjson.ParseBytes(data))
 	case *BatchRequest:
-		return nil // createTasks reads the items one by one
+		// createTasks reads the items one by one.
+		return nil
 	}
 	return readJSON(data, to)
 }

@@ -92,7 +92,7 @@ var listTaskDefinitionsDoc = doc{
 func (h *definitionHandlers) putTaskDefinition(ctx context.Context, in *putTaskDefinitionInput) (*putTaskDefinitionOutput, error) {
 	caller, body := callerOf(ctx), &in.Body
 	if body.ID != "" && body.ID != in.ID {
-		return nil, violation("body.id", "must be the id in the path, or be left out")
+		return nil, violation("body.id", "must equal the id in the path, or be left out")
 	}
 
 	match, err := parseIfMatch(in.IfMatch)
@@ -122,13 +122,16 @@ func (h *definitionHandlers) putTaskDefinition(ctx context.Context, in *putTaskD
 
 // putDefinition writes a definition if its revision matches If-Match; see core.write.
 func (h *definitionHandlers) putDefinition(ctx context.Context, match ifMatch, def jobs.Definition) (jobs.Put, error) {
-	asks := ask(ctx, "")
-	asks.Name = auditName(callerOf(ctx))
+	actor := actorOf(ctx, "")
+	// createdBy of a definition is shown for years, so it names tenant and subject too.
+	actor.Name = auditName(callerOf(ctx))
 	if version, ok := match.one(); ok && (version != 0 || !match.exists) {
-		asks.IfMatch = version
-		return h.tasks.Definitions.PutFor(ctx, asks, def)
+		actor.IfMatch = version
+		return h.tasks.Definitions.PutFor(ctx, actor, def)
 	}
 
+	// A list of revisions: the current one fences the write. Each further round means that the
+	// definition has changed.
 	for range len(match.versions) + 1 {
 		revision, err := h.tasks.Definitions.Revision(ctx, def.TenantID, def.ID)
 		switch {
@@ -137,10 +140,11 @@ func (h *definitionHandlers) putDefinition(ctx context.Context, match ifMatch, d
 		case revision == 0 || match.versions != nil && !slices.Contains(match.versions, revision):
 			return jobs.Put{}, jobs.ErrStale
 		}
-		if match.versions != nil { // If-Match: * always matches here, because definitions are never deleted
-			asks.IfMatch = revision
+		// If-Match: * always matches here, because definitions are never deleted.
+		if match.versions != nil {
+			actor.IfMatch = revision
 		}
-		if put, err := h.tasks.Definitions.PutFor(ctx, asks, def); !errors.Is(err, jobs.ErrStale) {
+		if put, err := h.tasks.Definitions.PutFor(ctx, actor, def); !errors.Is(err, jobs.ErrStale) {
 			return put, err
 		}
 	}
@@ -149,6 +153,7 @@ func (h *definitionHandlers) putDefinition(ctx context.Context, match ifMatch, d
 }
 
 func putAnswer(put jobs.Put) *putTaskDefinitionOutput {
+	// 201 for the first revision in the tenant only; see also in the doc.
 	status := http.StatusOK
 	if put.Created {
 		status = http.StatusCreated
@@ -168,7 +173,8 @@ func (h *definitionHandlers) getTaskDefinition(ctx context.Context, in *struct{ 
 func lengthOfDefinition(def *jobs.Definition) int {
 	text, err := json.Marshal(def)
 	if err != nil {
-		return mostPage // writing the response will report the error
+		// Writing the response will report the error.
+		return mostPage
 	}
 	return len(text)
 }
@@ -179,10 +185,12 @@ func (h *definitionHandlers) listTaskDefinitions(ctx context.Context, in *listTa
 		return nil, err
 	}
 
+	// The key is text that PostgreSQL must be able to store. The hash does not prove its origin.
 	if !plainPath(string(last)) {
-		return nil, violation("query.cursor", "this is no cursor of ours")
+		return nil, violation("query.cursor", "the cursor is not valid")
 	}
 
+	// Definitions can be 128 KiB long, so a page is read in small portions.
 	from := string(last)
 	defs, more, err := fill(int(in.Limit), 8, func(last *jobs.Definition, n int32) ([]jobs.Definition, error) {
 		if last != nil {

@@ -68,7 +68,7 @@ func charge(change ...object) object {
 // HTTP, in a batch and from the bus.
 func TestTenantsCannotReplaceEachOthersDefinitions(t *testing.T) {
 	t.Parallel()
-	e := listening(t, setup(t))
+	e := withBus(t, setup(t))
 	e.calling(t, automated.Secrets{})
 	calledAt := make(chan called, 16)
 	path := definitionsPath + "/charge"

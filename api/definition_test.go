@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -103,4 +104,18 @@ func TestListTaskDefinitions(t *testing.T) {
 	require.Equal(t, []any{"def-0", 1.0, "def-1", 1.0, "def-2", 2.0, "def-3", 1.0, "def-4", 1.0}, ids)
 	b.ask(t, orchestrator, "GET", definitionsPath+"?cursor=AAAA", nil).fails(t, 422, "VALIDATION_ERROR")
 	b.ask(t, orchestrator, "GET", definitionsPath+"?limit=0", nil).fails(t, 422, "VALIDATION_ERROR")
+}
+
+// A definition that changes past 2^53 has changed.
+func TestDefinitionsCompareNumbersAsDecimals(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	put := func(maximum string) *reply {
+		body := `{"type": "AUTOMATED", "version": "1.0.0", "executionConfig": {"executor": "noop"}, "inputSchema": {"properties": {"n": {"maximum": MAXIMUM}}}}`
+		return b.ask(t, orchestrator, "PUT", definitionsPath+"/limit", strings.Replace(body, "MAXIMUM", maximum, 1))
+	}
+
+	require.EqualValues(t, 1, put("9007199254740992").is(t, 201)["revision"])
+	require.EqualValues(t, 1, put("9007199254740992.0").is(t, 200)["revision"])
+	require.EqualValues(t, 2, put("9007199254740993").is(t, 200)["revision"])
 }

@@ -136,9 +136,10 @@ func init() {
 	huma.DefaultArrayNullable = false
 }
 
-// newProblem converts an error that huma found.
+// newProblem converts an error of huma: an invalid request, or a failure to write a response.
 func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 	p := problem(status, codeOf(status), msg)
+	// The texts of internal errors go to the log only.
 	if status >= http.StatusInternalServerError {
 		p.Detail, p.cause = internalText, errors.Join(append([]error{errors.New(msg)}, errs...)...)
 		return p.at(c)
@@ -149,6 +150,7 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 		if !errors.As(err, &detail) {
 			continue
 		}
+		// readJSON's errors carry their location in the text: see misplaced.
 		if parts := strings.Split(detail.Message, misplacedMark); len(parts) == 3 {
 			detail = &huma.ErrorDetail{Location: detail.Location + parts[1], Message: parts[2]}
 		}
@@ -158,10 +160,12 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 			message = anotherType
 		}
 		if filter, _, many := strings.Cut(detail.Location, "["); many && (filter == "query.status" || filter == "query.type") {
-			detail.Location = filter // the parameter's name alone does not say which of its values is invalid
+			// The parameter's name alone does not say which of its values is invalid.
+			detail.Location = filter
 		}
 		if p.misses(detail.Location) && strings.HasPrefix(message, "expected string to match pattern") {
-			continue // the length of the value was already reported: one violation per mistake
+			// The length of the value was already reported: one violation per mistake.
+			continue
 		}
 		if !p.addViolation(detail.Location, message) {
 			break
@@ -175,10 +179,10 @@ func newProblem(c *call, status int, msg string, errs ...error) *Problem {
 	return p.at(c)
 }
 
-// invalidText is huma's message for a request that its schema refuses.
+// invalidText is huma's message for a request that violates a schema.
 const invalidText = "validation failed"
 
-const internalText = "something went wrong on our side; the trace id leads to it in our logs"
+const internalText = "internal error; the service's log has the cause under the trace id"
 
 func problem(status int, code, detail string) *Problem {
 	return &Problem{
@@ -206,7 +210,7 @@ func (p *Problem) at(c *call) *Problem {
 	return p
 }
 
-// with adds a header to the response.
+// with sets a header of the response.
 func (p *Problem) with(name, value string) *Problem {
 	if p.headers == nil {
 		p.headers = http.Header{}
@@ -215,11 +219,13 @@ func (p *Problem) with(name, value string) *Problem {
 	return p
 }
 
+// reason sets the reason of a conflict.
 func (p *Problem) reason(why string) *Problem {
 	p.Reason = why
 	return p
 }
 
+// because sets the internal cause, for the log.
 func (p *Problem) because(err error) *Problem {
 	p.cause = err
 	return p
@@ -229,23 +235,24 @@ func (p *Problem) because(err error) *Problem {
 // was.
 const (
 	maxViolations      = 16
-	maxViolationPlace  = 160 // of a place
-	maxViolationText   = 480 // of what is wrong there
-	maxViolationsTotal = 1400
+	maxViolationPlace  = 160  // bytes of a location
+	maxViolationText   = 480  // bytes of a message
+	maxViolationsTotal = 1400 // bytes
 )
 
-// misses returns whether the place has a violation already.
+// misses returns whether the last violation is of this location.
 func (p *Problem) misses(location string) bool {
 	return len(p.Errors) > 0 && p.Errors[len(p.Errors)-1].Location == sanitize(location, maxViolationPlace)
 }
 
-// addViolation adds one violation. It returns false when there is no room for more.
+// addViolation adds a violation; false: the problem is full.
 func (p *Problem) addViolation(location, message string) bool {
 	if len(p.Errors) == maxViolations {
 		return false
 	}
 
 	f := FieldViolation{Location: sanitize(location, maxViolationPlace), Message: sanitize(message, maxViolationText)}
+	// The document contains every violation twice, in both forms: hence the low total.
 	total := 0
 	for _, other := range append(p.Errors, f) {
 		total += len(other.Location) + len(other.Message) + len(`{"location":"","message":""},`)
@@ -262,6 +269,7 @@ func (p *Problem) addViolation(location, message string) bool {
 // sanitize makes text fit for a response: short, printable, and without characters that JSON would
 // escape.
 func sanitize(s string, longest int) string {
+	// Almost every text is plain already, and is returned without a copy.
 	plain := len(s) <= longest
 	for i := 0; plain && i < len(s); i++ {
 		plain = s[i] >= ' ' && s[i] < 0x7f && s[i] != '"' && s[i] != '\\'
@@ -275,6 +283,7 @@ func sanitize(s string, longest int) string {
 	for _, r := range s {
 		switch {
 		case b.Len() >= longest-len("…"):
+			// The ellipsis counts too: longest bounds bytes of the result.
 			return b.String() + "…"
 		case r == '"':
 			r = '\''
@@ -324,12 +333,13 @@ func problemOf(ctx context.Context, err error) *Problem {
 }
 
 func meaning(err error) *Problem {
+	// errors.As, not a type switch: package jobs wraps its errors at each step up.
 	var ready *Problem
 	var invalid *jobs.Invalid
 	var illegal *jobs.IllegalTransition
 	var conflict *jobs.Conflict
 	var guard *jsonguard.Error
-	var over *jobs.TaskEnded
+	var ended *jobs.TaskEnded
 	var underWay *jobs.CallUnderWay
 	switch {
 	case errors.As(err, &ready):
@@ -344,7 +354,7 @@ func meaning(err error) *Problem {
 
 		return p
 	case errors.As(err, &guard):
-		p := problem(http.StatusBadRequest, codeValidation, fmt.Sprintf("the body is not JSON that we take, at byte %d: %s", guard.Offset, guard.Reason))
+		p := problem(http.StatusBadRequest, codeValidation, fmt.Sprintf("the body is not accepted as JSON, at byte %d: %s", guard.Offset, guard.Reason))
 		p.addViolation("body"+dotted(guard.Path), guard.Reason)
 		return p
 	case errors.As(err, &illegal):
@@ -354,24 +364,24 @@ func meaning(err error) *Problem {
 	case errors.As(err, &conflict):
 		return problem(http.StatusConflict, codeConflict, conflict.Message).reason(reasonState)
 	case errors.As(err, &underWay):
-		return problem(http.StatusConflict, codeConflict, "the first call with this idempotency key is under way: send it again later").
+		return problem(http.StatusConflict, codeConflict, "the first request with this idempotency key has not ended: send the request again later").
 			reason(reasonProgress).with("Retry-After", seconds(max(underWay.Wait, 1)))
 	case errors.Is(err, jobs.ErrNotFound):
-		return problem(http.StatusNotFound, codeNotFound, "nothing of this id is here, or it is another tenant's")
+		return problem(http.StatusNotFound, codeNotFound, "there is no resource with this id in the caller's tenant")
 	case errors.Is(err, jobs.ErrStale):
-		return problem(http.StatusPreconditionFailed, codePrecondition, "it is not at the version that If-Match names any more: read it again")
+		return problem(http.StatusPreconditionFailed, codePrecondition, "the current version is not the one in If-Match: read the resource again")
 	case errors.Is(err, jobs.ErrForbidden):
-		return problem(http.StatusForbidden, codeForbidden, "the task is not this user's: it waits for others, or another has claimed it")
+		return problem(http.StatusForbidden, codeForbidden, "the user is not the task's assignee or candidate, or another user has claimed the task")
 	case errors.Is(err, jobs.ErrKeyReused):
-		return problem(http.StatusConflict, codeConflict, "this idempotency key was used with another body or path").reason(reasonReused)
+		return problem(http.StatusConflict, codeConflict, "the idempotency key was used before, with a different body or path").reason(reasonReused)
 	case errors.Is(err, jobs.ErrLeaseLost):
-		return problem(http.StatusConflict, codeLeaseLost, "the lease is lost: the attempt is no longer the one that runs")
-	case errors.As(err, &over):
-		p := problem(http.StatusGone, codeTerminal, over.Error())
-		p.TransitionInfo = TransitionInfo{CurrentStatus: over.Status, Legal: []jobs.Status{}}
+		return problem(http.StatusConflict, codeLeaseLost, "the lease is lost: its attempt is not the running one any more")
+	case errors.As(err, &ended):
+		p := problem(http.StatusGone, codeTerminal, ended.Error())
+		p.TransitionInfo = TransitionInfo{CurrentStatus: ended.Status, Legal: []jobs.Status{}}
 		return p
 	case errors.Is(err, jobs.ErrUnavailable):
-		return unavailable("the database does not answer, and whether this was done is not known: send it again, with an idempotency key it is done once").because(err)
+		return unavailable("the database does not respond, so the result is unknown: send the request again; with an idempotency key it takes effect once").because(err)
 	}
 	return problem(http.StatusInternalServerError, codeInternal, internalText).because(err)
 }
@@ -389,6 +399,7 @@ func dotted(pointer string) string {
 
 	var b strings.Builder
 	for _, name := range strings.Split(pointer[1:], "/") {
+		// JSON pointers do not distinguish an item from a member with a number for a name.
 		if name != "" && strings.Trim(name, "0123456789") == "" {
 			b.WriteString("[" + name + "]")
 			continue
@@ -402,6 +413,8 @@ func dotted(pointer string) string {
 // readFailed classifies an error of a query that bypasses package jobs, as package jobs does for
 // its own. A read has no effect, so every error that is not the server's answer is an outage.
 func readFailed(what string, err error) error {
+	// Classes 57 (shutdown), 08 (connection) and 53 (resources) are the server's outages. Any other
+	// answer of the server is an error in a query, and so a bug.
 	var pg *pgconn.PgError
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

@@ -67,8 +67,8 @@ type message struct {
 	metadata outbox.Metadata
 }
 
-// by is the actor of the message in events and orders. The bus only proves that the sender may
-// publish on the subject; the sender's own claim (metadata.source) is only logged.
+// by is the actor in events and orders. The bus only proves that the sender may publish on the subject;
+// the sender's own claim (metadata.source) is only logged.
 func (h *message) by() string { return "bus:" + h.Subject }
 
 // wrap adds the common steps to a handler: read the envelope, handle each event once, and wait
@@ -82,6 +82,7 @@ func (c *consumer) wrap(act func(context.Context, *message) (outbox.Outcome, err
 		}
 		for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 			err = c.once(ctx, h, act)
+			// ctx ends when the process stops: the message is then redelivered to another process.
 			if !errors.Is(err, jobs.ErrUnavailable) || !waited(ctx, pause) {
 				return err
 			}
@@ -91,20 +92,22 @@ func (c *consumer) wrap(act func(context.Context, *message) (outbox.Outcome, err
 
 func (c *consumer) once(ctx context.Context, h *message, act func(context.Context, *message) (outbox.Outcome, error)) error {
 	begun := time.Now()
-	said := outbox.Outcome{Result: outbox.Repeated}
-	var acted error
+	// Once does not call back for a message that was handled before.
+	outcome := outbox.Outcome{Result: outbox.Repeated}
+	var failed error
 	err := c.cfg.Inbox.Once(ctx, h.Subject, h.id, func(ctx context.Context) (outbox.Outcome, error) {
-		said, acted = act(ctx, h)
-		return said, acted
+		outcome, failed = act(ctx, h)
+		return outcome, failed
 	})
 	switch {
-	case acted != nil:
-		return acted
+	case failed != nil:
+		return failed
 	case err != nil:
+		// The inbox itself failed. The handler's effect may be committed; repeating it is harmless.
 		return readFailed("inbox", err)
 	}
-	c.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "heard",
-		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", said.Result), slog.String("detail", said.Detail),
+	c.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "message handled",
+		slog.String("subject", h.Subject), slog.String("event", h.id), slog.String("outcome", outcome.Result), slog.String("detail", outcome.Detail),
 		slog.String("claimed_source", sanitize(h.metadata.Source, 128)),
 		slog.Float64("ms", float64(time.Since(begun).Microseconds())/1000))
 	return nil
@@ -143,7 +146,7 @@ func (c *consumer) read(d outbox.Delivery) (*message, error) {
 	return h, nil
 }
 
-// into decodes data, which its schema has accepted.
+// into decodes data, which has passed its schema.
 func (h *message) into(data any) error {
 	if err := json.Unmarshal(normalize([]byte(h.data.Raw)), data); err != nil {
 		return &outbox.Poison{Reason: "not a " + h.Subject + ": data cannot be read"}
@@ -152,11 +155,11 @@ func (h *message) into(data any) error {
 }
 
 // poison describes the violations of a message by their places. The reason repeats no values,
-// because it is read by people who may not read the message.
+// because readers of the reason may lack the right to read the message.
 func poison(what string, p *Problem) *outbox.Poison {
 	places := make([]string, len(p.Errors))
-	for i, flaw := range p.Errors {
-		places[i] = flaw.Location + ": " + flaw.Message
+	for i, v := range p.Errors {
+		places[i] = v.Location + ": " + v.Message
 	}
 	return &outbox.Poison{Reason: what + ": " + strings.Join(places, "; ")}
 }
@@ -165,7 +168,7 @@ func poison(what string, p *Problem) *outbox.Poison {
 // /api/internal/tasks.
 type TaskRequestHandler struct{ *consumer }
 
-// Handle creates the task and returns when it is committed.
+// Handle creates the task and returns after the commit.
 func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var body TaskRequest
 	if p := fillTask("data", h.data, &body); p != nil {
@@ -181,18 +184,19 @@ func (t TaskRequestHandler) Handle(ctx context.Context, h *message) (outbox.Outc
 		key = h.id
 	}
 
+	// Brokers and clients set traceparent; ce-traceparent is the CloudEvents attribute, percent-encoded.
 	span := h.Header["traceparent"]
 	if span == "" {
 		span = outbox.DecodeAttribute(h.Header["ce-traceparent"])
 	}
 
-	row, created, err := t.cfg.Tasks.Create(ctx, body.request(asker{h.by(), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
+	row, created, err := t.cfg.Tasks.Create(ctx, body.request(creator{h.by(), tenantOf(&body), jobs.Traceparent(jobs.ContextWithTraceparent(ctx, span))}, key, []byte(h.data.Raw)))
 	var invalid *jobs.Invalid
 	switch {
 	case errors.As(err, &invalid):
-		return outbox.Outcome{}, poisoned("no task can be made of it", invalid)
+		return outbox.Outcome{}, poisoned("the task request is not valid", invalid)
 	case errors.Is(err, jobs.ErrKeyReused):
-		return outbox.Outcome{}, &outbox.Poison{Reason: "data.requestId, or else id, was used before with another request"}
+		return outbox.Outcome{}, &outbox.Poison{Reason: "data.requestId (or id, without one) was used before with a different request"}
 	case err != nil:
 		return outbox.Outcome{}, err
 	case !created:
@@ -212,10 +216,10 @@ func tenantOf(b *TaskRequest) string {
 // withoutValues replaces the messages of refusals that quote the request's values. Over HTTP only
 // the caller reads them.
 var withoutValues = map[string]string{
-	"/taskDefinitionId":         "there is no such task definition, and taskType and executionConfig.executor do not both say what to do",
-	"/taskType":                 "is another than the definition's",
-	"/executionConfig":          "asks for what the definition alone may say, or for what no executor can do",
-	"/executionConfig/executor": "is none that tasks of this type have",
+	"/taskDefinitionId":         "no such task definition; without one, taskType and executionConfig.executor are required",
+	"/taskType":                 "is not the definition's type",
+	"/executionConfig":          "has a member that only the definition may set, or one that the executor does not support",
+	"/executionConfig/executor": "is not an executor for tasks of this type",
 }
 
 // poisoned converts a refusal of package jobs.
@@ -247,7 +251,7 @@ const (
 	earlyFor = time.Minute
 )
 
-// Handle ends the attempt. A response that arrives before its task waits for it is redelivered.
+// Handle ends the attempt. A response that arrives too early is redelivered.
 func (i IntegrationResponseHandler) Handle(ctx context.Context, h *message) (outbox.Outcome, error) {
 	var response outbox.IntegrationResponse
 	if err := h.into(&response); err != nil {
@@ -261,13 +265,14 @@ func (i IntegrationResponseHandler) Handle(ctx context.Context, h *message) (out
 		return outbox.Outcome{}, &outbox.Poison{Reason: "not a " + h.Subject + ": data.taskId or metadata.taskId must name the task"}
 	}
 
+	// A malformed id is unknown at once: no later commit can make it known.
 	word, err := i.cfg.Tasks.Respond(ctx, response)
 	_, malformed := uuid.Parse(response.TaskID)
 	switch {
 	case errors.Is(err, jobs.ErrNotYet) && h.Redelivered > earlyTries:
 		word, err = outbox.Late, nil
 	case word == outbox.Unknown && malformed == nil && time.Since(h.At) < earlyFor:
-		return outbox.Outcome{}, fmt.Errorf("there is no such task: %w", jobs.ErrNotYet)
+		return outbox.Outcome{}, fmt.Errorf("no such task: %w", jobs.ErrNotYet)
 	}
 	if malformed != nil {
 		return outbox.Outcome{Result: word}, err
@@ -293,6 +298,7 @@ func (s SystemEventHandler) shutdown(ctx context.Context, h *message) (outbox.Ou
 		return outbox.Outcome{}, err
 	}
 
+	// At decides who is concerned: processes that started after the event are not.
 	order := jobs.ShutdownOrder{EventID: h.id, At: h.At, Target: data.Target, Reason: sanitize(data.Reason, 1024), By: h.by()}
 	if data.GraceSeconds != nil {
 		grace := time.Duration(*data.GraceSeconds * float64(time.Second))
@@ -315,6 +321,7 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox
 		return outbox.Outcome{}, err
 	}
 
+	// Without lanes the event concerns every queue.
 	lanes := data.Lanes
 	if len(lanes) == 0 {
 		lanes = jobs.Lanes
@@ -330,7 +337,8 @@ func (s SystemEventHandler) maintenance(ctx context.Context, h *message) (outbox
 		return outbox.Outcome{}, poisoned("not a "+h.Subject, invalid)
 	case err != nil:
 		return outbox.Outcome{}, err
-	case changed == 0: // a newer event has been handled before
+	case changed == 0:
+		// A newer event has been handled before.
 		return outbox.Outcome{Result: outbox.Late}, nil
 	case data.Enabled:
 		return outbox.Outcome{Result: "begun", Detail: strings.Join(lanes, " ")}, nil

@@ -43,7 +43,7 @@ func (p people) Notify(ctx context.Context, n jobs.Notice) error {
 	})
 }
 
-// peer services are the services round the door, asked once a call.
+// peers starts fake peer services. Their clients send each request once.
 func (b *testBundle) peers(t *testing.T) (people, *peertest.Server) {
 	t.Helper()
 	there := startAuth(t)

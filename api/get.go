@@ -27,6 +27,7 @@ func (h *taskHandlers) getTask(ctx context.Context, in *getTaskInput) (*taskOutp
 	}
 
 	about(ctx, id)
+	// Progress is kept beside the task, and only for attempts of remote workers.
 	var row db.Task
 	var progress json.RawMessage
 	err = h.read(ctx, func(q *db.Queries) (err error) {
@@ -36,7 +37,8 @@ func (h *taskHandlers) getTask(ctx context.Context, in *getTaskInput) (*taskOutp
 		}
 		progress, err = q.TaskProgress(ctx, db.TaskProgressParams{TaskID: id, Attempt: row.Attempt})
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // the attempt has reported no progress yet
+			// The attempt has reported no progress yet.
+			return nil
 		}
 		return err
 	})
@@ -44,6 +46,7 @@ func (h *taskHandlers) getTask(ctx context.Context, in *getTaskInput) (*taskOutp
 		return nil, readFailed("get task "+in.TaskID, err)
 	}
 
+	// Row-level security has filtered already; this check holds if a policy is missing.
 	if row.TenantID != callerOf(ctx).Tenant {
 		return nil, fmt.Errorf("get task %s: %w", in.TaskID, jobs.ErrNotFound)
 	}

@@ -24,8 +24,8 @@ type probes struct {
 	relay    func() string                 // nil: omitted
 }
 
-// livez reports that the process runs, and nothing else. Orchestrators kill processes that fail
-// this probe, and an unavailable database is no reason to kill one.
+// livez reports that the process runs, without any check: orchestrators kill processes that fail this
+// probe, and an unavailable database is no reason to kill a process.
 func (p *probes) livez(w http.ResponseWriter, r *http.Request) {
 	callOf(r.Context()).route = "/livez"
 	writeText(w, "application/json", []byte(`{"status":"ok"}`+"\n"))
@@ -37,30 +37,33 @@ func (p *probes) readyz(w http.ResponseWriter, r *http.Request) {
 	c.route = "/readyz"
 	ctx, cancel := context.WithTimeout(r.Context(), readyTime)
 	defer cancel()
+	// A stopping process answers at once, without a query.
 	if p.draining != nil && p.draining() {
 		writeProblem(c, unavailable("the process is stopping"))
 		return
 	}
 
 	err := p.ready(ctx)
-	var resting []db.MaintenanceInForceRow
+	var maintained []db.MaintenanceInForceRow
 	if err == nil {
-		resting, err = p.across.MaintenanceInForce(ctx)
+		maintained, err = p.across.MaintenanceInForce(ctx)
 	}
 	if err != nil {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
 
+	// Unknown events do not make a process unready: every process would be, and nothing could be done
+	// by stopping to serve.
 	unknown, err := p.across.EventUnknownCount(ctx)
 	if err != nil {
 		writeProblem(c, unavailable(notReady(err)).because(err))
 		return
 	}
 
-	answer := readiness{Status: "ok", Database: "ok", Maintenance: make([]restingLane, len(resting))}
-	for i, m := range resting {
-		answer.Maintenance[i] = restingLane{Lane: string(m.Lane), Since: m.Since.UTC(), Until: utc(m.Until), Reason: m.Reason}
+	answer := readiness{Status: "ok", Database: "ok", Maintenance: make([]maintainedLane, len(maintained))}
+	for i, m := range maintained {
+		answer.Maintenance[i] = maintainedLane{Lane: string(m.Lane), Since: m.Since.UTC(), Until: utc(m.Until), Reason: m.Reason}
 	}
 
 	if unknown > 0 {
@@ -92,7 +95,7 @@ func notReady(err error) string {
 	if errors.Is(err, pgpool.ErrReadOnly) {
 		return "the database is a standby"
 	}
-	return "the database does not answer"
+	return "the database does not respond"
 }
 
 // readiness is the body of a 200. An unavailable bus does not make a process unready: the outbox
@@ -100,16 +103,16 @@ func notReady(err error) string {
 type readiness struct {
 	Status   string `json:"status"` // ok, or degraded where there are unknown events
 	Database string `json:"database"`
-	// UnknownEvents is the number of events that are on the bus and not in the database, which was
-	// restored to an earlier state.
-	UnknownEvents int64         `json:"unknownEvents,omitempty"`
-	Bus           string        `json:"bus,omitempty"` // ok, away or failing
-	BusReason     string        `json:"busReason,omitempty"`
-	Relay         string        `json:"relay,omitempty"` // leading, standing by, silent or failing
-	Maintenance   []restingLane `json:"maintenance"`
+	// UnknownEvents is the number of events on the bus that the database lacks because it was restored
+	// to an earlier state.
+	UnknownEvents int64            `json:"unknownEvents,omitempty"`
+	Bus           string           `json:"bus,omitempty"` // ok, away or failing
+	BusReason     string           `json:"busReason,omitempty"`
+	Relay         string           `json:"relay,omitempty"` // leading, standing by, silent or failing
+	Maintenance   []maintainedLane `json:"maintenance"`
 }
 
-type restingLane struct {
+type maintainedLane struct {
 	Lane   string     `json:"lane"`
 	Since  time.Time  `json:"since"`
 	Until  *time.Time `json:"until,omitempty"`

@@ -59,7 +59,7 @@ func TestReadinessTellsTheTruth(t *testing.T) {
 	delete(want, "unknownEvents")
 	require.Equal(t, want, b.askWith(t, "", "GET", "/readyz", nil).is(t, 200))
 	gone.Store(true)
-	require.Equal(t, "the database does not answer", b.askWith(t, "", "GET", "/readyz", nil).fails(t, 503, "UNAVAILABLE")["detail"])
+	require.Equal(t, "the database does not respond", b.askWith(t, "", "GET", "/readyz", nil).fails(t, 503, "UNAVAILABLE")["detail"])
 	draining.Store(true)
 	require.Equal(t, "the process is stopping", b.askWith(t, "", "GET", "/readyz", nil).fails(t, 503, "UNAVAILABLE")["detail"])
 	b.askWith(t, "", "GET", "/livez", nil).is(t, 200)

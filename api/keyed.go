@@ -45,14 +45,14 @@ func keyParam() *huma.Param {
 	s.PrecomputeMessages()
 	return &huma.Param{
 		Name: keyHeader, In: "header", Schema: s,
-		Description: "Makes the call repeatable for 24 hours: the same key and body again, by the same caller, answer what the first call answered, with Idempotency-Replayed: true, and nothing is done twice. " +
-			"Another body or another path is 409 with details.reason IDEMPOTENCY_KEY_REUSED; while the first call is under way it is 409 with IDEMPOTENCY_KEY_IN_PROGRESS and Retry-After. A refused call changes nothing, and its key is free.",
+		Description: "Makes the request repeatable for 24 hours: the same key and body again, by the same caller, get the response of the first request, with Idempotency-Replayed: true, and have no further effect. " +
+			"A different body or path is a 409 with details.reason IDEMPOTENCY_KEY_REUSED. Until the first request has ended, the response is a 409 with IDEMPOTENCY_KEY_IN_PROGRESS and Retry-After. A refused request changes nothing, and its key can be used again.",
 	}
 }
 
 // replayedParam documents the header of a repeated response.
 func replayedParam() *huma.Param {
-	return &huma.Param{Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"true"}}, Description: "true where an earlier call with this key was answered so."}
+	return &huma.Param{Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"true"}}, Description: "true: the response is the recorded one of an earlier request with this key."}
 }
 
 // keyed returns the recorded response of a repeated request, and lets a new request continue. For
@@ -77,6 +77,7 @@ func (k *idempotency) keyed(operation string, onBehalf bool) func(huma.Context, 
 			return
 		}
 
+		// Runs within the transaction of the write: response and effect are committed together.
 		call.Answer = func(made any) (jobs.CallAnswer, error) {
 			out, status, err := outputOf(operation, made)
 			if err != nil {
@@ -87,7 +88,8 @@ func (k *idempotency) keyed(operation string, onBehalf bool) func(huma.Context, 
 
 		c.keyed = call
 		defer func() {
-			if !c.concluded { // the schema refused the request, or the handler panicked
+			// The schema refused the request, or the handler panicked.
+			if !c.concluded {
 				k.tasks.Calls.Abandon(r.Context(), call)
 			}
 		}()
@@ -100,6 +102,7 @@ func (k *idempotency) begin(r *http.Request, c *call, operation, key string, onB
 		return nil, nil, p
 	}
 
+	// The same key for another person is a different request.
 	person := ""
 	if onBehalf {
 		who, proven, err := k.gate.forUser(r.Context(), OnBehalf{r.Header.Get("X-User-Token")}, jobs.Person{})
@@ -111,11 +114,13 @@ func (k *idempotency) begin(r *http.Request, c *call, operation, key string, onB
 		}
 	}
 
+	// The operation is part of the key, the path of the comparison: one key for two tasks is an error.
 	h := sha256.New()
 	for _, text := range []string{"tes call 1", c.path, person} {
 		part(h, text)
 	}
 
+	// Canonical, so that a client may format the same body differently.
 	if len(c.body) > 0 {
 		sum, err := canonical.Hash(c.body)
 		if err != nil {
@@ -127,7 +132,7 @@ func (k *idempotency) begin(r *http.Request, c *call, operation, key string, onB
 	id := jobs.CallID{Tenant: c.caller.Tenant, Caller: c.caller.Name, Operation: operation, Key: key}
 	call, before, err := k.tasks.Calls.Begin(r.Context(), id, h.Sum(nil))
 	if err != nil {
-		return nil, nil, fmt.Errorf("begin a call: %w", err)
+		return nil, nil, fmt.Errorf("look up the idempotency key: %w", err)
 	}
 
 	return call, before, nil
@@ -162,15 +167,17 @@ func (k *idempotency) conclude(ctx context.Context, out any, status int, err err
 		k.tasks.Calls.Abandon(ctx, c.keyed)
 		return err
 	case c.keyed.StoredAnswer() != nil:
+		// The response was recorded in the transaction of the write.
 		return nil
 	}
+	// Nothing was committed, as by a dry run, or by a cancel of a cancelled task.
 	answer, err := rendered(out, status)
 	if err != nil {
 		return err
 	}
 
 	if err := k.tasks.Calls.StoreAnswer(ctx, c.keyed, answer); err != nil {
-		return fmt.Errorf("keep an answer: %w", err)
+		return fmt.Errorf("record the response: %w", err)
 	}
 	return nil
 }
@@ -192,7 +199,7 @@ func outputOf(operation string, made any) (out any, status int, err error) {
 	case jobs.Pause:
 		return pauseAnswer(made), http.StatusOK, nil
 	}
-	return nil, 0, fmt.Errorf("%s has no answer to a %T", operation, made)
+	return nil, 0, fmt.Errorf("%s: no response for a result of type %T", operation, made)
 }
 
 // rendered encodes an output as huma writes it: status, headers and body.
@@ -200,9 +207,10 @@ func rendered(out any, status int) (answer jobs.CallAnswer, err error) {
 	answer = jobs.CallAnswer{Status: status, Header: map[string]string{}}
 	v := reflect.Indirect(reflect.ValueOf(out))
 	if v.Kind() != reflect.Struct {
-		return answer, errors.New("an output is a struct")
+		return answer, errors.New("an output must be a struct")
 	}
 
+	// The tags are huma's: fields with the tag header are headers; Status and Body have fixed names.
 	for i := range v.NumField() {
 		field, value := v.Type().Field(i), v.Field(i)
 		name := field.Tag.Get("header")
@@ -214,7 +222,7 @@ func rendered(out any, status int) (answer jobs.CallAnswer, err error) {
 		case field.Name == "Body":
 			var body bytes.Buffer
 			if err := huma.DefaultJSONFormat.Marshal(&body, value.Interface()); err != nil {
-				return answer, fmt.Errorf("write the answer: %w", err)
+				return answer, fmt.Errorf("encode the response: %w", err)
 			}
 			answer.Body = body.Bytes()
 		}

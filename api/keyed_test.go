@@ -435,7 +435,7 @@ func TestACreateIsAnsweredAgainAfterItsDefinitionChanged(t *testing.T) {
 // repetition and no dead letter.
 func TestARequestIsHeardAgainAfterItsDefinitionChanged(t *testing.T) {
 	t.Parallel()
-	e := listening(t, setup(t))
+	e := withBus(t, setup(t))
 	define := func(schema object) {
 		def := object{"type": "AUTOMATED", "version": "1.0.0", "inputSchema": schema, "executionConfig": object{"executor": "noop"}}
 		require.Less(t, e.ask(t, orchestrator, "PUT", definitionsPath+"/d", def).status, 300)
@@ -448,7 +448,7 @@ func TestARequestIsHeardAgainAfterItsDefinitionChanged(t *testing.T) {
 	e.send(t, requestedSubject, envelope(requestedSubject, asked))
 	e.counted(t, requestedSubject, 1, 0, 1, 0)
 	becomes(t, e, 1, "SELECT count(*)::int FROM task")
-	require.Empty(t, e.letters)
+	require.Empty(t, e.deadLetters)
 }
 
 // An answer is given again to the person whom it was given to, and to nobody who only has the

@@ -91,11 +91,11 @@ type dequeueInput struct {
 
 type dequeueOutput struct{ Body *LeaseList }
 
-// madeUp has the length of a lease token and is never valid.
-var madeUp = strings.Repeat("A", jobs.LeaseTokenLength)
+// exampleToken has the length of a lease token and is never valid.
+var exampleToken = strings.Repeat("A", jobs.LeaseTokenLength)
 
 var exampleLease = map[string]any{
-	"leaseToken": madeUp, "attempt": 1, "leaseExpiresAt": "2026-01-15T10:30:30Z", "status": "RUNNING",
+	"leaseToken": exampleToken, "attempt": 1, "leaseExpiresAt": "2026-01-15T10:30:30Z", "status": "RUNNING",
 	"message": map[string]any{
 		"taskId": "0198f2a4-7d3e-7c11-9a53-0a6c9b6f1a01", "workflowId": "order-workflow-123", "taskDefinitionId": "render-report",
 		"taskType": "AUTOMATED", "priority": "MEDIUM",
@@ -122,7 +122,7 @@ func (h *leaseHandlers) dequeueTasks(ctx context.Context, in *dequeueInput) (*de
 	case in.Body.RequestID == "":
 		in.Body.RequestID = in.Key
 	case in.Key != "" && in.Key != in.Body.RequestID:
-		return nil, violation("body.requestId", "is another key than that of the header Idempotency-Key: give one of them, or the same twice")
+		return nil, violation("body.requestId", "differs from the header Idempotency-Key: send one of them, or the same value twice")
 	}
 	req := jobs.LeaseRequest{
 		Tenant: callerOf(ctx).Tenant, Worker: in.Body.WorkerID, ID: in.Body.RequestID, Wait: milliseconds(in.Body.WaitMs), Most: in.Body.MaxTasks,
@@ -136,13 +136,15 @@ func (h *leaseHandlers) dequeueTasks(ctx context.Context, in *dequeueInput) (*de
 
 	caller := callerOf(ctx)
 	switch {
+	// A token with both scopes is a worker's, which does not expect dead letters by default.
 	case req.Select == nil && caller.Holds("tasks:work"):
 		req.Select = []jobs.Selection{{Lane: jobs.LaneAutomated}, {Lane: jobs.LaneIntegration}}
 	case req.Select == nil:
 		req.Select = []jobs.Selection{{Lane: jobs.LaneDeadLetter}}
 	}
+	// Before the first lease: a request with a forbidden selection is refused as a whole.
 	for _, s := range req.Select {
-		if err := mayWork(ctx, s.Lane == jobs.LaneDeadLetter, "to lease from "+s.Lane); err != nil {
+		if err := mayWork(ctx, s.Lane == jobs.LaneDeadLetter, "leasing from "+s.Lane); err != nil {
 			return nil, err
 		}
 	}
@@ -152,6 +154,7 @@ func (h *leaseHandlers) dequeueTasks(ctx context.Context, in *dequeueInput) (*de
 		return nil, err
 	}
 
+	// A worker with a wrong clock computes the end of a lease from ServerTime.
 	out := &LeaseList{ServerTime: h.tasks.Now(ctx), Leases: make([]Lease, len(found))}
 	for i := range found {
 		out.Leases[i] = leaseOf(&found[i])
@@ -161,10 +164,11 @@ func (h *leaseHandlers) dequeueTasks(ctx context.Context, in *dequeueInput) (*de
 }
 
 // mayWork restricts dead letters to the error handler, and the error handler to dead letters.
-func mayWork(ctx context.Context, letters bool, what string) error {
+func mayWork(ctx context.Context, deadLetters bool, what string) error {
+	// Two scopes share the paths, so the access check of the route cannot decide.
 	who := anyone("tasks:work")
-	if letters {
-		who = desk
+	if deadLetters {
+		who = deadLetterAccess
 	}
 
 	if who.allows(callerOf(ctx)) {
@@ -177,20 +181,21 @@ func mayWork(ctx context.Context, letters bool, what string) error {
 
 // mayHold is mayWork for an existing lease.
 func (h *leaseHandlers) mayHold(ctx context.Context, token string) error {
-	letter, err := h.tasks.Leases.IsDeadLetter(ctx, token)
+	deadLetter, err := h.tasks.Leases.IsDeadLetter(ctx, token)
 	if err != nil {
 		return err
 	}
 
-	what := "to hold the lease of a task"
-	if letter {
-		what = "to hold the lease of a dead letter"
+	what := "holding the lease of a task"
+	if deadLetter {
+		what = "holding the lease of a dead letter"
 	}
 
-	return mayWork(ctx, letter, what)
+	return mayWork(ctx, deadLetter, what)
 }
 
 func leaseOf(l *jobs.Lease) Lease {
+	// The interface document's message has the member always, empty without a context.
 	var security jobs.SecurityContext
 	if l.Security != nil {
 		security = *l.Security

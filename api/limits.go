@@ -72,6 +72,7 @@ func newLimits(cfg Limits) *limits {
 // spend takes n tokens from the caller's bucket, of which paid were taken before for the same
 // request. It returns nil if the request may continue.
 func (g *gate) spend(c *call, n, paid int) *Problem {
+	// A dequeue is an ordinary request; every path below it is about a held lease.
 	kind := g.limits.requests
 	if strings.HasPrefix(c.path, leasesPath+"/") {
 		kind = g.limits.leases
@@ -97,7 +98,7 @@ func (g *gate) spend(c *call, n, paid int) *Problem {
 
 	c.refused = "too many " + kind.name
 	g.refusals.limited.Add(1)
-	return limited("this caller has asked for more than it may: come back later", v.Wait)
+	return limited("the caller exceeds its rate limit: send the request again after Retry-After", v.Wait)
 }
 
 // limited is a 429 with the time to wait.
@@ -111,16 +112,17 @@ func seconds(d time.Duration) string {
 }
 
 // verify returns the caller that a request's token names. An error is an auth.InvalidToken, a
-// *Problem, or one after which nothing is known of the token. Once an address has sent too many
-// invalid tokens, only tokens that were valid before are looked at, which costs no signature check.
+// *Problem, or an outage that leaves the token unverified. Once an address has sent too many invalid
+// tokens, only tokens that were valid before are looked up, without a signature check.
 func (g *gate) verify(c *call, r *http.Request, token string) (*auth.Caller, error) {
 	from := g.limits.address(r)
 	if v := g.limits.strangers.Has(from); !v.OK && !g.verifier.Known(token) {
-		c.refused = "too many bad tokens from there"
+		c.refused = "too many invalid tokens from the address"
 		g.refusals.failed.Add(1)
-		return nil, limited("too many tokens that are not valid have come from this address: come back later", v.Wait)
+		return nil, limited("too many invalid tokens were sent from this address: try again after Retry-After", v.Wait)
 	}
 
+	// Only invalid tokens count. An outage of the Auth Service does not lock an address out.
 	caller, err := g.verifier.Verify(r.Context(), token)
 	if auth.IsInvalid(err) {
 		g.limits.strangers.Take(from, 1, 0)
@@ -137,12 +139,14 @@ func (l *limits) address(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 
+	// A zone is local to this host, and an IPv4 address may come in the form of IPv6.
 	from := at.Addr().Unmap().WithZone("")
 	if l.trusts(from) {
 		from = l.forwarded(r, from)
 	}
 	if from.Is6() {
-		network, _ := from.Prefix(64) // 64 is always a valid length
+		// 64 is always a valid length.
+		network, _ := from.Prefix(64)
 		return network.Addr()
 	}
 

@@ -21,8 +21,8 @@ type PageOf struct {
 	Include string        `query:"include" enum:"payloads" doc:"payloads: return every input, output and workflowContext in full, however long."`
 }
 
-// TaskPage is a page of tasks in the order of their creation. It ends at its limit or at 4 MiB, and
-// has at least one task if there is one.
+// TaskPage is a page of tasks in the order of their creation. A page ends at the limit or at 4 MiB, and
+// is empty only if no task follows.
 type TaskPage struct {
 	Items      []*Task `json:"items"`
 	NextCursor *string `json:"nextCursor" doc:"The cursor of the next page; null on the last page. A page may have fewer items than limit although another page follows."`
@@ -72,7 +72,7 @@ func (h *taskHandlers) listTasksByUser(ctx context.Context, in *listTasksByUserI
 	tenant := callerOf(ctx).Tenant
 	if !in.Claimable {
 		if in.Groups != nil || in.Roles != nil {
-			return nil, violation("query.claimable", "groups and roles say something with claimable=true only")
+			return nil, violation("query.claimable", "groups and roles require claimable=true")
 		}
 		return h.page(ctx, in.PageOf, "user", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 			return q.TaskListByUser(ctx, db.TaskListByUserParams{
@@ -81,6 +81,7 @@ func (h *taskHandlers) listTasksByUser(ctx context.Context, in *listTasksByUserI
 		})
 	}
 
+	// The principals are part of the cursor's hash: other groups make another list.
 	principals := jobs.Person{ID: in.UserID, Groups: in.Groups, Roles: in.Roles}.Principals()
 	return h.page(ctx, in.PageOf, "claimable", in.UserID, tenant, func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error) {
 		return q.TaskListForUser(ctx, db.TaskListForUserParams{
@@ -89,8 +90,7 @@ func (h *taskHandlers) listTasksByUser(ctx context.Context, in *listTasksByUserI
 	}, principals...)
 }
 
-// names are the distinct values of a filter, sorted. The result is never nil, because nil would be
-// NULL in a query.
+// names returns the distinct values of a filter, sorted, and never nil: nil would be NULL in a query.
 func names[T ~string](values []T) []string {
 	out := make([]string, 0, len(values))
 	for _, v := range values {
@@ -100,7 +100,8 @@ func names[T ~string](values []T) []string {
 	return slices.Compact(out)
 }
 
-// page reads one id more than it returns, to know whether another page follows.
+// page reads one page of a list: ids by the query read, then the tasks of these ids. read is asked for
+// one id more than the page has, to know whether another page follows.
 func (h *taskHandlers) page(ctx context.Context, p PageOf, list, of, tenant string, read func(q *db.Queries, after uuid.UUID) ([]uuid.UUID, error), more ...string) (*taskPageOutput, error) {
 	filters := append([]string{list, of, tenant, strings.Join(names(p.Status), ","), strings.Join(names(p.Type), ",")}, more...)
 	last, err := after(p.Cursor, filters...)
@@ -111,13 +112,14 @@ func (h *taskHandlers) page(ctx context.Context, p PageOf, list, of, tenant stri
 	var from uuid.UUID
 	if last != nil {
 		if from, err = uuid.FromBytes(last); err != nil {
-			return nil, violation("query.cursor", "this is no cursor of ours")
+			return nil, violation("query.cursor", "the cursor is not valid")
 		}
 	}
 
 	out := &TaskPage{}
 	next := uuid.Nil
-	err = h.read(ctx, func(q *db.Queries) error { // everything in one snapshot
+	// Ids and tasks come from the same snapshot, so that every task still matches the filters.
+	err = h.read(ctx, func(q *db.Queries) error {
 		ids, err := read(q, from)
 		if err != nil {
 			return err
@@ -126,6 +128,7 @@ func (h *taskHandlers) page(ctx context.Context, p PageOf, list, of, tenant stri
 			ids = ids[:p.Limit]
 			next = ids[len(ids)-1]
 		}
+		// A page of long tasks ends before its limit: its last task is where the next page begins.
 		var all bool
 		if out.Items, all, err = show(ctx, q, ids, p); err == nil && !all {
 			next = out.Items[len(out.Items)-1].TaskID

@@ -131,12 +131,13 @@ func (h *worklistHandlers) claimTask(ctx context.Context, in *claimTaskInput) (*
 		return nil, err
 	}
 
+	// With the person's own token the roles and groups are the token's, not the body's.
 	who, _, err := h.gate.forUser(ctx, in.OnBehalf, in.Body.person())
 	if err != nil {
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, "", func(asks jobs.Actor) (db.Task, error) { return h.tasks.Worklist.Claim(ctx, id, asks, who) })
+	row, err := h.write(ctx, id, match, "", func(actor jobs.Actor) (db.Task, error) { return h.tasks.Worklist.Claim(ctx, id, actor, who) })
 	if err != nil {
 		return nil, err
 	}
@@ -150,12 +151,13 @@ func (h *worklistHandlers) unclaimTask(ctx context.Context, in *unclaimTaskInput
 		return nil, err
 	}
 
+	// Only the claimant may unclaim, whatever the roles and groups are: the id alone is verified.
 	if _, _, err := h.gate.forUser(ctx, in.OnBehalf, jobs.Person{ID: in.Body.UserID}); err != nil {
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Actor) (db.Task, error) {
-		return h.tasks.Worklist.Unclaim(ctx, id, asks, in.Body.UserID)
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(actor jobs.Actor) (db.Task, error) {
+		return h.tasks.Worklist.Unclaim(ctx, id, actor, in.Body.UserID)
 	})
 	if err != nil {
 		return nil, err
@@ -174,8 +176,8 @@ func (h *worklistHandlers) completeTask(ctx context.Context, in *completeTaskInp
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, "", func(asks jobs.Actor) (db.Task, error) {
-		return h.tasks.Worklist.Complete(ctx, id, asks, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
+	row, err := h.write(ctx, id, match, "", func(actor jobs.Actor) (db.Task, error) {
+		return h.tasks.Worklist.Complete(ctx, id, actor, in.Body.UserID, given(in.Body.Output), in.Body.Comment)
 	})
 	if err != nil {
 		return nil, err
@@ -190,11 +192,12 @@ func (h *worklistHandlers) claimNextTask(ctx context.Context, in *claimNextTaskI
 		return nil, err
 	}
 
-	row, err := h.tasks.Worklist.ClaimNext(ctx, ask(ctx, ""), who)
+	row, err := h.tasks.Worklist.ClaimNext(ctx, actorOf(ctx, ""), who)
 	switch {
 	case err != nil:
 		return nil, err
 	case row == nil:
+		// No task is no error: a person's list may be empty.
 		return &claimNextTaskOutput{}, nil
 	}
 	about(ctx, row.TaskID)

@@ -35,12 +35,14 @@ func parseIfMatch(header string) (ifMatch, error) {
 
 	match := ifMatch{exists: true, versions: []int32{}}
 	tags := 0
+	// Lists may have empty elements and any white space between them (RFC 9110, 5.6.1).
 	for rest := strings.Trim(header, " \t,"); rest != ""; rest = strings.TrimLeft(rest, " \t,") {
 		opaque, weak := strings.CutPrefix(rest, "W/")
 		text, after, whole := tagIn(opaque)
 		if !whole || after != "" && strings.IndexByte(" \t,", after[0]) < 0 {
 			return ifMatch{}, badIfMatch()
 		}
+		// After a tag comes a comma or the end.
 		if left := strings.TrimLeft(after, " \t"); left != "" && left[0] != ',' {
 			return ifMatch{}, badIfMatch()
 		}
@@ -93,26 +95,29 @@ func (m ifMatch) one() (version int32, ok bool) {
 // current one, which then fences the write. If the task changes in between, perhaps to another
 // version of the list, write reads the version again.
 func (c *core) write(ctx context.Context, id uuid.UUID, match ifMatch, reason string, do func(jobs.Actor) (db.Task, error)) (db.Task, error) {
-	asks := ask(ctx, reason)
+	actor := actorOf(ctx, reason)
 	if version, ok := match.one(); ok {
-		asks.IfMatch = version
-		return do(asks)
+		actor.IfMatch = version
+		return do(actor)
 	}
 
-	for range len(match.versions) + 1 { // each further round means that the task has changed
-		task, err := c.tasks.Get(ctx, asks.Tenant, id)
+	// Each further round means that the task has changed.
+	for range len(match.versions) + 1 {
+		// The version that is read here fences the write, so a change in between is noticed.
+		task, err := c.tasks.Get(ctx, actor.Tenant, id)
 		if err != nil {
 			return db.Task{}, err
 		}
 		switch {
 		case slices.Contains(match.versions, task.Version):
-			asks.IfMatch = task.Version
+			actor.IfMatch = task.Version
 		case jobs.Status(task.Status).Terminal() && slices.Contains(match.versions, task.Version-1):
-			asks.IfMatch = task.Version - 1 // the request may be a repetition of the write that ended the task
+			// The request may be a repetition of the write that ended the task.
+			actor.IfMatch = task.Version - 1
 		default:
 			return db.Task{}, jobs.ErrStale
 		}
-		if out, err := do(asks); !errors.Is(err, jobs.ErrStale) {
+		if out, err := do(actor); !errors.Is(err, jobs.ErrStale) {
 			return out, err
 		}
 	}
@@ -120,7 +125,7 @@ func (c *core) write(ctx context.Context, id uuid.UUID, match ifMatch, reason st
 	return db.Task{}, jobs.ErrStale
 }
 
-// violation is a response with one invalid place.
+// violation is a 422 with one invalid location.
 func violation(location, message string) *Problem {
 	p := problem(http.StatusUnprocessableEntity, codeValidation, "the request is not valid")
 	p.addViolation(location, message)

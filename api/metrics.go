@@ -154,6 +154,7 @@ var getTaskMetricsDoc = doc{
 const shownHours = 24
 
 func (h *metricsHandlers) getTaskMetrics(ctx context.Context, _ *struct{}) (*metricsOutput, error) {
+	// The hours of the tally are the database's. A difference of clocks only shifts the window.
 	now := time.Now().UTC()
 	hours := now.Truncate(time.Hour).Add(-(shownHours - 1) * time.Hour)
 	tally, err := h.across.TallyRead(ctx)
@@ -178,7 +179,7 @@ func (h *metricsHandlers) getTaskMetrics(ctx context.Context, _ *struct{}) (*met
 
 	inbound, err := h.across.InboundRead(ctx)
 	if err != nil {
-		return nil, readFailed("read the counts of what was heard", err)
+		return nil, readFailed("read the counts of consumed messages", err)
 	}
 
 	callbacks, err := h.across.CallbackBacklog(ctx)
@@ -202,6 +203,7 @@ func (h *metricsHandlers) getTaskMetrics(ctx context.Context, _ *struct{}) (*met
 	}
 
 	m.count(tally, waiting)
+	// Never nil: an empty list is [] in JSON.
 	m.Inbound = make([]InboundCount, len(inbound))
 	for i, row := range inbound {
 		m.Inbound[i] = InboundCount(row)
@@ -223,19 +225,22 @@ func (m *Metrics) count(tally []db.TallyReadRow, waiting []db.LaneWaitingRow) {
 			*m.Tasks.ByStatus.of(*t.Was) -= t.N
 			*kind.of(*t.Was) -= t.N
 			if *t.Was == db.TaskStatusPENDING {
-				depth[string(t.Lane)] -= t.N // the queue before the transition
+				// The queue before the transition.
+				depth[string(t.Lane)] -= t.N
 			}
 		}
 
 		if t.Now == db.TaskStatusPENDING {
 			depth[landing(t)] += t.N
 		}
+		// Only a discard leaves a final status unchanged.
 		if t.Was != nil && *t.Was == t.Now && jobs.Status(t.Now).Terminal() {
 			discarded += t.N
 		}
 		m.Attempts.count(t)
 	}
 
+	// Dead letters are not waiting jobs, so their number follows from statuses.
 	depth[jobs.LaneDeadLetter] = m.Tasks.ByStatus.Failed + m.Tasks.ByStatus.TimedOut - discarded
 	oldest := map[string]int64{}
 	for _, w := range waiting {
@@ -265,6 +270,7 @@ func landing(t db.TallyReadRow) string {
 }
 
 func (c *AttemptCounts) count(t db.TallyReadRow) {
+	// From RUNNING, the start was counted by an event of its own.
 	running := t.Was != nil && *t.Was == db.TaskStatusRUNNING
 	switch t.Event {
 	case db.TaskEventTypeStarted:
@@ -272,7 +278,8 @@ func (c *AttemptCounts) count(t db.TallyReadRow) {
 	case db.TaskEventTypeCompleted:
 		c.Completed += t.N
 		if !running {
-			c.Started += t.N // it started and ended in one transition
+			// The attempt started and ended in one transition.
+			c.Started += t.N
 		}
 	case db.TaskEventTypeFailed:
 		if t.Now == db.TaskStatusTIMEDOUT {
@@ -287,7 +294,8 @@ func (c *AttemptCounts) count(t db.TallyReadRow) {
 	case db.TaskEventTypeRetry:
 		c.Retries += t.N
 	case db.TaskEventTypeReleased:
-		if running { // an undone redrive and a discard are no attempts
+		// An undone redrive and a discard are no attempts.
+		if running {
 			c.Released += t.N
 		}
 	}
@@ -322,7 +330,8 @@ func throughput(from, now time.Time, rows []db.TallyHoursRow) Throughput {
 	for _, row := range rows {
 		i := int(row.Hour.Sub(from) / time.Hour)
 		if i < 0 || i >= shownHours {
-			continue // a new hour began after the clock was read
+			// A new hour began after the clock was read.
+			continue
 		}
 		h := &t.Hours[i]
 		h.Created += row.Created
@@ -332,6 +341,7 @@ func throughput(from, now time.Time, rows []db.TallyHoursRow) Throughput {
 	}
 
 	before, current := t.Hours[shownHours-2].HourCounts, t.Hours[shownHours-1].HourCounts
+	// The previous hour is assumed to be uniform.
 	share := 1 - now.Sub(now.Truncate(time.Hour)).Seconds()/3600
 	part := func(n int64) int64 { return int64(float64(n)*share + 0.5) }
 	t.LastHour = HourCounts{

@@ -26,6 +26,7 @@ func momentText(text string) string {
 		return text
 	}
 
+	// The form decides first: package time is more lenient than RFC 3339 about offsets.
 	upper := strings.ToUpper(text)
 	if momentForm.MatchString(text) {
 		if _, err := time.Parse(time.RFC3339Nano, upper); err == nil {
@@ -33,6 +34,7 @@ func momentText(text string) string {
 		}
 	}
 
+	// Package time refuses the underscore, with an error about this member.
 	return text[:10] + "_" + text[11:]
 }
 
@@ -47,6 +49,7 @@ var ofOthers = map[string]bool{"value": true, "data": true}
 // case. Content that belongs to the caller stays unchanged to the byte: see freeMembers and
 // ofOthers.
 func normalize(doc []byte) []byte {
+	// Most documents need no change, and are returned without a copy.
 	p := normalizer{doc: doc}
 	p.value("")
 	if p.out == nil {
@@ -80,11 +83,13 @@ func (p *normalizer) value(name string) {
 	p.space()
 	begin := p.i
 	switch c := p.doc[p.i]; {
+	// The content of the caller's members is stored and hashed as it was sent.
 	case (c == '{' || c == '[') && (freeMembers[name] || ofOthers[name]):
 		p.skip()
 	case c == '{':
 		p.each('}', func() { p.value(p.name()) })
 	case c == '[':
+		// The items of a list of times are times.
 		p.each(']', func() { p.value(name) })
 	case c == '"':
 		p.text()
@@ -138,13 +143,15 @@ func (p *normalizer) name() string {
 	}
 
 	var name string
-	_ = json.Unmarshal(p.doc[begin:begin+len(raw)+2], &name) // cannot fail: the document is guarded
+	// Cannot fail: the document is guarded.
+	_ = json.Unmarshal(p.doc[begin:begin+len(raw)+2], &name)
 	return name
 }
 
 // text walks a string.
 func (p *normalizer) text() {
 	for p.i++; p.doc[p.i] != '"'; p.i++ {
+		// An escaped quote does not end the string.
 		if p.doc[p.i] == '\\' {
 			p.i++
 		}
@@ -189,13 +196,15 @@ func wholeNumber(number string) (digits string, ok bool) {
 		sign, mantissa = "-", rest
 	}
 
+	// Only the digits and the power of ten count: 1.50e1 and 15 are the same number.
 	whole, fraction, _ := strings.Cut(mantissa, ".")
 	all := strings.TrimLeft(whole+fraction, "0")
 	power -= len(fraction)
 	trimmed := strings.TrimRight(all, "0")
 	power += len(all) - len(trimmed)
 
-	const most = 18 // the most digits that always fit into an int64
+	// The most digits that always fit into an int64.
+	const most = 18
 	switch {
 	case trimmed == "":
 		return "0", true
@@ -209,7 +218,7 @@ func wholeNumber(number string) (digits string, ok bool) {
 // body. huma converts the error to text, and newProblem recovers the place from it.
 type misplaced struct{ path string }
 
-const anotherType = "holds a value of another type than it must"
+const anotherType = "has a value of the wrong type"
 
 // Error encodes the place, for newProblem.
 func (e *misplaced) Error() string { return misplacedMark + e.path + misplacedMark + anotherType }

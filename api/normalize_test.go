@@ -9,7 +9,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/jsonguard"
 )
 
-func TestPlainLeavesWhatIsNotOursToSay(t *testing.T) {
+func TestNormalizeKeepsTheCallersContent(t *testing.T) {
 	t.Parallel()
 	for from, want := range map[string]string{
 		`{"timeout": 1000.0, "input": {"n": 1.0, "dueDate": "2026-12-01t10:00:00z"}}`:       `{"timeout": 1000, "input": {"n": 1.0, "dueDate": "2026-12-01t10:00:00z"}}`,
@@ -25,8 +25,8 @@ func TestPlainLeavesWhatIsNotOursToSay(t *testing.T) {
 	}
 }
 
-// FuzzPlain: whatever passes the guard is the same document afterwards, times apart.
-func FuzzPlain(f *testing.F) {
+// FuzzNormalize: whatever passes the guard is the same document afterwards, times apart.
+func FuzzNormalize(f *testing.F) {
 	for _, seed := range []string{
 		`{"a": 1.0, "b": [1e3, {"c": -0.0}], "input": {"n": 1.0}}`, `[1.5e1, "\"", {"value": {"x": "}"}}]`, `{"dueDate": "2026-12-01t10:00:00z"}`, `1e-2`, `{"\"": {"": 1E+2}}`,
 	} {

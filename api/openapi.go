@@ -61,16 +61,19 @@ func route[I, O any](a *API, method, path string, who access, d doc, handle func
 	op := d.operation(method, path, who)
 	op.Middlewares = huma.Middlewares{a.gate.admit(who), guardParams}
 	if d.request != nil {
+		// huma would decode before jsonguard checks, so takeBody reads the body, and huma a copy.
 		most := a.maxBody
 		if d.bulk {
 			most *= bulkBody
 			op.SkipValidateBody = true
 		}
 		op.Middlewares = append(op.Middlewares, takeBody(most))
-		op.BodyReadTimeout = -1 // takeBody has a deadline of its own
+		// takeBody has a deadline of its own.
+		op.BodyReadTimeout = -1
 		op.MaxBodyBytes = most + 1
 	}
 
+	// Inputs of operations on behalf of a person embed OnBehalf.
 	if method != http.MethodGet && !d.ownKey {
 		_, onBehalf := reflect.TypeFor[I]().FieldByName("OnBehalf")
 		op.Middlewares = append(op.Middlewares, a.keys.keyed(d.id, onBehalf))
@@ -107,11 +110,13 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 		op.Extensions["x-callers"] = who.callers
 	}
 
+	// huma fills in schema and headers of responses that it finds here.
 	op.Responses[strconv.Itoa(status)] = &huma.Response{
 		Description: http.StatusText(status), Headers: map[string]*huma.Param{}, Content: map[string]*huma.MediaType{"application/json": {Example: d.answer}},
 	}
 
 	if d.also != 0 {
+		// Shared maps: huma's additions to the first response apply to the second.
 		shared := op.Responses[strconv.Itoa(status)]
 		op.Responses[strconv.Itoa(d.also)] = &huma.Response{Description: d.alsoText, Content: shared.Content, Headers: shared.Headers}
 	}
@@ -119,6 +124,7 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 	if method != http.MethodGet && !d.ownKey {
 		op.Parameters = append(op.Parameters, keyParam())
 		op.Responses[strconv.Itoa(status)].Headers[replayedHeader] = replayedParam()
+		// Any keyed write can be a 409: the key was used for a different request.
 		if !slices.Contains(op.Errors, http.StatusConflict) {
 			op.Errors = append(op.Errors, http.StatusConflict)
 		}
@@ -135,7 +141,8 @@ func (d doc) operation(method, path string, who access) huma.Operation {
 // describe returns the head of the document and huma's settings.
 func describe() huma.Config {
 	cfg := huma.DefaultConfig("Task Execution Service", documentVersion)
-	cfg.CreateHooks = nil // the default hook would add a $schema member to every body
+	// The default hook would add a $schema member to every body.
+	cfg.CreateHooks = nil
 	cfg.DocsPath, cfg.OpenAPIPath, cfg.SchemasPath = "", "", ""
 	cfg.RejectUnknownQueryParameters = true
 	cfg.Formats = formats
@@ -159,6 +166,7 @@ func describe() huma.Config {
 		Type: "http", Scheme: "bearer", BearerFormat: "JWT",
 		Description: "A service token of the Auth Service (ES256, RS256 or EdDSA; iss auth-service, aud api). service_name must be one of the operation's x-callers (*: any service), and scope must contain the named scope.",
 	}}
+	// Types of package jobs and db keep their Go form. The aliases decide how the document shows them.
 	r := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	r.RegisterTypeAlias(reflect.TypeFor[json.RawMessage](), reflect.TypeFor[freeObject]())
 	r.RegisterTypeAlias(reflect.TypeFor[jobs.Status](), reflect.TypeFor[statusName]())
@@ -200,7 +208,7 @@ func (freeObject) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
 }
 
-// The enums. Each has a name, so that a generated client has one type for it.
+// The enums. Each has a name, so that a generated client has a type for each.
 type (
 	statusName   struct{}
 	typeName     struct{}
@@ -237,7 +245,7 @@ func (headerValue) Schema(r huma.Registry) *huma.Schema {
 	if r.Map()[name] == nil {
 		text := &huma.Schema{Type: huma.TypeString, MaxLength: new(4096), Description: "The value. Responses have *** instead."}
 		ref := &huma.Schema{
-			Type: huma.TypeObject, AdditionalProperties: false, Required: []string{"secretRef"}, Description: "A secret, resolved at each attempt.",
+			Type: huma.TypeObject, AdditionalProperties: false, Required: []string{"secretRef"}, Description: "A reference to a secret, resolved at each attempt.",
 			Properties: map[string]*huma.Schema{"secretRef": {Type: huma.TypeString, Pattern: "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$", Description: "The name of the secret."}},
 		}
 		for _, s := range []*huma.Schema{text, ref.Properties["secretRef"], ref} {
@@ -273,17 +281,19 @@ func named[T ~string](r huma.Registry, name, description string, values []T) *hu
 	return &huma.Schema{Ref: "#/components/schemas/" + name}
 }
 
-// limit adds bounds that the types of package jobs do not declare. These types are also read from
-// the database, where nothing needs to be bounded any more.
+// limit adds bounds that the types of package jobs do not declare, because these types are also read
+// from the database, after they were validated.
 func limit(r huma.Registry) {
 	for _, t := range []reflect.Type{reflect.TypeFor[jobs.RequestConfig](), reflect.TypeFor[jobs.ExecutionConfig](), reflect.TypeFor[jobs.RetryPolicy](), reflect.TypeFor[DequeueSelection]()} {
 		r.Schema(t, true, "")
 	}
 
+	// A renamed member must not lose its bound silently.
 	at := func(schema, member string) *huma.Schema {
 		s := r.Map()[schema].Properties[member]
 		if s == nil {
-			panic(fmt.Sprintf("api: %s has no member %s any more", schema, member)) // at every start, and so in every test
+			// Found at once: every start, and so every test, comes here.
+			panic(fmt.Sprintf("api: %s has no member %s any more", schema, member))
 		}
 		return s
 	}
@@ -306,9 +316,10 @@ func limit(r huma.Registry) {
 	}
 
 	at("SOAPCall", "order").Items.MaxLength = new(128)
-	told := at("Escalation", "notify").Items
-	told.MinLength, told.MaxLength = new(1), new(256)
+	notified := at("Escalation", "notify").Items
+	notified.MinLength, notified.MaxLength = new(1), new(256)
 	at("DequeueSelection", "taskDefinitionIds").Items.MaxLength = new(128)
+	// Messages contain the bounds, so they are computed again.
 	for _, s := range r.Map() {
 		s.PrecomputeMessages()
 	}

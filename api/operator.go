@@ -12,7 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs"
 )
 
-// riverUI puts itself between River UI and its page's requests that would change a job or a queue.
+// riverUI intercepts the requests of River UI's page to change jobs and queues.
 type riverUI struct {
 	tasks  *jobs.Tasks
 	prefix string // of the mount
@@ -37,6 +37,9 @@ func (u *riverUI) operated(next http.Handler) http.Handler {
 		if u.pausedInUI(w, r) {
 			return
 		}
+
+		// Every job of a task is changed through the task; River UI's own statements would bypass the
+		// fences.
 		verb, isAct := strings.CutPrefix(r.URL.Path, u.prefix+"/api/jobs/")
 		if r.Method != http.MethodPost || !isAct {
 			next.ServeHTTP(w, r)
@@ -48,6 +51,8 @@ func (u *riverUI) operated(next http.Handler) http.Handler {
 			writeProblem(c, problem(http.StatusUnprocessableEntity, codeValidation, "ids must list 1 to "+strconv.Itoa(mostJobs)+" jobs").because(err))
 			return
 		}
+
+		// The calls return the jobs that belong to no task. Only these reach River UI.
 		by := operatorOf(c)
 		switch verb {
 		case "cancel":
@@ -69,8 +74,8 @@ func (u *riverUI) operated(next http.Handler) http.Handler {
 	})
 }
 
-// pausedInUI pauses or resumes a queue where the request asks for that, so that the pause
-// bears the operator's name: River's own statement knows the role of the database alone.
+// pausedInUI pauses or resumes a queue if the request asks for it, in the operator's name: River's own
+// statement knows only the database role. It returns false for other requests.
 func (u *riverUI) pausedInUI(w http.ResponseWriter, r *http.Request) bool {
 	rest, ok := strings.CutPrefix(r.URL.Path, u.prefix+"/api/queues/")
 	name, verb, _ := strings.Cut(rest, "/")
@@ -79,17 +84,18 @@ func (u *riverUI) pausedInUI(w http.ResponseWriter, r *http.Request) bool {
 	}
 
 	c := callOf(r.Context())
-	asks := jobs.Actor{Name: operatorOf(c)}
+	actor := jobs.Actor{Name: operatorOf(c)}
 	var err error
 	switch verb {
 	case "pause":
-		_, err = u.tasks.Pauses.PauseQueue(r.Context(), name, asks)
+		_, err = u.tasks.Pauses.PauseQueue(r.Context(), name, actor)
 	case "resume":
-		_, err = u.tasks.Pauses.ResumeQueue(r.Context(), name, asks)
+		_, err = u.tasks.Pauses.ResumeQueue(r.Context(), name, actor)
 	default:
 		return false
 	}
-	if err != nil && !errors.Is(err, jobs.ErrNeverPaused) { // River resumes a queue that is not paused, too
+	// For River, resuming a queue that is not paused is no error.
+	if err != nil && !errors.Is(err, jobs.ErrNeverPaused) {
 		writeProblem(c, problemOf(r.Context(), err))
 		return true
 	}
@@ -97,7 +103,7 @@ func (u *riverUI) pausedInUI(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// operatorOf names who acts in River UI.
+// operatorOf names the operator in events and pauses; river-ui alone if the mount has no login.
 func operatorOf(c *call) string {
 	if c.caller == nil {
 		return "river-ui"
@@ -105,11 +111,13 @@ func operatorOf(c *call) string {
 	return "river-ui:" + c.caller.Name
 }
 
+// doneInUI sends River UI's response to an action that was performed here.
 func doneInUI(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	_, _ = io.WriteString(w, statusOK)
 }
 
+// jobsOf reads the ids of a request, 1 to mostJobs.
 func jobsOf(r *http.Request) ([]int64, error) {
 	var act jobAct
 	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 64<<10)).Decode(&act); err != nil {

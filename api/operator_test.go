@@ -81,7 +81,7 @@ func TestOperatorsActOnTasks(t *testing.T) {
 	require.Equal(t, 403, b.askWith(t, b.auth.Token(monitoring), "PUT", queue+"pause", nil).status, "a viewer")
 	require.JSONEq(t, `{"status": "ok"}`, string(b.askWith(t, operator, "PUT", queue+"pause", nil).body))
 	path, _ := b.create(t, noop())
-	b.why(t, path, "PAUSED", "^task-execution-automated is paused since 20.*Z by river-ui:"+orchestrator+"$")
+	b.why(t, path, "PAUSED", "^task-execution-automated has been paused since 20.*Z by river-ui:"+orchestrator+"$")
 	require.JSONEq(t, `{"status": "ok"}`, string(b.askWith(t, operator, "PUT", queue+"resume", nil).body))
 	b.stands(t, path, "COMPLETED")
 	last := b.ask(t, orchestrator, "GET", "/api/internal/pauses?all=true", nil).is(t, 200)["items"].([]any)[0].(object)

@@ -41,8 +41,9 @@ func fill[R any](limit, portion int, read func(last *R, n int32) ([]R, error), s
 	var page room
 	var last *R
 	for {
+		// One item more than the page has, to know whether another page follows.
 		n := min(portion, limit+1-len(rows))
-		part, err := read(last, int32(n)) //nolint:gosec // at most the size of a page
+		part, err := read(last, int32(n))
 		if err != nil {
 			return nil, false, err
 		}
@@ -53,26 +54,29 @@ func fill[R any](limit, portion int, read func(last *R, n int32) ([]R, error), s
 			rows = append(rows, part[i])
 		}
 
+		// The list has ended.
 		if len(part) < n {
 			return rows, false, nil
 		}
 		last = &rows[len(rows)-1]
-		portion = min(max((mostPage-page.bytes)*len(rows)/max(page.bytes, 1), 1), 64) // as many as will fit if they are like the previous ones
+		// As many as will fit if they are like the previous ones.
+		portion = min(max((mostPage-page.bytes)*len(rows)/max(page.bytes, 1), 1), 64)
 	}
 }
 
 // portionOfTasks is the number of tasks read at once, without their long payloads.
 const portionOfTasks = 50
 
-// show reads the tasks of these ids as a list shows them, as many as fit on a page. all is false if
-// some did not fit.
+// show reads the tasks with these ids in the form of a list, as many as fit on a page. all is false if
+// the page is full before the last id.
 func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items []*Task, all bool, err error) {
 	var page room
 	items = make([]*Task, 0, len(ids))
+	// Short members first: the lengths of the long payloads decide whether they are read.
 	for portion := range slices.Chunk(ids, portionOfTasks) {
 		rows, err := q.TaskListed(ctx, db.TaskListedParams{TaskIds: portion, Most: mostListed, Statuses: names(p.Status), Types: names(p.Type)})
 		if err != nil {
-			return nil, false, err //nolint:wrapcheck // the caller wraps it
+			return nil, false, err
 		}
 		full := map[uuid.UUID]*db.Task{}
 		if p.Include == payloads {
@@ -88,7 +92,8 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 				if size := lengthOf(row); size != math.MaxInt && page.items > 0 && page.bytes+size > mostPage {
 					return items, false, nil
 				}
-				if full[row.TaskID] == nil { // the length of these payloads is not known before they are read, so they are read alone
+				// Payloads of unknown length are read alone.
+				if full[row.TaskID] == nil {
 					one, err := whole(ctx, q, []uuid.UUID{row.TaskID})
 					if err != nil {
 						return nil, false, err
@@ -98,6 +103,7 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 				if got := full[row.TaskID]; got != nil {
 					task = taskOf(got)
 				}
+				// The payloads are in the page, or will never be: free the memory.
 				delete(full, row.TaskID)
 			}
 			if !page.takes(task.length()) {
@@ -114,6 +120,7 @@ func show(ctx context.Context, q *db.Queries, ids []uuid.UUID, p PageOf) (items 
 func fitting(rows []db.TaskListedRow, page room) (ids []uuid.UUID) {
 	for i := range rows {
 		size := lengthOf(&rows[i])
+		// Short payloads are in the row already, and unmeasured ones are read one by one.
 		if size <= 3*mostListed || size == math.MaxInt {
 			continue
 		}
@@ -130,6 +137,7 @@ func fitting(rows []db.TaskListedRow, page room) (ids []uuid.UUID) {
 func lengthOf(row *db.TaskListedRow) int {
 	total := 0
 	for _, n := range []int32{row.InputBytes, row.OutputBytes, row.ContextBytes} {
+		// The query does not measure a payload that is stored in more than 32 KiB.
 		if n == math.MaxInt32 {
 			return math.MaxInt
 		}
@@ -147,7 +155,7 @@ func whole(ctx context.Context, q *db.Queries, ids []uuid.UUID) (map[uuid.UUID]*
 
 	rows, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller wraps it
+		return nil, err
 	}
 
 	for i := range rows {
@@ -157,7 +165,7 @@ func whole(ctx context.Context, q *db.Queries, ids []uuid.UUID) (map[uuid.UUID]*
 	return found, nil
 }
 
-// listedTask is a task as lists show it.
+// listedTask converts a row of a list, in which long payloads are missing.
 func listedTask(r *db.TaskListedRow) *Task {
 	t := taskOf(&db.Task{
 		TaskID: r.TaskID, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, NextRetryAt: r.NextRetryAt,
@@ -183,11 +191,13 @@ func listedTask(r *db.TaskListedRow) *Task {
 
 // length estimates the bytes of a task in a response, rather too high than too low.
 func (t *Task) length() int {
-	const names = 1500 // of members, with times, numbers and enums
+	// The names of the members, with times, numbers and enums.
+	const names = 1500
 	total := names + len(t.Input) + len(t.Output) + len(t.Error) + len(t.Candidates) + len(t.WorkflowContext)
 	for _, s := range []*string{&t.WorkflowID, &t.TaskDefinitionID, &t.CorrelationID, t.StepID, t.Assignee, t.AssigneeName, t.GroupID, t.Reference, t.CallbackURL, t.RequestID} {
 		if s != nil {
-			total += 2 * len(*s) // quotes and backslashes are escaped
+			// Quotes and backslashes are escaped.
+			total += 2 * len(*s)
 		}
 	}
 	return total

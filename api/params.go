@@ -12,7 +12,7 @@ import (
 )
 
 // huma reads the first value of each parameter and treats an empty value as absent. These guards
-// refuse requests that would lose a value that way.
+// refuse requests that would lose a value in this way.
 
 // guardParams runs before huma reads headers and the query.
 func guardParams(ctx huma.Context, next func(huma.Context)) {
@@ -42,15 +42,16 @@ func guardHeaders(r *http.Request) *Problem {
 		if !given {
 			continue
 		}
+		// huma reads the first line only, which would weaken or change the condition.
 		if name == "If-Match" && len(values) > 1 {
 			values = []string{strings.Join(values, ", ")}
 			r.Header[name] = values
 		}
 		switch {
 		case len(values) > 1:
-			return violation("header."+name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
+			return violation("header."+name, fmt.Sprintf("is given %d times, but accepts one value", len(values)))
 		case len(values) == 0 || strings.TrimSpace(values[0]) == "":
-			return violation("header."+name, "is empty: give it a value, or leave it out")
+			return violation("header."+name, "is empty: send a value, or leave the header out")
 		}
 	}
 
@@ -66,9 +67,10 @@ func guardQuery(u *url.URL, params []*huma.Param) *Problem {
 
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return violation("query", "cannot be read: percent-encode what is no letter or digit")
+		return violation("query", "cannot be parsed: percent-encode characters other than letters and digits")
 	}
 
+	// Unknown parameters are refused by huma: RejectUnknownQueryParameters.
 	changed := false
 	for _, p := range params {
 		values := query[p.Name]
@@ -79,10 +81,11 @@ func guardQuery(u *url.URL, params []*huma.Param) *Problem {
 		each := list && p.Explode != nil && *p.Explode
 		switch {
 		case len(values) > 1 && !list:
-			return violation("query."+p.Name, fmt.Sprintf("is given %d times, and takes one value", len(values)))
+			return violation("query."+p.Name, fmt.Sprintf("is given %d times, but accepts one value", len(values)))
 		case len(values) > 1 && hasBlank(values):
-			return violation("query."+p.Name, "has a value that is empty")
+			return violation("query."+p.Name, "has an empty value")
 		case len(values) > 1 && !each:
+			// huma reads the first value of a list that is not exploded.
 			query[p.Name], changed = []string{strings.Join(values, ",")}, true
 		case p.Schema != nil && p.Schema.Format == "date-time":
 			if moment := momentText(values[0]); moment != values[0] {
@@ -116,6 +119,7 @@ func headAsGet(next http.Handler) http.Handler {
 			if path == "" {
 				path = r.URL.Path
 			}
+			// A route registered for HEAD itself, as mounts have, keeps its method.
 			route := chi.RouteContext(r.Context())
 			if !route.Routes.Match(chi.NewRouteContext(), http.MethodHead, path) {
 				route.RouteMethod = http.MethodGet

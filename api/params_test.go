@@ -336,7 +336,7 @@ func TestADryRunAnswersWhatTheDocumentSays(t *testing.T) {
 // The same on the bus, where a time that is none makes a dead letter.
 func TestTimesOfEventsAreRFC3339(t *testing.T) {
 	t.Parallel()
-	e := listening(t, setup(t))
+	e := withBus(t, setup(t))
 	say := func(until string) {
 		e.send(t, "system.maintenance_mode", envelope("system.maintenance_mode", object{"enabled": true, "lanes": []any{"task-execution-manual"}, "until": until}))
 	}
@@ -345,7 +345,7 @@ func TestTimesOfEventsAreRFC3339(t *testing.T) {
 	becomes(t, e, 1, "SELECT count(*)::int FROM maintenance WHERE until = '2099-12-01T10:00:00.5Z'")
 	for _, until := range []string{"2099-12-01T10:00:00+24:00", "2099-12-01T9:00:00Z"} {
 		say(until)
-		require.Regexp(t, `data\.until: `, e.letter(t).Header["Tes-Reason"], until)
+		require.Regexp(t, `data\.until: `, e.deadLetter(t).Header["Tes-Reason"], until)
 	}
 	e.send(t, requestedSubject, envelope(requestedSubject, noop(object{"dueDate": "2099-12-01t10:00:00z", "executionConfig": object{"executor": "noop", "timeout": 5e3}})))
 	becomes(t, e, 1, "SELECT count(*)::int FROM task WHERE due_at = '2099-12-01T10:00:00Z'")

@@ -19,30 +19,30 @@ const scopePause = "tasks:pause"
 
 // PauseReason is the body of pause and resume.
 type PauseReason struct {
-	Reason string `json:"reason" minLength:"1" maxLength:"500" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"Why, in one line: shown with the pause, and by why."`
+	Reason string `json:"reason" minLength:"1" maxLength:"500" pattern:"^[^\\x00-\\x1f\\x7f]+$" doc:"The reason in one line, shown in lists of pauses and by the why operation."`
 }
 
 // Pause is a pause of a queue, a definition or a task.
 type Pause struct {
-	Scope        jobs.PauseScope `json:"scope" enum:"queue,definition,task" doc:"What is paused."`
+	Scope        jobs.PauseScope `json:"scope" enum:"queue,definition,task" doc:"The kind of thing that is paused."`
 	Name         string          `json:"name" doc:"The queue's name, or the id of the definition or the task."`
 	PausedAt     time.Time       `json:"pausedAt"`
-	PausedBy     string          `json:"pausedBy" doc:"Who paused it: a caller; river-ui: and a caller, in River UI; role: and a role of the database, by SQL."`
-	Reason       string          `json:"reason" doc:"Why it was paused. Empty where nobody said, as in River UI."`
-	ResumedAt    *time.Time      `json:"resumedAt" doc:"When the pause ended; null while it is in force."`
-	ResumedBy    *string         `json:"resumedBy" doc:"Who resumed it; null while the pause is in force."`
-	ResumeReason *string         `json:"resumeReason" doc:"Why it was resumed; null while the pause is in force."`
+	PausedBy     string          `json:"pausedBy" doc:"The caller that paused; river-ui: and a caller for River UI; role: and a database role for SQL."`
+	Reason       string          `json:"reason" doc:"The reason for the pause. Empty if none was given, as in River UI."`
+	ResumedAt    *time.Time      `json:"resumedAt" doc:"The end of the pause; null while the pause is in force."`
+	ResumedBy    *string         `json:"resumedBy" doc:"The caller that resumed; null while the pause is in force."`
+	ResumeReason *string         `json:"resumeReason" doc:"The reason for resuming; null while the pause is in force."`
 }
 
 // PausePage is a page of pauses, the newest first.
 type PausePage struct {
 	Items      []Pause `json:"items"`
-	NextCursor *string `json:"nextCursor" doc:"Ask with it for the next page; null on the last."`
+	NextCursor *string `json:"nextCursor" doc:"The cursor of the next page; null on the last page."`
 }
 
-// QueuePath is a queue's place. Exported, or huma would not look into it.
+// QueuePath is the path of a queue. It is exported because huma ignores embedded unexported structs.
 type QueuePath struct {
-	Queue string `path:"queue" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"A queue's name, such as task-execution-automated."`
+	Queue string `path:"queue" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The name of a queue, such as task-execution-automated."`
 }
 
 type (
@@ -61,9 +61,9 @@ type (
 	pauseOutput struct{ Body *Pause }
 
 	listPausesInput struct {
-		All    bool   `query:"all" doc:"Also those that were resumed. Default: those in force."`
-		Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
-		Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the page before, with the same all."`
+		All    bool   `query:"all" doc:"true: include the pauses that were resumed. Default: only the pauses in force."`
+		Limit  int32  `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"The largest number of items on a page."`
+		Cursor string `query:"cursor" maxLength:"512" pattern:"^[A-Za-z0-9_-]+$" doc:"nextCursor of the previous page, with the same all."`
 	}
 	listPausesOutput struct{ Body *PausePage }
 )
@@ -80,9 +80,9 @@ func examplePause(scope, name string, resumed bool) map[string]any {
 }
 
 const (
-	pauseHolds = "Attempts that have not begun wait, among them retries and redrives; an attempt under way goes on, and a manual task that is ASSIGNED stays with its people. " +
-		"Pausing again changes nothing and answers the pause that is in force."
-	resumeAgain = "Resuming again changes nothing and answers the last pause; what was never paused is 404."
+	pauseHolds = "No further attempt begins, retries and redrives included. A running attempt continues, and an ASSIGNED manual task stays with its " +
+		"people. Pausing again changes nothing and returns the pause in force."
+	resumeAgain = "Resuming again changes nothing and returns the last pause. Without any pause the response is a 404."
 )
 
 func pauseDoc(id, summary, description, scope, name string, errors ...int) doc {
@@ -100,24 +100,24 @@ func resumeDoc(id, summary, description, scope, name string) doc {
 
 var (
 	pauseQueueDoc = pauseDoc("pauseQueue", "Pause a queue",
-		"The queue gives nothing out, to no tenant, as when it is paused in River UI. Takes a token without a tenant. "+pauseHolds, "queue", jobs.LaneAutomated)
+		"Stops a queue for all tenants, as River UI does. Requires a token without a tenant. "+pauseHolds, "queue", jobs.LaneAutomated)
 	resumeQueueDoc = resumeDoc("resumeQueue", "Resume a queue",
-		"Ends the pause, whoever paused the queue. Maintenance goes on. Takes a token without a tenant. "+resumeAgain, "queue", jobs.LaneAutomated)
+		"Ends the pause of a queue, also a pause by River UI or SQL. Maintenance is not ended. Requires a token without a tenant. "+resumeAgain, "queue", jobs.LaneAutomated)
 	pauseDefinitionDoc = pauseDoc("pauseTaskDefinition", "Pause a task definition",
-		"Holds back the tasks of a definition. With a tenant's token: that tenant's tasks, be the definition its own or the platform's. "+
-			"With a token without a tenant: all tasks of the platform's definition, of every tenant. "+pauseHolds, "definition", "calculate-order-total")
+		"Holds back the tasks of a definition. With a tenant's token: the tasks of the tenant, whether the definition is the tenant's or the "+
+			"platform's. With a token without a tenant: the tasks of every tenant that use the platform's definition. "+pauseHolds, "definition", "calculate-order-total")
 	resumeDefinitionDoc = resumeDoc("resumeTaskDefinition", "Resume a task definition",
-		"Ends the pause that a token of the same tenant began. A task that another pause holds back goes on waiting. "+resumeAgain, "definition", "calculate-order-total")
+		"Ends the pause that a token of the same tenant began. Tasks that another pause holds back continue to wait. "+resumeAgain, "definition", "calculate-order-total")
 	pauseTaskDoc = pauseDoc("pauseTask", "Pause a task",
-		"Holds back the next attempt of one task. A task that has ended answers 409. "+pauseHolds, "task", exampleTask["taskId"].(string), 409)
+		"Holds back the next attempt of one task. A task that has ended is a 409. "+pauseHolds, "task", exampleTask["taskId"].(string), 409)
 	resumeTaskDoc = resumeDoc("resumeTask", "Resume a task",
-		"Ends the pause of a task. A task whose definition is paused goes on waiting. "+resumeAgain, "task", exampleTask["taskId"].(string))
+		"Ends the pause of a task. A task whose definition is paused continues to wait. "+resumeAgain, "task", exampleTask["taskId"].(string))
 )
 
 var listPausesDoc = doc{
 	id: "listPauses", tag: tagPauses, summary: "List pauses",
-	description: "Pages through the pauses in force, or with all=true through those that were resumed too, the newest first: those of the token's tenant, " +
-		"and those of queues and of the platform's definitions, which hold the tasks of every tenant back.",
+	description: "Lists the pauses in force, or with all=true all pauses, newest first: the pauses of the token's tenant, and the pauses of queues and of " +
+		"the platform's definitions, which hold back the tasks of every tenant.",
 	answer: map[string]any{"items": []any{examplePause("definition", "calculate-order-total", false)}, "nextCursor": nil},
 }
 
@@ -129,20 +129,20 @@ func (h *pauseHandlers) resumeQueue(ctx context.Context, in *pauseQueueInput) (*
 	return h.ofQueue(ctx, in, h.tasks.Pauses.ResumeQueue)
 }
 
-// ofQueue refuses tenants: queues are everybody's.
+// ofQueue refuses tenants: all tenants share the queues.
 func (h *pauseHandlers) ofQueue(ctx context.Context, in *pauseQueueInput, do func(context.Context, string, jobs.Actor) (jobs.Pause, error)) (*pauseOutput, error) {
 	if callerOf(ctx).Tenant != "" {
-		return nil, problem(http.StatusForbidden, codeForbidden, "queues are all tenants': pausing and resuming one takes a token without a tenant")
+		return nil, problem(http.StatusForbidden, codeForbidden, "all tenants share the queues: pausing and resuming them requires a token without a tenant")
 	}
-	return pauseDone(do(ctx, in.Queue, ask(ctx, in.Body.Reason)))
+	return pauseDone(do(ctx, in.Queue, actorOf(ctx, in.Body.Reason)))
 }
 
 func (h *pauseHandlers) pauseDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
-	return pauseDone(h.tasks.Pauses.PauseDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+	return pauseDone(h.tasks.Pauses.PauseDefinition(ctx, in.ID, actorOf(ctx, in.Body.Reason)))
 }
 
 func (h *pauseHandlers) resumeDefinition(ctx context.Context, in *pauseDefinitionInput) (*pauseOutput, error) {
-	return pauseDone(h.tasks.Pauses.ResumeDefinition(ctx, in.ID, ask(ctx, in.Body.Reason)))
+	return pauseDone(h.tasks.Pauses.ResumeDefinition(ctx, in.ID, actorOf(ctx, in.Body.Reason)))
 }
 
 func (h *pauseHandlers) pauseTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
@@ -151,7 +151,7 @@ func (h *pauseHandlers) pauseTask(ctx context.Context, in *pauseTaskInput) (*pau
 		return nil, err
 	}
 	about(ctx, id)
-	return pauseDone(h.tasks.Pauses.PauseTask(ctx, id, ask(ctx, in.Body.Reason)))
+	return pauseDone(h.tasks.Pauses.PauseTask(ctx, id, actorOf(ctx, in.Body.Reason)))
 }
 
 func (h *pauseHandlers) resumeTask(ctx context.Context, in *pauseTaskInput) (*pauseOutput, error) {
@@ -160,7 +160,7 @@ func (h *pauseHandlers) resumeTask(ctx context.Context, in *pauseTaskInput) (*pa
 		return nil, err
 	}
 	about(ctx, id)
-	return pauseDone(h.tasks.Pauses.ResumeTask(ctx, id, ask(ctx, in.Body.Reason)))
+	return pauseDone(h.tasks.Pauses.ResumeTask(ctx, id, actorOf(ctx, in.Body.Reason)))
 }
 
 func pauseDone(p jobs.Pause, err error) (*pauseOutput, error) {
@@ -177,6 +177,7 @@ func pauseAnswer(p jobs.Pause) *pauseOutput {
 
 func pauseOf(p jobs.Pause) Pause {
 	out := Pause{Scope: p.Scope, Name: p.Name, PausedAt: p.PausedAt, PausedBy: p.PausedBy, Reason: p.Reason}
+	// The three members are null together.
 	if p.ResumedAt != nil {
 		out.ResumedAt, out.ResumedBy, out.ResumeReason = p.ResumedAt, &p.ResumedBy, &p.ResumeReason
 	}
@@ -185,6 +186,7 @@ func pauseOf(p jobs.Pause) Pause {
 
 func (h *pauseHandlers) listPauses(ctx context.Context, in *listPausesInput) (*listPausesOutput, error) {
 	tenant := callerOf(ctx).Tenant
+	// Both lists page by the ids of one table: only the filter distinguishes their cursors.
 	filters := []string{"pauses in force", tenant}
 	if in.All {
 		filters[0] = "all pauses"
@@ -193,10 +195,12 @@ func (h *pauseHandlers) listPauses(ctx context.Context, in *listPausesInput) (*l
 	if err != nil {
 		return nil, err
 	}
+
+	// Newest first, so the first page has everything below the largest id.
 	before := int64(math.MaxInt64)
 	switch {
 	case len(last) == 8:
-		before = int64(binary.BigEndian.Uint64(last)) //nolint:gosec // an id of ours, written below
+		before = int64(binary.BigEndian.Uint64(last))
 	case last != nil:
 		return nil, violation("query.cursor", "the cursor is not valid")
 	}
@@ -209,7 +213,7 @@ func (h *pauseHandlers) listPauses(ctx context.Context, in *listPausesInput) (*l
 		}
 		if len(rows) > int(in.Limit) {
 			rows = rows[:in.Limit]
-			next := cursor(binary.BigEndian.AppendUint64(nil, uint64(rows[len(rows)-1].ID)), filters...) //nolint:gosec // read back as it was
+			next := cursor(binary.BigEndian.AppendUint64(nil, uint64(rows[len(rows)-1].ID)), filters...)
 			out.NextCursor = &next
 		}
 		for _, row := range rows {

@@ -48,16 +48,16 @@ func TestPauses(t *testing.T) {
 	b.ask(t, ui, "GET", pausesPath+"?all=true&cursor="+next, nil).fails(t, 422, "VALIDATION_ERROR")
 
 	made, _ := b.create(t, object{"taskDefinitionId": "total", "workflowId": "w", "input": object{"orderId": "o", "taxRate": 1}})
-	b.why(t, made, "PAUSED", "^task-execution-automated is paused since "+held[0]+" by workflow-orchestrator: the tax table is wrong$")
+	b.why(t, made, "PAUSED", "^task-execution-automated has been paused since "+held[0]+" by workflow-orchestrator: the tax table is wrong$")
 	b.ask(t, orchestrator, "POST", queue+"/resume", object{"reason": "mended"}).is(t, 200)
-	const definitions = "^definition total is paused since 20[^ ]+Z by workflow-orchestrator: the tax table is wrong$"
+	const definitions = "^definition total has been paused since 20[^ ]+Z by workflow-orchestrator: the tax table is wrong$"
 	eventually(t, func() bool {
 		var n int
 		require.NoError(t, b.pool.QueryRow(t.Context(), "SELECT count(*) FROM river_job WHERE state = 'pending'").Scan(&n))
 		return n == 1
 	})
 	b.why(t, made, "PAUSED", definitions)
-	b.why(t, path, "PAUSED", "^task "+id+" is paused since "+held[2]+" by workflow-orchestrator: the tax table is wrong$")
+	b.why(t, path, "PAUSED", "^task "+id+" has been paused since "+held[2]+" by workflow-orchestrator: the tax table is wrong$")
 
 	for _, place := range []string{of, path} {
 		last := b.ask(t, orchestrator, "POST", place+"/resume", object{"reason": "mended"}).is(t, 200)

@@ -39,17 +39,20 @@ func (h *worklistHandlers) reassignTask(ctx context.Context, in *reassignTaskInp
 	}
 
 	to := jobs.Reassignment{AssigneeID: in.Body.AssigneeID, GroupID: in.Body.GroupID, DueDate: in.Body.DueDate}
+	// The person in the token decides here, so the body names none.
 	who, proven, err := h.gate.forUser(ctx, in.OnBehalf, jobs.Person{})
 	if err != nil {
 		return nil, err
 	}
 
-	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Actor) (db.Task, error) {
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(actor jobs.Actor) (db.Task, error) {
+		// Without the person's token the calling service is responsible, and may reassign every task.
 		if proven {
 			to.Person = &who
-			asks.Name = who.ID // the audit trail names the person if the token proves who it is
+			// The audit trail names the person if the token proves who it is.
+			actor.Name = who.ID
 		}
-		return h.tasks.Worklist.Reassign(ctx, id, asks, to)
+		return h.tasks.Worklist.Reassign(ctx, id, actor, to)
 	})
 	if err != nil {
 		return nil, err

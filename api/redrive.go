@@ -198,8 +198,9 @@ var undoRedriveDoc = doc{
 }
 
 func (h *deadLetterHandlers) redriveDeadLetters(ctx context.Context, in *redriveInput) (*redriveOutput, error) {
+	// An empty filter selects everything, so a forgotten one must not count as empty.
 	if (in.Body.Filter == nil) == (in.Body.TaskIDs == nil) {
-		return nil, violation("body", "give either filter or taskIds")
+		return nil, violation("body", "exactly one of filter and taskIds is required")
 	}
 
 	r := jobs.Redrive{DryRun: in.Body.DryRun, Rate: in.Body.RatePerSecond}
@@ -212,7 +213,7 @@ func (h *deadLetterHandlers) redriveDeadLetters(ctx context.Context, in *redrive
 	for _, text := range in.Body.TaskIDs {
 		id, err := uuid.Parse(text)
 		if err != nil {
-			return nil, violation("body.taskIds", "this is no UUID")
+			return nil, violation("body.taskIds", "must be UUIDs")
 		}
 		r.TaskIDs = append(r.TaskIDs, id)
 	}
@@ -226,7 +227,7 @@ func (h *deadLetterHandlers) redriveDeadLetters(ctx context.Context, in *redrive
 		r.Canary = &jobs.Canary{Count: c.Count, MaxFailureRatio: c.MaxFailureRatio}
 	}
 
-	found, err := h.tasks.DeadLetters.Redrive(ctx, ask(ctx, in.Body.Reason), r)
+	found, err := h.tasks.DeadLetters.Redrive(ctx, actorOf(ctx, in.Body.Reason), r)
 	if err != nil {
 		return nil, err
 	}
@@ -276,6 +277,7 @@ func (h *deadLetterHandlers) undoRedrive(ctx context.Context, in *actInput) (*op
 	return act(ctx, in, h.tasks.DeadLetters.UndoRedrive)
 }
 
+// act stops or undoes an operation.
 func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, jobs.Actor) (jobs.Operation, error)) (*operationOutput, error) {
 	id, err := in.id()
 	if err != nil {
@@ -287,7 +289,7 @@ func act(ctx context.Context, in *actInput, do func(context.Context, uuid.UUID, 
 		reason = in.Body.Reason
 	}
 
-	op, err := do(ctx, id, ask(ctx, reason))
+	op, err := do(ctx, id, actorOf(ctx, reason))
 	return operationAnswer(op, err)
 }
 
@@ -315,6 +317,7 @@ func operationAnswer(op jobs.Operation, err error) (*operationOutput, error) {
 		out.Canary = &RedriveCanary{op.CanaryCount, op.CanaryRatio}
 	}
 
+	// The operation keeps the request's selection as JSON: a filter or a list of ids.
 	var selection struct{ Filter *DeadLetterFilter }
 	if err := json.Unmarshal(op.Selection, &selection); err != nil {
 		return nil, fmt.Errorf("read operation %s: %w", op.OperationID, err)
@@ -331,6 +334,7 @@ func operationAnswer(op jobs.Operation, err error) (*operationOutput, error) {
 }
 
 func actOf(at *time.Time, by, reason *string) *RedriveAct {
+	// The three columns are set together.
 	if at == nil || by == nil || reason == nil {
 		return nil
 	}

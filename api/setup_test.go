@@ -33,8 +33,7 @@ const (
 	errorHandler = "error-handler"
 )
 
-// testBundle is the whole door: over HTTP in front, a database of its own behind,
-// and the Auth Service beside it.
+// testBundle is an API server over HTTP, with a database of its own and a fake Auth Service.
 type testBundle struct {
 	url   string
 	pool  *pgxpool.Pool // the engine's
@@ -49,7 +48,7 @@ func setup(t *testing.T, change ...func(*api.Config)) *testBundle {
 	return setupOn(t, pool, dbtest.URL(pool), change...)
 }
 
-// setupOn takes the door's reads from another address than its moves.
+// setupOn gives the server another address for reads than for writes.
 func setupOn(t *testing.T, pool *pgxpool.Pool, readURL string, change ...func(*api.Config)) *testBundle {
 	t.Helper()
 	b := &testBundle{pool: pool, tasks: jobs.New(pool, jobs.Config{}), log: &logged{}}
@@ -62,9 +61,9 @@ func setupOn(t *testing.T, pool *pgxpool.Pool, readURL string, change ...func(*a
 	for _, f := range change {
 		f(&cfg)
 	}
-	door, err := api.New(cfg)
+	apiServer, err := api.New(cfg)
 	require.NoError(t, err)
-	server := httptest.NewServer(door.Handler())
+	server := httptest.NewServer(apiServer.Handler())
 	t.Cleanup(server.Close)
 	b.url = server.URL
 	return b

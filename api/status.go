@@ -52,14 +52,16 @@ func (h *taskHandlers) updateTaskStatus(ctx context.Context, in *updateTaskStatu
 		to.Error = &jobs.Failure{Code: f.Code, Message: f.Message, Details: given(f.Details), StackTrace: f.StackTrace, Retryable: f.Retryable}
 	}
 
+	// Package jobs validates the transition; a member that the status cannot have is an error of the
+	// body.
 	switch {
 	case to.Output != nil && to.Status != jobs.Completed:
-		return nil, violation("body.output", "only a COMPLETED task has an output")
+		return nil, violation("body.output", "is allowed with status COMPLETED only")
 	case to.Error != nil && to.Status != jobs.Failed && to.Status != jobs.TimedOut:
-		return nil, violation("body.error", "only a FAILED or TIMED_OUT task has an error")
+		return nil, violation("body.error", "is allowed with status FAILED and TIMED_OUT only")
 	}
-	row, err := h.write(ctx, id, match, in.Body.Reason, func(asks jobs.Actor) (db.Task, error) {
-		return h.tasks.SetStatus(ctx, id, asks, to)
+	row, err := h.write(ctx, id, match, in.Body.Reason, func(actor jobs.Actor) (db.Task, error) {
+		return h.tasks.SetStatus(ctx, id, actor, to)
 	})
 	if err != nil {
 		return nil, err
@@ -68,8 +70,8 @@ func (h *taskHandlers) updateTaskStatus(ctx context.Context, in *updateTaskStatu
 	return answer(&row), nil
 }
 
-// ask is a request of the caller for package jobs.
-func ask(ctx context.Context, reason string) jobs.Actor {
+// actorOf returns the caller's part of a write for package jobs: tenant, actor, reason, idempotency key.
+func actorOf(ctx context.Context, reason string) jobs.Actor {
 	caller := callerOf(ctx)
 	return jobs.Actor{Tenant: caller.Tenant, Name: caller.Name, Reason: reason, Call: callOf(ctx).keyed}
 }

@@ -66,6 +66,7 @@ type Task struct {
 // priorities maps the ranks of the table to names.
 var priorities = [...]jobs.Priority{1: jobs.Critical, 2: jobs.High, 3: jobs.Medium, 4: jobs.Low}
 
+// taskOf converts a row of the table task, with all payloads.
 func taskOf(row *db.Task) *Task {
 	t := &Task{
 		TaskID: row.TaskID, WorkflowID: row.WorkflowID, StepID: row.StepID, TaskDefinitionID: row.DefinitionID,
@@ -78,6 +79,7 @@ func taskOf(row *db.Task) *Task {
 		CallbackURL: row.CallbackUrl, RequestID: row.RequestID, WorkflowContext: row.Context,
 	}
 
+	// A task that ended without an attempt, such as a cancelled one, has no duration.
 	if row.StartedAt != nil && row.EndedAt != nil {
 		ms := row.EndedAt.Sub(*row.StartedAt).Milliseconds()
 		t.ExecutionTime = &ms
@@ -86,9 +88,10 @@ func taskOf(row *db.Task) *Task {
 	return t
 }
 
-// retries counts the attempts that another attempt followed. The attempt that ended the task for
-// good has none after it.
+// retries counts the failed attempts that another attempt followed. No attempt follows the one that
+// ended the task for good.
 func retries(row *db.Task) int32 {
+	// A crash is an attempt whose lease expired; it is retried like a failure.
 	spent := row.Failures + row.Crashes
 	if spent > 0 && (row.Status == db.TaskStatusFAILED || row.Status == db.TaskStatusTIMEDOUT) {
 		spent--
@@ -96,6 +99,7 @@ func retries(row *db.Task) int32 {
 	return spent
 }
 
+// utc returns a time in UTC: pgx returns times in the zone of the process.
 func utc(t *time.Time) *time.Time {
 	if t == nil {
 		return nil
@@ -104,7 +108,7 @@ func utc(t *time.Time) *time.Time {
 	return &u
 }
 
-// etag is a version in HTTP's notation.
+// etag returns a version as a strong entity tag.
 func etag(version int32) string { return `"` + strconv.Itoa(int(version)) + `"` }
 
 // TaskPath is the path of a task. It is exported because huma ignores embedded unexported structs.
@@ -115,7 +119,7 @@ type TaskPath struct {
 func (p TaskPath) id() (uuid.UUID, error) {
 	id, err := uuid.Parse(p.TaskID)
 	if err != nil || len(p.TaskID) != 36 {
-		// For the caller an id is any string, so a malformed one is a task that does not exist.
+		// For the caller an id is any string, so a malformed id means an unknown task.
 		return uuid.Nil, fmt.Errorf("task %q: %w", p.TaskID, jobs.ErrNotFound)
 	}
 	return id, nil
@@ -132,6 +136,7 @@ func (w TaskWrite) target(ctx context.Context) (uuid.UUID, ifMatch, error) {
 	if err != nil {
 		return id, ifMatch{}, err
 	}
+	// Before the header is parsed, so that the log names the task of a malformed request too.
 	about(ctx, id)
 	match, err := parseIfMatch(w.IfMatch)
 	return id, match, err
@@ -143,4 +148,5 @@ type taskOutput struct {
 	Body *Task
 }
 
+// answer is the response with a task.
 func answer(row *db.Task) *taskOutput { return &taskOutput{ETag: etag(row.Version), Body: taskOf(row)} }

@@ -17,8 +17,9 @@ func owns(c *auth.Caller, place string, config *jobs.RequestConfig) *Problem {
 
 // ownsContext is owns for a definition's security context.
 func ownsContext(c *auth.Caller, place string, s *jobs.SecurityContext) *Problem {
+	// Absent members mean the token's own tenant.
 	if c.Tenant == "" || s == nil || s.TenantID == "" || s.TenantID == c.Tenant {
 		return nil
 	}
-	return violation(place+".executionConfig.securityContext.tenantId", "must be the token's own tenant, or be left out")
+	return violation(place+".executionConfig.securityContext.tenantId", "must be the token's tenant, or be left out")
 }

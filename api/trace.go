@@ -17,12 +17,14 @@ import (
 // request creates keep the span and its sampling decision. Without tracing the caller's own span is
 // passed on. Probes have no spans.
 func (o *observer) trace(ctx context.Context, c *call, r *http.Request) context.Context {
+	// Two headers contradict each other, so neither counts.
 	if sent := r.Header["Traceparent"]; len(sent) == 1 {
 		ctx = jobs.ContextWithTraceparent(ctx, sent[0])
 	}
 	if o.tracer != nil && c.path != "/livez" && c.path != "/readyz" {
 		ctx, c.span = o.tracer.Start(ctx, "HTTP", trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(c.start))
 	}
+	// Without tracing this is the caller's own span.
 	c.traceparent = jobs.Traceparent(ctx)
 	return ctx
 }
@@ -56,11 +58,13 @@ func (c *call) endSpan(r *http.Request) {
 		attrs = append(attrs, attribute.String("tes.task.id", c.task))
 	}
 
+	// For servers, 4xx is the client's error and leaves the span's status unset.
 	if c.status >= http.StatusInternalServerError {
 		attrs = append(attrs, semconv.ErrorTypeKey.String(strconv.Itoa(c.status)))
 		c.span.SetStatus(codes.Error, "")
 	}
 
+	// The name needs the route, which was unknown at the start.
 	c.span.SetName(name)
 	c.span.SetAttributes(attrs...)
 }

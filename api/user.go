@@ -12,7 +12,7 @@ import (
 // UserTokens verifies people's tokens at the Auth Service.
 type UserTokens interface {
 	// Authenticate returns the person of a token; the zero Person for an invalid token. After an error
-	// nothing is known of the token.
+	// the token may be valid or invalid.
 	Authenticate(ctx context.Context, token string) (Person, error)
 }
 
@@ -41,7 +41,7 @@ func (g *gate) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who 
 	if in.UserToken == "" {
 		if g.requireUserToken {
 			callOf(ctx).refused = "no user token"
-			return jobs.Person{}, false, problem(http.StatusUnauthorized, codeUnauthorized, "send the person's own token too: X-User-Token").
+			return jobs.Person{}, false, problem(http.StatusUnauthorized, codeUnauthorized, "the person's own token is required: X-User-Token").
 				with("WWW-Authenticate", `Bearer realm="tes"`)
 		}
 
@@ -58,15 +58,17 @@ func (g *gate) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who 
 	case err != nil:
 		return jobs.Person{}, false, unavailable("user tokens cannot be verified now").because(err)
 	case person.Subject == "":
-		callOf(ctx).refused = "bad user token"
+		callOf(ctx).refused = "invalid user token"
 		return jobs.Person{}, false, problem(http.StatusUnauthorized, codeUnauthorized, "the token in X-User-Token is not valid").
 			with("WWW-Authenticate", `Bearer realm="tes", error="invalid_token"`)
+	// Both tokens must agree: a service of one tenant must not act for a person of another.
 	case person.Tenant != callerOf(ctx).Tenant:
-		return jobs.Person{}, false, refused("another tenant's user token", "is of another tenant than the caller's")
+		return jobs.Person{}, false, refused("another tenant's user token", "belongs to a different tenant than the caller")
 	case said.ID != "" && person.Subject != said.ID:
-		return jobs.Person{}, false, refused("another's user token", "is another person's than userId")
+		return jobs.Person{}, false, refused("another's user token", "belongs to a different person than userId")
 	}
 
+	// Roles and groups: the token's, or the subset that the body selects.
 	who = jobs.Person{ID: person.Subject}
 	for _, of := range []struct {
 		place, one string
@@ -76,6 +78,7 @@ func (g *gate) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who 
 		{"body.roles", "role", said.Roles, person.Roles, &who.Roles},
 		{"body.groups", "group", said.Groups, person.Groups, &who.Groups},
 	} {
+		// A body without the member means all of the token's.
 		*of.to = of.has
 		if of.asked == nil {
 			continue
@@ -84,7 +87,7 @@ func (g *gate) forUser(ctx context.Context, in OnBehalf, said jobs.Person) (who 
 		for i, name := range of.asked {
 			if !slices.Contains(of.has, name) {
 				p := refused("more than the user token's "+of.one+"s", "does not give the person the "+of.one+" "+name)
-				p.addViolation(of.place+"["+strconv.Itoa(i)+"]", "is none of the token's")
+				p.addViolation(of.place+"["+strconv.Itoa(i)+"]", "is not in the token")
 				return jobs.Person{}, false, p
 			}
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// withPeople is a door that asks an Auth Service about people, and a way to their tokens.
+// withPeople returns a bundle whose server verifies people's tokens, and a function that makes them.
 func withPeople(t *testing.T, demand bool) (*testBundle, func(peertest.TokenOptions) []string) {
 	t.Helper()
 	people := startAuth(t)

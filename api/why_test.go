@@ -57,7 +57,7 @@ func TestWhyWaiting(t *testing.T) {
 		t.Parallel()
 		b := setup(t)
 		path, task := b.create(t, noop())
-		w := b.why(t, path, "NO_WORKER", "^no process that takes jobs was seen within 30s; it waits since 20")
+		w := b.why(t, path, "NO_WORKER", "^no process that claims jobs was seen within 30s; the task has waited since 20")
 		require.EqualValues(t, 0, w["position"])
 		require.Equal(t, task["createdAt"], w["since"])
 		b.exec(t, "INSERT INTO executor (executor_id, seen_at) VALUES ('dead', now() - interval '31 s')")
@@ -73,7 +73,7 @@ func TestWhyWaiting(t *testing.T) {
 		b.attend(t)
 		path, task := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
 		definition := task["taskDefinitionId"].(string)
-		w := b.why(t, path, "NO_WORKER", "^no remote worker has asked for "+definition+" within an hour; it waits since 20")
+		w := b.why(t, path, "NO_WORKER", "^no remote worker has asked for "+definition+" within an hour; the task has waited since 20")
 		require.Equal(t, task["createdAt"], w["since"])
 
 		// Others ask, for other things, other queues, other tenants.
@@ -83,13 +83,13 @@ func TestWhyWaiting(t *testing.T) {
 		b.why(t, path, "NO_WORKER", "has asked for "+definition)
 
 		b.exec(t, "INSERT INTO worker (tenant_id, worker_id, queue, definition_ids, seen_at) VALUES ('', 'w-4', 'task-execution-automated', ARRAY['x', $1], '2100-01-01T00:00:00Z')", definition)
-		b.why(t, path, nil, "^next in line in task-execution-automated, for a remote worker that asks for its definition, as one does$")
+		b.why(t, path, nil, "^next in line in task-execution-automated, for a remote worker, of which at least one asks for the definition$")
 		last, _ := b.create(t, noop(object{"executionConfig": object{"executor": "worker"}}))
-		require.EqualValues(t, 1, b.why(t, last, "AHEAD_IN_QUEUE", "^1 job of task-execution-automated is taken before it$")["position"])
+		require.EqualValues(t, 1, b.why(t, last, "AHEAD_IN_QUEUE", "^1 job of task-execution-automated is ahead of it$")["position"])
 
 		// It went away.
 		b.exec(t, "UPDATE worker SET seen_at = now() - interval '31 s' WHERE worker_id = 'w-4'")
-		b.why(t, path, "NO_WORKER", "^no remote worker asks for "+definition+": the last did at 20")
+		b.why(t, path, "NO_WORKER", "^no remote worker asks for "+definition+": the last one asked at 20")
 	})
 
 	t.Run("no process can run it", func(t *testing.T) {
@@ -97,13 +97,13 @@ func TestWhyWaiting(t *testing.T) {
 		b := setup(t)
 		b.exec(t, "INSERT INTO executor (executor_id, kinds) VALUES ('p1', '{task.automated,task.go:mail}')")
 		path, task := b.create(t, noop(object{"executionConfig": object{"executor": "go", "handler": "invoice"}}))
-		w := b.why(t, path, "NO_HANDLER", `^no process that was seen within 30s has the Go handler 'invoice'; it waits since 20`)
+		w := b.why(t, path, "NO_HANDLER", `^no process that was seen within 30s has the Go handler 'invoice'; the task has waited since 20`)
 		require.Equal(t, task["createdAt"], w["since"])
 		b.exec(t, "UPDATE executor SET kinds = '{task.go:invoice}'")
 		b.why(t, path, nil, "^next in line")
 
 		path, _ = b.create(t, noop())
-		b.why(t, path, "NO_HANDLER", "has the executor noop; it waits since 20")
+		b.why(t, path, "NO_HANDLER", "has the executor noop; the task has waited since 20")
 		b.exec(t, "UPDATE executor SET kinds = NULL") // a program from before the column
 		b.why(t, path, nil, "^next in line")
 	})
@@ -114,7 +114,7 @@ func TestWhyWaiting(t *testing.T) {
 		b.attend(t)
 		path, _ := b.create(t, noop())
 		b.exec(t, "UPDATE river_queue SET paused_at = '2100-01-02T03:04:05.6Z' WHERE name = $1", jobs.LaneAutomated)
-		w := b.why(t, path, "PAUSED", `^task-execution-automated is paused since 2100-01-02T03:04:05\.6Z by role:[a-z_]+$`)
+		w := b.why(t, path, "PAUSED", `^task-execution-automated has been paused since 2100-01-02T03:04:05\.6Z by role:[a-z_]+$`)
 		require.Equal(t, "2100-01-02T03:04:05.6Z", w["since"])
 		require.EqualValues(t, 0, w["position"])
 
@@ -145,15 +145,15 @@ func TestWhyWaiting(t *testing.T) {
 		b := setup(t)
 		path, _ := b.create(t, noop())
 		b.exec(t, "UPDATE river_job SET state = 'running', attempted_at = now(), attempted_by = ARRAY['p1']")
-		w := b.why(t, path, nil, "^p1 took it at 20.* and begins$")
+		w := b.why(t, path, nil, "^p1 claimed the job at 20.* and is starting the attempt$")
 		require.NotNil(t, w["since"])
 		for _, state := range []string{"cancelled", "completed", "discarded"} {
 			b.exec(t, "UPDATE river_job SET state = $1::river_job_state, finalized_at = now()", state)
-			w = b.why(t, path, nil, `^its job \d+ is `+state+", so nobody can take it$")
+			w = b.why(t, path, nil, `^job \d+ is `+state+", so no process can claim it$")
 			require.Nil(t, w["position"])
 		}
 		b.exec(t, "DELETE FROM river_job")
-		w = b.why(t, path, nil, `^its job \d+ is not in the queue any more, so nobody can take it$`)
+		w = b.why(t, path, nil, `^job \d+ is not in the queue any more, so no process can claim it$`)
 		require.Nil(t, w["since"])
 	})
 }
@@ -189,10 +189,10 @@ func TestWhyPositionIsTheOrderOfClaims(t *testing.T) {
 				require.Nil(t, w["blockedBy"])
 			case 1.0:
 				require.Equal(t, "AHEAD_IN_QUEUE", w["blockedBy"])
-				require.Equal(t, "1 job of task-execution-automated is taken before it", w["detail"])
+				require.Equal(t, "1 job of task-execution-automated is ahead of it", w["detail"])
 			default:
 				require.Equal(t, "AHEAD_IN_QUEUE", w["blockedBy"])
-				require.Equal(t, fmt.Sprintf("%v jobs of task-execution-automated are taken before it", w["position"]), w["detail"])
+				require.Equal(t, fmt.Sprintf("%v jobs of task-execution-automated are ahead of it", w["position"]), w["detail"])
 			}
 		}
 		require.Len(t, seen, left, "each has a place of its own")
@@ -219,7 +219,7 @@ func TestWhyCountsOnlySoFar(t *testing.T) {
 		SELECT 'available', 0, 1, now() - interval '1 h', 1, '{}', $1, '{}', $2, '{}' FROM generate_series(1, 10010)`, jobs.KindAutomated, jobs.LaneAutomated)
 	require.NoError(t, err)
 	path, _ := b.create(t, noop())
-	w := b.why(t, path, "AHEAD_IN_QUEUE", "^at least 10000 jobs of task-execution-automated are taken before it$")
+	w := b.why(t, path, "AHEAD_IN_QUEUE", "^at least 10000 jobs of task-execution-automated are ahead of it$")
 	require.EqualValues(t, 10_000, w["position"])
 }
 
@@ -237,13 +237,13 @@ func TestWhyRunningAssignedEnded(t *testing.T) {
 		started := put(t, path, "RUNNING")["startedAt"]
 		id := taskID(t, path)
 		b.exec(t, "UPDATE lease SET owner = 'p7', kind = 'process', expires_at = '2100-01-01T00:00:00Z' WHERE task_id = $1", id)
-		w := b.why(t, path, nil, "^p7 runs attempt 1 since "+started.(string)+"; the lease lasts until 2100-01-01T00:00:00Z$")
+		w := b.why(t, path, nil, "^p7 has run attempt 1 since "+started.(string)+"; the lease lasts until 2100-01-01T00:00:00Z$")
 		require.Equal(t, started, w["since"])
 		require.Nil(t, w["position"])
 		b.exec(t, "UPDATE lease SET expires_at = now() - interval '1 s' WHERE task_id = $1", id)
-		b.why(t, path, nil, "the lease of p7 ran out at 20.*: it is about to be ended$")
+		b.why(t, path, nil, "the lease of p7 expired at 20.*, so the attempt is about to be ended$")
 		b.exec(t, "DELETE FROM lease WHERE task_id = $1", id)
-		b.why(t, path, nil, "^attempt 1 runs since "+started.(string)+"$")
+		b.why(t, path, nil, "^attempt 1 has run since "+started.(string)+"$")
 	})
 
 	t.Run("another system has it", func(t *testing.T) {
@@ -251,7 +251,7 @@ func TestWhyRunningAssignedEnded(t *testing.T) {
 		path, _ := b.create(t, noop())
 		started := put(t, path, "RUNNING")["startedAt"]
 		b.exec(t, "UPDATE lease SET kind = 'response', expires_at = '2100-01-01T00:00:00Z' WHERE task_id = $1", taskID(t, path))
-		w := b.why(t, path, "RESPONSE", "its answer is waited for until 2100-01-01T00:00:00Z$")
+		w := b.why(t, path, "RESPONSE", "its response is awaited until 2100-01-01T00:00:00Z$")
 		require.Equal(t, started, w["since"])
 	})
 
@@ -259,32 +259,32 @@ func TestWhyRunningAssignedEnded(t *testing.T) {
 		t.Parallel()
 		path, _ := b.create(t, manual())
 		task := b.ask(t, ui, "POST", path+"/reassign", object{"assigneeId": "jane", "dueDate": "2031-01-01T00:00:00Z"}).is(t, 200)
-		w := b.why(t, path, "ASSIGNEE", "^it waits for jane since "+task["assignedAt"].(string)+", due 2031-01-01T00:00:00Z$")
+		w := b.why(t, path, "ASSIGNEE", "^waiting for jane since "+task["assignedAt"].(string)+", due 2031-01-01T00:00:00Z$")
 		require.Equal(t, task["assignedAt"], w["since"])
 		b.ask(t, ui, "POST", path+"/reassign", object{"groupId": "all"}).is(t, 200)
-		b.why(t, path, "ASSIGNEE", "^it waits for somebody of the group all since ")
+		b.why(t, path, "ASSIGNEE", "^waiting for a member of the group all since ")
 		b.exec(t, `UPDATE task SET group_id = NULL, candidates = '{"roles": ["r"]}', version = version + 1 WHERE task_id = $1`, taskID(t, path))
-		b.why(t, path, "ASSIGNEE", "^it waits for one of its candidates since ")
+		b.why(t, path, "ASSIGNEE", "^waiting for one of its candidates since ")
 	})
 
 	t.Run("it has ended", func(t *testing.T) {
 		t.Parallel()
 		path, _ := b.create(t, noop())
 		ended := b.ask(t, orchestrator, "POST", path+"/cancel", nil).is(t, 200)["endedAt"]
-		w := b.why(t, path, nil, "^it is CANCELLED since "+ended.(string)+"$")
+		w := b.why(t, path, nil, "^CANCELLED since "+ended.(string)+"$")
 		require.Equal(t, ended, w["since"])
 
 		path, _ = b.create(t, noop())
 		put(t, path, "RUNNING")
 		put(t, path, "FAILED", object{"error": object{"code": "BROKEN", "message": "it broke"}})
-		b.why(t, path, nil, "^it is FAILED since 20.*, with BROKEN$")
+		b.why(t, path, nil, "^FAILED since 20.*, with BROKEN$")
 		at := b.ask(t, errorHandler, "POST", "/api/internal/dead-letters/"+strings.TrimPrefix(path, tasksPath+"/")+"/discard", object{"reason": "too old"}).is(t, 200)["at"]
-		b.why(t, path, nil, "^it is FAILED since 20.*, with BROKEN; error-handler laid its dead letter aside at "+at.(string)+": too old$")
+		b.why(t, path, nil, "^FAILED since 20.*, with BROKEN; error-handler discarded the dead letter at "+at.(string)+": too old$")
 
 		path, _ = b.create(t, noop())
 		put(t, path, "RUNNING")
 		put(t, path, "COMPLETED")
-		b.why(t, path, nil, "^it is COMPLETED since [^,]*$")
+		b.why(t, path, nil, "^COMPLETED since [^,]*$")
 	})
 }
 

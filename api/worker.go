@@ -132,7 +132,7 @@ var heartbeatsDoc = doc{
 	description: "Returns one result for each lease, in their order. A lost lease does not affect the others.",
 	errors:      []int{413, 415},
 	ownKey:      true,
-	request:     map[string]any{"heartbeats": []any{map[string]any{"leaseToken": madeUp, "extendMs": 30000}}},
+	request:     map[string]any{"heartbeats": []any{map[string]any{"leaseToken": exampleToken, "extendMs": 30000}}},
 	answer:      map[string]any{"results": []any{map[string]any{"leaseExpiresAt": "2026-01-15T10:30:30Z", "directive": "CONTINUE"}}},
 }
 
@@ -173,6 +173,7 @@ func (h *leaseHandlers) heartbeat(ctx context.Context, in *heartbeatInput) (*hea
 	if err != nil {
 		return nil, err
 	}
+	// The only heartbeat's error is the response.
 	if out[0].Err != nil {
 		return nil, out[0].Err
 	}
@@ -181,13 +182,16 @@ func (h *leaseHandlers) heartbeat(ctx context.Context, in *heartbeatInput) (*hea
 }
 
 func (h *leaseHandlers) heartbeats(ctx context.Context, in *heartbeatsInput) (*heartbeatsOutput, error) {
+	// One was spent when the token was checked.
 	if p := h.gate.spend(callOf(ctx), len(in.Body.Heartbeats), 1); p != nil {
 		return nil, p
 	}
 
 	results := make([]HeartbeatResult, len(in.Body.Heartbeats))
 	var beats []jobs.Heartbeat
-	var places []int // positions of the valid heartbeats in the results
+	// Positions of the valid heartbeats in the results.
+	var places []int
+	// A lease that the caller may not hold gets its own error and is not part of the call.
 	for i, b := range in.Body.Heartbeats {
 		if err := h.mayHold(ctx, b.LeaseToken); err != nil {
 			results[i].Error = &problemOf(ctx, err).Err
@@ -233,6 +237,7 @@ func (h *leaseHandlers) failLease(ctx context.Context, in *failLeaseInput) (*att
 	}
 
 	b := in.Body
+	// Absent, null and 0 mean the same here: the policy's delay.
 	var later time.Duration
 	if b.RetryAfterMs != nil {
 		later = milliseconds(*b.RetryAfterMs)
@@ -259,6 +264,7 @@ func (h *leaseHandlers) releaseLease(ctx context.Context, in *releaseLeaseInput)
 	return ended(ctx, row, err)
 }
 
+// ended is the response to the end of an attempt, or the error.
 func ended(ctx context.Context, row db.Task, err error) (*attemptEndOutput, error) {
 	if err != nil {
 		return nil, err

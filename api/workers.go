@@ -49,8 +49,10 @@ func (h *leaseHandlers) listWorkers(ctx context.Context, in *listWorkersInput) (
 		return nil, err
 	}
 
-	worker, queue, _ := strings.Cut(string(last), "\n") // the names of workers contain no newline
+	// The names of workers contain no newline.
+	worker, queue, _ := strings.Cut(string(last), "\n")
 	out := &WorkerPage{Items: []Worker{}}
+	// The query asks for one row more than a page has, to know whether another page follows.
 	err = h.read(ctx, func(q *db.Queries) error {
 		rows, err := q.WorkerList(ctx, db.WorkerListParams{TenantID: tenant, AfterWorker: worker, AfterQueue: queue, Page: in.Limit + 1})
 		if err != nil {

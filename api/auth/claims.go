@@ -10,7 +10,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// claims are the members of a token that decide something. They have a decoder of their own for two
+// claims are the members of a token that Verify uses. They have a decoder of their own for two
 // reasons: encoding/json matches names in any case, so that "EXP" would overwrite "exp", and
 // golang-jwt accepts times that are strings.
 type claims struct {
@@ -42,6 +42,7 @@ func (c *claims) UnmarshalJSON(text []byte) error {
 		return InvalidToken("malformed")
 	}
 
+	// ForEach stops at the first error.
 	var err error
 	doc.ForEach(func(name, v gjson.Result) bool {
 		err = c.take(name.Str, v)
@@ -53,13 +54,14 @@ func (c *claims) UnmarshalJSON(text []byte) error {
 // take reads one member. Null counts as absent.
 func (c *claims) take(name string, v gjson.Result) error {
 	if disguised(name, claimNames) {
-		return InvalidToken("a claim's name in another case")
+		return InvalidToken("a claim's name in a different case")
 	}
 
 	if v.Type == gjson.Null {
 		return nil
 	}
 
+	// Other claims are ignored, as RFC 7519 demands.
 	switch name {
 	case "iss":
 		return takeText(v, &c.issuer)
@@ -124,15 +126,16 @@ const mostDigits = 12
 // takeDate reads seconds since 1970 as plain digits. A fraction is allowed and ignored. A sign, an
 // exponent or a string is refused.
 func takeDate(v gjson.Result, to **jwt.NumericDate) error {
+	// The raw text, because a float64 accepts exponents and rounds.
 	whole, fraction, _ := strings.Cut(v.Raw, ".")
 	const digits = "0123456789"
 	if v.Type != gjson.Number || whole == "" || len(whole) > mostDigits || strings.Trim(whole+fraction, digits) != "" {
-		return InvalidToken("a time that is none")
+		return InvalidToken("a malformed time")
 	}
 
 	seconds, err := strconv.ParseInt(whole, 10, 64)
 	if err != nil {
-		return InvalidToken("a time that is none")
+		return InvalidToken("a malformed time")
 	}
 
 	*to = jwt.NewNumericDate(time.Unix(seconds, 0))
@@ -164,6 +167,7 @@ var farFuture = time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // lives is the lifetime of the token: from its issue, or from now if the token has no iat.
 func (c *claims) lives() time.Duration {
+	// Without iat the token's age is unknown; only the remaining life can be bounded.
 	if c.issued != nil {
 		return c.expires.Sub(c.issued.Time)
 	}
@@ -174,13 +178,14 @@ func (c *claims) lives() time.Duration {
 func (c *claims) caller(maxLife time.Duration) (*Caller, error) {
 	switch {
 	case c.service != nil && !*c.service:
-		return nil, InvalidToken("a person's")
+		// A person's token is valid at the Auth Service, and no credential of a service.
+		return nil, InvalidToken("a person's token")
 	case c.name == "":
 		return nil, InvalidToken("no service_name")
 	case c.expires.After(farFuture):
-		return nil, InvalidToken("expires in another age")
+		return nil, InvalidToken("expires after year 3000")
 	case c.lives() > maxLife:
-		return nil, InvalidToken("lives longer than tokens may")
+		return nil, InvalidToken("lifetime too long")
 	}
 	return &Caller{Name: c.name, Subject: c.subject, Tenant: c.tenant, scopes: strings.Fields(c.scope)}, nil
 }

@@ -25,7 +25,7 @@ var (
 	errNoKeys = errors.New("the auth service's keys are not known yet")
 	// errKeysLate means that the token's key is unknown, and that the Auth Service did not respond in
 	// time. The key may be a new one.
-	errKeysLate = errors.New("the auth service has not said in time whether it has a new key")
+	errKeysLate = errors.New("the auth service did not respond in time to a request for new keys")
 )
 
 // The bounds of a key set and of its fetches.
@@ -106,6 +106,7 @@ func (k *keySet) keepFresh() {
 			failures++
 		}
 
+		// Jitter, so that the processes do not fetch at the same moment.
 		wait += time.Duration(rand.Int64N(int64(wait)/10 + 1))
 		timer := time.NewTimer(wait)
 		select {
@@ -126,6 +127,7 @@ func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
 		return key, nil
 	}
 
+	// The key may be new: the Auth Service rotates keys without notice.
 	late := k.refreshFor(ctx, kid)
 	if key, err = k.MemoryJWKSet.KeyRead(ctx, kid); err == nil {
 		return key, nil
@@ -137,7 +139,8 @@ func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
 	case late:
 		return jwkset.JWK{}, errKeysLate
 	}
-	return jwkset.JWK{}, jwkset.ErrKeyNotFound // not err, which quotes the key id
+	// Not err, which quotes the key id.
+	return jwkset.JWK{}, jwkset.ErrKeyNotFound
 }
 
 // refreshFor waits for a fetch, a new one or the running one, and returns whether the wait was too
@@ -145,6 +148,7 @@ func (k *keySet) KeyRead(ctx context.Context, kid string) (jwkset.JWK, error) {
 // not hold requests: each waits until the fetch is 100 ms old. The fetch continues after that, so
 // that the next request finds its keys.
 func (k *keySet) refreshFor(ctx context.Context, kid string) (late bool) {
+	// Before the first fetch has ended no token can be verified, so waiting longer is worth it.
 	wait := unknownWait
 	if !k.asked.Load() {
 		wait = firstWait
@@ -160,6 +164,7 @@ func (k *keySet) refreshFor(ctx context.Context, kid string) (late bool) {
 			if k.unknown.Wait(ctx) != nil {
 				return false
 			}
+			// Another request may have started a fetch meanwhile, which fetchOnce returns.
 			f = k.fetchOnce()
 		}
 
@@ -178,6 +183,7 @@ func (k *keySet) refreshFor(ctx context.Context, kid string) (late bool) {
 func (f *flight) ended(ctx context.Context, old time.Duration) bool {
 	timer := time.NewTimer(time.Until(f.began.Add(old)))
 	defer timer.Stop()
+	// An ended fetch counts even if the time is over: select would choose at random.
 	select {
 	case <-f.done:
 		return true
@@ -207,6 +213,7 @@ func (k *keySet) fetchOnce() *flight {
 	}
 
 	f := &flight{began: time.Now(), done: make(chan struct{})}
+	// After close no goroutine may start: Wait has counted them.
 	if k.ctx.Err() != nil {
 		close(f.done)
 		return f
@@ -221,6 +228,7 @@ func (k *keySet) fetchOnce() *flight {
 		if err != nil && k.ctx.Err() == nil {
 			k.log.LogAttrs(k.ctx, slog.LevelWarn, "the auth service's keys could not be fetched", slog.Bool("have_keys", k.known.Load()), slog.String("error", err.Error()))
 		}
+		// First the field, then the channel: a waiter that wakes up can start the next fetch.
 		k.mu.Lock()
 		k.flight = nil
 		k.mu.Unlock()
@@ -232,24 +240,26 @@ func (k *keySet) fetchOnce() *flight {
 func (k *keySet) fetch() error {
 	req, err := http.NewRequestWithContext(k.ctx, http.MethodGet, k.url, nil)
 	if err != nil {
-		return fmt.Errorf("ask for the key set: %w", err)
+		return fmt.Errorf("fetch the key set: %w", err)
 	}
 
 	req.Header.Set("Accept", "application/json")
 	resp, err := k.client.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask for the key set: %w", err)
+		return fmt.Errorf("fetch the key set: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask for the key set: the answer is %d", resp.StatusCode)
+		return fmt.Errorf("fetch the key set: status %d", resp.StatusCode)
 	}
 
+	// One byte more than allowed, so that readKeys notices a longer body.
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
 	if err != nil {
 		return fmt.Errorf("read the key set: %w", err)
 	}
 
+	// All keys are replaced at once, so that a revoked key is gone.
 	keys, err := readKeys(body)
 	if err != nil {
 		return fmt.Errorf("read the key set: %w", err)
@@ -266,7 +276,7 @@ func (k *keySet) fetch() error {
 // symmetric or weak key invalidates the set: the Auth Service would not publish one.
 func readKeys(body []byte) ([]jwkset.JWK, error) {
 	if len(body) > maxKeySet {
-		return nil, fmt.Errorf("it is more than %d bytes", maxKeySet)
+		return nil, fmt.Errorf("more than %d bytes", maxKeySet)
 	}
 
 	if err := jsonguard.Check(body); err != nil {
@@ -275,18 +285,19 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 
 	var set jwkset.JWKSMarshal
 	if err := json.Unmarshal(body, &set); err != nil {
-		return nil, fmt.Errorf("it is no key set: %w", err)
+		return nil, fmt.Errorf("not a key set: %w", err)
 	}
 	if len(set.Keys) > maxKeys {
-		return nil, fmt.Errorf("it has more than %d keys", maxKeys)
+		return nil, fmt.Errorf("more than %d keys", maxKeys)
 	}
 
 	var keys []jwkset.JWK
 	seen := map[string]bool{}
 	for _, m := range set.Keys {
 		if m.D != "" || m.P != "" || m.Q != "" || m.DP != "" || m.DQ != "" || m.QI != "" || m.K != "" || len(m.OTH) > 0 {
-			return nil, errors.New("it shows a private or symmetric key")
+			return nil, errors.New("a private or symmetric key")
 		}
+		// The set may have keys for other purposes, such as encryption.
 		alg := algOf(m)
 		if alg == "" || m.KID == "" || (m.USE != "" && m.USE != jwkset.UseSig) {
 			continue
@@ -295,12 +306,12 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 			return nil, fmt.Errorf("a key of type %.16q is not for %.16q", m.KTY, m.ALG)
 		}
 		if seen[m.KID] {
-			return nil, errors.New("it has two keys with one id")
+			return nil, errors.New("two keys with the same id")
 		}
 		seen[m.KID] = true
 		if alg == jwkset.AlgRS256 {
 			if n, err := base64.RawURLEncoding.DecodeString(m.N); err != nil || len(n) < minRSABits/8 {
-				return nil, fmt.Errorf("it has an RSA key of fewer than %d bits", minRSABits)
+				return nil, fmt.Errorf("an RSA key of fewer than %d bits", minRSABits)
 			}
 		}
 
@@ -315,7 +326,7 @@ func readKeys(body []byte) ([]jwkset.JWK, error) {
 	}
 
 	if len(keys) == 0 {
-		return nil, errors.New("it has no key that we can use")
+		return nil, errors.New("no usable key")
 	}
 
 	return keys, nil

@@ -3,7 +3,7 @@
 // A Verifier checks form, signature and claims of a token and remembers valid tokens for a few
 // minutes. The key set is fetched in the background and, within limits, when a token names an unknown
 // key. While the Auth Service is unreachable the last key set stays in use; before the first fetch
-// has succeeded, Verify returns an error that says nothing of the token.
+// has succeeded, Verify returns an error that is no InvalidToken.
 package auth
 
 import (
@@ -115,6 +115,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		return nil, fmt.Errorf("verify tokens: %w", err)
 	}
 
+	// From here on a goroutine runs, so every error must close the key set.
 	keys := newKeySet(cfg.JWKS, cfg.Transport, cfg.Refresh, cfg.Logger)
 	find, err := keyfunc.New(keyfunc.Options{Ctx: keys.ctx, Storage: keys})
 	if err != nil {
@@ -139,21 +140,21 @@ type InvalidToken string
 
 func (b InvalidToken) Error() string { return "the token is not valid: " + string(b) }
 
-// IsInvalid says whether err is an InvalidToken. Other errors of Verify say nothing of the token.
+// IsInvalid returns whether err is an InvalidToken. After other errors of Verify the token may be valid.
 func IsInvalid(err error) bool {
 	var invalid InvalidToken
 	return errors.As(err, &invalid)
 }
 
-// Verify returns the caller that a token names. An error is an InvalidToken; or an error after
-// which nothing is known of the token, because the keys are not known yet or the Auth Service is
-// late.
+// Verify returns the caller that a token names. An error is an InvalidToken, or an outage: the keys are
+// not known yet, or the Auth Service is late. After an outage the token may be valid.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 	if len(token) > maxToken {
 		return nil, InvalidToken("too long")
 	}
 
-	var room [2 << 10]byte // on the stack, except for unusually long tokens
+	// On the stack, except for unusually long tokens.
+	var room [2 << 10]byte
 	sum := sha256.Sum256(append(room[:0], token...))
 	if hit, ok := v.good.GetIfPresent(sum); ok {
 		if time.Now().Before(hit.until) {
@@ -162,6 +163,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 		v.good.Invalidate(sum)
 	}
 
+	// The form is checked before the expensive signature.
 	if err := validForm(token); err != nil {
 		return nil, err
 	}
@@ -176,6 +178,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 		return nil, err
 	}
 
+	// Never beyond its expiry, and not for long after its key is revoked.
 	until := time.Now().Add(rememberFor)
 	if c.expires.Before(until) {
 		until = c.expires.Time
@@ -187,6 +190,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Caller, error) {
 
 // reason converts a parser's error to an InvalidToken or a key set error.
 func reason(err error) error {
+	// golang-jwt wraps the error of the key lookup.
 	for _, unknown := range []error{errNoKeys, errKeysLate} {
 		if errors.Is(err, unknown) {
 			return unknown
@@ -205,11 +209,11 @@ func reason(err error) error {
 		{jwt.ErrTokenExpired, "expired"},
 		{jwt.ErrTokenNotValidYet, "not valid yet"},
 		{jwt.ErrTokenUsedBeforeIssued, "issued in the future"},
-		{jwt.ErrTokenInvalidAudience, "for another audience"},
-		{jwt.ErrTokenInvalidIssuer, "of another issuer"},
+		{jwt.ErrTokenInvalidAudience, "for a different audience"},
+		{jwt.ErrTokenInvalidIssuer, "of a different issuer"},
 		{jwt.ErrTokenRequiredClaimMissing, "a claim is missing"},
-		{jwt.ErrTokenSignatureInvalid, "the signature is wrong"},
-		{jwt.ErrTokenUnverifiable, "no key of that id and algorithm"},
+		{jwt.ErrTokenSignatureInvalid, "wrong signature"},
+		{jwt.ErrTokenUnverifiable, "no key with this id and algorithm"},
 	} {
 		if errors.Is(err, known.err) {
 			return known.word
@@ -219,7 +223,7 @@ func reason(err error) error {
 	return InvalidToken("malformed")
 }
 
-// Known says whether a token was valid before and is still remembered. It costs no signature check.
+// Known returns whether a token was valid before and is still remembered. It costs no signature check.
 func (v *Verifier) Known(token string) bool {
 	if len(token) > maxToken {
 		return false
@@ -249,16 +253,19 @@ func validForm(token string) error {
 	}
 
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(header, &members); err != nil { // unlike a struct, a map keeps the spelling of names
+	// Unlike a struct, a map keeps the spelling of names.
+	if err := json.Unmarshal(header, &members); err != nil {
 		return InvalidToken("malformed")
 	}
 
+	// Names are compared in every case: golang-jwt ignores a header that another parser might obey.
 	for name := range members {
 		switch {
-		case name == "crit" || name == "b64": // no critical extension is supported
+		case name == "crit" || name == "b64":
+			// No critical extension is supported.
 			return InvalidToken("a critical extension")
 		case disguised(name, headerNames):
-			return InvalidToken("a header's name in another case")
+			return InvalidToken("a header's name in a different case")
 		}
 	}
 
@@ -267,7 +274,7 @@ func validForm(token string) error {
 		return InvalidToken("no kid")
 	}
 	if json.Unmarshal(members["alg"], &alg) != nil || (alg != "ES256" && alg != "RS256" && alg != "EdDSA") {
-		return InvalidToken("an algorithm that is not taken")
+		return InvalidToken("unsupported algorithm")
 	}
 	return nil
 }

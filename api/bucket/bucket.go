@@ -76,8 +76,10 @@ func (b *Buckets[K]) Take(key K, n, paid int) Verdict {
 	one := b.use(key, now)
 	each, window := b.limit.each(), b.limit.Window()
 	need := each * time.Duration(min(n, b.limit.Burst))
+	// The tokens that were paid before are given back for the comparison, and taken again with n.
 	before := later(now, one.full.Add(-each*time.Duration(paid)))
 	if before.Add(need).Sub(now) > window {
+		// A refused call takes nothing, so that a client that keeps asking is not locked out.
 		v := b.verdict(one, now)
 		v.Wait = later(now, one.full).Add(need).Sub(now) - window
 		return v
@@ -98,6 +100,7 @@ func (b *Buckets[K]) Has(key K) Verdict {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
+	// An unknown key has a full bucket. Has is called for every address, so no bucket is made here.
 	at, known := b.all[key]
 	if !known {
 		return Verdict{OK: true, Left: b.limit.Burst}
@@ -130,6 +133,7 @@ func (b *Buckets[K]) use(key K, now time.Time) *bucket[K] {
 		return at.Value.(*bucket[K])
 	}
 
+	// A new bucket is full.
 	one := &bucket[K]{key: key, full: now}
 	b.all[key] = b.order.PushFront(one)
 	for last := b.order.Back(); len(b.all) > 1; last = b.order.Back() {

@@ -79,6 +79,7 @@ func (d *errorDocument) details() json.RawMessage {
 		return raw
 	}
 
+	// Numbers stay text: float64 would change long ones.
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.UseNumber()
 	var value any
@@ -123,12 +124,13 @@ func newAnswer(name string, status int, body []byte) *answer {
 	a := &answer{name: name, status: status}
 	switch {
 	case len(body) > maxAnswer:
-		a.broken = fmt.Errorf("it is longer than %d bytes", maxAnswer)
+		a.broken = fmt.Errorf("longer than %d bytes", maxAnswer)
 		return a
 	case len(body) == 0:
-		a.broken = fmt.Errorf("it is empty")
+		a.broken = fmt.Errorf("empty body")
 		return a
 	}
+	// The error is read even from a body that the guard refuses: the message is worth more than form.
 	a.document = readError(body)
 	if a.broken = jsonguard.Check(body); a.broken == nil {
 		a.body = body
@@ -148,13 +150,14 @@ func (a *answer) refused() error {
 	case a.status >= 200 && a.status < 300:
 		return nil
 	case a.status == http.StatusNotFound && a.name != nameIntegration:
-		return refusal("NOT_FOUND", fmt.Sprintf("the %s service knows no such thing", a.name))
+		return refusal("NOT_FOUND", fmt.Sprintf("not found by the %s service", a.name))
 	default:
-		return refusal("INTEGRATION_ERROR", fmt.Sprintf("the %s service answered %d without an error document", a.name, a.status))
+		return refusal("INTEGRATION_ERROR", fmt.Sprintf("the %s service responded with %d and without an error document", a.name, a.status))
 	}
 }
 
 func (d *errorDocument) failure() *jobs.Failure {
+	// The code decides unless the document does. The outer member comes last and wins.
 	retryable := jobs.RetryableCode(d.Error.Code)
 	for _, said := range []json.RawMessage{d.Error.Retryable, d.Retryable} {
 		switch string(said) {
@@ -181,13 +184,14 @@ func (a *answer) decode(out any) error {
 		return a.unusable(a.broken.Error())
 	}
 	if err := json.Unmarshal(a.body, out); err != nil {
-		return a.unusable("it has not the agreed shape") // err might quote the body
+		// The error might quote the body.
+		return a.unusable("unexpected members")
 	}
 	return nil
 }
 
 func (a *answer) unusable(reason string) error {
-	return refusal("INTEGRATION_ERROR", fmt.Sprintf("the answer %d of the %s service cannot be used: %s", a.status, a.name, reason))
+	return refusal("INTEGRATION_ERROR", fmt.Sprintf("the response %d of the %s service cannot be used: %s", a.status, a.name, reason))
 }
 
 // refusal is a permanent failure.
@@ -201,6 +205,7 @@ func clip(text string, n int) string {
 	if len(text) <= n {
 		return text
 	}
+	// Back to the beginning of a character.
 	for n > 0 && !utf8.RuneStart(text[n]) {
 		n--
 	}

@@ -55,18 +55,21 @@ type Claims struct {
 }
 
 // ValidateToken returns the claims of a person's token, as of at most a minute ago. An invalid
-// token is not an error. After an error nothing is known of the token, and it must not be accepted.
+// token is not an error. After an error the token may be invalid and must not be accepted.
 // Errors never contain the token.
 func (c *Auth) ValidateToken(ctx context.Context, token string) (Claims, error) {
+	// The Auth Service issues no such tokens, so no request is spent.
 	if token == "" || len(token) > maxToken {
 		return Claims{}, nil
 	}
 
+	// By hash, so that memory holds no credentials.
 	key := sha256.Sum256([]byte(token))
 	if past, found := c.known.GetIfPresent(key); found && time.Now().Before(past.until) {
 		return past.claims, nil
 	}
 
+	// Remembered from the time of the question: the answer may have been computed at once.
 	asked := time.Now()
 	claims, err := c.ask(ctx, token)
 	if err != nil {
@@ -99,7 +102,7 @@ func (c *Auth) ask(ctx context.Context, token string) (Claims, error) {
 	}
 
 	if claims.Subject == "" {
-		return Claims{}, refusal("INTEGRATION_ERROR", "the auth service calls a token valid and does not say whose it is")
+		return Claims{}, refusal("INTEGRATION_ERROR", "the auth service returned a valid token without a subject")
 	}
 
 	return claims, nil

@@ -43,6 +43,7 @@ type question struct {
 // ask sends a request and returns the response, whatever its status: see answer. An error is a
 // *jobs.Outage, or a *jobs.Failure for a request that cannot be sent.
 func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
+	// Encoded once, so that every repetition has the same bytes.
 	var body []byte
 	if q.body != nil {
 		var err error
@@ -51,13 +52,14 @@ func (c *caller) ask(ctx context.Context, q question) (*answer, error) {
 		}
 	}
 
-	// The transport would refuse these only while sending. The call would look like an outage, be
-	// repeated, and count against the peer service.
+	// The transport would refuse control characters only while sending. The call would look like an
+	// outage, be repeated, and count against the peer service.
 	if !headerSafe(q.idempotencyKey) || !headerSafe(q.correlationID) {
 		return nil, refusal("VALIDATION_ERROR", "a control character in the idempotency key or the correlation id")
 	}
 
 	request := func(ctx context.Context) (*answer, error) { return c.exchange(ctx, q, body) }
+	// Integrations have breakers of their own, inside the service's.
 	if c.each == nil || q.of == "" {
 		return c.line.ask(ctx, request)
 	}
@@ -77,28 +79,30 @@ func (c *caller) exchange(ctx context.Context, q question, body []byte) (*answer
 		return nil, fmt.Errorf("call %s: %w", c.name, err)
 	}
 	defer response.Body.Close()
+	// One byte more than allowed, so that newAnswer notices a longer body.
 	read, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the answer of %s: %w", c.name, err)
+		return nil, fmt.Errorf("read the response of %s: %w", c.name, err)
 	}
 
 	got := newAnswer(c.name, response.StatusCode, read)
 	got.after = retry.After(response.Header, time.Now())
+	// A 5xx with a document is the service's decision, and a refusal. Without one it is an outage.
 	if got.status >= 500 && got.document == nil {
-		return nil, retry.Postpone(&speechless{c.name, got.status}, got.after)
+		return nil, retry.Postpone(&undocumented{c.name, got.status}, got.after)
 	}
 
 	return got, nil
 }
 
-// speechless is an error response without an error document.
-type speechless struct {
+// undocumented is an error response without an error document.
+type undocumented struct {
 	name   string
 	status int
 }
 
-func (s *speechless) Error() string {
-	return fmt.Sprintf("%s answered %d without an error document", s.name, s.status)
+func (s *undocumented) Error() string {
+	return fmt.Sprintf("%s responded with %d and without an error document", s.name, s.status)
 }
 
 func (c *caller) request(ctx context.Context, q question, body []byte) (*http.Request, error) {
@@ -136,7 +140,7 @@ func (c *caller) request(ctx context.Context, q question, body []byte) (*http.Re
 	if c.token != nil {
 		token, err := c.token(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("get our token for %s: %w", c.name, err)
+			return nil, fmt.Errorf("get the service token for %s: %w", c.name, err)
 		}
 		request.Header.Set("Authorization", "Bearer "+token)
 	}

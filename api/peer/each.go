@@ -38,7 +38,7 @@ const mostEach = 1000
 
 // errRests ends a call at once because the integration's own breaker is open. The task is released
 // to its queue, and its slot is free for another task.
-var errRests = errors.New("the integration fails too often and is left alone for a while")
+var errRests = errors.New("the integration's circuit breaker is open")
 
 // call sends one request of an integration, and decides which breaker counts a failure.
 func (e *each) call(ctx context.Context, id string, request func(context.Context) (*answer, error)) (*answer, error) {
@@ -49,24 +49,27 @@ func (e *each) call(ctx context.Context, id string, request func(context.Context
 
 	got, err := request(ctx)
 	if err == nil {
-		e.told(id, false)
+		e.record(id, false)
 		breaker.Done(nil)
 		return got, nil
 	}
 
+	// A cancelled request says nothing of the integration.
 	if ctx.Err() == nil && e.alone(id, err) {
 		breaker.Done(err)
 		return nil, retry.Excuse(err)
 	}
 
-	breaker.Done(nil) // the result says nothing of the integration itself
+	// The result says nothing of the integration itself.
+	breaker.Done(nil)
 	return nil, err
 }
 
 // alone notes a failed request and returns whether the integration alone is to blame: the service
 // was reached, and at least half of the recently called integrations work.
 func (e *each) alone(id string, err error) bool {
-	e.told(id, true)
+	e.record(id, true)
+	// A failed connection: the service itself was not reached.
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
 		return false
@@ -88,7 +91,8 @@ func (e *each) alone(id string, err error) bool {
 	return 2*bad <= all
 }
 
-func (e *each) told(id string, failed bool) {
+// record notes the result of a request.
+func (e *each) record(id string, failed bool) {
 	o := e.of(id)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -103,6 +107,8 @@ func (e *each) of(id string) *one {
 		return o
 	}
 
+	// Forgetting everything is simple and rare. Open breakers are forgotten too: the next failures
+	// open them again.
 	if e.all == nil || len(e.all) >= mostEach {
 		e.all = map[string]*one{}
 	}
@@ -121,6 +127,8 @@ func (e *each) states() []retry.Status {
 	}
 
 	e.mu.Unlock()
+
+	// Outside the lock, because a breaker has a lock of its own.
 	var states []retry.Status
 	for _, b := range breakers {
 		if s := b.Status(); s.State != retry.Closed {

@@ -68,7 +68,7 @@ func TestRestingIntegrationsTakeNoPlaces(t *testing.T) {
 	require.NoError(t, err)
 	_, err = n.Integrations.Invoke(t.Context(), "bad", ask("m", `{}`))
 	requireOutage(t, err, "integration")
-	require.ErrorContains(t, err, "bad: the integration fails too often")
+	require.ErrorContains(t, err, "bad: the integration's circuit breaker is open")
 	require.EqualValues(t, 10, bad.Load(), "of 21 tries")
 }
 

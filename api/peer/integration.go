@@ -41,9 +41,10 @@ var integrationID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
 // under the same IdempotencyKey; a *jobs.Outage means that the policy, or ctx, has ended.
 func (c *Integrations) Invoke(ctx context.Context, id string, req InvokeRequest) (InvokeAnswer, error) {
 	if !integrationID.MatchString(id) {
-		return InvokeAnswer{}, refusal("VALIDATION_ERROR", "there can be no integration of that id")
+		return InvokeAnswer{}, refusal("VALIDATION_ERROR", "the integration's id is not valid")
 	}
 
+	// The member is required, and an object.
 	if req.Parameters == nil {
 		req.Parameters = json.RawMessage("{}")
 	}
@@ -85,12 +86,13 @@ func invoked(got *answer) (InvokeAnswer, error) {
 	case got.status == http.StatusAccepted && body.InvocationID != "":
 		return InvokeAnswer{InvocationID: body.InvocationID}, nil
 	case got.status == http.StatusOK && body.Status == "SUCCESS":
+		// Null and absent are the same result.
 		if string(body.Data) == "null" {
 			body.Data = nil
 		}
 		return InvokeAnswer{Data: body.Data}, nil
 	default:
-		return InvokeAnswer{}, got.unusable("it is neither a success nor an acceptance")
+		return InvokeAnswer{}, got.unusable("neither a success nor an acceptance")
 	}
 }
 
@@ -99,7 +101,7 @@ func invoked(got *answer) (InvokeAnswer, error) {
 // without the result. An unknown connection is a *jobs.Failure with the service's message.
 func (c *Integrations) Connection(ctx context.Context, id, connection string) (string, error) {
 	if !integrationID.MatchString(id) {
-		return "", refusal("VALIDATION_ERROR", "there can be no integration of that id")
+		return "", refusal("VALIDATION_ERROR", "the integration's id is not valid")
 	}
 
 	q := question{method: http.MethodGet, path: "/api/integrations/" + id + "/connection"}

@@ -16,14 +16,14 @@ type NotifyRequest struct {
 	Template string `json:"template"`
 	Data     any    `json:"data"`
 
-	IdempotencyKey string `json:"-"` // the same, whenever it is sent again
+	IdempotencyKey string `json:"-"` // the same for every repetition
 }
 
 // Notify sends a notice. After a failure the caller tries the definition's next channel.
 func (c *Notifications) Notify(ctx context.Context, r NotifyRequest) error {
 	caller, found := c.channels[r.Channel]
 	if !found {
-		return refusal("VALIDATION_ERROR", "there can be no channel of that name")
+		return refusal("VALIDATION_ERROR", "no such channel")
 	}
 	return caller.call(ctx, question{
 		method: http.MethodPost, path: "/api/notifications", body: r, idempotencyKey: r.IdempotencyKey,

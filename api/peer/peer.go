@@ -74,12 +74,13 @@ type Services struct {
 	transport *http.Transport
 }
 
-// brisk calls fail at once while the breaker is open: they have a fallback, or a caller who waits.
-const brisk = true
+// failFast makes a call fail at once while the breaker is open: for calls that have a fallback, or a
+// caller who waits.
+const failFast = true
 
-// hastyTimeout bounds a request whose fallback is nearly as good as the response: another channel,
+// shortTimeout bounds a request whose fallback is nearly as good as the response: another channel,
 // the default resources. With all retries the fallback comes after 20 s.
-const hastyTimeout = 2 * time.Second
+const shortTimeout = 2 * time.Second
 
 // New makes the clients. It sends no request, so peer services may be unavailable.
 func New(cfg Config) (*Services, error) {
@@ -92,6 +93,7 @@ func New(cfg Config) (*Services, error) {
 		cfg.Timeout = 10 * time.Second
 	}
 
+	// One transport for all services, which may be behind one gateway.
 	transport := newTransport(cfg.TLS)
 	var tripper http.RoundTripper = transport
 	if cfg.Wrap != nil {
@@ -101,7 +103,7 @@ func New(cfg Config) (*Services, error) {
 	client := &http.Client{
 		Transport: tripper,
 		Timeout:   cfg.Timeout,
-		// Following a redirect would send a task's parameters to an address that nobody configured.
+		// Following a redirect would send a task's parameters to an unconfigured address.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 
@@ -109,30 +111,34 @@ func New(cfg Config) (*Services, error) {
 		return &caller{name: name, base: base, client: client, token: cfg.Token, line: newLine(name, p, failFast, cfg.OnBreaker)}
 	}
 
-	hasty := *client
-	hasty.Timeout = min(cfg.Timeout, hastyTimeout)
+	// Notices and resources share the pool of connections, with a shorter timeout.
+	quick := *client
+	quick.Timeout = min(cfg.Timeout, shortTimeout)
+	// A breaker for each channel: a failing mail server must not stop chat.
 	channels := map[string]*caller{}
 	for _, channel := range jobs.Channels {
-		c := to(nameNotification, cfg.Policy, brisk)
-		c.client, c.line = &hasty, newLine(nameNotification+"/"+channel, cfg.Policy, brisk, cfg.OnBreaker)
+		c := to(nameNotification, cfg.Policy, failFast)
+		c.client, c.line = &quick, newLine(nameNotification+"/"+channel, cfg.Policy, failFast, cfg.OnBreaker)
 		channels[channel] = c
 	}
 
-	resource := to(nameResource, cfg.Policy, brisk)
-	resource.client = &hasty
+	resource := to(nameResource, cfg.Policy, failFast)
+	resource.client = &quick
+	// Spans are best effort: one request, no retries.
 	once := cfg.Policy
 	once.Retries = -1
-	integration := to(nameIntegration, cfg.Policy, !brisk)
+	integration := to(nameIntegration, cfg.Policy, !failFast)
 	integration.each = &each{policy: cfg.Policy.Or(retry.ServiceCalls), changed: cfg.OnBreaker}
+	// Reading the state of a connection: the breaker is shared, without retries.
 	asking := *integration
 	asking.line = integration.line.once()
 	return &Services{
 		Integrations:  &Integrations{integration, &asking},
-		Users:         newUsers(to(nameUser, cfg.Policy, brisk)),
+		Users:         newUsers(to(nameUser, cfg.Policy, failFast)),
 		Notifications: &Notifications{channels},
 		Resources:     &Resources{resource},
-		Auth:          newAuth(to(nameAuth, cfg.Policy, brisk)),
-		Tracing:       &Tracing{to(nameObservability, once, brisk)},
+		Auth:          newAuth(to(nameAuth, cfg.Policy, failFast)),
+		Tracing:       &Tracing{to(nameObservability, once, failFast)},
 		transport:     transport,
 	}, nil
 }
@@ -172,14 +178,14 @@ func (n *Services) Close() { n.transport.CloseIdleConnections() }
 func fixedBase(raw string) (string, error) {
 	base, err := url.Parse(raw)
 	if err != nil {
-		return "", fmt.Errorf("peer services' address: %w", err)
+		return "", fmt.Errorf("address of the peer services: %w", err)
 	}
 
 	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
-		return "", fmt.Errorf("peer services' address %q is not an http or https URL", base.Redacted())
+		return "", fmt.Errorf("address of the peer services: %q is not an http or https URL", base.Redacted())
 	}
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
-		return "", fmt.Errorf("peer services' address %q has more than scheme, host and path", base.Redacted())
+		return "", fmt.Errorf("address of the peer services: %q has more than scheme, host and path", base.Redacted())
 	}
 
 	return strings.TrimRight(base.String(), "/"), nil
@@ -203,7 +209,8 @@ func newTransport(secure func() *tls.Config) *http.Transport {
 	if secure != nil {
 		transport.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			config := secure()
-			config.NextProtos = []string{"h2", "http/1.1"} // a custom TLS configuration offers HTTP/2 only if it names it
+			// Go offers HTTP/2 for a custom TLS configuration only if NextProtos names h2.
+			config.NextProtos = []string{"h2", "http/1.1"}
 			return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, address)
 		}
 	}

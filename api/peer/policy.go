@@ -20,7 +20,7 @@ type line struct {
 }
 
 // errNoAnswer is the outage of a request that hangs until the end of its attempt.
-var errNoAnswer = errors.New("no answer came within the attempt's time, to this request or to any other since it was sent")
+var errNoAnswer = errors.New("no response within the attempt's time, neither to this request nor to a later one")
 
 // newLine makes a line. With failFast, a call ends at once while the breaker is open; otherwise the
 // call waits through its backoff for the breaker to become half-open.
@@ -47,6 +47,7 @@ func (l *line) once() *line {
 // A first request that hangs until the attempt's end is an outage too, unless the peer service has
 // answered another request since: then the service works, and the task is slower than its timeout.
 func (l *line) ask(ctx context.Context, request func(ctx context.Context) (*answer, error)) (*answer, error) {
+	// Another caller's response proves that the service works.
 	before := l.answers.Load()
 	jobs.ReportRequest(ctx, func() *jobs.Outage {
 		if l.answers.Load() != before {

@@ -31,7 +31,7 @@ type Allocation struct {
 	Memory string `json:"memory"`
 	Disk   string `json:"disk"`
 
-	Fallback bool `json:"-"` // the service was away: these are the request's own figures
+	Fallback bool `json:"-"` // the service was unavailable: these are the requested resources
 }
 
 // Defaults is the allocation without a Resource Service: the required resources, and defaults for

@@ -50,6 +50,7 @@ func newUsers(c *caller) *Users {
 // ByRole finds the users with the role and all the skills; the list may be empty. During an outage
 // it returns the last result, up to a day old.
 func (c *Users) ByRole(ctx context.Context, role string, skills []string) ([]User, error) {
+	// Sorted, so that the same question has the same key, whatever the order of the skills.
 	sorted := slices.Sorted(slices.Values(skills))
 	query := url.Values{"role": {role}}
 	if len(sorted) > 0 {
@@ -68,7 +69,7 @@ func (c *Users) ByRole(ctx context.Context, role string, skills []string) ([]Use
 func (c *Users) Get(ctx context.Context, id string) (User, error) {
 	path, ok := segment(id)
 	if !ok {
-		return User{}, refusal("VALIDATION_ERROR", "there can be no user of that id")
+		return User{}, refusal("VALIDATION_ERROR", "the user's id is not valid")
 	}
 
 	users, err := c.recall("id\x00"+id, func() ([]User, error) {
@@ -86,9 +87,10 @@ func (c *Users) Get(ctx context.Context, id string) (User, error) {
 // recall asks, and falls back to the remembered result of key during an outage. A refusal is a
 // result and has no fallback.
 func (c *Users) recall(key string, ask func() ([]User, error)) ([]User, error) {
+	// A list with an unusable user is refused as a whole: the task might go to the wrong person.
 	users, err := ask()
 	if err == nil && slices.ContainsFunc(users, func(u User) bool { return u.ID == "" }) {
-		err = refusal("INTEGRATION_ERROR", "the user service named somebody without an id")
+		err = refusal("INTEGRATION_ERROR", "the user service returned a user without an id")
 	}
 
 	if err == nil {

@@ -56,7 +56,8 @@ func (s *Server) Key() *ecdsa.PrivateKey { return s.keys.all()[0] }
 func (s *Server) KeyPEM() []byte {
 	der, err := x509.MarshalPKCS8PrivateKey(s.Key())
 	if err != nil {
-		panic("peertest: " + err.Error()) // a P-256 key always has this form
+		// A P-256 key always has this form.
+		panic("peertest: " + err.Error())
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
@@ -73,7 +74,8 @@ func ParseKey(text []byte) (*ecdsa.PrivateKey, error) {
 		case "EC PRIVATE KEY":
 			key, err = x509.ParseECPrivateKey(block.Bytes)
 		default:
-			continue // openssl puts EC PARAMETERS before the key
+			// Openssl puts EC PARAMETERS before the key.
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("parse key: %w", err)
@@ -93,7 +95,8 @@ func ParseKey(text []byte) (*ecdsa.PrivateKey, error) {
 func (s *Server) Rotate() string {
 	key, err := newKey()
 	if err != nil {
-		panic("peertest: " + err.Error()) // only if the system has no source of randomness
+		// Only if the system has no source of randomness.
+		panic("peertest: " + err.Error())
 	}
 	s.keys.mu.Lock()
 	defer s.keys.mu.Unlock()

@@ -157,7 +157,8 @@ func (s *Server) play(service string, answer answerFunc) http.Handler {
 
 		switch {
 		case st.Mode == ModeGone:
-			panic(http.ErrAbortHandler) // closes the connection without a response
+			// Closes the connection without a response.
+			panic(http.ErrAbortHandler)
 		case st.Mode == ModeError, st.Body != nil, st.Status >= 300:
 			steered(w, st)
 		default:
@@ -244,7 +245,8 @@ func (s *Server) putSteering(w http.ResponseWriter, r *http.Request) {
 
 	var st Steering
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	decoder.DisallowUnknownFields() // a misspelt member would have no effect
+	// A misspelt member would have no effect.
+	decoder.DisallowUnknownFields()
 	err := decoder.Decode(&st)
 	if err == nil {
 		err = st.setDefaults()

@@ -81,7 +81,8 @@ func Mint(key *ecdsa.PrivateKey, kid string, opts TokenOptions) (string, error) 
 func (opts TokenOptions) claims(now time.Time) jwt.MapClaims {
 	issued := now
 	if expiry := now.Add(opts.TTL); expiry.Before(issued) {
-		issued = expiry.Add(-time.Minute) // an expired token was valid before
+		// An expired token was valid before.
+		issued = expiry.Add(-time.Minute)
 	}
 
 	claims := jwt.MapClaims{
@@ -138,7 +139,8 @@ func (s *Server) Token(service string, scopes ...string) string {
 	}
 	token, err := s.Mint(TokenOptions{Service: service, Scopes: scopes})
 	if err != nil {
-		panic("peertest: " + err.Error()) // only for an empty service name
+		// Only for an empty service name.
+		panic("peertest: " + err.Error())
 	}
 	return token
 }

@@ -20,8 +20,8 @@ func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 	}
 	var id trace.TraceID
 	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
-	binary.NativeEndian.PutUint64(id[8:], some())
-	return id, drawn()
+	binary.NativeEndian.PutUint64(id[8:], randomID())
+	return id, randomSpanID()
 }
 
 // NewSpanID is called for a span within a trace.
@@ -29,16 +29,16 @@ func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) trace.SpanID {
 	if _, span, ok := jobs.PresetSpanIDs(ctx); ok {
 		return span
 	}
-	return drawn()
+	return randomSpanID()
 }
 
-func drawn() (span trace.SpanID) {
-	binary.NativeEndian.PutUint64(span[:], some())
+func randomSpanID() (span trace.SpanID) {
+	binary.NativeEndian.PutUint64(span[:], randomID())
 	return span
 }
 
-// some is a random number other than zero, which would be an invalid id.
-func some() uint64 {
+// randomID returns a random number other than zero, which would be an invalid id.
+func randomID() uint64 {
 	for {
 		if n := rand.Uint64(); n != 0 {
 			return n

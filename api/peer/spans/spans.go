@@ -48,7 +48,7 @@ type Config struct {
 // Spans is the running tracing. Every method may be called on nil, which means no tracing.
 type Spans struct {
 	provider *sdktrace.TracerProvider
-	doors    []*door
+	queues   []*queue
 	end      context.CancelFunc // cancels what is being sent
 }
 
@@ -67,10 +67,11 @@ func New(ctx context.Context, cfg Config) (*Spans, error) {
 		return nil, fmt.Errorf("tracing: describe the process: %w", err)
 	}
 
+	// Spans outlive the start's context, and are cancelled by Close.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Spans{end: end}
 	if cfg.Observability != nil {
-		s.doors = append(s.doors, newDoor(life, "observability", otlptrace.NewUnstarted(observability{cfg.Observability}), cfg))
+		s.queues = append(s.queues, newQueue(life, "observability", otlptrace.NewUnstarted(observability{cfg.Observability}), cfg))
 	}
 	if cfg.OTLP {
 		otlp, err := otlptracehttp.New(ctx)
@@ -78,7 +79,7 @@ func New(ctx context.Context, cfg Config) (*Spans, error) {
 			_ = s.Close(ctx)
 			return nil, fmt.Errorf("tracing: otlp: %w", err)
 		}
-		s.doors = append(s.doors, newDoor(life, "otlp", otlp, cfg))
+		s.queues = append(s.queues, newQueue(life, "otlp", otlp, cfg))
 	}
 
 	options := []sdktrace.TracerProviderOption{sdktrace.WithResource(about), sdktrace.WithIDGenerator(ids{})}
@@ -86,8 +87,8 @@ func New(ctx context.Context, cfg Config) (*Spans, error) {
 		options = append(options, sdktrace.WithSampler(sdktrace.ParentBased(newRoots(cfg.Roots))))
 	}
 
-	for _, d := range s.doors {
-		options = append(options, sdktrace.WithSpanProcessor(d))
+	for _, q := range s.queues {
+		options = append(options, sdktrace.WithSpanProcessor(q))
 	}
 
 	s.provider = sdktrace.NewTracerProvider(options...)
@@ -125,8 +126,8 @@ func (s *Spans) Tracer(room string) trace.Tracer {
 // Dropped returns the number of spans that a receiver did not get.
 func (s *Spans) Dropped() (n int64) {
 	if s != nil {
-		for _, d := range s.doors {
-			n += d.dropped.Load()
+		for _, q := range s.queues {
+			n += q.dropped.Load()
 		}
 	}
 	return n
@@ -143,16 +144,18 @@ func (s *Spans) Close(ctx context.Context) error {
 	defer s.end()
 	ctx, cancel := context.WithTimeout(ctx, closeTime)
 	defer cancel()
-	var all sync.WaitGroup // each receiver has the whole time, however the others behave
-	for _, d := range s.doors {
-		all.Go(func() { _ = d.Shutdown(ctx) })
+	// Each receiver has the whole time, however the others behave.
+	var all sync.WaitGroup
+	for _, q := range s.queues {
+		all.Go(func() { _ = q.Shutdown(ctx) })
 	}
 
 	all.Wait()
 	s.end()
-	for _, d := range s.doors {
-		<-d.closed // nothing is being sent any more
-		d.say(true)
+	for _, q := range s.queues {
+		// Nothing is being sent any more.
+		<-q.closed
+		q.report(true)
 	}
 
 	return nil

@@ -33,7 +33,7 @@ type transport struct {
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	if t.tracer == nil {
-		return t.next.RoundTrip(told(r, ctx))
+		return t.next.RoundTrip(withTraceparent(r, ctx))
 	}
 
 	ctx, span := t.tracer.Start(ctx, r.Method+" "+t.service, trace.WithSpanKind(trace.SpanKindClient))
@@ -46,7 +46,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 
-	response, err := t.next.RoundTrip(told(r, ctx))
+	response, err := t.next.RoundTrip(withTraceparent(r, ctx))
 	switch {
 	case !span.IsRecording():
 	case err != nil:
@@ -62,9 +62,9 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// told returns the request with the header of ctx's span. A transport may not modify the request
+// withTraceparent returns the request with the header of ctx's span. A transport may not modify the request
 // that it was given.
-func told(r *http.Request, ctx context.Context) *http.Request { //nolint:revive // it is the request's context that changes
+func withTraceparent(r *http.Request, ctx context.Context) *http.Request { //nolint:revive // it is the request's context that changes
 	header := jobs.Traceparent(ctx)
 	if header == "" {
 		return r

@@ -34,7 +34,7 @@ func TestBreakersAreAMetricAndAReason(t *testing.T) {
 	}, m["breakers"])
 
 	path, _ := b.create(t, integrationTask())
-	w := b.why(t, path, "BREAKER_OPEN", "^the integration service does not answer: its breaker is open since 2026-11-02T09:30:00.005Z$")
+	w := b.why(t, path, "BREAKER_OPEN", "^the integration service does not respond: its circuit breaker has been open since 2026-11-02T09:30:00.005Z$")
 	require.Equal(t, "2026-11-02T09:30:00.005Z", w["since"])
 	require.EqualValues(t, 0, w["position"])
 
@@ -42,7 +42,7 @@ func TestBreakersAreAMetricAndAReason(t *testing.T) {
 	// retry's time is its policy's.
 	later := "UPDATE river_job SET scheduled_at = now() + $2::interval, queue = $1"
 	b.exec(t, later, jobs.LaneIntegration, "1 hour")
-	require.Nil(t, b.why(t, path, "BREAKER_OPEN", "^the integration service does not answer")["position"])
+	require.Nil(t, b.why(t, path, "BREAKER_OPEN", "^the integration service does not respond")["position"])
 	b.exec(t, later, jobs.LaneRetry, "1 hour")
 	b.why(t, path, "WAITING_RETRY", "^attempt 1 is due at")
 	b.exec(t, later, jobs.LaneIntegration, "0")
@@ -54,7 +54,7 @@ func TestBreakersAreAMetricAndAReason(t *testing.T) {
 	b.why(t, remote, "NO_WORKER", "remote worker")
 
 	state.Store(retry.HalfOpen)
-	b.why(t, path, "BREAKER_OPEN", "^the integration service did not answer: one request at a time is tried since")
+	b.why(t, path, "BREAKER_OPEN", "^the integration service did not respond: its circuit breaker has let one request at a time through since")
 	b.exec(t, "UPDATE river_queue SET paused_at = now() WHERE name = $1", jobs.LaneIntegration)
 	b.why(t, path, "PAUSED", "")
 	b.exec(t, "UPDATE river_queue SET paused_at = NULL WHERE name = $1", jobs.LaneIntegration)

@@ -42,7 +42,7 @@ func losing(t *testing.T, to string) (address string, lost *atomic.Int64) {
 	require.NoError(t, err)
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
-	dice := rand.New(rand.NewPCG(*seed, 0)) //nolint:gosec // the seed is the test's
+	dice := rand.New(rand.NewPCG(*seed, 0))
 	var mu sync.Mutex
 	proxy.ModifyResponse = func(resp *http.Response) error {
 		mu.Lock()
