@@ -12,27 +12,72 @@ import (
 )
 
 const letterClaim = `-- name: LetterClaim :many
-WITH free AS MATERIALIZED (
-    SELECT j.id
-    FROM river_job j
-    WHERE j.state = 'available'
-        AND j.queue = 'task-execution-deadletter'
-        AND j.kind = 'task.deadletter'
-        AND j.scheduled_at <= now()
-        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = 'task-execution-deadletter' AND q.paused_at IS NOT NULL)
+WITH RECURSIVE known AS (
+    SELECT (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = $4::text
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    ) AS definition_id
+    WHERE cardinality($5::text[]) = 0
+    UNION ALL
+    SELECT (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = $4::text AND r.definition_id > known.definition_id
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    )
+    FROM known
+    WHERE known.definition_id IS NOT NULL
+),
+head AS MATERIALIZED (
+    SELECT first.job_id, first.rank
+    FROM (
+        SELECT known.definition_id FROM known WHERE known.definition_id IS NOT NULL
+        UNION ALL
+        SELECT DISTINCT unnest($5::text[])
+    ) at
+    CROSS JOIN (SELECT true AS urgent UNION ALL SELECT false) flow
+    CROSS JOIN LATERAL (
+        SELECT r.job_id, r.rank
+        FROM ready r
+        WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = $4::text
+            AND r.definition_id = at.definition_id AND r.urgent = flow.urgent AND r.due_at <= now()
+        ORDER BY r.place, r.tenant_id, r.definition_id, r.urgent, r.rank
+        LIMIT $6::integer
+    ) first
+    WHERE NOT EXISTS (SELECT FROM river_queue q WHERE q.name = 'task-execution-deadletter' AND q.paused_at IS NOT NULL)
         AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = 'task-execution-deadletter' AND (m.until IS NULL OR m.until > now()))
-        AND EXISTS (
+),
+picked AS MATERIALIZED (
+    SELECT locked.job_id
+    FROM (SELECT h.job_id, h.rank FROM head h ORDER BY h.rank, h.job_id LIMIT $6::integer) first
+    CROSS JOIN LATERAL (SELECT r.job_id FROM ready r WHERE r.job_id = first.job_id LIMIT 1 FOR UPDATE SKIP LOCKED) locked
+    ORDER BY first.rank, first.job_id
+    LIMIT $7::integer
+),
+free AS MATERIALIZED (
+    SELECT j.id
+    FROM picked
+    JOIN river_job j ON j.id = picked.job_id AND (j.state = 'available') IS TRUE
+    JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status IN ('FAILED', 'TIMED_OUT') AND t.tenant_id = $4::text
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+),
+stale AS (
+    DELETE FROM ready r
+    WHERE r.job_id = ANY (ARRAY(
+        SELECT picked.job_id
+        FROM picked
+        WHERE NOT EXISTS (
             SELECT
-            FROM task t
-            WHERE t.task_id = job_task(j.args)
-                AND t.job_id = j.id
-                AND t.status IN ('FAILED', 'TIMED_OUT')
-                AND t.tenant_id = $4::text
-                AND (cardinality($5::text[]) = 0 OR t.definition_id = ANY ($5::text[]))
+            FROM river_job j
+            JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status IN ('FAILED', 'TIMED_OUT')
+            WHERE j.id = picked.job_id AND (j.state = 'available') IS TRUE
         )
-    ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
-    LIMIT $6::integer
-    FOR UPDATE SKIP LOCKED
+    ))
 ),
 claimed AS (
     UPDATE river_job j
@@ -60,14 +105,13 @@ type LetterClaimParams struct {
 	RequestID     string
 	TenantID      string
 	DefinitionIds []string
+	Spare         int32
 	Most          int32
 }
 
 // Leases dead letters, by priority. Their tasks have ended and stay unchanged: no attempt
 // begins, so the lease is written here and holds only the job. A lease of an earlier
 // attempt may still exist.
-// All columns of the index, in order: with row policies on the table the planner does not
-// see that the first three are constants, and would sort all waiting jobs.
 func (q *Queries) LetterClaim(ctx context.Context, arg LetterClaimParams) ([]uuid.UUID, error) {
 	rows, err := q.db.Query(ctx, letterClaim,
 		arg.VisibilityMs,
@@ -75,6 +119,7 @@ func (q *Queries) LetterClaim(ctx context.Context, arg LetterClaimParams) ([]uui
 		arg.RequestID,
 		arg.TenantID,
 		arg.DefinitionIds,
+		arg.Spare,
 		arg.Most,
 	)
 	if err != nil {
@@ -175,7 +220,7 @@ UPDATE task t
 SET job_id = new_job.id
 FROM new_job
 WHERE t.task_id = job_task(new_job.args)
-RETURNING t.task_id
+RETURNING t.task_id, t.tenant_id, t.definition_id
 `
 
 type LetterReturnParams struct {
@@ -186,10 +231,16 @@ type LetterReturnParams struct {
 	DelayMs int64
 }
 
+type LetterReturnRow struct {
+	TaskID       uuid.UUID
+	TenantID     string
+	DefinitionID string
+}
+
 // Returns leased dead letters, each with a new job, which invalidates the token of the old
 // job. A dead letter that is not returned by this query had no lease any more.
 // The LIMIT keeps the planner from reading all leases.
-func (q *Queries) LetterReturn(ctx context.Context, arg LetterReturnParams) ([]uuid.UUID, error) {
+func (q *Queries) LetterReturn(ctx context.Context, arg LetterReturnParams) ([]LetterReturnRow, error) {
 	rows, err := q.db.Query(ctx, letterReturn,
 		arg.TaskIds,
 		arg.JobIds,
@@ -201,13 +252,13 @@ func (q *Queries) LetterReturn(ctx context.Context, arg LetterReturnParams) ([]u
 		return nil, err
 	}
 	defer rows.Close()
-	var items []uuid.UUID
+	var items []LetterReturnRow
 	for rows.Next() {
-		var task_id uuid.UUID
-		if err := rows.Scan(&task_id); err != nil {
+		var i LetterReturnRow
+		if err := rows.Scan(&i.TaskID, &i.TenantID, &i.DefinitionID); err != nil {
 			return nil, err
 		}
-		items = append(items, task_id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -218,14 +269,20 @@ func (q *Queries) LetterReturn(ctx context.Context, arg LetterReturnParams) ([]u
 const letterWaits = `-- name: LetterWaits :one
 SELECT EXISTS (
     SELECT
-    FROM river_job j
-    WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter' AND j.scheduled_at <= now()
+    FROM ready r
+    WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = $1::text
+        AND (cardinality($2::text[]) = 0 OR r.definition_id = ANY ($2::text[])) AND r.due_at <= now()
 ) AS waits
 `
 
-// Whether any dead letter, of any tenant, can be leased.
-func (q *Queries) LetterWaits(ctx context.Context) (bool, error) {
-	row := q.db.QueryRow(ctx, letterWaits)
+type LetterWaitsParams struct {
+	TenantID      string
+	DefinitionIds []string
+}
+
+// Whether a dead letter can be leased.
+func (q *Queries) LetterWaits(ctx context.Context, arg LetterWaitsParams) (bool, error) {
+	row := q.db.QueryRow(ctx, letterWaits, arg.TenantID, arg.DefinitionIds)
 	var waits bool
 	err := row.Scan(&waits)
 	return waits, err

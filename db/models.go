@@ -624,6 +624,17 @@ type PauseWalk struct {
 	MovedAt     time.Time
 }
 
+type Ready struct {
+	JobID        int64
+	TaskID       uuid.UUID
+	Place        string
+	TenantID     string
+	DefinitionID string
+	Urgent       bool
+	DueAt        time.Time
+	Rank         time.Time
+}
+
 type RedriveItem struct {
 	OperationID uuid.UUID
 	N           int32

@@ -238,7 +238,7 @@ locked AS MATERIALIZED (
     SELECT
         move.task_id, move.want_job, move.want_attempt, move.want_version, move.want_status, move.want_expired, move.status, move.event, move.event_id, move.ago, move.actor, move.payload, move.output, move.error, move.begins, move.not_counted, move.outcome, move.executor_id, move.failures, move.crashes, move.job_end, move.next_job, move.next_lane, move.next_kind, move.next_delay, move.timeout_ms, move.assignment, move.lease_kind, move.lease_request, move.visibility_ms, move.lease_to_deadline, move.input, move.deadline,
         greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
-        t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
+        t.type AS task_type, t.tenant_id, t.definition_id, t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
             (move.want_job = -1 OR move.want_job = t.job_id)
@@ -417,7 +417,8 @@ new_tally AS (
     FROM moved
     GROUP BY moved.type, moved.old_lane, moved.event, moved.was, moved.status
 )
-SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back, locked.at::timestamptz AS at
+SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back, locked.at::timestamptz AS at,
+    locked.task_type, locked.tenant_id, locked.definition_id
 FROM locked
 `
 
@@ -458,14 +459,17 @@ type TaskMoveParams struct {
 }
 
 type TaskMoveRow struct {
-	TaskID     uuid.UUID
-	Ok         bool
-	Was        TaskStatus
-	OldJob     int64
-	OldAttempt int32
-	OldVersion int32
-	CallsBack  bool
-	At         time.Time
+	TaskID       uuid.UUID
+	Ok           bool
+	Was          TaskStatus
+	OldJob       int64
+	OldAttempt   int32
+	OldVersion   int32
+	CallsBack    bool
+	At           time.Time
+	TaskType     TaskType
+	TenantID     string
+	DefinitionID string
 }
 
 // A batch of transitions of all other kinds, at most one for each task. A transition has
@@ -532,6 +536,9 @@ func (q *Queries) TaskMove(ctx context.Context, arg TaskMoveParams) ([]TaskMoveR
 			&i.OldVersion,
 			&i.CallsBack,
 			&i.At,
+			&i.TaskType,
+			&i.TenantID,
+			&i.DefinitionID,
 		); err != nil {
 			return nil, err
 		}

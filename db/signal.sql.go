@@ -180,6 +180,54 @@ func (q *Queries) LaneStale(ctx context.Context, arg LaneStaleParams) (int64, er
 	return result.RowsAffected(), nil
 }
 
+const readyRepair = `-- name: ReadyRepair :many
+INSERT INTO ready (job_id, task_id, place, tenant_id, definition_id, urgent, due_at, rank)
+SELECT
+    j.id, t.task_id, ready_place(j.queue, t.type), t.tenant_id, t.definition_id, j.priority = 1, j.scheduled_at,
+    ready_rank(j.scheduled_at, j.priority)
+FROM (
+    SELECT p.task_id, p.job_id, p.status, p.type, p.tenant_id, p.definition_id
+    FROM task p
+    WHERE p.task_id > $1 AND p.task_id <= $2
+    ORDER BY p.task_id
+) t
+JOIN river_job j ON j.id = t.job_id AND (j.state = 'available') IS TRUE AND job_task(j.args) = t.task_id
+WHERE t.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
+    AND j.kind IN ('task.worker', 'task.deadletter')
+    AND (SELECT r.job_id FROM ready r WHERE r.job_id = j.id) IS NULL
+FOR SHARE OF j SKIP LOCKED
+ON CONFLICT (job_id) DO NOTHING
+RETURNING job_id
+`
+
+type ReadyRepairParams struct {
+	After uuid.UUID
+	Upto  uuid.UUID
+}
+
+// Of the tasks of a reconciled page: puts jobs into ready that wait for remote workers and do
+// not stand there. Triggers do so at once; this finds what no trigger saw.
+// Whoever claims the job at this moment holds its row, and no row may come after it.
+func (q *Queries) ReadyRepair(ctx context.Context, arg ReadyRepairParams) ([]int64, error) {
+	rows, err := q.db.Query(ctx, readyRepair, arg.After, arg.Upto)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []int64
+	for rows.Next() {
+		var job_id int64
+		if err := rows.Scan(&job_id); err != nil {
+			return nil, err
+		}
+		items = append(items, job_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const signalDone = `-- name: SignalDone :exec
 DELETE FROM job_signal s
 USING (SELECT unnest($1::bigint[]) AS id) done

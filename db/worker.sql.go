@@ -33,6 +33,70 @@ func (q *Queries) LetterReturned(ctx context.Context, arg LetterReturnedParams) 
 	return why, err
 }
 
+const readyFor = `-- name: ReadyFor :many
+SELECT parked.n::integer AS n
+FROM (
+    SELECT
+        unnest($1::integer[]) AS n,
+        unnest($2::text[]) AS lane,
+        unnest($3::text[]) AS place,
+        unnest($4::text[]) AS tenant_id,
+        unnest($5::text[]) AS definition_id
+) parked
+WHERE CASE
+    WHEN parked.definition_id = '' THEN EXISTS (
+        SELECT
+        FROM ready r
+        WHERE r.place = parked.place AND r.tenant_id = parked.tenant_id AND r.due_at <= now()
+        LIMIT 1
+    )
+    ELSE EXISTS (
+        SELECT
+        FROM ready r
+        WHERE r.place = parked.place AND r.tenant_id = parked.tenant_id AND r.definition_id = parked.definition_id AND r.due_at <= now()
+        LIMIT 1
+    )
+END
+AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = parked.lane AND q.paused_at IS NOT NULL)
+AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane::text = parked.lane AND (m.until IS NULL OR m.until > now()))
+`
+
+type ReadyForParams struct {
+	Numbers       []int32
+	Lanes         []string
+	Places        []string
+	TenantIds     []string
+	DefinitionIds []string
+}
+
+// Which parked dequeues can find work, by index probes: each looks in a queue, at a place, for
+// a tenant and a definition (empty: any). Returned are their numbers.
+func (q *Queries) ReadyFor(ctx context.Context, arg ReadyForParams) ([]int32, error) {
+	rows, err := q.db.Query(ctx, readyFor,
+		arg.Numbers,
+		arg.Lanes,
+		arg.Places,
+		arg.TenantIds,
+		arg.DefinitionIds,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []int32
+	for rows.Next() {
+		var n int32
+		if err := rows.Scan(&n); err != nil {
+			return nil, err
+		}
+		items = append(items, n)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const secretKey = `-- name: SecretKey :one
 INSERT INTO secret (name, key)
 VALUES ($1, $2)
@@ -51,6 +115,45 @@ func (q *Queries) SecretKey(ctx context.Context, arg SecretKeyParams) ([]byte, e
 	var key []byte
 	err := row.Scan(&key)
 	return key, err
+}
+
+const workerAnswered = `-- name: WorkerAnswered :many
+SELECT DISTINCT t.tenant_id, l.owner, l.request_id::text AS request_id
+FROM (SELECT unnest($1::text[]) AS owner, unnest($2::text[]) AS request_id) asked
+JOIN lease l ON l.owner = asked.owner AND l.request_id = asked.request_id
+JOIN task t ON t.task_id = l.task_id
+`
+
+type WorkerAnsweredParams struct {
+	Owners     []string
+	RequestIds []string
+}
+
+type WorkerAnsweredRow struct {
+	TenantID  string
+	Owner     string
+	RequestID string
+}
+
+// Which of these requests of workers have leases.
+func (q *Queries) WorkerAnswered(ctx context.Context, arg WorkerAnsweredParams) ([]WorkerAnsweredRow, error) {
+	rows, err := q.db.Query(ctx, workerAnswered, arg.Owners, arg.RequestIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []WorkerAnsweredRow
+	for rows.Next() {
+		var i WorkerAnsweredRow
+		if err := rows.Scan(&i.TenantID, &i.Owner, &i.RequestID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const workerBeat = `-- name: WorkerBeat :many
@@ -145,32 +248,89 @@ func (q *Queries) WorkerBeat(ctx context.Context, arg WorkerBeatParams) ([]Worke
 }
 
 const workerClaim = `-- name: WorkerClaim :many
-WITH open AS MATERIALIZED (
-    SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
-    FROM river_job j
-    WHERE j.state = 'available'
-        AND j.queue = $1::text
-        AND j.kind = 'task.worker'
-        AND j.scheduled_at <= now()
-        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = $1::text AND q.paused_at IS NOT NULL)
-        AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = CAST($1::text AS task_lane) AND (m.until IS NULL OR m.until > now()))
-        AND EXISTS (
+WITH RECURSIVE place AS (
+    SELECT p.place
+    FROM (SELECT unnest($1::text[]) AS place) p
+    WHERE NOT EXISTS (SELECT FROM river_queue q WHERE q.name = $2::text AND q.paused_at IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = CAST($2::text AS task_lane) AND (m.until IS NULL OR m.until > now()))
+),
+known AS (
+    SELECT place.place, (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = place.place AND r.tenant_id = $3::text
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    ) AS definition_id
+    FROM place
+    WHERE cardinality($4::text[]) = 0
+    UNION ALL
+    SELECT known.place, (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = known.place AND r.tenant_id = $3::text AND r.definition_id > known.definition_id
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    )
+    FROM known
+    WHERE known.definition_id IS NOT NULL
+),
+head AS MATERIALIZED (
+    SELECT first.job_id, first.rank, flow.urgent
+    FROM (
+        SELECT known.place, known.definition_id FROM known WHERE known.definition_id IS NOT NULL
+        UNION ALL
+        SELECT place.place, named.id FROM place CROSS JOIN (SELECT DISTINCT unnest($4::text[]) AS id) named
+    ) at
+    CROSS JOIN (SELECT true AS urgent UNION ALL SELECT false) flow
+    CROSS JOIN LATERAL (
+        SELECT r.job_id, r.rank
+        FROM ready r
+        WHERE r.place = at.place AND r.tenant_id = $3::text AND r.definition_id = at.definition_id AND r.urgent = flow.urgent
+            AND r.due_at <= now()
+        ORDER BY r.place, r.tenant_id, r.definition_id, r.urgent, r.rank
+        LIMIT $5::integer
+    ) first
+),
+reserved AS (
+    SELECT $6::integer AS walk, h.job_id, h.rank, h.urgent, row_number() OVER (PARTITION BY h.urgent ORDER BY h.rank, h.job_id) AS nth
+    FROM head h
+),
+ordered AS MATERIALIZED (
+    SELECT r.job_id, row_number() OVER (ORDER BY r.urgent AND 2 * r.nth <= r.walk + 1 DESC, r.rank, r.job_id) AS nth
+    FROM reserved r
+),
+picked AS MATERIALIZED (
+    SELECT locked.job_id, ordered.nth
+    FROM (SELECT o.job_id, o.nth FROM ordered o ORDER BY o.nth LIMIT $5::integer) ordered
+    CROSS JOIN LATERAL (SELECT r.job_id FROM ready r WHERE r.job_id = ordered.job_id LIMIT 1 FOR UPDATE SKIP LOCKED) locked
+    ORDER BY ordered.nth
+    LIMIT $6::integer
+),
+open AS MATERIALIZED (
+    SELECT j.id, t.task_id, picked.nth
+    FROM picked
+    JOIN river_job j ON j.id = picked.job_id AND (j.state = 'available') IS TRUE
+    JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status = 'PENDING' AND t.tenant_id = $3::text
+    ORDER BY picked.nth
+    FOR UPDATE OF j SKIP LOCKED
+),
+stale AS (
+    DELETE FROM ready r
+    WHERE r.job_id = ANY (ARRAY(
+        SELECT picked.job_id
+        FROM picked
+        WHERE NOT EXISTS (
             SELECT
-            FROM task t
-            WHERE t.task_id = job_task(j.args)
-                AND t.job_id = j.id
-                AND t.status = 'PENDING'
-                AND t.tenant_id = $2::text
-                AND ($3::text = '' OR t.type::text = $3::text)
-                AND (cardinality($4::text[]) = 0 OR t.definition_id = ANY ($4::text[]))
+            FROM river_job j
+            JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status = 'PENDING'
+            WHERE j.id = picked.job_id AND (j.state = 'available') IS TRUE
         )
-    ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
-    LIMIT $5::integer
-    FOR UPDATE SKIP LOCKED
+    ))
 ),
 judged AS MATERIALIZED (
     SELECT
-        open.id, open.task_id, open.priority, open.scheduled_at,
+        open.id, open.task_id, open.nth,
         CASE
             WHEN (SELECT EXISTS (SELECT FROM pause i WHERE i.resumed_at IS NULL AND i.scope IN ('definition', 'task')))
                 THEN EXISTS (
@@ -184,17 +344,17 @@ judged AS MATERIALIZED (
     FROM open
 ),
 next AS (
-    SELECT judged.id, judged.task_id, judged.priority, judged.scheduled_at
+    SELECT judged.id, judged.task_id, judged.nth
     FROM judged
     WHERE NOT judged.paused
-    ORDER BY judged.priority, judged.scheduled_at, judged.id
-    LIMIT $6::integer
+    ORDER BY judged.nth
+    LIMIT $7::integer
 ),
 weighed AS (
     SELECT
         next.id,
         sum(octet_length(t.input::text) + coalesce(octet_length(t.context::text), 0)) OVER (
-            ORDER BY next.priority, next.scheduled_at, next.id
+            ORDER BY next.nth
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS before
     FROM next
@@ -203,7 +363,7 @@ weighed AS (
 free AS (
     SELECT weighed.id, false AS paused
     FROM weighed
-    WHERE weighed.before IS NULL OR weighed.before < $7::bigint
+    WHERE weighed.before IS NULL OR weighed.before < $8::bigint
     UNION ALL
     SELECT judged.id, true
     FROM judged
@@ -215,7 +375,7 @@ claimed AS (
         state = 'running',
         attempt = j.attempt + 1,
         attempted_at = now(),
-        attempted_by = ARRAY[$8::text]
+        attempted_by = ARRAY[$9::text]
     FROM free
     WHERE j.id = free.id
     RETURNING j.id, job_task(j.args) AS task_id, free.paused
@@ -227,10 +387,11 @@ JOIN task t ON t.task_id = claimed.task_id
 `
 
 type WorkerClaimParams struct {
+	Places        []string
 	Lane          string
 	TenantID      string
-	Type          string
 	DefinitionIds []string
+	Spare         int32
 	Walk          int32
 	Most          int32
 	MostBytes     int64
@@ -250,22 +411,27 @@ type WorkerClaimRow struct {
 	Config        json.RawMessage
 }
 
-// LaneClaim for a remote worker: the same order and the same pauses, but only jobs for remote
-// workers, of the worker's tenant, and of the definitions that the worker names (none: all).
-// Other jobs are skipped.
+// Claims the jobs of a queue that a remote worker can run: of its tenant, and of the
+// definitions that it names (none: all). The jobs are found in ready, so that the cost does
+// not depend on what waits for others. CRITICAL jobs have at least half of a claim; the order
+// within both halves is that of ready.rank.
 //
 // Of at most walk jobs, at most most are claimed. Jobs of paused tasks are claimed beside them
 // and returned as paused: LanePark holds them back, so that they are skipped once and not by
 // each dequeue.
-// All columns of the index, in order: with row policies on the table the planner does not
-// see that the first three are constants, and would sort all waiting jobs.
+// Of a worker that takes all definitions: those that have work, by skipping along the index.
+// More than the walk: claims that run at the same time have locked the first ones.
+// The first half of the walk is reserved for CRITICAL.
+// Who cancels a job locks it, and then its row in ready: so nobody waits for it here.
+// A row that nothing stands behind any more would be met by every claim.
 // The answer is limited in bytes too, except for the first job: the others wait.
 func (q *Queries) WorkerClaim(ctx context.Context, arg WorkerClaimParams) ([]WorkerClaimRow, error) {
 	rows, err := q.db.Query(ctx, workerClaim,
+		arg.Places,
 		arg.Lane,
 		arg.TenantID,
-		arg.Type,
 		arg.DefinitionIds,
+		arg.Spare,
 		arg.Walk,
 		arg.Most,
 		arg.MostBytes,

@@ -53,7 +53,7 @@ func TestCancelBesideAStartEndsItsLease(t *testing.T) {
 	b := setup(t)
 	other := join(t, b.pool, "p2")
 	task := b.create(remote)
-	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, DefinitionIds: []string{}, Most: 1, Walk: 1, ExecutorID: "p1"})
+	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, Places: []string{LaneAutomated}, DefinitionIds: []string{}, Most: 1, Walk: 1, Spare: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
 	m, err := b.Leases.leaseTransition(b.ctx, rows[0], LeaseRequest{ID: "r", Worker: "w"}, Selection{})
 	require.NoError(t, err)

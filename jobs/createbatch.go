@@ -246,13 +246,13 @@ func tag(name string) string {
 
 // wakeFor wakes the queues of the tasks that a batch has created.
 func (t createItems) wakeFor(ctx context.Context, batch []*creation) {
-	var kinds [len(wakeKinds)]bool
+	var ready wakeSet
 	for _, c := range batch {
 		if c.created {
-			kinds[wakeIndex(string(c.task.Lane), c.kind)] = true
+			ready.add(string(c.task.Lane), c.kind, Type(c.task.Type), c.task.TenantID, c.task.DefinitionID)
 		}
 	}
-	t.notifier.wakeQueues(ctx, kinds)
+	t.notifier.wakeFor(ctx, ready)
 }
 
 // eventsCommitted returns which of these event ids were committed. An id is used once, so that an

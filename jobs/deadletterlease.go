@@ -35,7 +35,8 @@ func (l *Leases) IsDeadLetter(ctx context.Context, token string) (bool, error) {
 // claimDeadLetters leases up to most dead letters and returns how many. given are the leases
 // that another call of the request has got already.
 func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
-	waits, err := l.t.q.LetterWaits(ctx)
+	definitions := append([]string{}, sel.Definitions...) // not nil, which would be NULL
+	waits, err := l.t.q.LetterWaits(ctx, db.LetterWaitsParams{TenantID: req.Tenant, DefinitionIds: definitions})
 	if err != nil {
 		return 0, nil, readError("look for dead letters", err)
 	}
@@ -62,8 +63,8 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 		}
 
 		taken, err := q.LetterClaim(ctx, db.LetterClaimParams{
-			TenantID: req.Tenant, Worker: req.Worker, RequestID: req.ID, DefinitionIds: append([]string{}, sel.Definitions...),
-			VisibilityMs: visibility.Milliseconds(), Most: int32(most), //nolint:gosec // at most a request's hundred
+			TenantID: req.Tenant, Worker: req.Worker, RequestID: req.ID, DefinitionIds: definitions,
+			VisibilityMs: visibility.Milliseconds(), Most: int32(most), Spare: 2*int32(most) + spareHeads, //nolint:gosec // at most a request's hundred
 		})
 		n = len(taken)
 		return err
@@ -145,7 +146,7 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 	}
 
 	if delay == 0 {
-		l.wakeDeadLetterWaiters(ctx)
+		l.wakeDeadLetterWaiters(ctx, back)
 	}
 
 	return l.t.Get(ctx, w.tenant, w.id.task)
@@ -173,15 +174,17 @@ func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
 
 	if len(back) > 0 {
 		l.t.cfg.Logger.Info("leases of dead letters expired", "letters", len(back))
-		l.wakeDeadLetterWaiters(ctx)
+		l.wakeDeadLetterWaiters(ctx, back)
 	}
 
 	return nil
 }
 
-// wakeDeadLetterWaiters wakes the parked dequeues: there is a dead letter.
-func (l *Leases) wakeDeadLetterWaiters(ctx context.Context) {
-	var kinds [len(wakeKinds)]bool
-	kinds[wakeIndex(LaneDeadLetter, KindDeadLetter)] = true
-	l.t.notifier.wakeQueues(ctx, kinds)
+// wakeDeadLetterWaiters wakes dequeues that wait for these dead letters.
+func (l *Leases) wakeDeadLetterWaiters(ctx context.Context, returned []db.LetterReturnRow) {
+	var ready wakeSet
+	for _, row := range returned {
+		ready.add(LaneDeadLetter, KindDeadLetter, "", row.TenantID, row.DefinitionID)
+	}
+	l.t.notifier.wakeFor(ctx, ready)
 }

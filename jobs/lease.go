@@ -69,8 +69,8 @@ type Lease struct {
 	Security      *SecurityContext // nil for none
 }
 
-// leasePoll is how often a parked dequeue looks for work without being woken: it finds retries
-// that become due, and jobs whose notification was lost.
+// leasePoll is how often one of a process's waiting dequeues looks for work for all of them
+// without being woken.
 const leasePoll = time.Second
 
 // Leases gives tasks and dead letters to remote workers.
@@ -113,23 +113,34 @@ func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 	poll := time.NewTicker(leasePoll)
 	defer poll.Stop()
 
+	waiting, w, gotWork := &l.t.notifier.waiters, waitingFor(&req), false
+	defer func() { waiting.leave(w, gotWork) }()
+
 	for {
 		l.t.workers.note(&req)
-		work := l.t.notifier.wakes.leasable()
+		waiting.add(w)
 		found, err := look(ctx, req)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
+			gotWork = len(found) > 0
 			return found, err
 		}
 
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-l.draining:
-			return nil, nil
-		case <-wait.C:
-			return nil, nil
-		case <-work:
-		case <-poll.C:
+		for woken := false; !woken; {
+			select {
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			case <-l.draining:
+				return nil, nil
+			case <-wait.C:
+				return nil, nil
+			case <-w.woken:
+				woken = true
+			case <-poll.C:
+				l.t.workers.note(&req)
+				if waiting.lookDue() {
+					l.t.notifier.wakeReady(ctx)
+				}
+			}
 		}
 	}
 }
@@ -201,10 +212,8 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 		}
 
 		p := db.WorkerClaimParams{
-			MostBytes: batch.MaxBytes, Lane: from.lane, TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: l.t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
-		}
-		if from.lane == LaneRetry {
-			p.Type = string(typeOf(sel.Lane))
+			MostBytes: batch.MaxBytes, Lane: from.lane, Places: readyPlaces(from.lane, typeOf(sel.Lane)),
+			TenantID: req.Tenant, DefinitionIds: append([]string{}, sel.Definitions...), Most: int32(most), ExecutorID: l.t.cfg.ProcessID, //nolint:gosec // at most a request's hundred
 		}
 
 		rows, err := l.t.Leases.claim(work, p)

@@ -22,6 +22,7 @@ const notificationInterval = 10 * time.Millisecond
 // The most that is gathered between two looks. Polls and heartbeats find the rest.
 const (
 	maxNotifiedDefinitions = 1024
+	maxNotifiedQueues      = 256
 	maxPayload             = 1024 // bytes of a payload of ours
 )
 
@@ -142,7 +143,11 @@ func (h *notifications) add(t *Tasks, n *pgconn.Notification) {
 		if h.lanes == nil {
 			h.lanes = map[string]bool{}
 		}
-		h.lanes[n.Payload] = true
+		what := n.Payload
+		if len(h.lanes) >= maxNotifiedQueues {
+			what = KindWorker // a look for all waiting dequeues
+		}
+		h.lanes[what] = true
 	case channelDefinition:
 		if h.definitions == nil {
 			h.definitions = map[string]bool{}
@@ -185,6 +190,10 @@ func (r *Runner) handleNotifications(ctx context.Context, heard *notifications) 
 		heard.mu.Unlock()
 
 		for lane := range lanes {
+			if ids, ok := leaseIDs(lane); ok {
+				r.tasks.notifier.leasesNotified(ctx, ids)
+				continue
+			}
 			r.tasks.notifier.queueNotified(lane)
 		}
 
@@ -210,10 +219,20 @@ func (r *Runner) handleNotifications(ctx context.Context, heard *notifications) 
 	}
 }
 
-// knownLane reports whether queueNotified would wake a claimer for this name.
+// leaseIDs reads a notification about work for remote workers: "task.worker" and the ids of the
+// place where it waits; none: anywhere.
+func leaseIDs(name string) (ids []string, ok bool) {
+	words := strings.Fields(name)
+	if len(words) == 0 || words[0] != KindWorker {
+		return nil, false
+	}
+	return words[1:], true
+}
+
+// knownLane reports whether this name would wake anybody.
 func knownLane(name string) bool {
-	if name == KindWorker {
-		return true
+	if ids, ok := leaseIDs(name); ok {
+		return len(ids) <= len(leaseKey{}.ids())
 	}
 
 	for _, w := range wakeKinds {

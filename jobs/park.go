@@ -49,12 +49,17 @@ const (
 	parkPages = 20
 )
 
+// spareHeads is how many jobs more than it wants a claim considers: others that run at the same
+// time have locked the first ones.
+const spareHeads = 64
+
 // claim is WorkerClaim without the jobs of paused tasks, which it holds back. Where there were
 // only such jobs, it looks further.
 func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
 	p.Walk = p.Most
 
 	for range parkPages {
+		p.Spare = 2*p.Walk + spareHeads
 		rows, err := l.t.q.WorkerClaim(ctx, p)
 		if err != nil {
 			return nil, err //nolint:wrapcheck // the caller wraps it

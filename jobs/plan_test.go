@@ -20,7 +20,7 @@ import (
 )
 
 // growing are the tables that grow with every task, and must never be read whole.
-var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback", "notice", "task_open"}
+var growing = []string{"task", "task_attempt", "task_event", "task_request", "river_job", "lease", "outbox", "outbox_published", "inbox", "callback", "notice", "task_open", "ready"}
 
 // byLane are the statements that look for jobs by where they wait; every other one
 // must come to a job by its id. An index that holds the state would be walked for
@@ -40,7 +40,7 @@ var needed = []string{
 	"TaskListForUser", "TaskOpenFor", "TaskHeld", "TaskLastAssigned",
 	"TaskRequestGet", "EventsFound", "JobsEnd", "TaskGet", "InboxSeen",
 	"LaneStale", "LaneRequeue", "TaskAdrift", "SignalList",
-	"WorkerClaim", "WorkerList", "WorkerLeases", "WorkerBeat", "WorkerSaid", "InboxPut", "MaintenanceSet",
+	"WorkerClaim", "ReadyFor", "ReadyRepair", "WorkerAnswered", "WorkerList", "WorkerLeases", "WorkerBeat", "WorkerSaid", "InboxPut", "MaintenanceSet",
 	"TaskWhy", "TaskEvents", "TaskAttempts", "TaskGetMany",
 	"DeadLetterReach", "DeadLetterList", "DeadLetterGroups", "DeadLetterDiscard", "DeadLetterTasks", "RedriveTrace", "RedriveCount",
 	"RedriveUndoable", "RedriveWaiting", "LetterClaim", "LetterWaits", "LeaseTurn", "LeaseTurnsEnd", "LeaseTurnHold", "JobsFree", "LetterExpired", "LetterReturn", "JobTasks",

@@ -45,7 +45,7 @@ func TestACallThatIsOvertakenTakesNothing(t *testing.T) {
 	other := join(t, b.pool, "p2")
 	first := b.create(remote)
 	slow := LeaseRequest{Worker: "w", Most: 1, Select: []Selection{{Lane: LaneAutomated}}, ID: "r", shared: true}
-	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, DefinitionIds: []string{}, Most: 1, Walk: 1, ExecutorID: "p1"})
+	rows, err := b.q.WorkerClaim(b.ctx, db.WorkerClaimParams{Lane: LaneAutomated, Places: []string{LaneAutomated}, DefinitionIds: []string{}, Most: 1, Walk: 1, Spare: 1, ExecutorID: "p1"})
 	require.NoError(t, err)
 	require.Len(t, rows, 1)
 	m, err := b.Leases.leaseTransition(b.ctx, rows[0], slow, slow.Select[0])

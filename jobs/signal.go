@@ -201,6 +201,7 @@ func (r *Runner) repairJobs(ctx context.Context) {
 			return fmt.Errorf("look for tasks without a job: %w", err)
 		}
 
+		from := after
 		after = uuid.Nil // from the beginning again, once the end is reached
 		var lost tasksWithoutJob
 		for _, row := range rows {
@@ -217,6 +218,16 @@ func (r *Runner) repairJobs(ctx context.Context) {
 			// LaneRequeue looks at the task again under its lock, so that a task that got a job meanwhile
 			// keeps that job.
 			lost.add(uuid.UUID(row.TaskID.Bytes), *row.JobID, nextKind(*row.Lane, *row.Type, *row.Executor), s.timeout)
+		}
+
+		if after != uuid.Nil {
+			found, err := r.tasks.q.ReadyRepair(ctx, db.ReadyRepairParams{After: from, Upto: after})
+			if err != nil {
+				return fmt.Errorf("repair the table of ready jobs: %w", err)
+			}
+			if len(found) > 0 {
+				r.tasks.cfg.Logger.Warn("jobs for remote workers were not in table ready, and are there again", "jobs", len(found))
+			}
 		}
 
 		return r.requeue(ctx, lost)

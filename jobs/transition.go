@@ -350,15 +350,17 @@ func execTransitions(ctx context.Context, on querier, batch []*transition, p db.
 // answer answers a batch that has committed, and wakes whoever waits for what it wrote.
 func (t transitionItems) answer(ctx context.Context, batch []*transition, rows []db.TaskMoveRow, before map[int64]bool) {
 	results := make(map[uuid.UUID]transitionResult, len(rows))
+	tasks := make(map[uuid.UUID]db.TaskMoveRow, len(rows))
 	callsBack := false
 	for _, row := range rows {
+		tasks[row.TaskID] = row
 		callsBack = callsBack || row.CallsBack && row.Ok
 		results[row.TaskID] = transitionResult{
 			applied: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion, at: row.At.UTC(),
 		}
 	}
 
-	var kinds [len(wakeKinds)]bool
+	var ready wakeSet
 	var ended []attemptID
 	for _, m := range batch {
 		out := results[m.task]
@@ -369,7 +371,8 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 			out.err = &CallUnderWay{time.Second}
 		}
 		if out.applied && m.next != nil && m.next.delay <= soonest {
-			kinds[wakeIndex(m.next.lane, m.next.kind)] = true
+			row := tasks[m.task]
+			ready.add(m.next.lane, m.next.kind, Type(row.TaskType), row.TenantID, row.DefinitionID)
 		}
 		if out.applied && m.endJob == db.RiverJobStateCancelled && out.was == Running {
 			ended = append(ended, attemptID{m.task, out.job})
@@ -384,7 +387,7 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 		t.cfg.OnCallbacksCommitted()
 	}
 
-	t.notifier.wakeQueues(ctx, kinds)
+	t.notifier.wakeFor(ctx, ready)
 	if len(ended) > 0 {
 		t.notifier.cancelEverywhere(ctx, ended)
 	}

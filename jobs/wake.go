@@ -3,6 +3,8 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,15 +30,10 @@ var wakeKinds = [...]struct{ lane, kind string }{
 	{LaneRetry, KindManual},
 	{LaneAutomated, kindSome},
 	{LaneRetry, kindSome},
-	{LaneAutomated, KindWorker},
-	{LaneIntegration, KindWorker},
-	{LaneRetry, KindWorker},
-	{LaneDeadLetter, KindDeadLetter}, // and every other kind that only remote workers claim
 }
 
-// leasesFrom is the first of wakeKinds that only remote workers claim.
-const leasesFrom = 8
-
+// wakeIndex returns the number of a queue and kind in wakeKinds. A kind that is not listed is one
+// that only some processes claim.
 func wakeIndex(lane, kind string) int {
 	for i, w := range wakeKinds {
 		if w.lane == lane && w.kind == kind {
@@ -44,11 +41,29 @@ func wakeIndex(lane, kind string) int {
 		}
 	}
 
-	if (lane == LaneAutomated || lane == LaneRetry) && kind != kindSome {
-		return wakeIndex(lane, kindSome)
+	if lane == LaneRetry {
+		return len(wakeKinds) - 1
+	}
+	return len(wakeKinds) - 2
+}
+
+// wakeSet is the work that a commit has made ready.
+type wakeSet struct {
+	kinds  [len(wakeKinds)]bool
+	leases map[leaseKey]int // jobs that remote workers lease
+}
+
+// add adds a job of a task. t, tenant and definition are the task's.
+func (s *wakeSet) add(lane, kind string, t Type, tenant, definition string) {
+	if kind != KindWorker && kind != KindDeadLetter {
+		s.kinds[wakeIndex(lane, kind)] = true
+		return
 	}
 
-	return len(wakeKinds) - 1
+	if s.leases == nil {
+		s.leases = map[leaseKey]int{}
+	}
+	s.leases[leaseKey{readyPlaces(lane, t)[0], tenant, definition}]++
 }
 
 // notifyEvery spaces the NOTIFYs for one queue: each takes a lock of the whole cluster at its
@@ -56,54 +71,46 @@ func wakeIndex(lane, kind string) int {
 // inserts within it does not wait for the poll.
 const notifyEvery = 10 * time.Millisecond
 
-// wakes knows the claimers and the parked dequeues of this process.
+// wakes knows the claimers of this process.
 type wakes struct {
-	mu     sync.Mutex
-	local  [len(wakeKinds)]*claimer  // guarded by mu
-	last   [len(wakeKinds)]time.Time // guarded by mu
-	parked chan struct{}             // closed when there may be something to lease; guarded by mu
-}
-
-// leasable returns a channel that is closed when a remote worker may find work. Call it before
-// looking for work, or a job that comes in between is missed.
-func (w *wakes) leasable() <-chan struct{} {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.parked == nil {
-		w.parked = make(chan struct{})
-	}
-	return w.parked
-}
-
-// unpark wakes every parked dequeue of this process. Hold mu.
-func (w *wakes) unpark() {
-	if w.parked != nil {
-		close(w.parked)
-		w.parked = nil
-	}
+	mu         sync.Mutex
+	local      [len(wakeKinds)]*claimer  // guarded by mu
+	last       [len(wakeKinds)]time.Time // guarded by mu
+	unsaid     map[string]bool           // notifications about leases that wait for notifyEvery; guarded by mu
+	toldLeases time.Time                 // when the last ones were sent; guarded by mu
 }
 
 // notifier tells this process and the others that work has come, or that an attempt was
 // cancelled. NOTIFY only makes it soon: everything that it tells is found by polling.
 type notifier struct {
-	t     *Tasks
-	wakes wakes
+	t       *Tasks
+	wakes   wakes
+	waiters waiters
 }
 
-// wakeQueues wakes each queue and kind that is set.
-func (n *notifier) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
-	var lanes []string
-	n.wakes.mu.Lock()
+// wakeFor wakes those who can take the work.
+func (n *notifier) wakeFor(ctx context.Context, work wakeSet) {
+	lanes := n.wakeClaimers(work.kinds)
+	n.notifyLanes(ctx, append(lanes, n.wakeWaiters(work.leases)...))
+}
 
+func (n *notifier) notifyLanes(ctx context.Context, lanes []string) {
+	if len(lanes) == 0 {
+		return
+	}
+	if err := n.t.q.LaneNotify(ctx, lanes); err != nil {
+		n.t.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
+	}
+}
+
+// wakeClaimers wakes the claimers of this process, and returns the queues of which the other
+// processes must be notified.
+func (n *notifier) wakeClaimers(kinds [len(wakeKinds)]bool) (lanes []string) {
+	n.wakes.mu.Lock()
+	defer n.wakes.mu.Unlock()
 	for i, set := range kinds {
 		if !set {
 			continue
-		}
-
-		what := wakeKinds[i].lane
-		if i >= leasesFrom {
-			n.wakes.unpark()
-			what = KindWorker
 		}
 
 		// A claimer of this process has a free slot: the others need not be notified.
@@ -113,34 +120,94 @@ func (n *notifier) wakeQueues(ctx context.Context, kinds [len(wakeKinds)]bool) {
 
 		if at := time.Now(); at.Sub(n.wakes.last[i]) >= notifyEvery {
 			n.wakes.last[i] = at
-			lanes = append(lanes, what)
+			lanes = append(lanes, wakeKinds[i].lane)
+		}
+	}
+	return lanes
+}
+
+// mostLeaseNotifications bounds what is told about leases at a time. More is told as one
+// notification that makes the other processes look for all of their waiting dequeues.
+const mostLeaseNotifications = 16
+
+// wakeWaiters wakes waiting dequeues of this process, one for each job, and returns what the
+// other processes must be told now. What may not be told yet is told after notifyEvery.
+func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
+	var unsaid []string
+	for key, jobs := range leases {
+		if n.waiters.wakeFor(key, jobs) < jobs {
+			ids := key.ids()
+			unsaid = append(unsaid, KindWorker+" "+ids[0]+" "+ids[1])
 		}
 	}
 
-	n.wakes.mu.Unlock()
-	if lanes == nil {
-		return
+	if len(unsaid) == 0 {
+		return nil
 	}
 
-	if err := n.t.q.LaneNotify(ctx, lanes); err != nil {
-		n.t.cfg.Logger.Debug("lanes were not notified; they poll", "error", err)
+	n.wakes.mu.Lock()
+	defer n.wakes.mu.Unlock()
+	waits := n.wakes.unsaid != nil // and is told by a timer
+	if !waits {
+		n.wakes.unsaid = map[string]bool{}
 	}
+
+	for _, one := range unsaid {
+		if len(n.wakes.unsaid) <= mostLeaseNotifications {
+			n.wakes.unsaid[one] = true
+		}
+	}
+
+	if waits {
+		return nil
+	}
+
+	rest := notifyEvery - time.Since(n.wakes.toldLeases)
+	if rest <= 0 {
+		return n.takeUnsaid()
+	}
+
+	time.AfterFunc(rest, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+		defer cancel()
+		n.wakes.mu.Lock()
+		told := n.takeUnsaid()
+		n.wakes.mu.Unlock()
+		n.notifyLanes(ctx, told)
+	})
+	return nil
 }
 
-// queueNotified handles a NOTIFY of another process: a queue has work.
+// takeUnsaid returns the notifications about leases that the other processes have not got. Hold
+// wakes.mu.
+func (n *notifier) takeUnsaid() []string {
+	told := []string{KindWorker}
+	if len(n.wakes.unsaid) <= mostLeaseNotifications {
+		told = slices.Sorted(maps.Keys(n.wakes.unsaid))
+	}
+	n.wakes.toldLeases, n.wakes.unsaid = time.Now(), nil
+	return told
+}
+
+// queueNotified wakes the claimers of a queue: a NOTIFY of another process says that it has work.
 func (n *notifier) queueNotified(lane string) {
 	n.wakes.mu.Lock()
 	defer n.wakes.mu.Unlock()
-	if lane == KindWorker {
-		n.wakes.unpark()
-		return
-	}
-
 	for i, w := range wakeKinds {
 		if c := n.wakes.local[i]; c != nil && w.lane == lane {
 			c.wake()
 		}
 	}
+}
+
+// leasesNotified wakes a waiting dequeue: a NOTIFY of another process says that there is work for
+// remote workers. ids are those of the place where it waits; none: anywhere.
+func (n *notifier) leasesNotified(ctx context.Context, ids []string) {
+	if len(ids) == 0 {
+		n.wakeReady(ctx)
+		return
+	}
+	n.waiters.wakeNotified(ids)
 }
 
 // notify notifies the other processes.

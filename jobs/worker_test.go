@@ -568,11 +568,7 @@ func TestParkedDequeueIsIdempotent(t *testing.T) {
 			}
 		}()
 	}
-	waitFor(t, "a call to be parked", func() bool {
-		b.notifier.wakes.mu.Lock()
-		defer b.notifier.wakes.mu.Unlock()
-		return b.notifier.wakes.parked != nil
-	})
+	waitFor(t, "a call to wait", func() bool { return len(b.notifier.waiters.keys()) > 0 })
 	b.create(remote)
 	first := receive(t, got)
 	require.Len(t, first, 1)

@@ -170,6 +170,52 @@ CREATE FUNCTION public.payload_weight(doc jsonb) RETURNS bigint
     END::bigint
 $$;
 
+CREATE FUNCTION public.ready_empty() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM ready;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION public.ready_follow() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP <> 'INSERT' THEN
+        DELETE FROM ready r WHERE r.job_id = OLD.id;
+    END IF;
+
+    IF TG_OP <> 'DELETE' AND NEW.state = 'available' AND NEW.kind IN ('task.worker', 'task.deadletter') THEN
+        -- A job that is not its task's current one can never be claimed.
+        INSERT INTO ready (job_id, task_id, place, tenant_id, definition_id, urgent, due_at, rank)
+        SELECT
+            NEW.id, t.task_id, ready_place(NEW.queue, t.type), t.tenant_id, t.definition_id, NEW.priority = 1,
+            NEW.scheduled_at, ready_rank(NEW.scheduled_at, NEW.priority)
+        FROM task t
+        WHERE t.task_id = job_task(NEW.args) AND t.job_id = NEW.id
+        ON CONFLICT (job_id) DO NOTHING;
+    END IF;
+
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION public.ready_place(queue text, type public.task_type) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE queue WHEN 'task-execution-retry' THEN queue || ' ' || type::text ELSE queue END
+    $$;
+
+CREATE FUNCTION public.ready_rank(due_at timestamp with time zone, priority smallint) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT due_at + (priority - 1) * interval '60 seconds'
+    $$;
+
 CREATE FUNCTION public.river_job_state_in_bitmask(bitmask bit, state public.river_job_state) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -633,6 +679,18 @@ CREATE TABLE public.pause_walk (
     moved_at timestamp with time zone DEFAULT '1970-01-01 00:00:00+00'::timestamp with time zone NOT NULL,
     CONSTRAINT only_one_walk CHECK (only_one)
 );
+
+CREATE TABLE public.ready (
+    job_id bigint NOT NULL,
+    task_id uuid NOT NULL,
+    place text NOT NULL COLLATE pg_catalog."C",
+    tenant_id text NOT NULL COLLATE pg_catalog."C",
+    definition_id text NOT NULL COLLATE pg_catalog."C",
+    urgent boolean NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    rank timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_cost_delay='0');
 
 CREATE TABLE public.redrive_item (
     operation_id uuid NOT NULL,
@@ -1518,6 +1576,9 @@ ALTER TABLE ONLY public.pause
 ALTER TABLE ONLY public.pause_walk
     ADD CONSTRAINT pause_walk_pkey PRIMARY KEY (only_one);
 
+ALTER TABLE ONLY public.ready
+    ADD CONSTRAINT ready_pkey PRIMARY KEY (job_id);
+
 ALTER TABLE ONLY public.redrive_item
     ADD CONSTRAINT redrive_item_pkey PRIMARY KEY (operation_id, n);
 
@@ -1606,6 +1667,8 @@ CREATE INDEX pause_subject ON public.pause USING btree (scope, name, tenant_id, 
 
 CREATE INDEX pause_unreleased ON public.pause USING btree (id) WHERE ((resumed_at IS NOT NULL) AND (NOT released));
 
+CREATE INDEX ready_order ON public.ready USING btree (place, tenant_id, definition_id, urgent, rank);
+
 CREATE INDEX redrive_open ON public.redrive_operation USING btree (paced_at) WHERE (state = ANY (ARRAY['CANARY'::public.redrive_state, 'RUNNING'::public.redrive_state]));
 
 CREATE INDEX river_job_notice_index ON public.river_job USING btree (priority, scheduled_at, id) WHERE ((state = 'available'::public.river_job_state) AND (queue = 'task-notices'::text));
@@ -1641,6 +1704,22 @@ CREATE TRIGGER pause_queue_delete AFTER DELETE ON public.river_queue FOR EACH RO
 CREATE TRIGGER pause_queue_insert AFTER INSERT ON public.river_queue FOR EACH ROW WHEN ((new.paused_at IS NOT NULL)) EXECUTE FUNCTION public.pause_note_queue();
 
 CREATE TRIGGER pause_queue_update AFTER UPDATE OF paused_at ON public.river_queue FOR EACH ROW WHEN (((old.paused_at IS NULL) <> (new.paused_at IS NULL))) EXECUTE FUNCTION public.pause_note_queue();
+
+CREATE TRIGGER ready_delete AFTER DELETE ON public.river_job FOR EACH ROW WHEN (((old.kind = ANY (ARRAY['task.worker'::text, 'task.deadletter'::text])) AND (old.state = 'available'::public.river_job_state))) EXECUTE FUNCTION public.ready_follow();
+
+ALTER TABLE public.river_job ENABLE ALWAYS TRIGGER ready_delete;
+
+CREATE TRIGGER ready_insert AFTER INSERT ON public.river_job FOR EACH ROW WHEN (((new.kind = ANY (ARRAY['task.worker'::text, 'task.deadletter'::text])) AND (new.state = 'available'::public.river_job_state))) EXECUTE FUNCTION public.ready_follow();
+
+ALTER TABLE public.river_job ENABLE ALWAYS TRIGGER ready_insert;
+
+CREATE TRIGGER ready_truncate AFTER TRUNCATE ON public.river_job FOR EACH STATEMENT EXECUTE FUNCTION public.ready_empty();
+
+ALTER TABLE public.river_job ENABLE ALWAYS TRIGGER ready_truncate;
+
+CREATE TRIGGER ready_update AFTER UPDATE ON public.river_job FOR EACH ROW WHEN ((((old.kind = ANY (ARRAY['task.worker'::text, 'task.deadletter'::text])) OR (new.kind = ANY (ARRAY['task.worker'::text, 'task.deadletter'::text]))) AND ((old.state = 'available'::public.river_job_state) OR (new.state = 'available'::public.river_job_state)) AND ((((((old.state IS DISTINCT FROM new.state) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.queue IS DISTINCT FROM new.queue)) OR (old.priority IS DISTINCT FROM new.priority)) OR (old.scheduled_at IS DISTINCT FROM new.scheduled_at)) OR (old.args IS DISTINCT FROM new.args)))) EXECUTE FUNCTION public.ready_follow();
+
+ALTER TABLE public.river_job ENABLE ALWAYS TRIGGER ready_update;
 
 CREATE TRIGGER task_attempt_guard BEFORE DELETE ON public.task_attempt FOR EACH ROW WHEN (((old.outcome IS NOT NULL) OR (current_setting('tes.actor'::text, true) IS DISTINCT FROM 'engine'::text))) EXECUTE FUNCTION public.task_attempt_guard();
 

@@ -261,6 +261,11 @@ var breakages = []struct {
 	{"i16_dead_letter", "failed", []string{"DELETE FROM river_job WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
 	{"i16_dead_letter", "failed", []string{"UPDATE river_job SET state = 'cancelled', finalized_at = now() - interval '1 hour' WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
 	{"i16_dead_letter", "failed", []string{"UPDATE river_job SET state = 'running', attempted_at = now() WHERE id = (SELECT job_id FROM task WHERE task_id = <failed>)"}},
+	{"i02_ready", "failed", []string{"DELETE FROM ready WHERE task_id = <failed>"}},
+	{"i02_ready", "failed", []string{"UPDATE ready SET rank = rank + interval '1 hour' WHERE task_id = <failed>"}},
+	{"i02_ready", "done", []string{`
+		INSERT INTO ready (job_id, task_id, place, tenant_id, definition_id, urgent, due_at, rank)
+		SELECT job_id, task_id, 'task-execution-automated', tenant_id, definition_id, false, now(), now() FROM task WHERE task_id = <done>`}},
 	{"x_counters", "", []string{`
 		INSERT INTO tally_delta (at, type, lane, event, now, n, run_ms) VALUES (now(), 'AUTOMATED', 'task-execution-automated', 'created', 'PENDING', 1, 0)`}},
 	{"x_definition", "done", []string{"UPDATE task SET revision = 1 WHERE task_id = <done>"}},

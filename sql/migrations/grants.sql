@@ -119,6 +119,10 @@ GRANT UPDATE ON pause_lock TO tes_app; -- for LOCK TABLE, which looks at no colu
 GRANT UPDATE (turn, queue, kind, priority, scheduled_at, job_id, pauses, locked, moved_at) ON pause_walk TO tes_app;
 -- task_open is written by the triggers of task, in the owner's name, and by nobody else.
 
+-- ready is written by the triggers of river_job, in the owner's name; the INSERT is the
+-- reconciliation's, and the UPDATE is for FOR UPDATE.
+GRANT INSERT, UPDATE (due_at), DELETE ON ready TO tes_app;
+
 GRANT INSERT, DELETE ON outbox TO tes_app;
 GRANT INSERT, UPDATE (last_seq, published_at), DELETE ON outbox_published TO tes_app;
 GRANT INSERT, UPDATE (stream_created_at) ON outbox_stream TO tes_app;
@@ -141,6 +145,7 @@ GRANT EXECUTE ON FUNCTION
     callback_host(text), callback_tells(task_event_type), task_move_legal(task_status, task_status, integer),
     task_open_for(text, text, jsonb), river_job_state_in_bitmask(bit, river_job_state), payload_weight(jsonb)
     TO tes_app;
+GRANT EXECUTE ON FUNCTION ready_place(text, task_type), ready_rank(timestamptz, smallint) TO tes_app;
 GRANT EXECUTE ON FUNCTION job_task(jsonb) TO tes_app, tes_read, tes_report;
 GRANT EXECUTE ON FUNCTION task_pauses(uuid, text, text, boolean) TO tes_app, tes_read;
 GRANT EXECUTE ON FUNCTION pause_lock_exclusive() TO tes_app;

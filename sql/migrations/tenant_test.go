@@ -70,6 +70,7 @@ var untenanted = map[string]string{
 	"tally_delta":        "counts over all tenants",
 	"tally_hour":         "counts over all tenants",
 	"task_move":          "the legal moves",
+	"ready":              "the engine's alone: what remote workers can lease, in the order of claims; tes_read has no right to it",
 	"task_open":          "the engine's alone: open_for in claim-next's order; tes_read has no right to it",
 }
 

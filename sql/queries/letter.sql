@@ -2,29 +2,72 @@
 -- Leases dead letters, by priority. Their tasks have ended and stay unchanged: no attempt
 -- begins, so the lease is written here and holds only the job. A lease of an earlier
 -- attempt may still exist.
-WITH free AS MATERIALIZED (
-    SELECT j.id
-    FROM river_job j
-    WHERE j.state = 'available'
-        AND j.queue = 'task-execution-deadletter'
-        AND j.kind = 'task.deadletter'
-        AND j.scheduled_at <= now()
-        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = 'task-execution-deadletter' AND q.paused_at IS NOT NULL)
+WITH RECURSIVE known AS (
+    SELECT (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = @tenant_id::text
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    ) AS definition_id
+    WHERE cardinality(@definition_ids::text[]) = 0
+    UNION ALL
+    SELECT (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = @tenant_id::text AND r.definition_id > known.definition_id
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    )
+    FROM known
+    WHERE known.definition_id IS NOT NULL
+),
+head AS MATERIALIZED (
+    SELECT first.job_id, first.rank
+    FROM (
+        SELECT known.definition_id FROM known WHERE known.definition_id IS NOT NULL
+        UNION ALL
+        SELECT DISTINCT unnest(@definition_ids::text[])
+    ) at
+    CROSS JOIN (SELECT true AS urgent UNION ALL SELECT false) flow
+    CROSS JOIN LATERAL (
+        SELECT r.job_id, r.rank
+        FROM ready r
+        WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = @tenant_id::text
+            AND r.definition_id = at.definition_id AND r.urgent = flow.urgent AND r.due_at <= now()
+        ORDER BY r.place, r.tenant_id, r.definition_id, r.urgent, r.rank
+        LIMIT @spare::integer
+    ) first
+    WHERE NOT EXISTS (SELECT FROM river_queue q WHERE q.name = 'task-execution-deadletter' AND q.paused_at IS NOT NULL)
         AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = 'task-execution-deadletter' AND (m.until IS NULL OR m.until > now()))
-        AND EXISTS (
-            SELECT
-            FROM task t
-            WHERE t.task_id = job_task(j.args)
-                AND t.job_id = j.id
-                AND t.status IN ('FAILED', 'TIMED_OUT')
-                AND t.tenant_id = @tenant_id::text
-                AND (cardinality(@definition_ids::text[]) = 0 OR t.definition_id = ANY (@definition_ids::text[]))
-        )
--- All columns of the index, in order: with row policies on the table the planner does not
--- see that the first three are constants, and would sort all waiting jobs.
-    ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
+),
+picked AS MATERIALIZED (
+    SELECT locked.job_id
+    FROM (SELECT h.job_id, h.rank FROM head h ORDER BY h.rank, h.job_id LIMIT @spare::integer) first
+    CROSS JOIN LATERAL (SELECT r.job_id FROM ready r WHERE r.job_id = first.job_id LIMIT 1 FOR UPDATE SKIP LOCKED) locked
+    ORDER BY first.rank, first.job_id
     LIMIT @most::integer
-    FOR UPDATE SKIP LOCKED
+),
+free AS MATERIALIZED (
+    SELECT j.id
+    FROM picked
+    JOIN river_job j ON j.id = picked.job_id AND (j.state = 'available') IS TRUE
+    JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status IN ('FAILED', 'TIMED_OUT') AND t.tenant_id = @tenant_id::text
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+),
+stale AS (
+    DELETE FROM ready r
+    WHERE r.job_id = ANY (ARRAY(
+        SELECT picked.job_id
+        FROM picked
+        WHERE NOT EXISTS (
+            SELECT
+            FROM river_job j
+            JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status IN ('FAILED', 'TIMED_OUT')
+            WHERE j.id = picked.job_id AND (j.state = 'available') IS TRUE
+        )
+    ))
 ),
 claimed AS (
     UPDATE river_job j
@@ -46,11 +89,12 @@ SET job_id = excluded.job_id, attempt = excluded.attempt, kind = excluded.kind, 
 RETURNING task_id;
 
 -- name: LetterWaits :one
--- Whether any dead letter, of any tenant, can be leased.
+-- Whether a dead letter can be leased.
 SELECT EXISTS (
     SELECT
-    FROM river_job j
-    WHERE j.state = 'available' AND j.queue = 'task-execution-deadletter' AND j.kind = 'task.deadletter' AND j.scheduled_at <= now()
+    FROM ready r
+    WHERE r.place = 'task-execution-deadletter' AND r.tenant_id = @tenant_id::text
+        AND (cardinality(@definition_ids::text[]) = 0 OR r.definition_id = ANY (@definition_ids::text[])) AND r.due_at <= now()
 ) AS waits;
 
 -- name: LetterExpired :many
@@ -109,4 +153,4 @@ UPDATE task t
 SET job_id = new_job.id
 FROM new_job
 WHERE t.task_id = job_task(new_job.args)
-RETURNING t.task_id;
+RETURNING t.task_id, t.tenant_id, t.definition_id;

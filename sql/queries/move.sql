@@ -167,7 +167,7 @@ locked AS MATERIALIZED (
         move.*,
 -- The statement may have waited for locks: the times of a task must stay in order.
         greatest(now() - move.ago, t.created_at, t.assigned_at, t.started_at, t.ended_at) AS at,
-        t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
+        t.type AS task_type, t.tenant_id, t.definition_id, t.job_id AS old_job, t.status AS was, t.lane AS old_lane, t.attempt AS old_attempt, t.version AS old_version,
         (t.callback_url IS NOT NULL)::boolean AS calls_back,
         (
             (move.want_job = -1 OR move.want_job = t.job_id)
@@ -353,5 +353,6 @@ new_tally AS (
     FROM moved
     GROUP BY moved.type, moved.old_lane, moved.event, moved.was, moved.status
 )
-SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back, locked.at::timestamptz AS at
+SELECT locked.task_id::uuid AS task_id, locked.ok, locked.was, locked.old_job, locked.old_attempt, locked.old_version, locked.calls_back, locked.at::timestamptz AS at,
+    locked.task_type, locked.tenant_id, locked.definition_id
 FROM locked;

@@ -92,6 +92,28 @@ LEFT JOIN broken ON broken.task_id = job_task(fresh.args)
 WHERE t.task_id = job_task(fresh.args)
 RETURNING t.task_id, fresh.queue AS lane, coalesce(broken.id, 0)::bigint AS broken_job;
 
+-- name: ReadyRepair :many
+-- Of the tasks of a reconciled page: puts jobs into ready that wait for remote workers and do
+-- not stand there. Triggers do so at once; this finds what no trigger saw.
+INSERT INTO ready (job_id, task_id, place, tenant_id, definition_id, urgent, due_at, rank)
+SELECT
+    j.id, t.task_id, ready_place(j.queue, t.type), t.tenant_id, t.definition_id, j.priority = 1, j.scheduled_at,
+    ready_rank(j.scheduled_at, j.priority)
+FROM (
+    SELECT p.task_id, p.job_id, p.status, p.type, p.tenant_id, p.definition_id
+    FROM task p
+    WHERE p.task_id > @after AND p.task_id <= @upto
+    ORDER BY p.task_id
+) t
+JOIN river_job j ON j.id = t.job_id AND (j.state = 'available') IS TRUE AND job_task(j.args) = t.task_id
+WHERE t.status IN ('PENDING', 'FAILED', 'TIMED_OUT')
+    AND j.kind IN ('task.worker', 'task.deadletter')
+    AND (SELECT r.job_id FROM ready r WHERE r.job_id = j.id) IS NULL
+-- Whoever claims the job at this moment holds its row, and no row may come after it.
+FOR SHARE OF j SKIP LOCKED
+ON CONFLICT (job_id) DO NOTHING
+RETURNING job_id;
+
 -- name: LaneStale :execrows
 -- Running tokens without a task: the task has gone on with another token, or is deleted.
 -- Younger ones belong to claims that are just beginning.

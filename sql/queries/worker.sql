@@ -1,39 +1,100 @@
 -- name: WorkerClaim :many
--- LaneClaim for a remote worker: the same order and the same pauses, but only jobs for remote
--- workers, of the worker's tenant, and of the definitions that the worker names (none: all).
--- Other jobs are skipped.
+-- Claims the jobs of a queue that a remote worker can run: of its tenant, and of the
+-- definitions that it names (none: all). The jobs are found in ready, so that the cost does
+-- not depend on what waits for others. CRITICAL jobs have at least half of a claim; the order
+-- within both halves is that of ready.rank.
 --
 -- Of at most walk jobs, at most most are claimed. Jobs of paused tasks are claimed beside them
 -- and returned as paused: LanePark holds them back, so that they are skipped once and not by
 -- each dequeue.
-WITH open AS MATERIALIZED (
-    SELECT j.id, job_task(j.args) AS task_id, j.priority, j.scheduled_at
-    FROM river_job j
-    WHERE j.state = 'available'
-        AND j.queue = @lane::text
-        AND j.kind = 'task.worker'
-        AND j.scheduled_at <= now()
-        AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = @lane::text AND q.paused_at IS NOT NULL)
+WITH RECURSIVE place AS (
+    SELECT p.place
+    FROM (SELECT unnest(@places::text[]) AS place) p
+    WHERE NOT EXISTS (SELECT FROM river_queue q WHERE q.name = @lane::text AND q.paused_at IS NOT NULL)
         AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane = CAST(@lane::text AS task_lane) AND (m.until IS NULL OR m.until > now()))
-        AND EXISTS (
-            SELECT
-            FROM task t
-            WHERE t.task_id = job_task(j.args)
-                AND t.job_id = j.id
-                AND t.status = 'PENDING'
-                AND t.tenant_id = @tenant_id::text
-                AND (@type::text = '' OR t.type::text = @type::text)
-                AND (cardinality(@definition_ids::text[]) = 0 OR t.definition_id = ANY (@definition_ids::text[]))
-        )
--- All columns of the index, in order: with row policies on the table the planner does not
--- see that the first three are constants, and would sort all waiting jobs.
-    ORDER BY j.state, j.queue, j.kind, j.priority, j.scheduled_at, j.id
+),
+-- Of a worker that takes all definitions: those that have work, by skipping along the index.
+known AS (
+    SELECT place.place, (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = place.place AND r.tenant_id = @tenant_id::text
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    ) AS definition_id
+    FROM place
+    WHERE cardinality(@definition_ids::text[]) = 0
+    UNION ALL
+    SELECT known.place, (
+        SELECT r.definition_id
+        FROM ready r
+        WHERE r.place = known.place AND r.tenant_id = @tenant_id::text AND r.definition_id > known.definition_id
+        ORDER BY r.place, r.tenant_id, r.definition_id
+        LIMIT 1
+    )
+    FROM known
+    WHERE known.definition_id IS NOT NULL
+),
+head AS MATERIALIZED (
+    SELECT first.job_id, first.rank, flow.urgent
+    FROM (
+        SELECT known.place, known.definition_id FROM known WHERE known.definition_id IS NOT NULL
+        UNION ALL
+        SELECT place.place, named.id FROM place CROSS JOIN (SELECT DISTINCT unnest(@definition_ids::text[]) AS id) named
+    ) at
+    CROSS JOIN (SELECT true AS urgent UNION ALL SELECT false) flow
+    CROSS JOIN LATERAL (
+        SELECT r.job_id, r.rank
+        FROM ready r
+        WHERE r.place = at.place AND r.tenant_id = @tenant_id::text AND r.definition_id = at.definition_id AND r.urgent = flow.urgent
+            AND r.due_at <= now()
+        ORDER BY r.place, r.tenant_id, r.definition_id, r.urgent, r.rank
+-- More than the walk: claims that run at the same time have locked the first ones.
+        LIMIT @spare::integer
+    ) first
+),
+-- The first half of the walk is reserved for CRITICAL.
+reserved AS (
+    SELECT @walk::integer AS walk, h.job_id, h.rank, h.urgent, row_number() OVER (PARTITION BY h.urgent ORDER BY h.rank, h.job_id) AS nth
+    FROM head h
+),
+ordered AS MATERIALIZED (
+    SELECT r.job_id, row_number() OVER (ORDER BY r.urgent AND 2 * r.nth <= r.walk + 1 DESC, r.rank, r.job_id) AS nth
+    FROM reserved r
+),
+picked AS MATERIALIZED (
+    SELECT locked.job_id, ordered.nth
+    FROM (SELECT o.job_id, o.nth FROM ordered o ORDER BY o.nth LIMIT @spare::integer) ordered
+    CROSS JOIN LATERAL (SELECT r.job_id FROM ready r WHERE r.job_id = ordered.job_id LIMIT 1 FOR UPDATE SKIP LOCKED) locked
+    ORDER BY ordered.nth
     LIMIT @walk::integer
-    FOR UPDATE SKIP LOCKED
+),
+-- Who cancels a job locks it, and then its row in ready: so nobody waits for it here.
+open AS MATERIALIZED (
+    SELECT j.id, t.task_id, picked.nth
+    FROM picked
+    JOIN river_job j ON j.id = picked.job_id AND (j.state = 'available') IS TRUE
+    JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status = 'PENDING' AND t.tenant_id = @tenant_id::text
+    ORDER BY picked.nth
+    FOR UPDATE OF j SKIP LOCKED
+),
+-- A row that nothing stands behind any more would be met by every claim.
+stale AS (
+    DELETE FROM ready r
+    WHERE r.job_id = ANY (ARRAY(
+        SELECT picked.job_id
+        FROM picked
+        WHERE NOT EXISTS (
+            SELECT
+            FROM river_job j
+            JOIN task t ON t.task_id = job_task(j.args) AND t.job_id = j.id AND t.status = 'PENDING'
+            WHERE j.id = picked.job_id AND (j.state = 'available') IS TRUE
+        )
+    ))
 ),
 judged AS MATERIALIZED (
     SELECT
-        open.id, open.task_id, open.priority, open.scheduled_at,
+        open.id, open.task_id, open.nth,
         CASE
             WHEN (SELECT EXISTS (SELECT FROM pause i WHERE i.resumed_at IS NULL AND i.scope IN ('definition', 'task')))
                 THEN EXISTS (
@@ -47,10 +108,10 @@ judged AS MATERIALIZED (
     FROM open
 ),
 next AS (
-    SELECT judged.id, judged.task_id, judged.priority, judged.scheduled_at
+    SELECT judged.id, judged.task_id, judged.nth
     FROM judged
     WHERE NOT judged.paused
-    ORDER BY judged.priority, judged.scheduled_at, judged.id
+    ORDER BY judged.nth
     LIMIT @most::integer
 ),
 -- The answer is limited in bytes too, except for the first job: the others wait.
@@ -58,7 +119,7 @@ weighed AS (
     SELECT
         next.id,
         sum(octet_length(t.input::text) + coalesce(octet_length(t.context::text), 0)) OVER (
-            ORDER BY next.priority, next.scheduled_at, next.id
+            ORDER BY next.nth
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS before
     FROM next
@@ -88,6 +149,42 @@ SELECT
     claimed.id AS job_id, claimed.paused, t.task_id, t.attempt, t.type, t.tenant_id, t.definition_id, t.own_definition, t.revision, t.config
 FROM claimed
 JOIN task t ON t.task_id = claimed.task_id;
+
+-- name: ReadyFor :many
+-- Which parked dequeues can find work, by index probes: each looks in a queue, at a place, for
+-- a tenant and a definition (empty: any). Returned are their numbers.
+SELECT parked.n::integer AS n
+FROM (
+    SELECT
+        unnest(@numbers::integer[]) AS n,
+        unnest(@lanes::text[]) AS lane,
+        unnest(@places::text[]) AS place,
+        unnest(@tenant_ids::text[]) AS tenant_id,
+        unnest(@definition_ids::text[]) AS definition_id
+) parked
+WHERE CASE
+    WHEN parked.definition_id = '' THEN EXISTS (
+        SELECT
+        FROM ready r
+        WHERE r.place = parked.place AND r.tenant_id = parked.tenant_id AND r.due_at <= now()
+        LIMIT 1
+    )
+    ELSE EXISTS (
+        SELECT
+        FROM ready r
+        WHERE r.place = parked.place AND r.tenant_id = parked.tenant_id AND r.definition_id = parked.definition_id AND r.due_at <= now()
+        LIMIT 1
+    )
+END
+AND NOT EXISTS (SELECT FROM river_queue q WHERE q.name = parked.lane AND q.paused_at IS NOT NULL)
+AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane::text = parked.lane AND (m.until IS NULL OR m.until > now()));
+
+-- name: WorkerAnswered :many
+-- Which of these requests of workers have leases.
+SELECT DISTINCT t.tenant_id, l.owner, l.request_id::text AS request_id
+FROM (SELECT unnest(@owners::text[]) AS owner, unnest(@request_ids::text[]) AS request_id) asked
+JOIN lease l ON l.owner = asked.owner AND l.request_id = asked.request_id
+JOIN task t ON t.task_id = l.task_id;
 
 -- name: WorkerLeases :many
 -- The leases of one request of one worker, with their tasks, in the order of the answer: dead
