@@ -72,6 +72,7 @@ func TestServeWithTheWrongLogin(t *testing.T) {
 	serve := []string{"serve", "--http", "127.0.0.1:0"}
 	says(t, exitError, env(as(fresh, "wrong_login_service")), serve, "tes: the database lacks ", ": run tes migrate up")
 	says(t, exitError, env(as(dbtest.URL(pool), "wrong_login_reader")), serve, `tes: the login "wrong_login_reader" may not read the tables of tes`, "tes_app")
+	says(t, exitError, env(as(dbtest.URL(pool), "wrong_login_reader")), []string{"check"}, "tes: the login may not read the tables of tes", "tes_app")
 	code, stdout, stderr := tes(t, env(as(fresh, "wrong_login_service")), "migrate", "status")
 	require.Equal(t, exitOK, code, stderr)
 	require.NotContains(t, stdout, "applied")

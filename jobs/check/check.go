@@ -116,8 +116,12 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 	}
 
 	report := Report{Grace: o.Grace.String()}
-	if err := tx.QueryRow(ctx, "SELECT now()").Scan(&report.At); err != nil {
+	var mayRead bool
+	if err := tx.QueryRow(ctx, "SELECT now(), has_schema_privilege('public', 'USAGE')").Scan(&report.At, &mayRead); err != nil {
 		return Report{}, fmt.Errorf("open a snapshot: %w", err)
+	}
+	if !mayRead { // to such a login the tables seem to be missing
+		return Report{}, errors.New("the login may not read the tables of tes: check needs one that is in the role tes_app; tes_report, for readers, has the views of the schema report alone")
 	}
 
 	found := map[string][]Rule{}
