@@ -18,7 +18,7 @@ import (
 // again a little later.
 var ErrNotYet = errors.New("the task does not wait for this response yet")
 
-// Answers maps another system's response.
+// ResponseMapper maps another system's response.
 type ResponseMapper interface {
 	// Output maps the data of a success to an output; an error is a *Failure.
 	Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error)

@@ -95,7 +95,7 @@ func (e *executor) Execute(ctx context.Context, job jobs.Job) (jobs.Result, erro
 	return jobs.Result{Output: output}, err
 }
 
-// Answers converts the answers of the Integration Service, immediate ones and events, in the
+// ResponseMapper converts the answers of the Integration Service, immediate ones and events, in the
 // same way: by the type of the integration, and with credentials removed.
 type ResponseMapper struct{}
 

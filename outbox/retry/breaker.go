@@ -114,5 +114,5 @@ func (b *Breaker) Probe() {
 	}
 }
 
-// Rest returns how long the breaker stays open; 0 if it is not open.
+// RemainingOpen returns how long the breaker stays open; 0 if it is not open.
 func (b *Breaker) RemainingOpen() time.Duration { return b.breaker.RemainingDelay() }
