@@ -281,7 +281,7 @@ func TestTracingCostsATaskNothing(t *testing.T) {
 					Msg, To string
 					Since   int `json:"since_start"`
 				}
-				if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "spans were dropped; tasks are not concerned" {
+				if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "spans were dropped; tasks are not affected" {
 					require.Equal(t, "observability", said.To)
 					dropped = said.Since
 				}
