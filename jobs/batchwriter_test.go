@@ -157,7 +157,7 @@ func TestACallerOfALockedRowMayLeave(t *testing.T) {
 		_, err := p.Cancel(ctx, held.TaskID, Actor{Name: "o"})
 		done <- err
 	}()
-	waitFor(t, "it to wait apart", func() bool { return p.log.says("waits apart") })
+	waitFor(t, "it to wait apart", func() bool { return p.log.says("waits: another session has locked its row") })
 	leave()
 	require.ErrorIs(t, receive(t, done), ErrUnavailable)
 	p.Drain(p.ctx) // nothing waits any more
@@ -275,7 +275,7 @@ func TestStopWhileAResultWaitsApart(t *testing.T) {
 	b.becomes(task.TaskID, Running)
 	lock := b.hold(task)
 	close(release)
-	waitFor(t, "its result to wait apart", func() bool { return p.log.says("waits apart") })
+	waitFor(t, "its result to wait apart", func() bool { return p.log.says("waits: another session has locked its row") })
 	w.stop()
 
 	lock.letGo()

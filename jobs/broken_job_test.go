@@ -42,7 +42,7 @@ func TestAJobThatNamesNoTaskStopsNobody(t *testing.T) {
 		require.Equal(t, "cancelled", ask[string](b, "SELECT state::text FROM river_job WHERE id = $1", task.JobID))
 	}
 	// By the claim, or by the sweep, whichever came first.
-	require.True(t, b.log.says("a job that names no task is ended") || b.log.says("a job did not name its task, and was ended"))
+	require.True(t, b.log.says("a job without a task was ended") || b.log.says("a job did not name its task, and was ended"))
 }
 
 // What names a task, and what is refused, is what a UUID's canonical text is.

@@ -74,7 +74,7 @@ func TestStopDoesNotWaitForExecutorsThatDoNotObey(t *testing.T) {
 	receive(t, taken)
 	runner.stop()
 	require.Equal(t, Running, Status(b.get(task.TaskID).Status))
-	require.True(t, b.log.says("do not obey"))
+	require.True(t, b.log.says("executors did not return after their contexts ended"))
 
 	b.expire(task.TaskID)
 	join(t, b.pool, "p2").work(noop(does(`{"by": 2}`, nil)))

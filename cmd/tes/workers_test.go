@@ -129,7 +129,7 @@ func TestKilledWorker(t *testing.T) {
 	runs := func(who string) error { // as whoever asks why is told, and as River UI shows it
 		attempt := map[string]int{"first": 1, "second": 2}[who]
 		why := must(t, http.StatusOK, "GET", path+"/why", orchestrator, nil)
-		if says := fmt.Sprintf("%s runs attempt %d since ", who, attempt); !strings.HasPrefix(fmt.Sprint(why["detail"]), says) {
+		if says := fmt.Sprintf("%s has run attempt %d since ", who, attempt); !strings.HasPrefix(fmt.Sprint(why["detail"]), says) {
 			return fmt.Errorf("why: %v", why)
 		}
 		job := number(t, r.DatabaseURL, "SELECT job_id::integer FROM task_attempt WHERE attempt = $1", attempt)
