@@ -7,8 +7,8 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A process claims the tasks that it can run. A task whose executor or Go handler no process has
-// waits, and does not fail: a deploy that brings the executor comes in time.
+// A process claims only tasks whose executor and Go handler the process has. A task without such a
+// process waits and does not fail: a later deploy may bring the executor.
 
 // ability is the set of executors of this process.
 type ability struct{ executors map[string]Registration }
@@ -22,13 +22,15 @@ func (a ability) has(executor, handler string) bool {
 	return one.Handlers != nil && slices.Contains(one.Handlers(), handler)
 }
 
-// takes reports whether the process claims jobs of a kind: integration and manual jobs if it has
-// their executor, KindAutomated if it has an executor whose jobs wait under that kind.
+// takes reports whether the process claims jobs of a kind. Integration and manual jobs need their
+// executor. KindAutomated needs any automated executor but "go", whose jobs wait under kinds of
+// their own.
 func (a ability) takes(kind string) bool {
 	if one := executorOf[kind]; one != "" {
 		return a.has(one, "")
 	}
 
+	// The claimer of kindSome asks some at each claim: the list of Go handlers may change.
 	if kind != KindAutomated {
 		return true
 	}
@@ -42,14 +44,15 @@ func (a ability) takes(kind string) bool {
 	return false
 }
 
-// some lists the kinds of the jobs that wait for a process with a certain executor or handler, as
-// far as this process has them: see waitingKind and LaneRefile.
+// some lists the kinds of jobs that only certain processes can run, and this process can: a kind
+// for each automated executor and each Go handler. See waitingKind and LaneRefile.
 func (a ability) some() []string {
 	var kinds []string
 	for _, name := range executors[Automated] {
 		one, ok := a.executors[name]
 		switch {
 		case !ok:
+		// Only flushMisfiled gives jobs such a kind: new jobs of these executors are KindAutomated.
 		case name != executorGo:
 			kinds = append(kinds, someKind(name, ""))
 		case one.Handlers != nil:
@@ -62,7 +65,7 @@ func (a ability) some() []string {
 	return kinds
 }
 
-// kinds lists every kind that the process claims, for the other processes to know.
+// kinds lists every kind that the process claims. The process's sign of life stores the list.
 func (r *Runner) kinds() []string {
 	kinds := r.ability.some()
 	for _, c := range r.claimers {
@@ -76,12 +79,13 @@ func (r *Runner) kinds() []string {
 // misfiledJob is a job that this process has claimed and cannot run.
 type misfiledJob struct {
 	job  int64
-	kind string // under which a process waits for it that can
+	kind string // claimed by the processes that can run the job
 }
 
-// flushMisfiled gives jobs back under the kinds of the processes that can run them. The jobs keep
-// their places in the queue, and no attempt counts.
+// flushMisfiled returns claimed jobs to their queues, under kinds that processes with the right
+// executor claim. The jobs keep their positions in the queue, and no attempt is counted.
 func (r *Runner) flushMisfiled(batch []misfiledJob) {
+	// Not the runner's context: a stopping process must still return its claims.
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 	defer cancel()
 	p := db.LaneRefileParams{ExecutorID: r.tasks.cfg.ProcessID}

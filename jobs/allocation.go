@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Allocation is what an attempt may use: granted by the Resource Service, or, where it
-// was away, what the definition asked for.
+// Allocation is the resources that an attempt may use: granted by the Resource Service or,
+// during an outage of the service, as the definition requires them.
 type Allocation struct {
 	ID     string // of the reservation; empty: nothing is reserved
 	CPU    string
@@ -14,15 +14,15 @@ type Allocation struct {
 	Disk   string
 }
 
-// allocates says whether an attempt asks for resources before it begins to work. Only
-// what runs here does: a remote worker brings its own.
+// allocates reports whether the attempt asks for resources before its start. The executor of
+// manual tasks asks for no resources, and remote workers bring their own.
 func (r *run) allocates() bool {
 	return r.r.cfg.Allocate != nil && r.settings.config.ResourceRequirements != nil && !r.exec.Assigns
 }
 
-// allocate asks for what the definition requires before the attempt begins: the time that
-// a Resource Service takes, or the fallback for it, is not the attempt's. nil where the
-// definition requires nothing.
+// allocate asks for the resources that the definition requires; nil if the definition
+// requires no resources. The timeout begins afterwards, so a slow Resource Service costs the
+// attempt no time.
 func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 	if !r.allocates() {
 		return nil, nil //nolint:nilnil // most need none
@@ -30,6 +30,7 @@ func (r *run) allocate(ctx context.Context) (*Allocation, error) {
 
 	job := r.job()
 	var got Allocation
+	// A panic in Config.Allocate fails the attempt, not the process.
 	err := r.foreign(ctx, func() (err error) {
 		got, err = r.r.cfg.Allocate(ContextWithTraceparent(ctx, stringOf(r.claim.Traceparent)), job)
 		return err

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// briefStatements bounds the statements under way that are written apart: each may wait
-	// for a lock meanwhile, and keeps a connection of the pool.
+	// briefStatements bounds the statements for apart items: each may wait for a lock, and
+	// keeps a connection of the pool meanwhile.
 	briefStatements = 3
 	// The pauses between two tries for a locked row.
 	rowRetryFirst   = 50 * time.Millisecond
@@ -23,18 +23,18 @@ const (
 	callerPatience = 10 * time.Second
 )
 
-// batchWriter writes the batches of one batcher, a commit each, and answers every item.
+// batchWriter writes the batches of a batcher, each in its own commit, and answers every item.
 //
-// A batch is one statement, so that one item can fail all of it: by a row that another
-// session has locked, or by a value that the database refuses. Such a batch is halved until
-// the guilty items stand alone. An item with a locked row then waits in a goroutine of its
-// own, and the flusher goes on with the next batch. A batch passes these methods, from top to
-// bottom:
+// A batch is a single statement, so a single item can fail the whole batch: by a row that
+// another session has locked, or by a value that the database refuses. Such a batch is halved
+// until the failing items stand alone. An item with a locked row then waits apart, in a
+// goroutine of its own, and the flusher continues with the next batch. A batch passes these
+// methods, from top to bottom:
 //
-//	flush          defers items whose row is known to be locked, and writes the others
+//	flush          defers items whose row is known to be locked, and writes the rest
 //	retryCommit    repeats commit while the database is away
 //	commit         assigns ids, executes the statement, commits, answers
-//	commitHalves   after an error that blames an item: its halves, each by retryCommit
+//	commitHalves   after an error caused by an item: calls retryCommit for each half
 //	awaitRow       tries a single item until its row is free or its caller is gone
 type batchWriter[T any] struct {
 	t     *Tasks
@@ -42,20 +42,20 @@ type batchWriter[T any] struct {
 	items batchItems[T]
 }
 
-// batchItems says how the items of one batcher are written and answered. Each item is answered
-// exactly once: by write's answer, by failWaiters or by reject.
+// batchItems writes and answers the items of a batcher. Each item is answered exactly once: by
+// write's answer, by failWaiters or by reject.
 type batchItems[T any] interface {
 	// plural is the items' name in the log.
 	plural() string
 	// row identifies the row that an item is written to, for lockedRows.
 	row(item T) any
-	// assignIDs gives ids to the items that have none, in the order of the batch, so that two
+	// assignIDs gives ids to the items without ids, in the order of the batch, so that two
 	// statements never write overlapping ranges of events.
 	assignIDs(ctx context.Context, batch []T) error
-	// write executes the statement. The caller calls answer once it has committed.
+	// write executes the statement. The caller calls answer after the commit.
 	write(ctx context.Context, on querier, batch []T) (answer func(context.Context), err error)
-	// failWaiters answers the items whose callers are told at once that the database is away,
-	// notes of the others that their commit is unknown, and returns these.
+	// failWaiters answers the items whose callers must learn at once of an absent database. The
+	// remaining items are marked as possibly committed, and returned.
 	failWaiters(batch []T, err error) (patient []T)
 	// lockWait says how long an item waits for a locked row.
 	lockWait(item T) lockWait
@@ -73,7 +73,7 @@ type querier interface {
 type lockWait struct {
 	callerGone <-chan struct{} // closed when the item's caller is gone; nil: never
 	hasCaller  bool            // the item's caller waits, but only for callerPatience
-	skip       bool            // do not wait: whoever handed the item in will do so again
+	skip       bool            // do not wait: the caller will hand the item in again
 }
 
 // flush writes a batch and answers each item, now or later.
@@ -83,13 +83,14 @@ func (w *batchWriter[T]) flush(batch []T) {
 		return
 	}
 
+	// The halves may wait for locks, one after the other: the flusher must not wait with them.
 	if left, err := w.retryCommit(batch, false); err != nil {
 		w.b.Aside(func() { w.commitHalves(left, err) })
 	}
 }
 
 // deferLocked starts a goroutine for each item whose row is known to be locked, and returns
-// the others.
+// the remaining items.
 func (w *batchWriter[T]) deferLocked(batch []T) []T {
 	w.t.lockedRows.expire()
 	if w.t.lockedRows.none() {
@@ -103,6 +104,7 @@ func (w *batchWriter[T]) deferLocked(batch []T) []T {
 			continue
 		}
 
+		// The row may be free by now: try before the first pause.
 		w.b.Aside(func() {
 			if left, err := w.retryCommit([]T{item}, true); err != nil {
 				w.awaitRow(left[0], err)
@@ -113,9 +115,9 @@ func (w *batchWriter[T]) deferLocked(batch []T) []T {
 	return free
 }
 
-// retryCommit commits a batch, and repeats that while the database is away. When an item is
-// to blame, it returns what was not written and the error. brief statements wait for a lock
-// no longer than LockBriefly says.
+// retryCommit commits a batch, and repeats the commit while the database is away. After an
+// error caused by an item, left is the unwritten rest of the batch and blame the error. A brief
+// statement waits for a lock no longer than LockBriefly allows.
 func (w *batchWriter[T]) retryCommit(batch []T, brief bool) (left []T, blame error) {
 	log := func(level slog.Level, err error, pause time.Duration) {
 		w.t.cfg.Logger.Log(w.t.abandonCtx, level, w.items.plural()+" wait for the database", w.items.plural(), len(batch), "error", err, "again_in", pause)
@@ -127,6 +129,7 @@ func (w *batchWriter[T]) retryCommit(batch []T, brief bool) (left []T, blame err
 			return err
 		}
 
+		// An answered item leaves the batch: the next try writes the remaining items only.
 		if batch = w.items.failWaiters(batch, err); len(batch) == 0 {
 			return nil
 		}
@@ -137,7 +140,7 @@ func (w *batchWriter[T]) retryCommit(batch []T, brief bool) (left []T, blame err
 		return batch, err
 	}
 
-	// The process stops and waits for the database no longer.
+	// Drain has given up waiting for the database.
 	for _, item := range batch {
 		w.items.reject(item, fmt.Errorf("%w: %w", ErrUnavailable, err))
 	}
@@ -145,9 +148,10 @@ func (w *batchWriter[T]) retryCommit(batch []T, brief bool) (left []T, blame err
 	return nil, nil
 }
 
-// commit writes a batch in one commit and answers it, and notes whether the database takes
-// writes.
+// commit writes and answers a batch in a single commit, and notes for Writable whether the
+// database takes writes.
 func (w *batchWriter[T]) commit(batch []T, brief bool) error {
+	// Without this bound, apart items that wait for locks would use up the pool.
 	if brief {
 		w.t.briefSlots <- struct{}{}
 		defer func() { <-w.t.briefSlots }()
@@ -162,6 +166,7 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 			return w.commitBriefly(ctx, batch)
 		}
 
+		// On the pool, write has committed when write returns.
 		answer, err := w.items.write(ctx, w.t.pool, batch)
 		if err == nil {
 			answer(ctx)
@@ -170,9 +175,11 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 		return err
 	})
 
+	// A locked table stops every writer, like an absent database: halving would not help.
 	if isLockTimeout(err) && w.t.probe.lockedTables(w.t.abandonCtx) {
 		err = &tableLockError{err}
 	}
+	// An error caused by an item is no sign of the database's state.
 	if err == nil || isDatabaseAbsent(err) {
 		w.t.writes.note(err)
 	}
@@ -180,7 +187,7 @@ func (w *batchWriter[T]) commit(batch []T, brief bool) error {
 	return err
 }
 
-// commitBriefly is the transaction of a brief statement.
+// commitBriefly writes and answers a batch in a transaction with a short lock timeout.
 func (w *batchWriter[T]) commitBriefly(ctx context.Context, batch []T) error {
 	var answer func(context.Context)
 	err := pgx.BeginFunc(ctx, w.t.pool, func(tx pgx.Tx) (err error) {
@@ -190,6 +197,7 @@ func (w *batchWriter[T]) commitBriefly(ctx context.Context, batch []T) error {
 		answer, err = w.items.write(ctx, tx, batch)
 		return err
 	})
+	// Not inside the transaction: the commit itself may fail.
 	if err == nil {
 		answer(ctx)
 	}
@@ -197,7 +205,7 @@ func (w *batchWriter[T]) commitBriefly(ctx context.Context, batch []T) error {
 	return err
 }
 
-// commitHalves commits the halves of a batch that failed whole with err.
+// commitHalves commits the halves of a batch whose statement failed with err.
 func (w *batchWriter[T]) commitHalves(batch []T, err error) {
 	if len(batch) == 1 {
 		w.b.Aside(func() { w.awaitRow(batch[0], err) })
@@ -206,25 +214,28 @@ func (w *batchWriter[T]) commitHalves(batch []T, err error) {
 
 	middle := len(batch) / 2
 	for _, half := range [][]T{batch[:middle], batch[middle:]} {
+		// Brief: the half without the locked row must not wait long for the half with the row.
 		if left, err := w.retryCommit(half, true); err != nil {
 			w.commitHalves(left, err)
 		}
 	}
 }
 
-// awaitRow commits a single item that has failed with err, as soon as its row is free.
+// awaitRow commits a single item, whose last try failed with err, as soon as its row is free.
 func (w *batchWriter[T]) awaitRow(item T, err error) {
 	wait := w.items.lockWait(item)
 	begun := time.Now()
 
 	for pause := rowRetryFirst; ; pause = min(2*pause, rowRetryLongest) {
 		row := w.items.row(item)
+		// The database refused a value: a repetition would fail the same way.
 		if !isLockTimeout(err) {
 			w.t.cfg.Logger.Error("the database refused one of the "+w.items.plural(), "row", row, "error", err)
 			w.items.reject(item, err)
 			return
 		}
 
+		// Each failed try renews the entry, so that batches leave out further items of the row.
 		w.t.lockedRows.add(row)
 		if pause == rowRetryFirst && !wait.skip {
 			w.t.cfg.Logger.Warn("one of the "+w.items.plural()+" waits: another session has locked its row", "row", row, "error", err)
@@ -244,8 +255,8 @@ func (w *batchWriter[T]) awaitRow(item T, err error) {
 	}
 }
 
-// waitUnlessGone waits for d. It returns false, earlier, when the caller is gone or the
-// process stops.
+// waitUnlessGone waits for d and returns true. The result is false, and comes earlier, if the
+// caller is gone or Drain has given up waiting for the database.
 func (t *Tasks) waitUnlessGone(d time.Duration, callerGone <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -260,10 +271,11 @@ func (t *Tasks) waitUnlessGone(d time.Duration, callerGone <-chan struct{}) bool
 	return false
 }
 
-// uncancelled executes a write within flushTime, whatever becomes of its caller, and again
-// at once when a deadlock rolled it back.
+// uncancelled executes a write within flushTime, independent of its caller's context. A write
+// that a deadlock rolled back is repeated at once.
 func uncancelled(write func(context.Context) error) error {
 	_, err := retryDeadlock(context.Background(), func() (struct{}, error) {
+		// Each try has the whole flushTime.
 		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 		defer cancel()
 		return struct{}{}, write(ctx)

@@ -16,18 +16,18 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A caller may repeat a write that has an idempotency key, and gets the first answer again. The
-// key's row in table call_answer makes sure of that:
+// A caller may repeat a write under an idempotency key, and gets the first answer again. The key
+// has a row in table call_answer:
 //
 //   - a first commit writes the row before the call acts: the call is under way;
 //   - the transaction of the effect locks the row, checks that the call still holds the key, and
 //     writes the answer there. Effect and answer are one commit;
 //   - a rejected call deletes its row, and the key is free again;
 //   - a call without an end holds its key for callTimeout. Then the next call takes the key over.
-//     The first call's effect, if it is still under way, finds another holder and rolls back.
+//     The first call's effect, if still under way, finds another holder and rolls back.
 //
-// A write whose effect is not a single transaction (see Call.StoredAnswer) is answered from its effect
-// when repeated, and its answer is stored after the effect.
+// If the effect of a write is not a single transaction (see Call.StoredAnswer), the answer is stored
+// after the effect, and a repetition before then is answered from the effect.
 
 const (
 	// callTimeout is how long a call holds its key before another call may take the key over: longer
@@ -49,17 +49,17 @@ type CallID struct {
 // CallAnswer is the HTTP answer to a call.
 type CallAnswer struct {
 	Status int
-	Header map[string]string // what goes with this answer: ETag, Location …
+	Header map[string]string // ETag, Location and so on
 	Body   []byte            // JSON, as it was sent
 }
 
-// Call is a write that holds its idempotency key. It belongs to one request, and is not safe for
-// concurrent use.
+// Call is a write that holds its idempotency key. A Call belongs to a single request, and is not
+// safe for concurrent use.
 type Call struct {
 	CallID
-	// Answer encodes the answer to an effect, inside its transaction. effect is a *db.Task after a
-	// transition, or a Put, a Matched, a Discarded. Answer must not block; another goroutine than the
-	// call's calls it.
+	// Answer encodes the answer to an effect, inside the effect's transaction. effect is a *db.Task
+	// after a transition, or a Put, a Matched, a Discarded. Answer must not block: the goroutine of a
+	// flusher may call Answer, for a whole batch.
 	Answer func(effect any) (CallAnswer, error)
 
 	holder int64       // random; the row names the call that holds the key
@@ -95,6 +95,7 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 			Turn: call.holder, Seconds: callTimeout.Seconds(), BodyHash: hash,
 		})
 		switch {
+		// Another session has inserted the key and not committed yet.
 		case isLockTimeout(err):
 			return nil, nil, &CallUnderWay{time.Second}
 		case err != nil:
@@ -103,11 +104,11 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 			return call, nil, nil
 		}
 
-		// The key is taken: by an answered call, or by one under way.
+		// The key is taken, by an answered call or by a call under way.
 		row, err := k.t.q.CallGet(ctx, db.CallGetParams{TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key})
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
-			continue // the first was refused, or was forgotten, in this moment
+			continue // the first call was rejected or forgotten just now
 		case err != nil:
 			return nil, nil, readError(what, err)
 		case !bytes.Equal(row.BodyHash, hash):
@@ -122,13 +123,13 @@ func (k *Calls) Begin(ctx context.Context, id CallID, hash []byte) (call *Call, 
 			return nil, nil, &CallUnderWay{time.Duration(row.SecondsLeft * float64(time.Second))}
 		}
 
-		// The holder is compared in the statement, so that of two calls only one takes the key over.
+		// The statement compares the holder, so that only the first of two calls takes the key over.
 		n, err = k.t.q.CallTakeOver(ctx, db.CallTakeOverParams{
 			TenantID: id.Tenant, Caller: id.Caller, Operation: id.Operation, CallKey: id.Key,
 			OldTurn: row.Turn, Turn: call.holder, Seconds: callTimeout.Seconds(),
 		})
 		switch {
-		case isLockTimeout(err): // the effect of the first is being written
+		case isLockTimeout(err): // the effect of the first call is being written
 			return nil, nil, &CallUnderWay{time.Second}
 		case err != nil:
 			return nil, nil, readError(what, err)
@@ -147,9 +148,11 @@ func (k *Calls) StoreAnswer(ctx context.Context, c *Call, answer CallAnswer) err
 	return nil
 }
 
-// Abandon ends a call that was rejected, or whose fate is unknown: its key is free, unless the
-// effect was committed. A row that cannot be deleted now is taken over later.
+// Abandon frees the key of a call that was rejected or whose result is unknown. A committed effect
+// keeps its key, because CallRelease deletes no answered row. A row that cannot be deleted now is
+// taken over after callTimeout.
 func (k *Calls) Abandon(ctx context.Context, c *Call) {
+	// The call may have ended because ctx has ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callEnd)
 	defer cancel()
 	err := k.t.q.CallRelease(ctx, db.CallReleaseParams{TenantID: c.Tenant, Caller: c.Caller, Operation: c.Operation, CallKey: c.Key, Turn: c.holder})
@@ -160,6 +163,7 @@ func (k *Calls) Abandon(ctx context.Context, c *Call) {
 
 // storeAnswer writes the answer if the call still holds its key.
 func (c *Call) storeAnswer(ctx context.Context, q *db.Queries, answer CallAnswer) error {
+	// Headers are a JSON object in the database, and not null.
 	if answer.Header == nil {
 		answer.Header = map[string]string{}
 	}
@@ -185,12 +189,13 @@ func (c *Call) storeAnswer(ctx context.Context, q *db.Queries, answer CallAnswer
 	return nil
 }
 
-// within runs do and stores its answer in one transaction, if the call still holds its key. made
-// is the effect, nil for none. A nil call has no key and stores no answer.
+// within runs do in tx and stores the answer to do's effect, if the call still holds its key. made
+// is the effect; a nil effect has no answer. A nil call has no key and stores no answer.
 func (c *Call) within(ctx context.Context, tx pgx.Tx, do func(q *db.Queries) (made any, err error)) error {
 	q := db.New(tx)
 	if c != nil {
 		c.stored = nil // of a try that was rolled back
+		// The key's row is locked before the rows of do, as in execTransitions: lock orders agree.
 		held, err := q.CallHold(ctx, holdParams([]*Call{c}))
 		switch {
 		case isLockTimeout(err) || err == nil && len(held) == 0:
@@ -231,8 +236,8 @@ func callsOf(round []*transition) (calls []*Call) {
 	return calls
 }
 
-// holdCalls locks the calls of a batch. A transition whose call no longer holds its key will not be
-// applied.
+// holdCalls locks the keys of a batch's calls. A transition whose call no longer holds its key is
+// not applied.
 func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []*Call, wantJobs []int64) error {
 	if len(calls) == 0 {
 		return nil
@@ -253,6 +258,7 @@ func holdCalls(ctx context.Context, q *db.Queries, round []*transition, calls []
 			continue
 		}
 		m.call.stored, m.call.task = nil, nil // of a try that was rolled back
+		// noJob matches no task: TaskMove rejects this transition, and writes the rest of the batch.
 		if m.call.lost = !kept[m.call.holder]; m.call.lost {
 			wantJobs[i] = noJob
 		}
@@ -283,8 +289,8 @@ func storeAnswers(ctx context.Context, q *db.Queries, round []*transition, calls
 		return nil
 	}
 
-	// Read in the same transaction: the answer shows the task as this transition left it, and not as a
-	// later one does.
+	// Read in the same transaction, so that the answer shows the task as this transition left the
+	// task, before any later transition.
 	tasks, err := q.TaskGetMany(ctx, ids)
 	if err != nil {
 		return fmt.Errorf("read the tasks of calls: %w", err)
@@ -319,6 +325,7 @@ func storeAnswers(ctx context.Context, q *db.Queries, round []*transition, calls
 // forget deletes, in pages, the answers older than callKept.
 func (k *Calls) forget(ctx context.Context) error {
 	for {
+		// Each page is a statement of its own, so that locks are held briefly.
 		n, err := k.t.q.CallForget(ctx, db.CallForgetParams{KeptSeconds: callKept.Seconds(), Page: callPage})
 		if err != nil {
 			return fmt.Errorf("forget answers to calls: %w", err)

@@ -2,8 +2,8 @@ package jobs
 
 import "net/url"
 
-// checkCallback refuses an address that could never be told anything. Whether it may
-// be called is found out when it is: names change their addresses.
+// checkCallback rejects an address to which no update could ever be posted. The egress guard
+// checks the resolved address at each delivery, because DNS names change their addresses.
 func (t *Tasks) checkCallback(address string) error {
 	if address == "" {
 		return nil
@@ -11,7 +11,8 @@ func (t *Tasks) checkCallback(address string) error {
 
 	to, err := url.Parse(address)
 	switch {
-	case err != nil || to.Host == "" || to.Hostname() == "" || to.Opaque != "": // the parser's error quotes it
+	// Without the parser's error, which quotes the address and so a password in the address.
+	case err != nil || to.Host == "" || to.Hostname() == "" || to.Opaque != "":
 		return invalid("/callbackUrl", "callbackUrl is not a URL with a host")
 	case to.Scheme != "http" && to.Scheme != "https":
 		return invalid("/callbackUrl", "callbackUrl must be http or https")

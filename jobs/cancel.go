@@ -14,7 +14,7 @@ import (
 // ErrCancelled is the cause of an executor's context when its task is cancelled.
 var ErrCancelled = errors.New("the task was cancelled")
 
-// Actor is the caller of an operation, with the conditions under which it is to be done.
+// Actor is the caller of an operation, with the operation's precondition, reason and key.
 type Actor struct {
 	Tenant  string
 	Name    string // the actor, for the audit trail
@@ -23,14 +23,16 @@ type Actor struct {
 	Call    *Call // under an idempotency key; nil: without
 }
 
-// Cancel ends a task at once; its executor's context ends within milliseconds.
-// Cancelling a cancelled task changes nothing and is no error.
+// Cancel ends a task; the context of the task's executor ends within milliseconds.
+// A repeated Cancel writes no event and is no error.
 func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task, error) {
 	task, err := t.Get(ctx, actor.Tenant, id)
 	if err != nil {
 		return db.Task{}, err
 	}
 
+	// A repeated cancel with If-Match may have the version before the first cancel. isRepeat then
+	// requires the same actor.
 	if task.Status == db.TaskStatusCANCELLED {
 		again := actor.IfMatch == 0 || actor.IfMatch == task.Version
 		if !again {
@@ -49,17 +51,18 @@ func (t *Tasks) Cancel(ctx context.Context, id uuid.UUID, actor Actor) (db.Task,
 	}
 
 	out := t.apply(ctx, m)
-	// A concurrent cancel was first. Without If-Match both have what they asked for.
+	// Another cancel was committed after the read. Without If-Match both callers have what they
+	// asked for.
 	if !out.applied && out.was == Cancelled && actor.IfMatch == 0 {
-		return t.Get(ctx, actor.Tenant, id) // somebody else was as quick
+		return t.Get(ctx, actor.Tenant, id)
 	}
 
 	return t.readBack(ctx, actor.Tenant, m, out)
 }
 
-// readBack returns the task after its transition was applied, or the error that says why it was
-// not. A call under an idempotency key was answered in the transaction of its transition, and
-// gets the task as that left it.
+// readBack returns the task after transition m was applied, or the reason for m's rejection.
+// With an idempotency key, the result is the task as read in m's transaction, so that the task
+// and the stored answer agree.
 func (t *Tasks) readBack(ctx context.Context, tenant string, m *transition, out transitionResult) (db.Task, error) {
 	if !out.applied {
 		return db.Task{}, fmt.Errorf("task %s: %w", m.task, m.rejection(out))

@@ -14,11 +14,10 @@ import (
 	"github.com/seed-3f7a0631/tes/db/batch"
 )
 
-// claimer claims the waiting jobs of one queue and kind, as many as it has free slots, and
-// runs them.
+// claimer claims the waiting jobs of a queue and kind, up to its free slots, and runs the jobs.
 //
-// It claims when it is woken (by a create of this process, or by NOTIFY), when a slot becomes
-// free under a backlog, and at each poll, which finds what the others missed.
+// A claimer claims after a wake-up (by a create of this process, or by NOTIFY), when a slot
+// becomes free under a backlog, and at each poll. The poll finds jobs whose wake-up was lost.
 type claimer struct {
 	r          *Runner
 	lane, kind string
@@ -36,22 +35,22 @@ type claimer struct {
 
 // The rhythm of a claimer.
 const (
-	// claimMost bounds one claim; a larger one holds its locks too long.
+	// claimMost bounds a claim; a larger claim would hold its locks too long.
 	claimMost = 500
 	// claimCooldown keeps two claims apart, so that jobs inserted together are claimed together.
 	claimCooldown = 2 * time.Millisecond
-	// claimGather keeps two claims apart that find claimSeveral or more: claims, and the
-	// completions that follow, cost by the statement as well as by the job.
+	// claimGather is the pause after a claim of claimSeveral jobs or more: claims, and the
+	// completions behind them, cost by the statement as well as by the job.
 	claimGather  = 12 * time.Millisecond
 	claimSeveral = 8
 	// claimWorth is the number of free slots that a claim waits for under a backlog.
 	claimWorth = claimMost / 2
-	// claimPatience bounds that wait; then one free slot is enough.
+	// claimPatience bounds the wait for claimWorth slots; then a single free slot is enough.
 	claimPatience = 10 * time.Millisecond
 )
 
-// wake says that there may be work. It reports whether this claimer has a free slot, so that
-// other processes need not be notified.
+// wake tells the claimer of possible work. The result reports whether this claimer has a free
+// slot for the work, so that other processes need not be notified.
 func (c *claimer) wake() bool {
 	c.mu.Lock()
 	capacity := c.busy < c.slots && !c.closed
@@ -60,6 +59,7 @@ func (c *claimer) wake() bool {
 	case c.woken <- struct{}{}:
 	default:
 	}
+	// This process may lack the handler of a job under c.some: other processes are notified too.
 	return capacity && c.some == nil && (c.ready == nil || c.ready() > 0)
 }
 
@@ -88,11 +88,13 @@ func (c *claimer) run(ctx context.Context) {
 	for ctx.Err() == nil { // select may have preferred another channel to ctx.Done
 		var found int
 		var more bool
+		// claim has logged any error, and the next poll claims again.
 		_ = c.r.tasks.retryWhileUnavailable(ctx, c.r.logRetry("claim"), func(ctx context.Context) (err error) {
 			found, more, err = c.claim(ctx)
 			return err
 		})
 
+		// Under a backlog there is nothing to gather: the next claim finds jobs at once.
 		cooldown := claimCooldown
 		if found >= claimSeveral && !more {
 			cooldown = claimGather
@@ -101,7 +103,8 @@ func (c *claimer) run(ctx context.Context) {
 			return
 		}
 
-		// A job inserted within notifyEvery of the one that woke this claimer was not announced.
+		// A queue is notified once in notifyEvery: a job inserted shortly after the job that woke
+		// this claimer sent no NOTIFY.
 		var echo <-chan time.Time
 		if woken {
 			echo = time.After(notifyEvery)
@@ -126,8 +129,8 @@ func (c *claimer) run(ctx context.Context) {
 	}
 }
 
-// waitForCapacity waits for claimWorth free slots, or after claimPatience for one. It returns
-// false when ctx ends.
+// waitForCapacity waits for claimWorth free slots, or after claimPatience for a single slot. The
+// result is false if ctx has ended.
 func (c *claimer) waitForCapacity(ctx context.Context) bool {
 	patience := time.NewTimer(claimPatience)
 	defer patience.Stop()
@@ -151,8 +154,8 @@ func (c *claimer) waitForCapacity(ctx context.Context) bool {
 	}
 }
 
-// claim claims and runs jobs. It reports how many it found, and whether there may be more.
-// After an error it may have committed; the sweep finds such jobs.
+// claim claims and runs jobs. found counts the claimed jobs; more reports a possible backlog. A
+// claim with an error may have committed; the sweep finds the claimed jobs.
 func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	if c.some == nil {
 		return c.claimKind(ctx, c.kind)
@@ -163,6 +166,7 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 		return 0, false, nil
 	}
 
+	// A process may have hundreds of handlers: a claim for each would cost a statement each.
 	waiting, err := c.waiting(ctx, kinds)
 	if err != nil {
 		return 0, false, err
@@ -179,8 +183,7 @@ func (c *claimer) claim(ctx context.Context) (found int, more bool, err error) {
 	return found, more, nil
 }
 
-// waiting returns those of the kinds that have due jobs, in random order: one index probe for
-// each.
+// waiting returns the kinds with due jobs, in random order, by an index probe for each kind.
 func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error) {
 	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
@@ -190,7 +193,7 @@ func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error)
 		return nil, err
 	}
 
-	// Fairness: no handler comes first each time.
+	// Fairness: no handler is first each time.
 	rand.Shuffle(len(waiting), func(i, j int) { waiting[i], waiting[j] = waiting[j], waiting[i] })
 	return waiting, nil
 }
@@ -199,23 +202,28 @@ func (c *claimer) waiting(ctx context.Context, kinds []string) ([]string, error)
 func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more bool, err error) {
 	n := min(c.freeSlots(), claimMost)
 	if n <= 0 {
+		// No capacity: the caller waits for a slot, as under a backlog.
 		return 0, true, nil
 	}
 
 	if c.ready != nil {
+		// ready counts the busy slots too: ready - busy is left.
 		if n = min(n, c.ready()-c.slots+c.freeSlots()); n <= 0 {
 			return 0, false, nil // the executor is not ready; the next poll asks again
 		}
 	}
 
+	// Slots are taken before the statement, so that wake does not report them as free.
 	c.mu.Lock()
 	c.busy += n
 	c.mu.Unlock()
+	// River's leader discards running jobs of kinds unknown to it: see waitingKind.
 	becomes := kind
 	if c.some != nil {
 		becomes = KindAutomated
 	}
 
+	// A claim that ctx cut short could commit, and would leave its jobs to the sweep.
 	asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	rows, err := c.r.tasks.q.LaneClaim(asked, db.LaneClaimParams{
 		Lane: c.lane, Kind: kind, Becomes: becomes, Slots: int32(n), ExecutorID: c.r.tasks.cfg.ProcessID,
@@ -244,6 +252,7 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 		}
 	}
 
+	// Parking and loading take further statements: the claimer goes on meanwhile.
 	if len(paused) > 0 {
 		c.r.work.Go(func() { c.park(kind, paused) })
 	}
@@ -254,18 +263,20 @@ func (c *claimer) claimKind(ctx context.Context, kind string) (found int, more b
 	return len(rows), len(rows) == n, nil
 }
 
-// lightest is the size in bytes up to which LaneClaim returns a task's payload. LanePayloads
-// reads the others.
+// lightest is the size in bytes up to which LaneClaim returns a task's payload. The statement has
+// the same number. LanePayloads reads larger payloads.
 const lightest = 8192
 
-// load reads the payloads of claimed tasks and runs the tasks, some megabytes at a time. One
-// claim of the process loads at a time.
+// load reads the payloads of claimed tasks and runs the tasks, batch.MaxBytes at a time. Within
+// the process only one read is under way, which bounds the memory of large payloads.
 func (c *claimer) load(rows []db.LaneClaimRow) {
 	r := c.r
+	// In flight, for the sweep: these jobs are claimed and not begun, like orphaned jobs.
 	r.loading.add(rows)
 	defer r.loading.drop(rows)
 
 	for len(rows) > 0 {
+		// At least a single row, however large its payload.
 		n, bytes := 0, int64(0)
 		for n < len(rows) && (n == 0 || bytes+rows[n].Weight <= batch.MaxBytes) {
 			bytes += rows[n].Weight
@@ -309,7 +320,8 @@ func (c *claimer) loadSome(rows []db.LaneClaimRow) {
 	}
 }
 
-// loading is the set of claimed jobs whose payloads are being read: not begun, and no orphans.
+// loading is the set of claimed jobs whose payloads are being read. These jobs have not begun, and
+// the sweep must not treat them as orphaned.
 type loading struct {
 	mu   sync.Mutex
 	jobs map[int64]bool // guarded by mu
@@ -334,7 +346,7 @@ func (l *loading) drop(rows []db.LaneClaimRow) {
 	}
 }
 
-// all returns the job ids; never nil, which would be NULL in a query.
+// all returns the job ids. The result is never nil: nil would be NULL in a query.
 func (l *loading) all() []int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()

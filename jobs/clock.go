@@ -9,10 +9,10 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The database's clock decides. A moment that a statement compares was written by a statement. A
-// process hands in how long ago something happened, or how long something is to wait. Where a process
-// needs the database's time (due dates in business hours, serverTime), it adds the difference of the
-// clocks, measured once a second, to its own.
+// The database's clock decides. Statements compare only moments that statements have written. A
+// process passes durations: the time since an attempt has ended, or the delay of a retry. Where a
+// process needs the database's time (due dates in business hours, serverTime), the process adds the
+// difference of the clocks, measured once a second, to its own clock.
 
 // clock is a process's clock with its difference from the database's.
 type clock struct {
@@ -40,10 +40,12 @@ func (c *clock) since(at time.Time) time.Duration { return max(0, c.wall().Sub(a
 // measured records a reading of the database's clock, taken between two readings of this process's.
 func (c *clock) measured(asked time.Time, said time.Time, answered time.Time) {
 	took := answered.Sub(asked)
+	// The offset is uncertain by the duration of the answer: an earlier reading is better.
 	if took > clockTolerance && c.read.Load() {
-		return // it says too little
+		return
 	}
 
+	// Assume that the database read its clock half-way between question and answer.
 	off := said.Sub(asked.Add(took / 2))
 	c.off.Store(int64(off))
 	c.read.Store(true)
@@ -57,10 +59,11 @@ func (c *clock) measured(asked time.Time, said time.Time, answered time.Time) {
 	}
 }
 
-// Now is the database's time. The first call asks the database; later ones add the known difference.
-// While the database is away, Now is this process's time.
+// Now is the database's time. The first call asks the database; later calls add the known
+// difference. As long as the database has never answered, Now is this process's time.
 func (t *Tasks) Now(ctx context.Context) time.Time {
 	if !t.clock.read.Load() {
+		// A caller waits a second at most, and then gets the time of this process's clock.
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		asked := t.clock.wall()
@@ -80,6 +83,7 @@ func (t *Tasks) seen(ctx context.Context, p db.ExecutorSeenParams) error {
 	asked := t.clock.wall()
 	said, err := t.q.ExecutorSeen(ctx, p)
 	if err != nil {
+		// An idle engine writes nothing else: this failure makes Writable probe the database.
 		if isUnavailable(err) {
 			t.writes.note(err)
 		}

@@ -13,17 +13,17 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The way of an attempt that has succeeded, from top to bottom in this file:
+// A successful attempt passes these functions, from top to bottom in this file:
 //
-//	run.complete                 checks nothing any more, hands a completion to the batcher
-//	completionItems.assignIDs    gives it the ids of its events
+//	run.complete                 hands a completion to the batcher; the output is checked already
+//	completionItems.assignIDs    reserves the ids of the attempt's events
 //	completionItems.write        executes TaskComplete (sql/queries/move.sql) for the batch
-//	run.completionWritten        frees the slot; or fails the attempt where the database
-//	                             refused the output
+//	run.completionWritten        frees the slot; or fails the attempt, if the database refused
+//	                             the output
 
-// completion is the successful end of an attempt, on its way through a batchWriter. combined
-// says that it carries the attempt's start as well: nothing was written of the attempt before,
-// and its start and its end are one step of one statement.
+// completion is the successful end of an attempt, on its way through a batchWriter. A combined
+// completion carries the attempt's start as well: the start was not written before, and
+// TaskComplete writes start and end together.
 type completion struct {
 	task     uuid.UUID
 	job      int64
@@ -32,25 +32,27 @@ type completion struct {
 	started  time.Time // by the process's clock, as ended
 	ended    time.Time
 	output   json.RawMessage
-	// onWritten is called once, by the flusher, and must not block. ok is false where the
-	// lease was lost; err is set where the database refused the output or went away.
+	// onWritten is called once, by the flusher, and must not block. ok is false if the lease
+	// was lost; err is set if the database refused the output or is away.
 	onWritten func(ok bool, err error)
 
 	event         int64 // id of the started event if combined, else unused; event+1 is the completed event's
 	commitUnknown bool  // an earlier flush may have committed
 }
 
-// complete hands in the attempt's output. A start that is not written by now is combined with
-// the end.
+// complete hands in the attempt's output. If the start is not written by now, start and end are
+// combined.
 func (r *run) complete(output json.RawMessage) {
 	r.mu.Lock()
 	combined, gone := r.phase == unwritten, r.phase == lost
+	// From here on, the timer of startGrace must not write a start of its own.
 	if combined {
 		r.phase = combining
 	}
 
 	r.mu.Unlock()
 
+	// The start was rejected: the task has gone on, and the output would be rejected too.
 	if gone {
 		r.release()
 		return
@@ -68,7 +70,7 @@ func (r *run) complete(output json.RawMessage) {
 }
 
 // completionItems are completions on their way through a batchWriter. The work is done, so
-// they wait for a database that is away.
+// completions wait while the database is away.
 type completionItems struct{ *Tasks }
 
 func (completionItems) plural() string { return "results" }
@@ -86,8 +88,8 @@ func (completionItems) lockWait(*completion) lockWait { return lockWait{} }
 
 func (completionItems) reject(c *completion, err error) { c.onWritten(false, err) }
 
-// flushCompletes writes a batch in the order of the task ids: every statement that locks
-// several tasks locks them in that order, and this one takes them as they come.
+// flushCompletes writes a batch in the order of the task ids. Every statement locks its tasks in
+// the order of task ids; TaskComplete locks in the order of its arrays, hence the sort.
 func (t *Tasks) flushCompletes(batch []*completion) {
 	slices.SortFunc(batch, func(a, b *completion) int { return bytes.Compare(a.task[:], b.task[:]) })
 	(&batchWriter[*completion]{t, t.completes, completionItems{t}}).flush(batch)
@@ -96,8 +98,9 @@ func (t *Tasks) flushCompletes(batch []*completion) {
 // bytes is the size of a completion to the batcher.
 func (c *completion) bytes() int { return len(c.output) }
 
-// assignIDs gives a completion two ids: of the started event and of the completed one.
+// assignIDs gives each completion two ids: of the started event and of the completed event.
 func (t completionItems) assignIDs(ctx context.Context, batch []*completion) error {
+	// A repeated flush keeps its ids: addCommittedEarlier looks for the completed events.
 	fresh := 0
 	for _, c := range batch {
 		if c.event == 0 {
@@ -120,8 +123,8 @@ func (t completionItems) assignIDs(ctx context.Context, batch []*completion) err
 	return nil
 }
 
-// write executes TaskComplete. A completion that the statement does not return has lost its
-// lease, unless an earlier flush whose answer was lost has committed it.
+// write executes TaskComplete. A completion missing from the rows has lost its lease, unless an
+// earlier flush with a lost answer has committed the completion.
 func (t completionItems) write(ctx context.Context, on querier, batch []*completion) (answer func(context.Context), err error) {
 	rows, err := db.New(on).TaskComplete(ctx, t.params(batch))
 	if err != nil {
@@ -170,8 +173,8 @@ func (t completionItems) params(batch []*completion) db.TaskCompleteParams {
 	return p
 }
 
-// addCommittedEarlier adds to done the jobs of completions that an earlier flush, whose answer
-// was lost, has committed: their completed events are there.
+// addCommittedEarlier adds to done the jobs of completions that an earlier flush, with a lost
+// answer, has committed: the completed events of these attempts exist.
 func addCommittedEarlier(ctx context.Context, q *db.Queries, batch []*completion, done map[int64]bool) error {
 	var events []int64
 	for _, c := range batch {
@@ -184,6 +187,7 @@ func addCommittedEarlier(ctx context.Context, q *db.Queries, batch []*completion
 		return nil
 	}
 
+	// Event ids are used once, so an event with such an id was written by the earlier flush.
 	committed, err := eventsCommitted(ctx, q, events)
 	if err != nil {
 		return err
@@ -198,17 +202,18 @@ func addCommittedEarlier(ctx context.Context, q *db.Queries, batch []*completion
 	return nil
 }
 
-// completionWritten frees the slot once the completion is written. A lost lease leaves the
-// task to the attempt that has followed. An output that the database refuses fails the attempt
-// in a goroutine of its own: the flusher must not wait for that.
+// completionWritten frees the slot after the completion is written. After a lost lease the task
+// belongs to a later attempt. An output that the database refuses fails the attempt, in a
+// goroutine of its own: the flusher must not wait for another write.
 func (r *run) completionWritten(ok bool, err error) {
 	switch {
 	case err != nil && !isUnavailable(err):
 		r.mu.Lock()
-		if r.phase == combining { // nothing is written of the attempt
+		if r.phase == combining { // the start is not written: fail writes start and failure
 			r.phase = unwritten
 		}
 		r.mu.Unlock()
+		// Not retryable: the next attempt would most likely have the same output.
 		go r.fail(&Failure{Code: CodeOutput, Message: "the database cannot store the output", Retryable: new(bool)})
 		return
 
@@ -220,6 +225,7 @@ func (r *run) completionWritten(ok bool, err error) {
 		r.r.endOrphanedJob(r.claim.JobID)
 	}
 
+	// ErrUnavailable comes here too, when the process stops: reaper or sweep will end the attempt.
 	r.release()
 }
 
@@ -229,7 +235,8 @@ const (
 	summaryText    = 256
 )
 
-// completeTransition is the move after an attempt that succeeded elsewhere.
+// completeTransition is the transition after a success outside of this process: of a remote worker,
+// or of another system's response.
 func completeTransition(h attemptRef, output json.RawMessage, at time.Time) *transition {
 	return &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
@@ -238,7 +245,7 @@ func completeTransition(h attemptRef, output json.RawMessage, at time.Time) *tra
 	}
 }
 
-// summaryOf is summaryNote as a move's payload.
+// summaryOf is summaryNote as a transition's payload; nil for an empty note.
 func summaryOf(output json.RawMessage) any {
 	if note := summaryNote(output); note != "" {
 		return json.RawMessage(note)
@@ -247,7 +254,7 @@ func summaryOf(output json.RawMessage) any {
 }
 
 // summaryNote is the payload of a completed event: the output's short scalar
-// members, as they are. Empty when there are none.
+// members, unchanged. Empty if the output has no such members.
 func summaryNote(output json.RawMessage) string {
 	if len(output) <= 2 {
 		return ""
@@ -259,6 +266,7 @@ func summaryNote(output json.RawMessage) string {
 	}
 
 	short := make(map[string]json.RawMessage, len(members))
+	// Maps have no order: of more than summaryMembers short members, any may be left out.
 	for name, value := range members {
 		if len(short) < summaryMembers && len(value) <= summaryText && value[0] != '{' && value[0] != '[' {
 			short[name] = value

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// Request asks for a task. With its JSON members it is the body of POST /api/internal/tasks, and the data of
-// workflow.task_requested. The caller's handler sets the rest.
+// Request asks for a task. Its JSON members are the body of POST /api/internal/tasks, and the data of
+// workflow.task_requested. The handler sets the remaining fields.
 type Request struct {
 	TaskDefinitionID string          `json:"taskDefinitionId" minLength:"1" maxLength:"128" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]*$" doc:"The task definition. If no such definition is registered, taskType and executionConfig.executor are required."`
 	WorkflowID       string          `json:"workflowId" minLength:"1" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]+$"`
@@ -40,9 +40,9 @@ type Request struct {
 	Traceparent string `json:"-"`
 }
 
-// Create makes a task and returns once the task is committed. A repeated key with the same body
-// returns the first task (created is false), even where the task could not be made any more; with
-// a different body the error is ErrKeyReused.
+// Create creates a task and returns after the commit. A repeated key with the same body returns the
+// first task (created is false), even if the request would be rejected by now. A repeated key with a
+// different body is ErrKeyReused.
 func (t *Tasks) Create(ctx context.Context, req Request) (task db.Task, created bool, err error) {
 	out := t.CreateMany(ctx, []Request{req})[0]
 	return out.Task, out.Fresh, out.Err
@@ -55,8 +55,8 @@ type Created struct {
 	Err   error
 }
 
-// CreateMany is Create for many requests, which share their commits. Each has a result of its own,
-// in the order of reqs. Two requests with one key are treated like two calls, one after the other.
+// CreateMany is Create for many requests, which share commits. Each request has its own result, in
+// the order of reqs. Two requests with the same key are treated like two consecutive calls.
 func (t *Tasks) CreateMany(ctx context.Context, reqs []Request) []Created {
 	out := make([]Created, len(reqs))
 	creations := make([]*creation, len(reqs)) // nil: the request is rejected
@@ -126,6 +126,7 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 		return nil, err
 	}
 
+	// Hashed as sent, so that a repetition matches after defaults or definition have changed.
 	hash, err := req.hash()
 	if err != nil {
 		return nil, err
@@ -142,8 +143,8 @@ func (t *Tasks) prepare(ctx context.Context, req Request) (*creation, error) {
 	}, nil
 }
 
-// checkSettings checks the input and the task's settings. Those of a definition were checked when
-// somebody registered the definition, so only a request's own are looked at.
+// checkSettings checks the input and the task's settings. A definition's settings were checked at its
+// registration, so CheckDefinition is called only without a definition.
 func (t *Tasks) checkSettings(ctx context.Context, req Request, def *definition, config ExecutionConfig) error {
 	if err := checkConfig(config); err != nil {
 		return err
@@ -178,6 +179,7 @@ func newTask(req Request, def *definition, executor string) (db.Task, error) {
 		Reference: orNil(req.Reference), CallbackUrl: orNil(req.CallbackURL), Traceparent: orNil(req.Traceparent),
 		Input: req.Input, Context: req.Context,
 	}
+	// The task keeps this revision: later revisions change no existing task.
 	if def != nil {
 		task.Revision, task.OwnDefinition = def.Revision, def.TenantID != ""
 	}
@@ -190,6 +192,7 @@ func newTask(req Request, def *definition, executor string) (db.Task, error) {
 		}
 	}
 
+	// UUIDv7 begins with the time: OpenTasks selects recent tasks by id.
 	if task.TaskID, err = uuid.NewV7(); err != nil {
 		return task, fmt.Errorf("make a task id: %w", err)
 	}
@@ -197,7 +200,7 @@ func newTask(req Request, def *definition, executor string) (db.Task, error) {
 	return task, nil
 }
 
-// defaults fills in the members that a request leaves to its definition.
+// defaults checks the request against its definition, and fills in missing members.
 func defaults(req *Request, def *definition) error {
 	switch {
 	case def == nil && (req.TaskType == "" || req.Config == nil || req.Config.Executor == ""):

@@ -43,17 +43,17 @@ func (c *creation) wait(ctx context.Context) error {
 	}
 }
 
-// createItems are creations on their way through a batchWriter. Their callers wait, and are
-// told at once that the database is away.
+// createItems are creations on their way through a batchWriter. Their callers wait, and learn at
+// once of an absent database.
 type createItems struct{ *Tasks }
 
 func (createItems) plural() string { return "creates" }
 
 func (createItems) row(c *creation) any { return c.row() }
 
-// failWaiters answers a batch whose commit is unknown. A look by the task ids, which are this
-// process's alone, may tell that it has committed. A statement that waited for a lock has
-// done nothing, and the look would wait as well.
+// failWaiters answers a batch whose commit is unknown. The task ids belong to this process alone,
+// so a lookup of the ids may show that the batch has committed. A statement that waited for a
+// lock has written no task, and the lookup would wait for the same lock.
 func (t createItems) failWaiters(batch []*creation, err error) (patient []*creation) {
 	// The callers' contexts must not end the lookup: it answers the whole batch.
 	ctx, cancel := context.WithTimeout(context.Background(), flushTime)
@@ -80,7 +80,7 @@ func (t *Tasks) flushCreates(batch []*creation) {
 	(&batchWriter[*creation]{t, t.creates, createItems{t}}).flush(batch)
 }
 
-// row is the row that a creation may have to wait for: a request with the same key that another
+// row is the row that a creation may have to wait for: a request with the same key, which another
 // session is writing.
 func (c *creation) row() any {
 	if c.task.RequestID == nil {
@@ -103,8 +103,8 @@ func (t createItems) answer(ctx context.Context, batch []*creation) {
 	t.wakeFor(ctx, batch)
 }
 
-// findCreated looks up a flush whose answer was lost. It returns an error unless every task of the
-// batch is there.
+// findCreated looks up a flush with a lost answer. The result is an error unless the batch was
+// committed.
 func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 	ids := make([]uuid.UUID, len(batch))
 	for i, c := range batch {
@@ -123,6 +123,7 @@ func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 
 	for _, c := range batch {
 		c.task.CreatedAt, c.created = made[c.task.TaskID]
+		// A missing task with a key proves no rollback: an earlier request may have the key.
 		if !c.created && c.task.RequestID == nil {
 			return errors.New("the connection was lost, and nothing was written")
 		}
@@ -133,7 +134,7 @@ func findCreated(ctx context.Context, q *db.Queries, batch []*creation) error {
 
 func (t createItems) assignIDs(ctx context.Context, batch []*creation) error {
 	fresh := 0
-	// A repeated flush keeps its ids: findCreated looks for them.
+	// A creation of a halved batch has its ids already.
 	for _, c := range batch {
 		if c.event == 0 {
 			fresh++
@@ -173,6 +174,7 @@ func (t createItems) write(ctx context.Context, on querier, batch []*creation) (
 		made[row.TaskID] = row.CreatedAt.UTC()
 	}
 
+	// A task missing from the rows has a key that an earlier request has used.
 	for _, c := range batch {
 		c.task.CreatedAt, c.created = made[c.task.TaskID]
 	}
@@ -213,6 +215,7 @@ func createParams(batch []*creation) db.TaskCreateParams {
 		p.Contexts = append(p.Contexts, string(task.Context))
 		p.Actors = append(p.Actors, c.actor)
 		p.Kinds = append(p.Kinds, c.kind)
+		// The statements find a job's task by task_id: see job_task. People see the rest in River UI.
 		p.Args = append(p.Args, `{"task_id": "`+task.TaskID.String()+`", "attempt": 1, "timeout_ms": `+strconv.FormatInt(c.timeout.Milliseconds(), 10)+`}`)
 		p.Metadata = append(p.Metadata, metadata(task.CorrelationID, stringOf(task.Traceparent)))
 		p.Tags = append(p.Tags, "wf-"+tag(task.WorkflowID))
@@ -221,7 +224,8 @@ func createParams(batch []*creation) db.TaskCreateParams {
 	return p
 }
 
-// metadata is a River job's: for tracing, and nothing of the task's content.
+// metadata returns a River job's metadata: ids for tracing, without content of the task, since
+// River UI shows metadata.
 func metadata(correlation, traceparent string) string {
 	m := map[string]string{"correlationId": correlation}
 	if traceparent != "" {
@@ -238,7 +242,7 @@ func metadata(correlation, traceparent string) string {
 
 var notTag = regexp.MustCompile(`[^\w-]`)
 
-// tag makes a workflow's name fit for River's tags, by which River UI filters.
+// tag makes a workflow's name valid as a River tag. River UI filters jobs by tags.
 func tag(name string) string {
 	name = notTag.ReplaceAllString(name, "_")
 	return name[:min(len(name), 200)]
@@ -255,8 +259,8 @@ func (t createItems) wakeFor(ctx context.Context, batch []*creation) {
 	t.notifier.wakeFor(ctx, ready)
 }
 
-// eventsCommitted returns which of these event ids were committed. An id is used once, so that an
-// event found is the trace of this process's flush.
+// eventsCommitted returns the committed ones of these event ids. An id is used once, so a found event
+// proves the commit of this process's flush.
 func eventsCommitted(ctx context.Context, q *db.Queries, events []int64) (map[int64]bool, error) {
 	found := map[int64]bool{}
 	ids, err := q.EventsFound(ctx, events)

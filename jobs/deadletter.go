@@ -13,11 +13,11 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// DeadLetterWalk is how many dead letters one question looks at: enough for a bad
-// day, and no more than a second's work.
+// DeadLetterWalk bounds the dead letters that a query reads: enough for a bad day, and at most
+// a second's work.
 const DeadLetterWalk = 20_000
 
-// DeadLetterFilter narrows dead letters down. Zero values mean "whatever".
+// DeadLetterFilter selects dead letters. A zero field matches every dead letter.
 type DeadLetterFilter struct {
 	Fingerprint      string    `json:"fingerprint,omitempty"`
 	TaskDefinitionID string    `json:"taskDefinitionId,omitempty"`
@@ -26,7 +26,7 @@ type DeadLetterFilter struct {
 	Since            time.Time `json:"since,omitzero"`  // when it ended
 }
 
-// Type is the type whose lane the filter names.
+// Type is the type of tasks whose queue the filter names; empty without such a type.
 func (f DeadLetterFilter) Type() string {
 	for _, kind := range []Type{Automated, Integration, Manual} {
 		if laneOf(kind) == f.Lane {
@@ -51,6 +51,7 @@ type DeadLetterCursor struct {
 // at the end. A page with fewer rows, or none, may have a next: the filter looks at DeadLetterWalk
 // dead letters a call.
 func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetterFilter, from DeadLetterCursor, page int32) (rows []db.DeadLetterListRow, next *DeadLetterCursor, err error) {
+	// A rare filter must not read every dead letter: find the end of this walk first.
 	until := DeadLetterCursor{Priority: math.MaxInt16, At: from.At, Job: math.MaxInt64}
 	reach, err := q.DeadLetterReach(ctx, db.DeadLetterReachParams{
 		AfterPriority: from.Priority, AfterAt: from.At, AfterID: from.Job, Skip: DeadLetterWalk - 1,
@@ -73,6 +74,7 @@ func DeadLetters(ctx context.Context, q *db.Queries, tenant string, f DeadLetter
 		return nil, nil, readError("dead letters", err)
 	}
 
+	// Page was page + 1: the additional row shows that there is a next page.
 	if len(rows) > int(page) {
 		rows = rows[:page]
 		last := rows[page-1]
@@ -105,13 +107,14 @@ type Discarded struct {
 // DeadLetterOps discards and redrives dead letters.
 type DeadLetterOps struct{ t *Tasks }
 
-// Discard takes a dead letter out of the list of dead letters; the task keeps its status. Discarding
-// again changes nothing and is no error.
+// Discard removes a dead letter from the list of dead letters; the task keeps its status. A repeated
+// Discard returns the first record, and is no error.
 func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, actor Actor) (Discarded, error) {
 	var made *Discarded
 	err := pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			rows, err := q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{TaskID: id, TenantID: actor.Tenant, Actor: actor.Name, Reason: actor.Reason})
+			// Without an effect no answer is stored here; the handler stores the answer afterwards.
 			if err != nil || len(rows) == 0 {
 				return nil, err
 			}
@@ -127,6 +130,7 @@ func (d *DeadLetterOps) Discard(ctx context.Context, id uuid.UUID, actor Actor) 
 		return *made, nil
 	}
 
+	// Not discarded now: the task is unknown, was discarded before, or is no dead letter.
 	task, err := d.t.Get(ctx, actor.Tenant, id)
 	if err != nil {
 		return Discarded{}, err

@@ -13,8 +13,8 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// An error handler can lease a dead letter like a task. The letter's task has ended and stays
-// as it is; the calls that end the lease act on the letter:
+// An error handler can lease a dead letter like a task. The task of the dead letter has ended and
+// stays unchanged; the calls that end the lease act on the dead letter:
 //
 //	complete   discards it, as Discard does
 //	fail       puts it back, to be leased after requeueDelay
@@ -22,7 +22,7 @@ import (
 //
 // A redrive or a discard through the dead-letter API meanwhile wins.
 
-// requeueDelay is the delay before a dead letter is leased again that its handler failed at: the
+// requeueDelay is the delay between a handler's failure and the next lease of the dead letter: the
 // interface document's interval of queue operations.
 const requeueDelay = 5 * time.Second
 
@@ -32,10 +32,11 @@ func (l *Leases) IsDeadLetter(ctx context.Context, token string) (bool, error) {
 	return id.deadLetter, err
 }
 
-// claimDeadLetters leases up to most dead letters and returns how many. given are the leases
-// that another call of the request has got already.
+// claimDeadLetters leases up to most dead letters and returns their number n. given are leases of
+// the same request that another call has committed already.
 func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Selection, most int) (n int, given []Lease, err error) {
 	definitions := append([]string{}, sel.Definitions...) // not nil, which would be NULL
+	// Taking the turn writes a row, so look for work first.
 	waits, err := l.t.q.LetterWaits(ctx, db.LetterWaitsParams{TenantID: req.Tenant, DefinitionIds: definitions})
 	if err != nil {
 		return 0, nil, readError("look for dead letters", err)
@@ -56,6 +57,8 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 	err = pgx.BeginFunc(ctx, l.t.pool, func(tx pgx.Tx) error {
 		q := l.t.q.WithTx(tx)
 		if req.turn != nil {
+			// The turn's row stays locked until the commit. No row: another call has taken the turn, and
+			// claims the dead letters.
 			held, err := q.LeaseTurnHold(ctx, db.LeaseTurnHoldParams{TenantID: req.Tenant, Owner: req.Worker, RequestID: req.ID, Turn: req.turn.n})
 			if err != nil || held == 0 {
 				return err
@@ -79,11 +82,13 @@ func (l *Leases) claimDeadLetters(ctx context.Context, req *LeaseRequest, sel Se
 // acknowledgeDeadLetter discards a leased dead letter. The handler's output is kept as the reason.
 func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output json.RawMessage) (db.Task, error) {
 	reason := handledReason(output)
+	// For the owner's name. A repeated call finds no lease, and discards no dead letter.
 	lease, err := l.t.q.LeaseGet(ctx, w.id.task)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return db.Task{}, readError("lease of task "+w.id.task.String(), err)
 	}
 
+	// WantJob is the fence: a dead letter that was put back has another job.
 	rows, err := l.t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
 		TaskID: w.id.task, TenantID: w.tenant, WantJob: w.id.job, Actor: lease.Owner, Reason: reason,
 	})
@@ -91,6 +96,7 @@ func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
 
+	// A repetition with the same output gets the same answer, with another output a Conflict.
 	if len(rows) == 0 {
 		before, err := l.t.q.DeadLetterDiscarded(ctx, w.id.task)
 		switch {
@@ -106,7 +112,7 @@ func (l *Leases) acknowledgeDeadLetter(ctx context.Context, w *leaseCall, output
 	return l.t.Get(ctx, w.tenant, w.id.task)
 }
 
-// handledReason is output.reason, or the whole output where it has none.
+// handledReason is output.reason, or the whole output without such a member.
 func handledReason(output json.RawMessage) string {
 	var said struct {
 		Reason string `json:"reason"`
@@ -121,7 +127,7 @@ func handledReason(output json.RawMessage) string {
 	return "handled"
 }
 
-// requeueDeadLetter puts a leased dead letter back. A repeated call is answered as the first time.
+// requeueDeadLetter puts a leased dead letter back. A repeated call gets the first answer.
 func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string, delay time.Duration) (db.Task, error) {
 	why = redactedText(why, longestMessage)
 	back, err := l.t.q.LetterReturn(ctx, db.LetterReturnParams{
@@ -131,6 +137,8 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 		return db.Task{}, readError("task "+w.id.task.String(), err)
 	}
 
+	// A repetition finds the reason of the first call; a call after the lease has expired finds the
+	// reaper's.
 	if len(back) == 0 {
 		before, err := l.t.q.LetterReturned(ctx, db.LetterReturnedParams{JobID: w.id.job, TaskID: w.id.task.String()})
 		switch {
@@ -145,6 +153,7 @@ func (l *Leases) requeueDeadLetter(ctx context.Context, w *leaseCall, why string
 		return w.task, nil
 	}
 
+	// With a delay the dead letter is not due yet; the poll of waiting dequeues finds such work.
 	if delay == 0 {
 		l.wakeDeadLetterWaiters(ctx, back)
 	}
@@ -162,6 +171,7 @@ func (l *Leases) requeueExpiredDeadLetters(ctx context.Context) error {
 		return nil
 	}
 
+	// Expired makes LetterReturn compare the time again: a heartbeat may have come since the read.
 	p := db.LetterReturnParams{Expired: true, Why: CodeLeaseExpired}
 	for _, row := range rows {
 		p.TaskIds, p.JobIds = append(p.TaskIds, row.TaskID), append(p.JobIds, row.JobID)

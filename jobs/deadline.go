@@ -15,10 +15,10 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// Each assignment begins a chain of jobs, in its own commit. A chain has one job at a time; each
-// job leaves the next in the commit in which it ends, so that none is lost and none works twice.
-// The task names its present chain (deadline_id): a later assignment supersedes it, and the job of
-// an old chain ends without effect.
+// Each assignment begins a chain of jobs, in the assignment's commit. A chain has a single job at a
+// time: the commit that ends a job inserts the next job, so that no job is lost or done twice.
+// Column deadline_id of the task names the current chain. A later assignment begins a new chain, and
+// the job of an old chain ends without effect.
 
 // steps are the percentages of the time to the due date at which notices are sent.
 var steps = []int{0, 50, 75, 90, 100}
@@ -34,8 +34,8 @@ type deadlineStep struct {
 
 type dueNotice struct{ what, user string }
 
-// deadlineStep says what to do for a task at a percentage. Of missed steps only the last is done: three
-// reminders at once would help no one.
+// deadlineStep returns the notices, the escalation and the next job of a task at a percentage. Of
+// missed steps only the last is done: three reminders at once would not help a person.
 func (s *settings) deadlineStep(task db.DeadlineTaskRow, chain int64, percent int) deadlineStep {
 	if !isCurrentChain(task, chain) || task.AssignedAt == nil || task.DueAt == nil {
 		return deadlineStep{}
@@ -58,13 +58,14 @@ func (s *settings) deadlineStep(task db.DeadlineTaskRow, chain int64, percent in
 	out := deadlineStep{percent: percent}
 	switch {
 	case percent == 0:
-		// The person who has begun the task knows of the assignment.
+		// A person who has begun the task knows of the assignment.
 		if task.Status == db.TaskStatusASSIGNED {
 			out.add(noticeAssigned, holders(task)...)
 		}
 	case percent < 100:
 		out.add(noticeReminder, holders(task)...)
 	default:
+		// A holder who is also in Notify gets the notice overdue only: add keeps the first notice.
 		out.add(noticeOverdue, holders(task)...)
 		if e := s.config.Escalation; e != nil {
 			out.add(noticeEscalated, e.Notify...)
@@ -72,9 +73,10 @@ func (s *settings) deadlineStep(task db.DeadlineTaskRow, chain int64, percent in
 		}
 	}
 
-	// An assignment that begins overdue has no deadline: an escalated task would be escalated
-	// for ever.
+	// An assignment that begins after the due date has no further step: otherwise an escalated
+	// task would be escalated for ever.
 	if percent < 100 && from.Before(due) {
+		// A step that has become due meanwhile is next, else the first step ahead.
 		out.next = last(percent)
 		for i := 0; out.next == 0; i++ {
 			if steps[i] > percent {
@@ -87,7 +89,7 @@ func (s *settings) deadlineStep(task db.DeadlineTaskRow, chain int64, percent in
 	return out
 }
 
-// add adds a notice for each user who gets none yet.
+// add adds a notice for each user without a notice in this step.
 func (s *deadlineStep) add(what string, users ...string) {
 	for _, user := range users {
 		if !slices.ContainsFunc(s.notices, func(t dueNotice) bool { return t.user == user }) {
@@ -96,8 +98,8 @@ func (s *deadlineStep) add(what string, users ...string) {
 	}
 }
 
-// holders are the persons to remind: the assignee, else the named candidates. Groups and roles are
-// no persons.
+// holders returns the persons to remind: the assignee, else the named candidates. Groups and roles
+// get no reminders.
 func holders(task db.DeadlineTaskRow) []string {
 	if task.AssigneeID != nil {
 		return []string{*task.AssigneeID}
@@ -135,12 +137,13 @@ func (w *deadlineWorker) Work(ctx context.Context, job *river.Job[deadlineArgs])
 		return err
 	}
 
+	// Without a task, the zero step only ends the job.
 	var do deadlineStep
 	if s != nil {
 		do = s.deadlineStep(task, args.DeadlineID, args.Percent)
 	}
 
-	// One id for the escalation, one for the next job of the chain, and one for each notice.
+	// Ids for the escalation, for the next job of the chain, and for each notice.
 	ids, err := t.ids.job(ctx, len(do.notices)+2)
 	if err != nil {
 		return err

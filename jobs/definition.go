@@ -15,7 +15,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
-// Definition describes a kind of task, as it was registered.
+// Definition is a registered revision of a task definition.
 type Definition struct {
 	// TenantID is the owner; empty for a definition of the platform, which every tenant may use.
 	TenantID        string          `json:"tenantId,omitempty" doc:"The tenant that the definition belongs to. Absent: the platform, whose definitions every tenant may use."`
@@ -47,13 +47,13 @@ const DefaultVisibility = 30 * time.Second
 // Definitions is the registry of task definitions.
 type Definitions struct{ t *Tasks }
 
-// Put registers a definition of the tenant that it names, or of the platform where TenantID is
-// empty. The same content again changes nothing; other content becomes the next revision, and
-// existing tasks keep theirs. created reports the tenant's first revision. ifMatch, if not zero,
-// must be the newest revision.
+// Put registers a definition of tenant in.TenantID, or of the platform if TenantID is empty. Equal
+// content writes no revision; different content becomes the next revision, and existing tasks keep
+// their revision. created reports the tenant's first revision. ifMatch, if not zero, must be the
+// newest revision.
 //
-// A header whose value is Mask keeps its value of the tenant's newest revision; without one the
-// error is an *Invalid.
+// A header with the value Mask keeps its value of the tenant's newest revision; without such a value
+// the error is an *Invalid.
 func (d *Definitions) Put(ctx context.Context, by string, ifMatch int32, in Definition) (out Definition, created bool, err error) {
 	put, err := d.PutFor(ctx, Actor{Name: by, IfMatch: ifMatch}, in)
 	return put.Definition, put.Created, err
@@ -62,7 +62,7 @@ func (d *Definitions) Put(ctx context.Context, by string, ifMatch int32, in Defi
 // Put is the result of registering a definition.
 type Put struct {
 	Definition
-	Created bool // it is the tenant's first revision
+	Created bool // the revision is the tenant's first
 }
 
 // PutFor is Put for a caller with a reason, a version or an idempotency key.
@@ -72,6 +72,8 @@ func (d *Definitions) PutFor(ctx context.Context, actor Actor, in Definition) (o
 	}
 
 	for range mostWriters {
+		// A lost race begins again with the read: the winner may have written the same content, or
+		// the revision in IfMatch may be outdated.
 		out, err = d.put(ctx, actor, in)
 		if !revisionTaken(err) {
 			break
@@ -85,13 +87,15 @@ func (d *Definitions) PutFor(ctx context.Context, actor Actor, in Definition) (o
 		return Put{}, err
 	}
 
+	// This process reads the new revision at once. Without the notification, the other processes
+	// read it within newestFor.
 	d.t.defs.forget(in.ID)
 	d.t.notifier.notify(ctx, channelDefinition, in.ID)
 	return out, nil
 }
 
-// mostWriters is how often a writer tries again after another writer was first: each time, one of
-// them succeeds.
+// mostWriters bounds the tries of a writer after lost races. Some writer wins each race, so up to
+// mostWriters writers may register the same definition at once.
 const mostWriters = 64
 
 // revisionTaken reports that another writer has written the same revision first.
@@ -100,7 +104,7 @@ func revisionTaken(err error) bool {
 	return errors.As(err, &pg) && pg.ConstraintName == "task_definition_pkey"
 }
 
-// put writes the revision after the newest, if the content differs. The primary key, and no lock,
+// put writes the revision after the newest, if the content differs. The primary key, and not a lock,
 // keeps two writers apart: see revisionTaken.
 func (d *Definitions) put(ctx context.Context, actor Actor, in Definition) (Put, error) {
 	old, found, err := d.own(ctx, in.TenantID, in.ID)
@@ -111,6 +115,7 @@ func (d *Definitions) put(ctx context.Context, actor Actor, in Definition) (Put,
 		return Put{}, fmt.Errorf("definition %s is at revision %d: %w", in.ID, old.Revision, ErrStale)
 	}
 
+	// Before the comparison: a definition that was read, masked, and sent back unchanged is equal.
 	if in.ExecutionConfig.HTTP, err = in.ExecutionConfig.HTTP.keepMasked(old.ExecutionConfig.HTTP); err != nil {
 		return Put{}, err
 	}
@@ -139,6 +144,7 @@ func (d *Definitions) put(ctx context.Context, actor Actor, in Definition) (Put,
 	}
 
 	var out Put
+	// The revision and the answer under the idempotency key are committed together.
 	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			row, err := q.DefinitionPut(ctx, p)
@@ -157,7 +163,8 @@ func (d *Definitions) put(ctx context.Context, actor Actor, in Definition) (Put,
 	return out, nil
 }
 
-// own returns the newest revision that the tenant registered itself; the platform's for no tenant.
+// own returns the newest revision that the tenant registered itself; for the empty tenant, the
+// platform's newest revision.
 func (d *Definitions) own(ctx context.Context, tenant, id string) (def Definition, found bool, err error) {
 	row, err := d.t.q.DefinitionOwn(ctx, db.DefinitionOwnParams{TenantID: tenant, DefinitionID: id})
 	switch {
@@ -171,7 +178,7 @@ func (d *Definitions) own(ctx context.Context, tenant, id string) (def Definitio
 	return def, err == nil, err
 }
 
-// Revision returns the newest revision that a tenant has registered itself; 0 for none.
+// Revision returns the newest revision that a tenant has registered itself; 0 without a revision.
 func (d *Definitions) Revision(ctx context.Context, tenant, id string) (int32, error) {
 	def, _, err := d.own(ctx, tenant, id)
 	return def.Revision, err
@@ -183,8 +190,8 @@ func (d *Definitions) Has(ctx context.Context, tenant, id string) (bool, error) 
 	return found, err
 }
 
-// Get returns the newest revision that a tenant uses: its own, else the platform's. The error is
-// ErrNotFound where there is neither.
+// Get returns the newest revision that a tenant uses: the tenant's own, else the platform's. Without
+// either, the error is ErrNotFound.
 func (d *Definitions) Get(ctx context.Context, tenant, id string) (Definition, error) {
 	row, err := d.t.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
 	if err != nil {
@@ -193,8 +200,9 @@ func (d *Definitions) Get(ctx context.Context, tenant, id string) (Definition, e
 	return definitionOf(row)
 }
 
-// List returns a page of the newest revisions that a tenant uses, by id, after the given id: its
-// own and the platform's. An own definition hides the platform's of the same id.
+// List returns a page of the newest revisions that a tenant uses, ordered by id, after the given id:
+// the tenant's own and the platform's. An own definition hides the platform's definition of the same
+// id.
 func (d *Definitions) List(ctx context.Context, tenant, after string, limit int32) ([]Definition, error) {
 	rows, err := d.t.q.DefinitionList(ctx, db.DefinitionListParams{TenantID: tenant, After: after, Page: limit})
 	if err != nil {
@@ -230,6 +238,7 @@ func (d *Definitions) check(in *Definition) error {
 		return err
 	}
 
+	// Stored by name: a later change of the type's default does not change the definition.
 	in.ExecutionConfig.Executor = executor
 	if err := checkConfig(in.ExecutionConfig); err != nil {
 		return err
@@ -241,11 +250,13 @@ func (d *Definitions) check(in *Definition) error {
 		}
 	}
 
+	// Only for the error: the cache compiles the definition at its first use.
 	_, err = compile(*in)
 	return err
 }
 
-// executors lists the executors of each type; the first is the default.
+// executors lists the executors of each type, the default first. The empty name at the first place
+// means that automated tasks have no default.
 var executors = map[Type][]string{
 	Automated:   {"", "expression", "http", "noop", "go", ExecutorWorker},
 	Integration: {"integration", ExecutorWorker},
@@ -302,10 +313,11 @@ func checkConfig(c ExecutionConfig) error {
 	return checkManual(c)
 }
 
-// equal compares the members that a client sends, the texts of headers included.
+// equal compares the members that a client sends, including the texts of headers.
 func (d Definition) equal(o Definition) bool {
 	strip := func(d Definition) []byte {
 		d.TenantID, d.Revision, d.CreatedAt, d.CreatedBy = "", 0, time.Time{}, ""
+		// JSON masks the texts of headers; storedConfig does not.
 		config, err := storedConfig(d.ExecutionConfig, d.ExecutionConfig.HTTP)
 		if err != nil {
 			return nil
@@ -319,6 +331,7 @@ func (d Definition) equal(o Definition) bool {
 			return nil
 		}
 
+		// Independent of the order of members within the schemas.
 		sum, err := canonical.Hash(text)
 		if err != nil {
 			return nil

@@ -28,8 +28,8 @@ type definitionKey struct {
 	revision int32
 }
 
-// taskDefinition identifies the revision that a task was made under. own says that the definition
-// is the task's tenant's, not the platform's.
+// taskDefinition identifies the revision under which a task was created. own reports a definition
+// of the task's tenant; otherwise the platform owns the definition.
 func taskDefinition(tenant string, own bool, id string, revision int32) definitionKey {
 	if !own {
 		tenant = ""
@@ -44,8 +44,8 @@ func (k definitionKey) String() string {
 	return fmt.Sprintf("definition %s revision %d of tenant %q", k.id, k.revision, k.tenant)
 }
 
-// definitions caches compiled revisions, which never change, and for newestFor which revision is
-// the newest for a tenant. A notification only makes the process look again.
+// definitions caches compiled revisions, which never change, and for newestFor the number of each
+// tenant's newest revision. A notification only drops cached numbers.
 type definitions struct {
 	q *db.Queries
 
@@ -63,18 +63,20 @@ type newestRevision struct {
 	until time.Time
 }
 
-// newestFor bounds how long another process's change goes unseen when its notification is lost.
+// newestFor bounds the delay of another process's change whose notification was lost.
 const newestFor = 2 * time.Second
 
-// Bounds of the cache: revisions, answers to "which is the newest", and bytes of sources.
+// Bounds of the cache: cachedDefinitions for the revisions and for the numbers of newest revisions
+// each, cachedBytes for the sources of the revisions.
 const (
 	cachedDefinitions = 4096
 	cachedBytes       = 64 << 20
 )
 
-// get returns the newest revision that a tenant uses, its own before the platform's; nil if there
-// is none.
+// get returns the newest revision that a tenant uses, its own before the platform's; nil without a
+// definition.
 func (d *definitions) get(ctx context.Context, tenant, id string) (*definition, error) {
+	// changes is read before the row: if forget comes in between, remember stores nothing.
 	d.mu.RLock()
 	hit, ok := d.newest[id][tenant]
 	changes := d.changes
@@ -85,6 +87,7 @@ func (d *definitions) get(ctx context.Context, tenant, id string) (*definition, 
 
 	row, err := d.q.DefinitionNewest(ctx, db.DefinitionNewestParams{TenantID: tenant, DefinitionID: id})
 	if errors.Is(err, pgx.ErrNoRows) {
+		// Revision 0 caches the absence of a definition.
 		d.remember(tenant, id, definitionKey{}, changes)
 		return nil, nil
 	}
@@ -142,13 +145,14 @@ func (d *definitions) compiled(row db.TaskDefinition) (*definition, error) {
 		return nil, err
 	}
 
+	// The length of the sources stands for the unknown size of the compiled form.
 	def.weight = len(row.InputSchema) + len(row.OutputSchema) + len(row.ExecutionConfig) + len(row.Description)
 	d.keep(key, def)
 	return def, nil
 }
 
-// keep makes room by dropping random entries, so that one caller with many definitions does not
-// empty the cache for all.
+// keep adds a revision. A full cache drops random entries, so that a caller with many definitions
+// does not empty the cache for every caller.
 func (d *definitions) keep(key definitionKey, def *definition) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -156,9 +160,10 @@ func (d *definitions) keep(key definitionKey, def *definition) {
 		d.revisions = map[definitionKey]*definition{}
 	}
 	if d.revisions[key] != nil {
-		return // another goroutine was as quick
+		return // another goroutine was quicker
 	}
 
+	// The iteration over a map begins at a random entry.
 	for other, old := range d.revisions {
 		if len(d.revisions) < cachedDefinitions && d.weight+def.weight <= cachedBytes {
 			break
@@ -171,7 +176,7 @@ func (d *definitions) keep(key definitionKey, def *definition) {
 	d.weight += def.weight
 }
 
-// remember stores what was read, unless a definition has changed since: the answer may be old.
+// remember caches the number of a newest revision, unless a definition has changed since the read.
 func (d *definitions) remember(tenant, id string, key definitionKey, changes uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -182,6 +187,7 @@ func (d *definitions) remember(tenant, id string, key definitionKey, changes uin
 		d.newest = map[string]map[string]newestRevision{}
 	}
 
+	// A full cache drops the entry of some tenant for some definition.
 	for other, tenants := range d.newest {
 		if d.known < cachedDefinitions {
 			break
@@ -209,7 +215,7 @@ func (d *definitions) remember(tenant, id string, key definitionKey, changes uin
 	d.newest[id][tenant] = newestRevision{key, time.Now().Add(newestFor)}
 }
 
-// forget drops the answers for an id: the next get reads the database.
+// forget drops the cached numbers for an id: the next get reads the database.
 func (d *definitions) forget(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

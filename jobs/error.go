@@ -8,24 +8,24 @@ import (
 
 // Errors by which callers decide. api/error.go has their HTTP statuses.
 var (
-	// ErrNotFound: no such task, or one of another tenant.
+	// ErrNotFound: no such task, or a task of another tenant.
 	ErrNotFound = errors.New("not found")
-	// ErrNeverPaused: what is to be resumed was never paused. It is an ErrNotFound.
+	// ErrNeverPaused: a resume without a pause. Wraps ErrNotFound.
 	ErrNeverPaused = fmt.Errorf("never paused: %w", ErrNotFound)
-	// ErrStale: If-Match names a version that is no longer the newest.
+	// ErrStale: If-Match names another version than the newest.
 	ErrStale = errors.New("the version has changed")
 	// ErrKeyReused: the idempotency key was used with another body.
 	ErrKeyReused = errors.New("the idempotency key was used with another body")
-	// ErrLeaseLost: the attempt is no longer the one that runs.
+	// ErrLeaseLost: the attempt was superseded, or has ended.
 	ErrLeaseLost = errors.New("lease lost")
-	// ErrForbidden: the task is not this person's to take, or to end.
+	// ErrForbidden: this person may not claim the task, or may not end the task.
 	ErrForbidden = errors.New("the task is not this person's")
 	// ErrUnavailable: the database did not answer. The write may have been committed or not, and the
 	// caller may repeat the request.
 	ErrUnavailable = errors.New("the database is not available")
 )
 
-// IllegalTransition names a task's status, the requested one, and those that are possible.
+// IllegalTransition names a task's status, the requested status, and the possible ones.
 type IllegalTransition struct {
 	From  Status
 	To    Status
@@ -43,7 +43,8 @@ func (e *IllegalTransition) Error() string {
 	return fmt.Sprintf("a task that is %s cannot become %s; it may become %s", e.From, e.To, strings.Join(names, ", "))
 }
 
-// illegal leaves out the way back from an end: only a redrive takes it.
+// illegal lists no legal status for a task that has ended, although a redrive leads back to PENDING:
+// no caller requests a redrive by a status.
 func illegal(from, to Status) *IllegalTransition {
 	e := &IllegalTransition{From: from, To: to}
 	if !from.Terminal() {

@@ -11,14 +11,15 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// byEscalation is who reassigns a task whose due date has passed, in the audit trail.
+// byEscalation is the actor of escalations in the audit trail.
 const byEscalation = "tes:escalation"
 
-// has reports whether the task is theirs already.
+// has reports whether the target has the task already.
 func (to EscalationTarget) has(task db.DeadlineTaskRow) bool {
 	if to.AssigneeID != "" {
 		return stringOf(task.AssigneeID) == to.AssigneeID
 	}
+	// A task that a person of the group has claimed goes back to the group.
 	return task.AssigneeID == nil && stringOf(task.GroupID) == to.GroupID
 }
 
@@ -40,9 +41,9 @@ func (w *escalationWorker) NextRetry(job *river.Job[escalationArgs]) time.Time {
 	return w.n.tasks.clock.now().Add(noticeBackoff(job.Attempt))
 }
 
-// Work reassigns the task, whether it was begun or not. It keeps its due date: what
-// was promised is not put off by being late. The move begins a chain of its own, so
-// doing this again does nothing.
+// Work reassigns the task, begun or not. The task keeps its due date: a late task gets
+// no more time. The transition begins a new chain of jobs, so that a repeated escalation
+// finds another chain and ends without effect.
 func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationArgs]) error {
 	t := w.n.tasks
 	for {
@@ -59,6 +60,7 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 			Assignment{AssigneeID: to.AssigneeID, GroupID: to.GroupID}, "the due date passed")
 		m.assignment.Candidates = nobodyElse
 		m.at = time.Time{} // as it is written: the database has said that the date has passed
+		// Fenced by the version that was read: a claim or a completion in between comes first.
 		m.expect, m.callerWaits = atVersion(task.Version, Assigned, Running), true
 		m.outcome = db.AttemptOutcomeRELEASED
 
@@ -69,6 +71,6 @@ func (w *escalationWorker) Work(ctx context.Context, job *river.Job[escalationAr
 			t.cfg.Logger.Info("task escalated: its due date has passed", "task", task.TaskID)
 			return nil
 		}
-		// Somebody moved it meanwhile: looked at anew.
+		// Rejected: another transition came first. Read the task again.
 	}
 }

@@ -12,17 +12,17 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
-// An Executor does the work of one attempt. It must return soon after ctx ends:
-// ctx ends at the attempt's deadline, when the task is cancelled, and when the
-// lease is lost. What it returns then is ignored.
+// An Executor does the work of an attempt. Execute must return soon after ctx ends:
+// at the attempt's deadline, when the task is cancelled, or when the lease is lost.
+// A later result is ignored.
 //
-// ctx holds the attempt's span, where there is tracing: a Go handler makes children
-// by trace.SpanFromContext(ctx).TracerProvider().
+// With tracing, ctx has the attempt's span; a Go handler makes child spans by
+// trace.SpanFromContext(ctx).TracerProvider().
 //
-// A nil error completes the task with Result.Output. A *Failure fails the
-// attempt and the task's retry policy decides; an *Outage gives the task back
-// to its lane and spends no attempt; any other error is a retryable failure
-// with code EXECUTION_ERROR.
+// A nil error completes the task with Result.Output. A *Failure fails the attempt,
+// and the task's retry policy decides about another attempt. An *Outage releases
+// the task to its queue, and the attempt is not counted. An error of another type
+// is a retryable failure with code EXECUTION_ERROR.
 type Executor interface {
 	Execute(ctx context.Context, job Job) (Result, error)
 }
@@ -55,20 +55,21 @@ type Job struct {
 	Allocation    *Allocation // nil where the definition requires no resources
 }
 
-// Result is what an attempt came to. At most one field is set.
+// Result is the success of an attempt. At most one field is set.
 type Result struct {
 	Output json.RawMessage // a JSON object, or nil for none
 	Await  *Await          // accepted elsewhere: the task stays RUNNING until the answer comes
 	Assign *Assignment     // a person's turn: the task waits as ASSIGNED
 }
 
-// Await says that another system took the work and will answer by event.
+// Await names the invocation under which another system has taken the work. The
+// system will answer by event.
 type Await struct {
 	InvocationID string
 }
 
-// Assignment says whose turn it is. At least one of AssigneeID, GroupID,
-// CandidateUsers, CandidateRoles and CandidateGroups is set.
+// Assignment names the people who may do a manual task. At least one of AssigneeID,
+// GroupID, CandidateUsers, CandidateRoles and CandidateGroups is set.
 type Assignment struct {
 	AssigneeID      string
 	AssigneeName    string
@@ -79,7 +80,8 @@ type Assignment struct {
 	DueDate         *time.Time
 }
 
-// checked refuses what no request could ask for. The executor's own stays as it was.
+// checked rejects a due date or an id that no request may contain. The result is a copy with the
+// due date in the database's precision.
 func (a Assignment) checked() (_ Assignment, err error) {
 	no := false
 	refuse := func(what string, err error) (Assignment, error) {
@@ -107,7 +109,7 @@ func (a Assignment) checked() (_ Assignment, err error) {
 	return a, nil
 }
 
-// Failure is the document's error of a task: an attempt that ran and failed.
+// Failure is the error of an attempt that ran and failed, in the interface document's form.
 type Failure struct {
 	Code       string          `json:"code"`
 	Message    string          `json:"message"`
@@ -115,16 +117,16 @@ type Failure struct {
 	StackTrace string          `json:"stackTrace,omitempty"`
 	Retryable  *bool           `json:"retryable,omitempty"` // nil leaves it to the policy
 
-	// After is how long who failed asked to be left alone, as by Retry-After; 0 for nothing.
-	// The wait before a retry is at least as long, up to the policy's maxRetryInterval.
+	// After is the pause that the failing service asked for, as by Retry-After; 0 without a
+	// request. The wait before a retry is at least as long, up to the policy's maxRetryInterval.
 	After time.Duration `json:"-"`
 }
 
 func (f *Failure) Error() string { return f.Code + ": " + f.Message }
 
-// Redacted is the failure as it may be kept, told and logged: without credentials, and
-// with texts of bounded length. It is what every failure becomes before it is written,
-// whoever it came from.
+// Redacted returns the failure as stored, published and logged: without credentials, and
+// with texts of bounded length. Every failure is redacted before the first write, whether of
+// an executor, a worker or an update by hand.
 func (f *Failure) Redacted() *Failure {
 	return &Failure{
 		Code: redactedText(f.Code, longestCode), Message: redactedText(f.Message, longestMessage), StackTrace: redactedText(f.StackTrace, longestStack),
@@ -132,15 +134,14 @@ func (f *Failure) Redacted() *Failure {
 	}
 }
 
-// redactedText makes somebody's words about a failure fit to be kept: without credentials,
-// for jsonb, and not endless. A credential may stand across the cut, so that more than is
-// kept is looked through.
+// redactedText removes credentials from a text about a failure, and cuts the text to longest
+// for jsonb. Eight times longest is searched, because a credential may lie across the cut.
 func redactedText(s string, longest int) string {
 	return storableText(redact.Text(s[:min(len(s), 8*longest)]), longest)
 }
 
-// Outage says that a peer service could not be reached: its effect is unknown, so the task waits and
-// the attempt does not count.
+// Outage is the error of a peer service that could not be reached. The effect of the call is unknown,
+// so the task waits and the attempt is not counted.
 type Outage struct {
 	PeerService string
 	Err         error
@@ -149,24 +150,25 @@ type Outage struct {
 func (o *Outage) Error() string { return o.PeerService + " is away: " + o.Err.Error() }
 func (o *Outage) Unwrap() error { return o.Err }
 
-// unansweredKey is under which an attempt's context has its *unanswered.
+// unansweredKey is the key of *unanswered in an attempt's context.
 type unansweredKey struct{}
 
-// unanswered says why the request that an attempt makes has no answer; it returns nil
-// where that is no outage. The pointer is nil while no request is under way.
+// unanswered points to a function that explains the missing answer to an attempt's request: an
+// *Outage, or nil if a slow answer is no outage. The pointer is nil while no request is under way.
 type unanswered = atomic.Pointer[func() *Outage]
 
 // ReportRequest tells the engine, within Execute, that a request to a peer service is under way. Just
 // before the attempt's deadline the engine calls why, which must be quick: an *Outage releases the
 // attempt, nil leaves the attempt to its timeout. ReportOutage ends the request.
 func ReportRequest(ctx context.Context, why func() *Outage) {
+	// Without the key, the executor calls no peer service while its time runs: see run.do.
 	if noted, ok := ctx.Value(unansweredKey{}).(*unanswered); ok {
 		noted.Store(&why)
 	}
 }
 
-// ReportOutage tells the engine, within Execute, that the request got no answer and will be repeated:
-// should the attempt's deadline come first, o releases the attempt. A nil o means that the answer came.
+// ReportOutage tells the engine, within Execute, of a request without an answer that will be repeated.
+// If the attempt's deadline comes first, o releases the attempt. A nil o reports the answer.
 func ReportOutage(ctx context.Context, o *Outage) {
 	noted, ok := ctx.Value(unansweredKey{}).(*unanswered)
 	switch {
@@ -180,7 +182,7 @@ func ReportOutage(ctx context.Context, o *Outage) {
 }
 
 // ExecutionConfig is a definition's executionConfig. Field names follow the
-// interface document; unknown members are kept out at the door.
+// interface document; the API server rejects unknown members.
 type ExecutionConfig struct {
 	Executor             string                `json:"executor,omitempty"`
 	SecurityContext      *SecurityContext      `json:"securityContext,omitempty"`
@@ -196,10 +198,10 @@ type ExecutionConfig struct {
 	SLA                  *SLA                  `json:"sla,omitempty"`
 }
 
-// SecurityContext says on whose behalf a task is done, and with what rights. All but the
-// tenant is the word of whoever asked for the task, or registered its definition: we hand
-// it on to whoever does the work, and hold none of it against anything. TenantID is the
-// task's own where it has one: see of. A task that is asked for on the bus belongs to it.
+// SecurityContext names the user for whom a task is done, with the user's rights. Except for
+// TenantID, the members are claims of the caller who requested the task or registered the
+// definition: tes passes them to executors and workers, and does not check them. TenantID is the
+// task's tenant, if the task has a tenant: see of. A task requested on the bus belongs to TenantID.
 type SecurityContext struct {
 	UserID        string   `json:"userId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$"`
 	TenantID      string   `json:"tenantId,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"The tenant of the caller's token; a token without a tenant may name any. Executors and workers get the tenant of the task."`
@@ -209,14 +211,15 @@ type SecurityContext struct {
 	RunAs         string   `json:"runAs,omitempty" maxLength:"256" pattern:"^[^\\x00-\\x1f\\x7f]*$" doc:"Passed to executors and workers as the caller gave it, like userId, roles, permissions and securityLevel. tes does not check them."`
 }
 
-// of is the context as a task of a tenant hands it on: it names that tenant, whatever the
-// request or the definition says, and whatever was stored before this was held against the
-// caller's token. A task of no tenant may name one. Settings are shared, so it is a copy.
+// of returns the security context for executors and workers of a tenant's task. The task's tenant
+// replaces the TenantID of request and definition: rows from before TenantID was compared with the
+// caller's token may name another tenant. A task without a tenant keeps TenantID.
 func (c *SecurityContext) of(tenant string) *SecurityContext {
 	if tenant == "" || c != nil && c.TenantID == tenant {
 		return c
 	}
 
+	// A copy: tasks share their settings.
 	var out SecurityContext
 	if c != nil {
 		out = *c
@@ -241,7 +244,7 @@ type HTTPCall struct {
 	Headers map[string]HeaderValue `json:"headers,omitempty" doc:"A value is a text, which is never shown again (*** stands for it), or {\"secretRef\": \"name\"}, a secret that is looked up at each attempt."`
 }
 
-// IntegrationCall names what the Integration Service is to do.
+// IntegrationCall is the call that the Integration Service makes for a task.
 type IntegrationCall struct {
 	Type          string `json:"type,omitempty" enum:"REST,SOAP,DATABASE,MESSAGE_QUEUE,FILE_TRANSFER,CUSTOM" default:"REST"`
 	Method        string `json:"method" minLength:"1" maxLength:"128"`
@@ -253,8 +256,8 @@ type IntegrationCall struct {
 	SOAP *SOAPCall `json:"soap,omitempty"` // for type SOAP, which needs it
 }
 
-// SOAPCall says how the envelope of a SOAP integration is written. The body's element
-// has the method's name.
+// SOAPCall describes the envelope of a SOAP integration. The body's element has the
+// method's name.
 type SOAPCall struct {
 	Namespace string   `json:"namespace" minLength:"1" maxLength:"512"`
 	Action    string   `json:"action,omitempty" maxLength:"512"`
@@ -262,10 +265,10 @@ type SOAPCall struct {
 	Order     []string `json:"order,omitempty" maxItems:"256" doc:"The members that come first, in this order; the others follow by name."`
 }
 
-// AssignmentRules say who may do a manual task: one person by Assignee, which may be
-// ${input.path}; by Expression; or by Strategy among those with the Role and all of
-// the Skills. Else the Group, and whoever is a candidate. Where that is nobody, or
-// the directory is away and remembers nothing, the defaults.
+// AssignmentRules choose the people for a manual task: a person by Assignee, perhaps as
+// ${input.path}; by Expression; or by Strategy among the users with the Role and every
+// Skill. Else the task goes to the Group and the candidates. The defaults apply if no
+// person is found, or if the directory of users is away and no answer is cached.
 type AssignmentRules struct {
 	Assignee        string   `json:"assignee,omitempty" maxLength:"256"`
 	Expression      string   `json:"expression,omitempty" maxLength:"8192" doc:"CEL over input, context and people: a user's id, or {assigneeId}, {groupId} or {candidateUsers, candidateRoles, candidateGroups}. people is the list of users with the role and skills: id, name, roles, skills, openTasks."`
@@ -287,17 +290,17 @@ const (
 	LeastLoaded = "least-loaded"
 )
 
-// Channels are those that a notice may take.
+// Channels lists the channels of notices.
 var Channels = []string{"in-app", "email", "push", "chat"}
 
-// Notifications says how whoever has a manual task is told of it.
+// Notifications configures the notices about a manual task.
 type Notifications struct {
 	Channels []string `json:"channels,omitempty" maxItems:"4" doc:"In order of preference: if a channel fails, the next one is tried. Default: in-app."`
 	Template string   `json:"template,omitempty" maxLength:"128" doc:"The template of all notices of the task. Default: task-assigned, task-reminder, task-overdue and task-escalated."`
 }
 
-// Escalation is what happens when a manual task's due date passes, beside that
-// whoever has it is told.
+// Escalation takes effect when a manual task's due date passes, beside the notice to
+// the task's holder.
 type Escalation struct {
 	Notify     []string          `json:"notify,omitempty" maxItems:"32" doc:"The users who get a notice."`
 	ReassignTo *EscalationTarget `json:"reassignTo,omitempty" doc:"The new assignee. The due date stays."`
@@ -315,7 +318,7 @@ type SLA struct {
 	Calendar *Calendar `json:"calendar,omitempty"`
 }
 
-// Calendar says when people work: see package calendar, which has the defaults.
+// Calendar is the working time of people. Package calendar has the defaults.
 type Calendar struct {
 	Country       string         `json:"country,omitempty" maxLength:"2" doc:"ISO 3166 code, such as DE: no work on its holidays. Default: no holidays."`
 	TimeZone      string         `json:"timezone,omitempty" maxLength:"64" doc:"IANA name, such as Europe/Berlin. Default: UTC."`
@@ -323,13 +326,13 @@ type Calendar struct {
 	Workdays      []string       `json:"workdays,omitempty" maxItems:"7" enum:"MON,TUE,WED,THU,FRI,SAT,SUN" doc:"Default: MON to FRI."`
 }
 
-// BusinessHours are a working day, by the clock on the wall.
+// BusinessHours are the hours of a working day, in the calendar's time zone.
 type BusinessHours struct {
 	Start string `json:"start,omitempty" maxLength:"5" doc:"Default: 09:00."`
 	End   string `json:"end,omitempty" maxLength:"5" doc:"24:00 is the end of the day. Default: 17:00."`
 }
 
-// ResourceRequirements are asked of the Resource Service.
+// ResourceRequirements are the resources that an attempt asks of the Resource Service.
 type ResourceRequirements struct {
 	CPU            string `json:"cpu,omitempty" maxLength:"32"`
 	Memory         string `json:"memory,omitempty" maxLength:"32"`

@@ -5,14 +5,15 @@ import (
 	"runtime/debug"
 )
 
-// Codes of an attempt whose code did not return. Neither is retried: the same code would
-// most likely do the same again.
+// Error codes of an attempt whose code did not return. Such an attempt is not retried: the
+// same code would most likely fail in the same way.
 const (
 	codePanic  = "PANIC"
 	codeGoexit = "GOEXIT"
 )
 
-// recovered makes a panic a failure of the attempt, not of the process. Defer it.
+// recovered turns a panic into a failure of the attempt, so that the process survives. Call
+// recovered by defer.
 func recovered(err *error) {
 	if p := recover(); p != nil {
 		no := false
@@ -27,12 +28,13 @@ func goexit() *Failure {
 	return &Failure{Code: codeGoexit, Message: "the code ended its goroutine instead of returning", Retryable: &no}
 }
 
-// isolated calls code of others in a goroutine of its own, and returns a panic or a
+// isolated calls foreign code in a goroutine of its own, and returns a panic or a
 // runtime.Goexit as a *Failure. For callers that share their goroutine with a library's
-// bookkeeping: River frees a worker's place only when Work returns.
+// bookkeeping: River frees a worker's slot only when Work returns.
 func isolated(call func() error) error {
 	ended := make(chan error, 1)
 	go func() {
+		// Goexit skips the rest of this function and runs its deferred calls, which send this error.
 		var err error = goexit()
 		defer func() { ended <- err }()
 		defer recovered(&err)

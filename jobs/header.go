@@ -12,30 +12,31 @@ import (
 	"strings"
 )
 
-// Mask stands where the value of a header would stand, in every definition that is shown.
+// Mask replaces the value of a header in every definition that is shown.
 const Mask = "***"
 
 // HeaderValue is the value of one header of an HTTPCall: a text, or the name of a secret
 // that is looked up at each attempt. Exactly one of the two counts: SecretRef, if it is
 // not empty.
 //
-// A HeaderValue never shows its text: it is written as Mask by encoding/json, fmt and
-// slog. The database gets the text by storedConfig, the only way round that.
+// A HeaderValue never shows its text: encoding/json, fmt and slog write Mask instead. Only
+// storedConfig writes the text, for the database.
 type HeaderValue struct {
 	Text      string
 	SecretRef string
 }
 
-// headerReference is how a secret is named in JSON.
+// headerReference is the JSON form of a secret's name.
 type headerReference struct {
 	SecretRef string `json:"secretRef"`
 }
 
-// secretName is what a secret may be called: no path leads out of a directory by it.
+// secretName matches the names of secrets. A secret may be a file, and no name leads out of the
+// directory of secrets.
 var secretName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)
 
-// ValidSecretName says whether a secret may have that name: 1 to 128 letters, digits,
-// dots, hyphens and underscores, of which a dot is not the first.
+// ValidSecretName reports whether a secret may have this name: 1 to 128 letters, digits, dots,
+// hyphens and underscores, not beginning with a dot.
 func ValidSecretName(name string) bool { return secretName.MatchString(name) }
 
 // String masks the text.
@@ -60,9 +61,10 @@ func (v HeaderValue) MarshalJSON() ([]byte, error) {
 	return json.Marshal(Mask)
 }
 
-// UnmarshalJSON reads a text or {"secretRef": "name"}. Its errors do not repeat what stood
-// there.
+// UnmarshalJSON reads a text or {"secretRef": "name"}. Its errors do not quote the input, which
+// may be a credential.
 func (v *HeaderValue) UnmarshalJSON(text []byte) error {
+	// A reused value must not keep its earlier text beside a secretRef.
 	*v = HeaderValue{}
 	if len(text) > 0 && text[0] == '"' {
 		return json.Unmarshal(text, &v.Text)
@@ -77,7 +79,7 @@ func (v *HeaderValue) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// stored is what the database keeps of a header's value.
+// stored returns the unmasked JSON value of a header, for the database.
 func (v HeaderValue) stored() any {
 	if v.SecretRef != "" {
 		return headerReference{v.SecretRef}
@@ -85,14 +87,15 @@ func (v HeaderValue) stored() any {
 	return v.Text
 }
 
-// storedConfig writes a config (an ExecutionConfig or a RequestConfig) for the database:
-// with the texts of the headers of call, which is its HTTP.
+// storedConfig encodes a config (an ExecutionConfig or a RequestConfig) for the database, with
+// unmasked headers. call is the config's HTTP member.
 func storedConfig(config any, call *HTTPCall) (json.RawMessage, error) {
 	text, err := json.Marshal(config)
 	if err != nil || call == nil || len(call.Headers) == 0 {
 		return text, err //nolint:wrapcheck // the caller says what it wrote
 	}
 
+	// Marshal has masked the headers: replace that member.
 	headers := make(map[string]any, len(call.Headers))
 	for name, value := range call.Headers {
 		headers[name] = value.stored()
@@ -121,12 +124,12 @@ func withMember(object json.RawMessage, value any, path ...string) (json.RawMess
 	return json.Marshal(members) //nolint:wrapcheck // the caller says what it wrote
 }
 
-// headerPath is the place of a header in a body, as a JSON pointer.
+// headerPath returns the JSON pointer to a header within a body.
 func headerPath(name string) string {
 	return "/executionConfig/http/headers/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
 }
 
-// checkHeaders refuses names that no secret may have.
+// checkHeaders rejects invalid names of secrets.
 func checkHeaders(call *HTTPCall) error {
 	if call == nil {
 		return nil
@@ -141,8 +144,9 @@ func checkHeaders(call *HTTPCall) error {
 	return nil
 }
 
-// checkRequestHeaders refuses what the headers of a request that has no definition may not
-// be. Only who may define reaches secrets: a request could send them anywhere.
+// checkRequestHeaders rejects secrets and masks in the headers of a request without a definition.
+// Only callers who may register definitions may use secrets: a request could send a secret to any
+// address.
 func checkRequestHeaders(call *HTTPCall) error {
 	if call == nil {
 		return nil
@@ -160,15 +164,16 @@ func checkRequestHeaders(call *HTTPCall) error {
 	return nil
 }
 
-// keepMasked replaces each mask among the headers by the value that the header of that
-// name has in old, the newest revision of the same tenant's definition (nil for none). A
-// value goes nowhere else by that: to another address it must be given again, or whoever
-// may define could have any value sent to themselves without ever having seen it.
+// keepMasked replaces each Mask by the header's value in old, the call of the newest revision of
+// the same tenant's definition (nil without a revision). A value stays with its address: for another
+// scheme, host or port the value must be given again. Otherwise a caller who may register definitions
+// could have values sent to an address of the caller's choice, without ever having seen the values.
 func (h *HTTPCall) keepMasked(old *HTTPCall) (*HTTPCall, error) {
 	if h == nil {
 		return nil, nil
 	}
 
+	// A copy: the caller's definition keeps its masks if the header is rejected.
 	out := *h
 	out.Headers = make(map[string]HeaderValue, len(h.Headers))
 
@@ -191,7 +196,7 @@ func (h *HTTPCall) keepMasked(old *HTTPCall) (*HTTPCall, error) {
 	return &out, nil
 }
 
-// header finds a header by its name, in whatever case.
+// header finds a header by its name, without regard to case.
 func (h *HTTPCall) header(name string) (HeaderValue, bool) {
 	if h == nil {
 		return HeaderValue{}, false
@@ -212,10 +217,12 @@ func (h *HTTPCall) header(name string) (HeaderValue, bool) {
 		return HeaderValue{}, false
 	}
 
+	// Names that differ only in case: the smallest name, because maps have no order.
 	return h.Headers[slices.Min(names)], true
 }
 
-// sameOrigin says whether two URLs lead to one scheme, host and port.
+// sameOrigin reports whether two URLs have the same scheme, host and port. A default port that only
+// one URL spells out counts as a difference.
 func sameOrigin(a, b string) bool {
 	one, err := url.Parse(a)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// Directive is what a heartbeat answers a worker.
+// Directive is a heartbeat's instruction to the worker.
 type Directive string
 
 // The directives.
@@ -20,7 +20,7 @@ const (
 	Continue Directive = "CONTINUE"
 	// StopWork: the task was cancelled, and a result would be rejected.
 	StopWork Directive = "CANCEL"
-	// FinishUp: this process stops; finish, and ask another for more.
+	// FinishUp: this process stops; finish the attempt, and lease more from another process.
 	FinishUp Directive = "DRAIN"
 )
 
@@ -41,8 +41,8 @@ type HeartbeatResult struct {
 	Err       error
 }
 
-// Heartbeat extends leases in one statement. The results come in the order of beats; the error
-// is the whole call's.
+// Heartbeat extends leases in a single statement. The results are in the order of beats. A lease's
+// own error is in its result; the returned error concerns the whole call.
 func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Heartbeat) ([]HeartbeatResult, error) {
 	out := make([]HeartbeatResult, len(beats))
 	ids := make([]leaseID, len(beats))
@@ -71,6 +71,7 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Heartbeat
 		}
 
 		id := ids[i]
+		// A lease that was not extended is lost or locked, or its task has ended.
 		expires, kept := until[id.job]
 		switch {
 		case !kept:
@@ -88,15 +89,15 @@ func (l *Leases) Heartbeat(ctx context.Context, tenant string, beats []Heartbeat
 	return out, nil
 }
 
-// extendAll extends leases and returns until when. Where another session has locked one of them,
-// it extends them one by one; locked and lost leases are not among the results.
+// extendAll extends leases and returns their new ends, by job. If another session has locked any of
+// the leases, each lease is extended singly. Locked and lost leases are missing from the result.
 func (l *Leases) extendAll(ctx context.Context, p db.WorkerBeatParams) (until map[int64]time.Time, err error) {
 	until = make(map[int64]time.Time, len(p.JobIds))
 	if len(p.JobIds) == 0 {
 		return until, nil
 	}
 
-	// What ends leases locks them in the order of its own.
+	// Statements that end leases lock in another order than WorkerBeat: repeat after a deadlock.
 	rows, err := retryDeadlock(ctx, func() ([]db.WorkerBeatRow, error) { return l.t.q.WorkerBeat(ctx, p) })
 	if isLockTimeout(err) {
 		rows, err = l.extendEach(ctx, p)
@@ -113,7 +114,7 @@ func (l *Leases) extendAll(ctx context.Context, p db.WorkerBeatParams) (until ma
 	return until, nil
 }
 
-// extendEach extends leases one by one, and skips those that another session has locked.
+// extendEach extends leases singly, and skips leases that another session has locked.
 func (l *Leases) extendEach(ctx context.Context, p db.WorkerBeatParams) (all []db.WorkerBeatRow, err error) {
 	for i := range p.JobIds {
 		one := db.WorkerBeatParams{
@@ -121,6 +122,7 @@ func (l *Leases) extendEach(ctx context.Context, p db.WorkerBeatParams) (all []d
 			Progress: p.Progress[i : i+1], Checkpoints: p.Checkpoints[i : i+1],
 		}
 		var rows []db.WorkerBeatRow
+		// A transaction for each lease: LockBriefly bounds the wait until the end of its transaction.
 		err := pgx.BeginFunc(ctx, l.t.pool, func(tx pgx.Tx) (err error) {
 			q := db.New(tx)
 			if err = q.LockBriefly(ctx); err != nil {
@@ -133,6 +135,7 @@ func (l *Leases) extendEach(ctx context.Context, p db.WorkerBeatParams) (all []d
 		switch {
 		case err == nil:
 			all = append(all, rows...)
+		// The worker of a skipped lease gets ErrUnavailable, and repeats its heartbeat.
 		case !isLockTimeout(err) && !isSerializationFailure(err):
 			return nil, err
 		}
@@ -150,9 +153,9 @@ func (l *Leases) isDraining() bool {
 	}
 }
 
-// missed answers the heartbeat of a lease that is not there. The worker of a
-// cancelled task is told so for as long as its lease would have lasted: of that, the
-// token knows how it began, and the heartbeat how it is extended.
+// missed answers the heartbeat of a lease that was not extended. The worker of a cancelled task gets
+// StopWork for as long as the lease would have lasted: the token's visibility timeout or the
+// heartbeat's extension, the longer of both, and never past the deadline.
 func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend time.Duration) (HeartbeatResult, error) {
 	task, err := l.t.Get(ctx, tenant, id.task)
 	if err != nil {
@@ -163,13 +166,16 @@ func (l *Leases) missed(ctx context.Context, tenant string, id leaseID, extend t
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return HeartbeatResult{}, readError("lease", err)
 	}
+	// The lease exists, so another session had locked the row.
 	if err == nil && lease.JobID == id.job && lease.Attempt == id.attempt {
 		return HeartbeatResult{Err: fmt.Errorf("the lease is locked: %w", ErrUnavailable)}, nil
 	}
+	// The task of a dead letter has ended before: its status does not explain the lost lease.
 	if id.deadLetter {
 		return HeartbeatResult{Err: ErrLeaseLost}, nil
 	}
 
+	// Only for the attempt that the cancellation ended: earlier attempts were superseded.
 	if task.Status == db.TaskStatusCANCELLED && task.JobID == id.job && task.Attempt == id.attempt {
 		s, err := l.t.settings(ctx, task.Type, taskDefinition(task.TenantID, task.OwnDefinition, task.DefinitionID, task.Revision), task.Config)
 		if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/canonical"
 )
 
-// hash identifies the body of a request with a key; nil without one.
+// hash identifies the body of a request with a key; nil without a key.
 func (r Request) hash() ([]byte, error) {
 	if r.Key == "" {
 		return nil, nil
@@ -29,7 +29,8 @@ type tenantKey struct{ tenant, key string }
 // String is for the log, where keys do not belong.
 func (k tenantKey) String() string { return "an idempotency key of tenant " + strconv.Quote(k.tenant) }
 
-// errKeyUnknown is the result of a creation whose key was taken a moment ago and is gone now.
+// errKeyUnknown is the result of a creation whose key was taken at the insert and is unknown at the
+// lookup.
 var errKeyUnknown = fmt.Errorf("idempotency key: %w", ErrUnavailable)
 
 // repeat is a request whose task an earlier request with the same key may have created.

@@ -30,6 +30,7 @@ func (i *ids) events(ctx context.Context, n int) (int64, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.endEvent-i.nextEvent < int64(n) {
+		// A batch needs ids in a row, so the rest of the old block is skipped: event ids have gaps.
 		last, err := i.q.EventIDBlock(ctx)
 		if err != nil {
 			return 0, fmt.Errorf("reserve event ids: %w", err)
@@ -55,6 +56,7 @@ func (i *ids) job(ctx context.Context, n int) ([]int64, error) {
 		i.jobs = append(i.jobs, more...)
 	}
 
+	// The cap keeps an append by the caller out of the ids of later calls.
 	taken := i.jobs[:n:n]
 	i.jobs = i.jobs[n:]
 	return taken, nil

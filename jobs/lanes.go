@@ -20,8 +20,8 @@ const (
 // Lanes lists the queues in the interface document's order.
 var Lanes = []string{LaneAutomated, LaneIntegration, LaneManual, LaneRetry, LaneDeadLetter}
 
-// The kinds of jobs. A job for an executor in process has the kind of the task's type; a job for
-// remote workers has a kind of its own, so that neither claim walks past the other's jobs.
+// The kinds of jobs. A job for an executor in process has the kind of the task's type. Jobs for remote
+// workers have a kind of their own, so that claims for executors do not walk past jobs for workers.
 const (
 	KindAutomated   = "task.automated"
 	KindIntegration = "task.integration"
@@ -30,8 +30,8 @@ const (
 	KindDeadLetter  = "task.deadletter"
 )
 
-// kindSome stands in wakeKinds for every kind that only some processes claim: see waitingKind. No
-// job has it.
+// kindSome stands, in wakeKinds and lanesOf, for every kind that only some processes claim: see
+// waitingKind. No job has kind kindSome.
 const kindSome = "task.some"
 
 // Kinds lists every kind.
@@ -70,10 +70,9 @@ const executorGo = "go"
 const longestKind = 127
 
 // waitingKind is the kind of a job that waits for a process. Every process that runs automated tasks
-// claims KindAutomated. A job that only some processes can run waits under a kind of its own:
-// "task.go:" and the name of the Go handler, for the processes that registered the handler. A
-// running job has the kind of kindOf again: River's leader discards running jobs of kinds that it
-// does not know.
+// claims KindAutomated. A job for a Go handler waits under "task.go:" and the name of the handler, for
+// the processes that registered the handler. A running job has the kind of kindOf again, because
+// River's leader discards running jobs of unknown kinds.
 func waitingKind(t Type, executor, handler string) string {
 	kind := kindOf(t, executor)
 	if kind == KindAutomated && executor == executorGo {
@@ -83,7 +82,7 @@ func waitingKind(t Type, executor, handler string) string {
 }
 
 // someKind is the kind of the jobs that wait for a process with an executor and, for Go code, a
-// handler. A long handler is named by its beginning and a hash.
+// handler. A long kind is its beginning and a hash.
 func someKind(executor, handler string) string {
 	kind := "task." + executor
 	if executor == executorGo {
@@ -93,24 +92,26 @@ func someKind(executor, handler string) string {
 		return kind
 	}
 
+	// 33 bytes for the tilde and 16 bytes of hash in hex. The cut may split a character.
 	sum := sha256.Sum256([]byte(kind))
 	return strings.ToValidUTF8(kind[:longestKind-33], "") + "~" + hex.EncodeToString(sum[:16])
 }
 
-// HandlerOf is the Go handler that a job of this kind waits for; empty for other kinds.
+// HandlerOf is the Go handler that a job of this kind waits for; empty for kinds without a handler.
+// Long handlers are cut: see someKind.
 func HandlerOf(kind string) string {
 	_, handler, _ := strings.Cut(kind, "task.go:")
 	return handler
 }
 
-// executorOf is the executor of the kinds whose jobs all have the same.
+// executorOf is the executor of each kind whose jobs have a common executor.
 var executorOf = map[string]string{KindIntegration: executors[Integration][0], KindManual: executors[Manual][0]}
 
 // ExecutorWorker leaves a task to remote workers.
 const ExecutorWorker = "worker"
 
-// lanesOf lists the queues that a process works, each with the kinds that it claims there. The
-// retry queue has slots of its own, so that a retry never waits behind a full standard queue.
+// lanesOf lists the queues of a process, each with the kinds to claim. The retry queue has slots of
+// its own, so that a retry never waits behind a full standard queue.
 var lanesOf = []struct {
 	lane  db.TaskLane
 	kinds []string

@@ -17,8 +17,8 @@ import (
 // without a leader no scheduled job becomes available.
 const queueInternal = "tes-internal"
 
-// stubWorker stands for the kinds that our own claims work. The leader's rescuer discards kinds
-// that it does not know, and leaves alone those without a timeout.
+// stubWorker stands for the kinds of jobs that claimers run. The rescuer of River's leader discards
+// jobs of unknown kinds, and leaves alone jobs of kinds without a timeout.
 type stubWorker struct{ river.WorkerDefaults[stubArgs] }
 
 type stubArgs struct{ kind string }
@@ -32,17 +32,19 @@ func (stubWorker) Work(_ context.Context, job *river.Job[stubArgs]) error {
 	return fmt.Errorf("job %d of kind %s is worked by claims, not by this client", job.ID, job.Kind)
 }
 
-// stopPatience is how long a notice may take that is being sent when the process stops. Then another
-// process sends it.
+// stopPatience bounds the sending of a notice while the process stops. After stopPatience, another
+// process sends the notice.
 const stopPatience = 5 * time.Second
 
-// NewRiver returns the River client of a process. It may lead (schedule, clean, rescue), serves River
-// UI and works the notices, but claims no task. Without notices it leaves those to other processes.
-// Give it a pool of its own: a starved one loses elections.
+// NewRiver returns the River client of a process. The client may lead (schedule, clean, rescue),
+// serves River UI and sends the notices, but claims no task. With nil notices, the client leaves the
+// notices to processes with a sender. Give the client a pool of its own: a client that has to wait
+// for connections loses elections.
 func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices *Notices) (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	stubs := Kinds
 	if notices == nil {
+		// As the leader, the client must not discard notices that another process is sending.
 		stubs = slices.Concat(Kinds, NoticeKinds)
 	}
 
@@ -57,8 +59,8 @@ func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices
 		Workers:     workers,
 		MaxAttempts: 1,
 		JobTimeout:  -1,
-		// River trusts its notifications: a forged one pauses a queue, cancels a job or makes the leader
-		// resign. So this client polls and does not listen; it learns of a pause within some seconds.
+		// River trusts its notifications: a forged notification pauses a queue, cancels a job or makes
+		// the leader resign. So the client polls, and learns of a pause within some seconds.
 		PollOnly:                    true,
 		RescueStuckJobsAfter:        rescueAfter,
 		SoftStopTimeout:             stopPatience,
@@ -80,5 +82,5 @@ func NewRiver(pool *pgxpool.Pool, processID string, logger *slog.Logger, notices
 	return client, nil
 }
 
-// riverID keeps within River's hundred characters.
+// riverID cuts a process id to River's limit of a hundred characters. The random end stays.
 func riverID(processID string) string { return processID[max(0, len(processID)-100):] }

@@ -17,12 +17,12 @@ import (
 type LeaseRequest struct {
 	Tenant string
 	Worker string // the worker's name in leases, attempts and events
-	// ID makes the request idempotent: repeated, it is answered with the leases that it was
-	// given. Empty: the request cannot be repeated.
+	// ID makes the request idempotent: a repeated request gets the leases of the first call.
+	// Empty: the request cannot be repeated.
 	ID string
-	// Wait is how long the request waits while there is no work; 0: not at all.
+	// Wait is how long the request waits while there is no work; 0: no wait.
 	Wait time.Duration
-	// Most bounds the leases of one answer, over all selections.
+	// Most bounds the leases of an answer, over the selections together.
 	Most   int
 	Select []Selection
 
@@ -32,10 +32,10 @@ type LeaseRequest struct {
 
 // Selection is a part of the queues that a worker takes tasks from.
 type Selection struct {
-	// Lane is LaneAutomated or LaneIntegration, with the retries of its tasks, which come
-	// first; or LaneRetry, the retries of both; or LaneDeadLetter, which comes before all.
+	// Lane is LaneAutomated or LaneIntegration, with the retries of the queue's tasks first; or
+	// LaneRetry, the retries of both; or LaneDeadLetter, before the tasks of any selection.
 	Lane string
-	// Definitions whose tasks the worker can run; empty: all.
+	// Definitions are the definitions whose tasks the worker can run; empty: any definition.
 	Definitions []string
 	// Most bounds the leases of this selection; 0: only the request's Most does.
 	Most int
@@ -47,7 +47,7 @@ type Selection struct {
 type Lease struct {
 	Token      string
 	Status     Status          // RUNNING; a dead letter's is how its task ended
-	Error      json.RawMessage // of a dead letter: why it is one; nil otherwise
+	Error      json.RawMessage // of a dead letter: why its task ended; nil otherwise
 	Attempt    int
 	ExpiresAt  time.Time
 	Visibility time.Duration
@@ -69,8 +69,8 @@ type Lease struct {
 	Security      *SecurityContext // nil for none
 }
 
-// leasePoll is how often one of a process's waiting dequeues looks for work for all of them
-// without being woken.
+// leasePoll is the interval at which some waiting dequeue of the process looks for work for every
+// waiting dequeue, without a wake-up.
 const leasePoll = time.Second
 
 // Leases gives tasks and dead letters to remote workers.
@@ -78,11 +78,11 @@ const leasePoll = time.Second
 //	Acquire     claims jobs, starts their attempts and returns a token for each
 //	Heartbeat   extends leases; answers whether to go on
 //	Complete, Fail, Release
-//	            end an attempt, each once; repeated, they are answered as the first time
+//	            end an attempt, each once; a repeated call gets the first answer
 //
-// A token names task, job and attempt, is signed, and is the only proof that a worker has of
-// its lease. A lease that nobody extends runs out after its visibility timeout; the reaper
-// ends the attempt. Any process serves any call.
+// A signed token names task, job and attempt, and is the worker's only proof of the lease. A
+// lease without heartbeats runs out after its visibility timeout, and the reaper ends the
+// attempt. Any process serves any call.
 type Leases struct {
 	t            *Tasks
 	tokens       tokens
@@ -98,13 +98,14 @@ func newLeases(t *Tasks) *Leases {
 	}
 }
 
-// Acquire leases up to req.Most tasks to a remote worker, and waits up to req.Wait while there
-// is none. No lease is no error. What was claimed for a caller that is gone is released,
-// unless its request has an ID: the caller may have asked again, and been answered.
+// Acquire leases up to req.Most tasks to a remote worker, and waits up to req.Wait for the
+// first. An empty result is no error. Leases for a caller that is gone are released, unless the
+// request has an ID: the caller may have repeated the request, and got the leases.
 func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	look := l.acquireAgain
 	req.shared = req.ID != ""
 	if req.ID == "" {
+		// The leases are read back by the request's ID, so each request needs an ID.
 		req.ID, look = uuid.NewString(), l.acquireOnce
 	}
 
@@ -118,6 +119,7 @@ func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 
 	for {
 		l.t.workers.note(&req)
+		// Before the look: a job that becomes ready in between must find this waiter.
 		waiting.add(w)
 		found, err := look(ctx, req)
 		if err != nil || len(found) > 0 || req.Wait == 0 {
@@ -136,6 +138,8 @@ func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 			case <-w.woken:
 				woken = true
 			case <-poll.C:
+				// The first dequeue whose look is due looks for every dequeue of the process. The look finds
+				// retries that have become due, and jobs whose notification was lost.
 				l.t.workers.note(&req)
 				if waiting.lookDue() {
 					l.t.notifier.wakeReady(ctx)
@@ -145,16 +149,16 @@ func (l *Leases) Acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 	}
 }
 
-// StartDraining answers every parked Acquire and tells workers to drain: the process is about
-// to stop taking requests.
+// StartDraining ends every waiting Acquire, and makes heartbeats answer FinishUp: the process is
+// about to stop.
 func (l *Leases) StartDraining() { l.drainOnce.Do(func() { close(l.draining) }) }
 
-// acquireOnce claims what there is now, for a request that cannot be repeated.
+// acquireOnce claims the work available now, for a request that cannot be repeated.
 func (l *Leases) acquireOnce(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	found, err := l.acquire(ctx, req)
 	if err == nil && ctx.Err() != nil {
 		for _, one := range found {
-			// The worker never saw the token. A lease that cannot be released now runs out.
+			// The worker never saw the token. A lease whose release fails runs out.
 			_, _ = l.Release(context.WithoutCancel(ctx), req.Tenant, one.Token, 0, "the worker was gone before it was answered")
 		}
 		return nil, context.Cause(ctx)
@@ -163,8 +167,9 @@ func (l *Leases) acquireOnce(ctx context.Context, req LeaseRequest) ([]Lease, er
 	return found, err
 }
 
-// acquireAgain returns the leases that the request was given before; if there is none, it
-// claims what there is now. The request may be under way in several processes: see turn.go.
+// acquireAgain returns the leases of an earlier call of the request, or else claims the work
+// available now. Calls of the request may be under way in several processes: see
+// requestlocks.go.
 func (l *Leases) acquireAgain(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	done, err := l.requestLocks.lock(ctx, requestKey{req.Tenant, req.Worker, req.ID})
 	if err != nil {
@@ -179,13 +184,13 @@ func (l *Leases) acquireAgain(ctx context.Context, req LeaseRequest) ([]Lease, e
 	return l.acquire(ctx, req)
 }
 
-// acquire claims what there is now.
+// acquire claims the work available now, and starts the claimed attempts.
 func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 
-	// Cut short, a claim would leave its jobs to the sweep.
+	// A claim that ctx cut short could commit, and would leave its jobs to the sweep.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()
 	letters := 0
@@ -193,6 +198,7 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 	taken := make([]int, len(req.Select))
 	for _, from := range sources(req.Select) {
 		sel := req.Select[from.selection]
+		// taken counts the retries and the standard queue of a selection together.
 		most := req.Most - len(begun) - letters
 		if sel.Most > 0 {
 			most = min(most, sel.Most-taken[from.selection])
@@ -201,7 +207,8 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 			continue
 		}
 
-		if from.lane == LaneDeadLetter { // which come first
+		// A dead letter's task has ended: its lease is written by the claim, without a transition.
+		if from.lane == LaneDeadLetter {
 			n, given, err := l.claimDeadLetters(work, &req, sel, most)
 			if err != nil || len(given) > 0 {
 				return given, err
@@ -236,21 +243,23 @@ func (l *Leases) acquire(ctx context.Context, req LeaseRequest) ([]Lease, error)
 		return nil, nil
 	}
 
+	// The starts share a commit. given are the leases of another call of the same request.
 	if given, err := l.start(work, &req, begun); err != nil || len(given) > 0 {
 		return given, err
 	}
 
+	// Read back: a rejected start has no lease, and WorkerLeases has the order of the answer.
 	return l.held(work, req)
 }
 
-// source is a lane in which a selection looks.
+// source is a queue of a selection.
 type source struct {
 	selection int // its number
 	lane      string
 }
 
-// sources are in the interface document's order: dead letters, then what is retried, then
-// the standard lanes, whichever selection names them; each in the order of the request.
+// sources returns the queues of the selections in the interface document's order: dead letters,
+// then retries, then the standard queues. Within each group, the order is the request's.
 func sources(all []Selection) []source {
 	var letters, retries, standard []source
 	for i, sel := range all {
@@ -268,7 +277,7 @@ func sources(all []Selection) []source {
 	return slices.Concat(letters, retries, standard)
 }
 
-// typeOf is the type of a standard lane's tasks; the retry lane has all.
+// typeOf is the type of a standard queue's tasks; empty for the retry queue, which has both types.
 func typeOf(lane string) Type {
 	switch lane {
 	case LaneAutomated:
@@ -279,7 +288,7 @@ func typeOf(lane string) Type {
 	return ""
 }
 
-// leaseTransition is the start of an attempt by a remote worker.
+// leaseTransition returns the start of an attempt by a remote worker.
 func (l *Leases) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req LeaseRequest, sel Selection) (*transition, error) {
 	s, err := l.t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
@@ -298,7 +307,7 @@ func (l *Leases) leaseTransition(ctx context.Context, row db.WorkerClaimRow, req
 	}, nil
 }
 
-// held reads what a request was given.
+// held reads the leases of a request.
 func (l *Leases) held(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 	rows, err := l.t.q.WorkerLeases(ctx, db.WorkerLeasesParams{Owner: req.Worker, RequestID: req.ID, TenantID: req.Tenant})
 	if err != nil {
@@ -312,6 +321,7 @@ func (l *Leases) held(ctx context.Context, req LeaseRequest) ([]Lease, error) {
 			return nil, err
 		}
 
+		// Signing is deterministic, so that a repeated request gets the same tokens.
 		letter, visibility := row.Kind == db.LeaseKindLetter, time.Duration(row.VisibilityMs)*time.Millisecond
 		token, err := l.tokens.sign(ctx, leaseID{row.TaskID, row.JobID, row.Attempt, letter, visibility})
 		if err != nil {

@@ -8,16 +8,16 @@ import (
 	"unicode/utf8"
 )
 
-// The years of a time that is taken from outside, in UTC. PostgreSQL keeps more than
-// RFC 3339 can write: an offset makes the year 10000 of the last hour of 9999, after
-// which neither the task nor its events could be told of. The room at the end is for
-// what is added to a time, and the epoch stands for none (see unset).
+// The years, in UTC, of a time from a request or an executor. PostgreSQL stores years that
+// RFC 3339 cannot write: with an offset, the last hour of 9999 is in the year 10000, and
+// neither the task nor its events could be encoded. The years above lastYear are for additions
+// to a time. The epoch is below firstYear because the epoch means "no time" (see unset).
 const (
 	firstYear = 2000
 	lastYear  = 8999
 )
 
-// GuardTime refuses a time that we could not keep, add to and write.
+// GuardTime rejects a time before firstYear or after lastYear.
 func GuardTime(t time.Time) error {
 	if year := t.UTC().Year(); year < firstYear || year > lastYear {
 		return errors.New("a time is in the years " + strconv.Itoa(firstYear) + " to " + strconv.Itoa(lastYear) + ", in UTC")
@@ -25,7 +25,7 @@ func GuardTime(t time.Time) error {
 	return nil
 }
 
-// timeAt is a guarded time as the database keeps it; nil for none.
+// timeAt guards a time, and returns the time in the database's precision; nil for nil.
 func timeAt(path string, t *time.Time) (*time.Time, error) {
 	if t == nil {
 		return nil, nil
@@ -40,7 +40,7 @@ func timeAt(path string, t *time.Time) (*time.Time, error) {
 // longestID is how many characters the name of a person or a group may have.
 const longestID = 256
 
-// GuardID refuses the id of a person or a group that no request could ask for.
+// GuardID rejects the id of a person or a group that no request may contain.
 func GuardID(id string) error {
 	switch {
 	case id == "":

@@ -13,13 +13,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Any session of the database may send any notification, at any rate. So a notification decides
-// nothing: this process reads rows after a notification, and the rows decide. Notifications about
-// unknown names are dropped, the others are gathered: a flood costs one look each notificationInterval, and no
-// line in the log.
+// Any session of the database may send any notification, at any rate. So a notification only makes
+// this process read rows, and the rows decide. Notifications about unknown names are dropped, the rest
+// is gathered: a flood costs a look each notificationInterval, and no line in the log.
 const notificationInterval = 10 * time.Millisecond
 
-// The most that is gathered between two looks. Polls and heartbeats find the rest.
+// Bounds of the notifications gathered between two looks. Polls and heartbeats find the rest.
 const (
 	maxNotifiedDefinitions = 1024
 	maxNotifiedQueues      = 256
@@ -28,7 +27,7 @@ const (
 
 // notifications gathers notifications until the next look.
 type notifications struct {
-	arrived chan struct{} // holds one: there is something
+	arrived chan struct{} // holds one: a notification was gathered
 
 	mu          sync.Mutex
 	orders      bool                // guarded by mu
@@ -51,12 +50,13 @@ func (r *Runner) listen(ctx context.Context) {
 		if err := r.receive(ctx, heard); err != nil && ctx.Err() == nil {
 			r.logTrouble("listen", err)
 		}
+		// The session is lost. Polls and heartbeats do without a session until the next try.
 		pause(ctx, time.Second)
 	}
 }
 
 func (r *Runner) receive(ctx context.Context, heard *notifications) error {
-	// Not one of the pool's connections: an idle one may have gone silent with the last session.
+	// Not a connection of the pool: an idle connection may have gone silent with the last session.
 	own, err := pgx.ConnectConfig(ctx, r.tasks.cfg.Sessions.Config().ConnConfig)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -75,7 +75,7 @@ func (r *Runner) receive(ctx context.Context, heard *notifications) error {
 		}
 	}
 
-	heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown}) // what was told while nobody listened
+	heard.add(r.tasks, &pgconn.Notification{Channel: channelShutdown}) // orders from before this session
 
 	for {
 		n, err := r.nextNotification(ctx, own)
@@ -100,9 +100,9 @@ func listenTo(ctx context.Context, own *pgx.Conn, channel string) error {
 // pingTime is how long a listening session may take to answer a ping.
 const pingTime = 5 * time.Second
 
-// nextNotification waits for a notification. After a silence it pings the server and returns none: a
-// listener sends nothing by itself, and a connection that a router has forgotten would stay
-// silent, without an error, for hours.
+// nextNotification waits for a notification. After ListenPing without a notification, the
+// server is pinged and the result is nil: a listener sends no data by itself, and a connection that a router has
+// forgotten would stay silent, without an error, for hours.
 func (r *Runner) nextNotification(ctx context.Context, own *pgx.Conn) (*pgconn.Notification, error) {
 	wait, enough := context.WithTimeout(ctx, r.cfg.ListenPing)
 	defer enough()
@@ -158,6 +158,7 @@ func (h *notifications) add(t *Tasks, n *pgconn.Notification) {
 		}
 		h.definitions[n.Payload] = true
 	case channelCancel:
+		// Only attempts that run in this process, so that a flood cannot fill runs.
 		c, ok := parseCancelled(n.Payload)
 		if !ok || !t.running.has(c) {
 			return
@@ -205,6 +206,7 @@ func (r *Runner) handleNotifications(ctx context.Context, heard *notifications) 
 			r.logTrouble("read cancelled tasks", err) // heartbeats will tell
 		}
 
+		// No poll finds orders, so a failed read is repeated here.
 		if orders {
 			if err := r.applyShutdownOrders(ctx); err != nil && ctx.Err() == nil {
 				r.logTrouble("read shutdown orders", err)
@@ -213,14 +215,15 @@ func (r *Runner) handleNotifications(ctx context.Context, heard *notifications) 
 			}
 		}
 
+		// The notifications of a flood are gathered meanwhile.
 		if !pause(ctx, notificationInterval) {
 			return
 		}
 	}
 }
 
-// leaseIDs reads a notification about work for remote workers: "task.worker" and the ids of the
-// place where it waits; none: anywhere.
+// leaseIDs reads a notification about work for remote workers: "task.worker" and the ids of
+// leaseKey.ids; without ids, the work may wait under any key.
 func leaseIDs(name string) (ids []string, ok bool) {
 	words := strings.Fields(name)
 	if len(words) == 0 || words[0] != KindWorker {
@@ -229,7 +232,7 @@ func leaseIDs(name string) (ids []string, ok bool) {
 	return words[1:], true
 }
 
-// knownLane reports whether this name would wake anybody.
+// knownLane reports whether a notification with this name can wake a claimer or a dequeue.
 func knownLane(name string) bool {
 	if ids, ok := leaseIDs(name); ok {
 		return len(ids) <= len(leaseKey{}.ids())
@@ -252,7 +255,7 @@ func parseCancelled(payload string) (c attemptID, ok bool) {
 	return attemptID{task, n}, err == nil && err2 == nil
 }
 
-// cancelNotified ends the attempts of this process whose tasks' rows say that they are over.
+// cancelNotified ends the attempts of this process that are over by the rows of their tasks.
 func (n *notifier) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64) error {
 	if len(runs) == 0 {
 		return nil
@@ -269,7 +272,7 @@ func (n *notifier) cancelNotified(ctx context.Context, runs map[uuid.UUID]int64)
 	}
 
 	for _, row := range rows {
-		// The row decides: this attempt still runs, whatever the notification says.
+		// The row decides: this attempt still runs, as after a forged notification.
 		if row.JobID == runs[row.TaskID] && !Status(row.Status).Terminal() {
 			delete(runs, row.TaskID)
 		}

@@ -10,17 +10,18 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// loadSpan is how old a task may be to count as work that somebody has: it bounds what
-// is read of a person's history. Who has had one for longer has put it aside.
+// loadSpan is the age up to which a task counts as open work of a person. The span bounds
+// the reading of a person's history; a task that is open for longer was put aside.
 const loadSpan = 90 * 24 * time.Hour
 
-// OpenTasks is how many manual tasks of the last 90 days each of these users has to do.
+// OpenTasks returns the number of open manual tasks of each user, of the last 90 days.
 func (w *Worklist) OpenTasks(ctx context.Context, users []string) (map[string]int, error) {
 	open := map[string]int{}
 	if len(users) == 0 {
 		return open, nil
 	}
 
+	// Task ids have the time of the creating process, so this process's clock is near enough.
 	rows, err := w.t.q.AssigneeLoad(ctx, db.AssigneeLoadParams{UserIds: users, Since: firstIDAt(time.Now().Add(-loadSpan))})
 	if err != nil {
 		return nil, readError("what people have to do", err)
@@ -33,8 +34,8 @@ func (w *Worklist) OpenTasks(ctx context.Context, users []string) (map[string]in
 	return open, nil
 }
 
-// firstIDAt is below every task id that was made at that moment or later (UUIDv7: 48
-// bits of milliseconds).
+// firstIDAt is below the id of every task created at this moment or later: a UUIDv7 begins
+// with 48 bits of milliseconds.
 func firstIDAt(at time.Time) (id uuid.UUID) {
 	var ms [8]byte
 	binary.BigEndian.PutUint64(ms[:], uint64(at.UnixMilli()))

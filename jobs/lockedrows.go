@@ -9,8 +9,8 @@ import (
 // lockedRowTTL is how long a row counts as locked after a statement has waited for it in vain.
 const lockedRowTTL = 2 * time.Second
 
-// lockedRows remembers which rows another session had locked a moment ago. An item for such a
-// row is written apart from the start, so that it fails no batch.
+// lockedRows remembers the rows that another session had locked less than lockedRowTTL ago. An
+// item for such a row is written apart from the start, and so fails no batch.
 type lockedRows struct {
 	n     atomic.Int64 // entries of until, so that the usual case (none) takes no lock
 	mu    sync.Mutex
@@ -24,6 +24,7 @@ func (l *lockedRows) add(row any) {
 	if l.until == nil {
 		l.until = map[any]time.Time{}
 	}
+	// awaitRow adds the row after each failed try: the entry lasts as long as the lock.
 	l.until[row] = time.Now().Add(lockedRowTTL)
 	l.n.Store(int64(len(l.until)))
 }

@@ -14,14 +14,13 @@ import (
 
 // Options configure a check. The zero value is for a database that processes work on.
 type Options struct {
-	// Grace is the time that a row may be between two states before the row counts as
-	// lost; default one minute.
+	// Grace is the time for which a row may be between two states before the row counts as
+	// lost; default a minute.
 	Grace time.Duration
 	// AtRest asserts that no process is working, so that no row is between two states;
 	// Grace is ignored. Default false.
 	AtRest bool
-	// Timeout limits each rule; default one minute. A rule that takes longer is
-	// NotChecked.
+	// Timeout limits each rule; default a minute. A rule that takes longer is NotChecked.
 	Timeout time.Duration
 	// Ledger is the record of a consumer, complete before Run is called: events published
 	// after the snapshot would be unknown to the log. Default none.
@@ -51,7 +50,7 @@ type Report struct {
 	More       []Rule      `json:"more"` // rules beyond the sixteen
 }
 
-// Invariant is one of the sixteen. It is OK if all its rules were checked and hold.
+// Invariant is one of the sixteen. An invariant is OK if its rules were checked and hold.
 type Invariant struct {
 	ID       string  `json:"id"`
 	Sentence string  `json:"sentence"`
@@ -60,7 +59,7 @@ type Invariant struct {
 	Rules    []Rule  `json:"rules,omitempty"`
 }
 
-// Rule is one way in which an invariant can be broken.
+// Rule is a way in which an invariant can be broken.
 type Rule struct {
 	ID       string    `json:"id"`
 	Sentence string    `json:"sentence"`
@@ -78,7 +77,7 @@ type Offence struct {
 	Detail string `json:"detail"`
 }
 
-// shown is the maximum number of offences in a Rule; Count counts all.
+// shown is the maximum number of offences in a Rule; Count counts every offence.
 const shown = 20
 
 func (r *Rule) offend(task, format string, args ...any) {
@@ -91,8 +90,8 @@ func (r *Rule) offend(task, format string, args ...any) {
 // ErrSchema reports that the tables do not match this program.
 var ErrSchema = errors.New("the database is not at this program's schema: run tes migrate up")
 
-// Run checks all invariants that can be checked in a database. An error means that the check
-// could not be completed; broken rules are in the report.
+// Run checks every invariant that can be checked in a database. An error is a check that could
+// not be completed; broken rules are in the report.
 func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 	if o.Grace == 0 {
 		o.Grace = time.Minute
@@ -104,7 +103,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 		o.Timeout = time.Minute
 	}
 
-	// One snapshot for all rules, so that the rules do not contradict each other.
+	// A single snapshot for the rules, so that the rules do not contradict each other.
 	tx, err := pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return Report{}, fmt.Errorf("open a snapshot: %w", err)
@@ -120,7 +119,8 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 	if err := tx.QueryRow(ctx, "SELECT now(), has_schema_privilege('public', 'USAGE')").Scan(&report.At, &mayRead); err != nil {
 		return Report{}, fmt.Errorf("open a snapshot: %w", err)
 	}
-	if !mayRead { // to such a login the tables seem to be missing
+	// Without the right, PostgreSQL reports missing tables, which attempt takes for ErrSchema.
+	if !mayRead {
 		return Report{}, errors.New("the login may not read the tables of tes: check needs one that is in the role tes_app; tes_report, for readers, has the views of the schema report alone")
 	}
 
@@ -131,6 +131,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 			return Report{}, err
 		}
 
+		// A rule may belong to two invariants: see rules.
 		for _, invariant := range one.invariants {
 			found[invariant] = append(found[invariant], rule)
 		}
@@ -156,6 +157,7 @@ func Run(ctx context.Context, pool *pgxpool.Pool, o Options) (Report, error) {
 // configureSession sets the planner's options for queries that read whole tables once: hash
 // and merge joins, which the sessions of the engine switch off.
 func configureSession(ctx context.Context, tx pgx.Tx, timeout time.Duration) error {
+	// Several statements at once need the simple protocol.
 	_, err := tx.Exec(ctx, fmt.Sprintf(`
 		SET LOCAL statement_timeout = %d;
 		SET LOCAL lock_timeout = '5s';
@@ -227,7 +229,7 @@ func sum(rules []Rule) (verdict Verdict, why string) {
 		case rule.Verdict == NotChecked && verdict == OK:
 			verdict, why = NotChecked, rule.Why
 
-			// Other rules of the invariant were checked.
+			// The rest of the invariant's rules may have been checked.
 			if len(rules) > 1 {
 				why = "in part: " + why
 			}
@@ -237,7 +239,7 @@ func sum(rules []Rule) (verdict Verdict, why string) {
 	return verdict, why
 }
 
-// rules returns all rules, each once, even if a rule belongs to two invariants.
+// rules returns every rule once, even if a rule belongs to two invariants.
 func (r Report) rules() []Rule {
 	var all []Rule
 	seen := map[string]bool{}

@@ -54,10 +54,10 @@ type last struct {
 	line int
 }
 
-// maxLine is the maximum length of a line, far longer than any Heard.
+// maxLine is the maximum length of a line, far longer than any Received.
 const maxLine = 1 << 20
 
-// ReadLedger reads lines of Heard. An error contains the number of the line.
+// ReadLedger reads lines of Received. An error contains the number of the line.
 func ReadLedger(from io.Reader) (*Ledger, error) {
 	l := &Ledger{
 		first: map[uuid.UUID]*entry{}, last: map[uuid.UUID]last{},
@@ -119,6 +119,7 @@ func (h Received) check() ([]byte, error) {
 
 // add adds a delivery, and checks order and repetitions.
 func (l *Ledger) add(h Received, sum [sha256.Size]byte) {
+	// The bus delivers at least once: a repetition is an offence only if it differs.
 	if before, found := l.first[h.ID]; found {
 		switch {
 		case before.sum != sum:
@@ -215,6 +216,7 @@ func (l *Ledger) compare(ctx context.Context, tx pgx.Tx, o Options, whole *Rule)
 		return err
 	}
 
+	// A ledger may be checked more than once, against different snapshots.
 	for _, heard := range l.first {
 		heard.known = false
 	}

@@ -96,7 +96,7 @@ func read(file string) string {
 	return strings.TrimSuffix(strings.TrimSpace(string(text)), ";")
 }
 
-// psqlGrace is the files' only parameter, in the syntax of psql.
+// psqlGrace is the files' only parameter, in the syntax of psql: operators run the files by hand.
 const psqlGrace = ":'grace'"
 
 // bind replaces the parameter of a query by the grace, if the query has the parameter.

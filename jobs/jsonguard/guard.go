@@ -1,5 +1,5 @@
-// Package jsonguard rejects JSON documents that a later reader could not hold or
-// could hold only at a price: PostgreSQL's jsonb, encoding/json, a float64.
+// Package jsonguard rejects JSON documents that a later reader (PostgreSQL's jsonb,
+// encoding/json, a float64) cannot represent, or only at a high price.
 package jsonguard
 
 import (
@@ -16,8 +16,8 @@ const (
 	maxNumberLength = 64  // characters of one number
 	maxExponent     = 308 // decimal magnitude, written or effective: the range of a float64
 
-	// All exponents of a document together may add freeExpansion digits, and
-	// perByte digits more for each byte of the document.
+	// The exponents of a document together may add freeExpansion digits, and perByte
+	// digits more for each byte of the document.
 	freeExpansion = 1 << 16
 	perByte       = 8
 )
@@ -37,9 +37,9 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("invalid JSON at byte %d (%s): %s", e.Offset, e.Path, e.Reason)
 }
 
-// Check returns an *Error unless b is one JSON value without invalid UTF-8, a byte
-// order mark, NUL, lone surrogates, repeated member names, more than 64 levels, or
-// numbers with huge exponents. Every document from outside (request, message,
+// Check returns an *Error unless b is a single JSON value without invalid UTF-8, a
+// byte order mark, NUL, lone surrogates, repeated member names, more than 64 levels,
+// or numbers with huge exponents. Every document from outside (request, message,
 // response of a peer service) must pass Check before any other code reads the
 // document.
 //
@@ -63,6 +63,7 @@ func Check(b []byte) error {
 	}
 
 	g.space()
+	// A decoder that reads a stream would ignore the rest.
 	if g.i < len(b) {
 		return g.refuse("more than one value")
 	}
@@ -100,6 +101,7 @@ func within(err *Error, name string) *Error {
 		name = strings.ToValidUTF8(name[:longest], "") + "…"
 	}
 
+	// A JSON pointer escapes ~ first, or the ~ of ~1 would be escaped again.
 	name = strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
 	err.Path = "/" + name + err.Path
 
@@ -152,6 +154,7 @@ func (g *guard) value(depth int) *Error {
 		_, err := g.str()
 		return err
 	case c == '{' || c == '[':
+		// Checked before the descent, so the depth of the recursion is bounded too.
 		if depth == maxDepth {
 			return g.refuse("deeper than 64")
 		}
@@ -248,6 +251,7 @@ func (g *guard) object(depth int) *Error {
 		case ',':
 			g.i++
 		case '}':
+			// The object is closed: its names leave the array.
 			g.i++
 			g.n = base
 			return nil

@@ -10,7 +10,8 @@ var plain = func() (t [256]bool) {
 	return t
 }()
 
-// str parses a string from its opening quote past its closing quote.
+// str parses a string from its opening quote past its closing quote. escaped reports an escape
+// sequence: the names of such members must be unescaped before the comparison.
 func (g *guard) str() (escaped bool, err *Error) {
 	b, i := g.b, g.i+1
 	for {
@@ -47,7 +48,7 @@ func (g *guard) str() (escaped bool, err *Error) {
 	}
 }
 
-// escape parses one escape sequence from its backslash on. A surrogate pair is one
+// escape parses an escape sequence from its backslash on. A surrogate pair is a single
 // sequence.
 func (g *guard) escape() *Error {
 	if len(g.b)-g.i < 2 {
@@ -68,7 +69,7 @@ func (g *guard) escape() *Error {
 		case r >= 0xDC00 && r <= 0xDFFF:
 			return g.refuse("lone surrogate")
 		case r >= 0xD800 && r <= 0xDBFF:
-			// A high surrogate must be followed by a low one.
+			// A high surrogate must be followed by a low surrogate.
 			if low := hex4(g.b[g.i+6:]); low < 0xDC00 || low > 0xDFFF {
 				return g.refuse("lone surrogate")
 			}
@@ -82,7 +83,7 @@ func (g *guard) escape() *Error {
 	}
 }
 
-// hex4 parses \uXXXX at the beginning of b; -1 means that b begins otherwise.
+// hex4 parses \uXXXX at the beginning of b; -1 without such a beginning.
 func hex4(b []byte) rune {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return -1
@@ -105,7 +106,7 @@ func hex4(b []byte) rune {
 	return r
 }
 
-// unescape appends the text that s, the inside of a valid string, stands for.
+// unescape appends the text of s, the inside of a valid string.
 func unescape(to, s []byte) []byte {
 	for i := 0; i < len(s); {
 		if s[i] != '\\' {
@@ -123,6 +124,7 @@ func unescape(to, s []byte) []byte {
 		r := hex4(s[i:])
 		i += 6
 		if r >= 0xD800 && r <= 0xDBFF {
+			// escape has checked that a low surrogate follows.
 			r = 0x10000 + (r-0xD800)<<10 + (hex4(s[i:]) - 0xDC00)
 			i += 6
 		}

@@ -92,8 +92,8 @@ func (v *evaluation) propertyNames(n *node, m map[string]any) bool {
 	})
 }
 
-// each calls do for the members of an object, until one is not valid. If violations are
-// collected, do is called for all members, in the order of their names.
+// each calls do for the members of an object, up to the first invalid member. If violations
+// are collected, do is called for every member, in the order of the names.
 func (v *evaluation) each(m map[string]any, do func(name string, x any) bool) bool {
 	v.charge(len(m))
 	if !v.reporting() {
@@ -169,8 +169,8 @@ func (v *evaluation) unevaluated(n *node, x any, seen *marks) bool {
 	return valid
 }
 
-// marks records the members and items of one value that some keyword has evaluated. All
-// methods do nothing on a nil *marks, for schemas without unevaluated keywords.
+// marks records the members and items of a value that some keyword has evaluated. The methods
+// that record do nothing on a nil *marks, for schemas without unevaluated keywords.
 type marks struct {
 	every, everyItem bool
 	first            int // the items before this index
