@@ -7,11 +7,11 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// Maintenance asks that lanes give nothing out, or that they go on. It is a state of
-// the lanes beside River's pause: neither undoes the other.
+// Maintenance begins or ends the maintenance of queues, in which no process takes jobs from them.
+// Maintenance is independent of the pauses of River: neither ends the other.
 type Maintenance struct {
 	EventID string
-	// At orders what was said about a lane: an older word changes nothing.
+	// At orders the requests for a queue: an older request changes nothing.
 	At      time.Time
 	Enabled bool
 	Lanes   []string
@@ -20,8 +20,8 @@ type Maintenance struct {
 	By      string
 }
 
-// SetMaintenance notes it, for every process and beyond restarts, and wakes the lanes.
-// It returns how many lanes had not heard a newer word.
+// SetMaintenance stores the maintenance, for every process and beyond restarts, and wakes the queues.
+// changed is the number of queues without a newer request.
 func (o *Operators) SetMaintenance(ctx context.Context, m Maintenance) (changed int, err error) {
 	until, err := timeAt("/until", m.Until)
 	if err != nil {

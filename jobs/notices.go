@@ -12,12 +12,12 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The jobs that remind people of their tasks. River works them, unlike the jobs of tasks. They
-// hold the task's id, and no person's name:
+// The notice jobs remind people of their tasks. River works these jobs, unlike the jobs of tasks. A
+// notice job has the id of the task, and no name of a person:
 //
 //	notice.deadline     a step of an assignment's chain: at 0, 50, 75, 90 and 100 % of
 //	                    the time to its due date. Leaves notices, and the next step
-//	notice.escalation   gives a task whose due date has passed to somebody else
+//	notice.escalation   assigns a task to another person or group after its due date
 //	notice.send         sends one notice to one person
 //	notice.forget       drops old notices, hourly
 const (
@@ -35,7 +35,7 @@ const queueNotices = "task-notices"
 
 // Notifier is the Notification Service.
 type Notifier interface {
-	// Notify tells one person by one channel.
+	// Notify sends a notice to a person by one channel.
 	Notify(ctx context.Context, n Notice) error
 }
 
@@ -48,7 +48,7 @@ type Notice struct {
 	Data     NoticeData
 }
 
-// NoticeData is what a notice may say: never the task's content.
+// NoticeData is the content of a notice: never the content of the task.
 type NoticeData struct {
 	Event      string     `json:"event"` // assigned, reminder, overdue, escalated
 	TaskID     uuid.UUID  `json:"taskId"`
@@ -67,14 +67,14 @@ const (
 	noticeEscalated = "escalated"
 )
 
-// Notices works the jobs of these kinds.
+// Notices works the jobs of NoticeKinds.
 type Notices struct {
 	tasks    *Tasks
 	notifier Notifier
 }
 
-// NewNotices returns the part of a process that sends notices. Without a notifier no notice is
-// sent; each is recorded as off, and tasks are escalated all the same.
+// NewNotices returns the part of a process that sends notices. Without a notifier no notice is sent:
+// each is recorded as off, and tasks are escalated nevertheless.
 func NewNotices(tasks *Tasks, notifier Notifier) *Notices {
 	if notifier == nil {
 		tasks.cfg.Logger.Warn("there is no Notification Service: people are not told of their tasks")
@@ -101,7 +101,7 @@ func (n *Notices) register(workers *river.Workers, cfg *river.Config) {
 	river.AddWorker(workers, &escalationWorker{n: n})
 	river.AddWorker(workers, &sendWorker{n: n})
 	river.AddWorker(workers, &forgetWorker{n: n})
-	// A poll is one index probe. The jobs come by our SQL, which notifies no River client.
+	// A poll is one index probe. tes inserts these jobs by its own SQL, which notifies no River client.
 	cfg.Queues[queueNotices] = river.QueueConfig{MaxWorkers: noticeSlots, FetchPollInterval: 200 * time.Millisecond}
 	cfg.PeriodicJobs = append(cfg.PeriodicJobs, river.NewPeriodicJob(river.PeriodicInterval(time.Hour),
 		func() (river.JobArgs, *river.InsertOpts) { return forgetArgs{}, nil }, nil))
@@ -132,10 +132,11 @@ func (w *forgetWorker) Work(ctx context.Context, _ *river.Job[forgetArgs]) error
 // noticeBackoff is the pause after the n-th failure: 1 s, 2 s, 4 s … 10 min.
 func noticeBackoff(tries int) time.Duration {
 	d := min(time.Second<<min(max(tries-1, 0), 10), 10*time.Minute)
+	// Up to a tenth less, so that the notices of one outage do not come back together.
 	return d - time.Duration(rand.Int64N(int64(d/10)))
 }
 
-// isCurrentChain reports whether the task's present chain of jobs is this one.
+// isCurrentChain reports whether chain is the present chain of notice jobs of an open task.
 func isCurrentChain(task db.DeadlineTaskRow, chain int64) bool {
 	return isOpen(task.Status) && task.DeadlineID != nil && *task.DeadlineID == chain
 }

@@ -20,12 +20,12 @@ type Operation struct {
 	RejectedTasks []Rejected
 }
 
-// Operation tells how far a redrive has come.
+// Operation returns a redrive with its progress.
 func (d *DeadLetterOps) Operation(ctx context.Context, tenant string, id uuid.UUID) (Operation, error) {
 	return ReadOperation(ctx, d.t.q, tenant, id)
 }
 
-// ReadOperation is Operation by any connection.
+// ReadOperation is Operation on any connection.
 func ReadOperation(ctx context.Context, q *db.Queries, tenant string, id uuid.UUID) (out Operation, err error) {
 	what := "operation " + id.String()
 	if out.RedriveOperation, err = q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: tenant}); err != nil {
@@ -60,10 +60,12 @@ func (d *DeadLetterOps) StopRedrive(ctx context.Context, id uuid.UUID, actor Act
 // stopRedrive waits for the step under way, which has locked the operation's row.
 func (d *DeadLetterOps) stopRedrive(ctx context.Context, id uuid.UUID, actor Actor) error {
 	what := "operation " + id.String()
+	// RedriveStop does not compare the tenant; RedriveGet does.
 	if _, err := d.t.q.RedriveGet(ctx, db.RedriveGetParams{OperationID: id, TenantID: actor.Tenant}); err != nil {
 		return readError(what, err)
 	}
 
+	// A step holds the lock on the row until its commit, which may take longer than a statement waits.
 	for begun := time.Now(); ; {
 		err := d.t.q.RedriveStop(ctx, db.RedriveStopParams{OperationID: id, StoppedBy: actor.Name, StopReason: actor.Reason})
 		switch {
@@ -88,11 +90,13 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, actor Act
 		return op, err
 	}
 
+	// RedriveUndoable reads the recorded items only.
 	if err := d.recoverLostStep(ctx, id); err != nil {
 		return Operation{}, err
 	}
 
 	for after := int32(0); ; {
+		// Only tasks without a transition since their redrive; all other tasks stay redriven.
 		rows, err := d.t.q.RedriveUndoable(ctx, db.RedriveUndoableParams{OperationID: id, After: after, Page: int32(stepOf(nil))}) //nolint:gosec // small
 		if err != nil {
 			return Operation{}, readError(what, err)
@@ -107,6 +111,7 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, actor Act
 		}
 	}
 
+	// Last: after an error or a crash, the next call continues the undo.
 	if err := d.t.q.RedriveUndone(ctx, db.RedriveUndoneParams{OperationID: id, UndoneBy: actor.Name, UndoReason: actor.Reason}); err != nil {
 		return Operation{}, readError(what, err)
 	}
@@ -114,7 +119,8 @@ func (d *DeadLetterOps) UndoRedrive(ctx context.Context, id uuid.UUID, actor Act
 	return d.Operation(ctx, actor.Tenant, id)
 }
 
-// recoverLostStep records the transitions of a step of a stopped operation whose record was lost.
+// recoverLostStep records the transitions of a lost step of a stopped operation: a step whose process
+// died after the transitions, before the record.
 func (d *DeadLetterOps) recoverLostStep(ctx context.Context, id uuid.UUID) error {
 	items, err := d.t.q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: id, Page: int32(stepOf(nil))}) //nolint:gosec // small
 	if err != nil || len(items) == 0 {
@@ -122,7 +128,7 @@ func (d *DeadLetterOps) recoverLostStep(ctx context.Context, id uuid.UUID) error
 	}
 
 	doubtful, gone := map[uuid.UUID]string{}, map[uuid.UUID]int32{}
-	for _, item := range items { // a lost step is the first of what waits
+	for _, item := range items { // a lost step took the first waiting items
 		doubtful[item.TaskID] = RejectedNotDeadLetter
 	}
 
@@ -151,6 +157,7 @@ func (d *DeadLetterOps) recoverLostStep(ctx context.Context, id uuid.UUID) error
 func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, actor Actor, rows []db.RedriveUndoableRow) error {
 	back := make([]*transition, len(rows))
 	for i, row := range rows {
+		// The event of the redrive has the input from before the patch; none: the input is unchanged.
 		var note outbox.RedrivenNote
 		if row.Payload != nil {
 			if err := json.Unmarshal([]byte(*row.Payload), &note); err != nil {
@@ -178,6 +185,7 @@ func (d *DeadLetterOps) undo(ctx context.Context, id uuid.UUID, actor Actor, row
 		}
 	}
 
+	// Also after an error: the applied part needs its record.
 	if len(done.Ns) > 0 {
 		if err := d.t.q.RedriveSettle(ctx, done); err != nil {
 			return readError("operation "+id.String(), err)
@@ -194,7 +202,7 @@ func addItem(p *db.RedriveSettleParams, n int32, state db.RedriveItemState, seq 
 	p.Codes = append(p.Codes, code)
 }
 
-// stepOf is the number of tasks of a step: inputs can be long.
+// stepOf returns the number of tasks of a step: few with a patch, because inputs can be long.
 func stepOf(patch jsonpatch.Patch) int {
 	if patch != nil {
 		return 50
@@ -202,10 +210,10 @@ func stepOf(patch jsonpatch.Patch) int {
 	return 500
 }
 
-// pacedFor is how many seconds of an unused rate are saved up.
+// pacedFor is the number of seconds for which an unused rate is saved up.
 const pacedFor = 2
 
-// redrives works operations off, a step at a time, each in one process.
+// redrives executes the open operations step by step, each step in one process.
 func (r *Runner) redrives(ctx context.Context) {
 	r.every(ctx, r.cfg.Tick, "redrive", func(ctx context.Context) error {
 		for {
@@ -216,8 +224,8 @@ func (r *Runner) redrives(ctx context.Context) {
 	})
 }
 
-// redriveStep redrives the next few tasks of the operation that has waited longest. It locks the
-// operation's row, so that a stop comes before the step or after it.
+// redriveStep redrives the next few tasks of the operation that has waited longest. The lock on the row
+// of the operation puts a stop before the step or after the step.
 func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) {
 	tx, err := d.t.pool.Begin(ctx)
 	if err != nil {
@@ -237,6 +245,7 @@ func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) 
 		return false, fmt.Errorf("redrive %s: %w", op.OperationID, err)
 	}
 
+	// After a long wait the operation does not catch up on its whole rate.
 	saved := min(found[0].Elapsed, pacedFor)
 	n := min(int(saved*float64(op.Rate)), stepOf(patch))
 	pace := db.RedrivePaceParams{OperationID: op.OperationID, State: op.State, StoppedBy: d.t.cfg.ProcessID}
@@ -253,11 +262,12 @@ func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) 
 		}
 
 		if locked {
-			n = 0 // the next look is at the next tick, when others have had their turn
+			n = 0 // look again at the next tick, after the other operations
 		} else if moved < n && pace.State == db.RedriveStateRUNNING {
 			pace.State = db.RedriveStateDONE
 		}
 
+		// The unused rate is left to the next step.
 		pace.UnusedSeconds = max(0, saved-float64(n)/float64(op.Rate))
 	}
 
@@ -268,8 +278,8 @@ func (d *DeadLetterOps) redriveStep(ctx context.Context) (more bool, err error) 
 	return n > 0, tx.Commit(ctx)
 }
 
-// canary says how many more tasks may be redriven while the first few are watched, and the
-// operation's state once these have ended.
+// canary returns the number of tasks to redrive while the first few are watched, and sets the state of
+// the operation after their end.
 func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.RedriveOperation, pace *db.RedrivePaceParams, n int) (int, error) {
 	c, err := q.RedriveCount(ctx, op.OperationID)
 	if err != nil {
@@ -278,11 +288,12 @@ func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.Redrive
 
 	out := c.Redriven
 	if c.Waiting > 0 {
-		out = max(out, op.CanaryCount) // so many will have gone
+		out = max(out, op.CanaryCount) // the canary will have this many
 	}
 
 	ended := c.Completed + c.Failed + c.Cancelled
 	switch {
+	// At once: further tasks of the canary could not lower the number of failures.
 	case float64(c.Failed) > op.CanaryRatio*float64(out):
 		pace.State = db.RedriveStateSTOPPED
 		pace.StopReason = fmt.Sprintf("canary: %d of %d failed", c.Failed, out)
@@ -301,8 +312,8 @@ func (d *DeadLetterOps) canary(ctx context.Context, q *db.Queries, op db.Redrive
 	return n, nil
 }
 
-// redriveSome redrives the next tasks of an operation. It returns how many there were, and whether
-// another session had locked some: those wait for another step.
+// redriveSome redrives the next tasks of an operation, and returns their number. locked: another
+// session has locked some of the tasks, which wait for another step.
 func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.RedriveOperation, patch jsonpatch.Patch, n int) (taken int, locked bool, err error) {
 	items, err := q.RedriveWaiting(ctx, db.RedriveWaitingParams{OperationID: op.OperationID, Page: int32(n)}) //nolint:gosec // at most a step
 	if err != nil || len(items) == 0 {
@@ -338,18 +349,21 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 			return 0, false, err
 		}
 
+		// A locked task does not hold up the step.
 		m.skipLocked = true
 		going = append(going, m)
 	}
 
 	gone := map[uuid.UUID]int32{}
 	waiting := map[uuid.UUID]bool{}
+	// These transitions commit before the transaction of the step. If the process dies in between,
+	// findRedriven finds them in a later step.
 	for i, out := range d.t.applyAll(going) {
 		switch {
 		case isLockTimeout(out.err):
 			waiting[going[i].task], locked = true, true
 		case out.err != nil:
-			return 0, false, out.err // what went is found by its trace
+			return 0, false, out.err // findRedriven finds the applied transitions in a later step
 		case out.applied:
 			gone[going[i].task] = going[i].expect.version + 1
 		default:
@@ -380,7 +394,8 @@ func (d *DeadLetterOps) redriveSome(ctx context.Context, q *db.Queries, op db.Re
 	return len(items), locked, nil
 }
 
-// findRedriven finds what this operation redrove in an earlier step whose record was lost.
+// findRedriven adds to gone the refused tasks that this operation has redriven in a lost step, by the
+// operation id in their last redriven event.
 func (d *DeadLetterOps) findRedriven(ctx context.Context, op uuid.UUID, refused map[uuid.UUID]string, gone map[uuid.UUID]int32) error {
 	var doubtful []uuid.UUID
 	for id, code := range refused {

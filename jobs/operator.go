@@ -11,16 +11,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// What an operator asks of jobs in River UI is done to their tasks, in the operator's
-// name. It is the first of three layers: triggers see what comes another way (see
-// signal.go), and the reconciler what they cannot see.
+// A request of an operator for jobs in River UI changes the tasks of these jobs, in the name of the
+// operator. This is the first of three layers: triggers record changes made in other ways (signal.go),
+// and repairJobs finds changes without a trigger.
 
-// Operators is what operators ask for many tasks at once.
+// Operators has the operations of operators on many tasks at once.
 type Operators struct{ t *Tasks }
 
-// CancelJobs cancels the tasks behind jobs, and lays dead letters aside. verb is what
-// was asked (cancelled, deleted). A job that is no task's, or whose task has gone on,
-// is left alone.
+// CancelJobs cancels the tasks of jobs, and discards dead letters. verb is the request: cancelled or
+// deleted. Jobs without a task, and jobs whose task has gone on, are left alone.
 func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string) error {
 	rows, err := o.t.q.JobTasks(ctx, ids)
 	if err != nil {
@@ -33,6 +32,7 @@ func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string
 		switch {
 		case !row.Current:
 		case row.Kind == KindDeadLetter:
+			// WantJob is the fence: a redriven task has another job.
 			_, err := o.t.q.DeadLetterDiscard(ctx, db.DeadLetterDiscardParams{
 				TaskID: row.TaskID, TenantID: row.TenantID, WantJob: row.JobID, Actor: by, Reason: reason,
 			})
@@ -51,6 +51,7 @@ func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string
 
 	var failed []error
 	for i, out := range o.t.applyAll(moves) {
+		// The other tasks are cancelled nevertheless.
 		if out.err != nil {
 			failed = append(failed, fmt.Errorf("cancel task %s: %w", moves[i].task, out.err))
 		}
@@ -59,9 +60,9 @@ func (o *Operators) CancelJobs(ctx context.Context, ids []int64, by, verb string
 	return errors.Join(failed...)
 }
 
-// RetryJobs redrives the tasks behind jobs that have failed for good, and returns the
-// other jobs that may be retried in the queue: those that wait for their time, and
-// those that are no task's. The job of an attempt that is over is nobody's token.
+// RetryJobs redrives the dead letters among the tasks of jobs. rest are the other jobs that River may
+// retry: the current jobs of PENDING tasks, and jobs without a task. The job of an ended attempt is not
+// retried.
 func (o *Operators) RetryJobs(ctx context.Context, ids []int64, by string) (rest []int64, err error) {
 	rows, err := o.t.q.JobTasks(ctx, ids)
 	if err != nil {
@@ -84,6 +85,7 @@ func (o *Operators) RetryJobs(ctx context.Context, ids []int64, by string) (rest
 	}
 
 	for tenant, tasks := range dead {
+		// An operation belongs to one tenant.
 		r := Redrive{TaskIDs: tasks, Rate: MostRedriven}
 		if _, err := o.t.DeadLetters.Redrive(ctx, Actor{Tenant: tenant, Name: by, Reason: "the job was retried in River UI"}, r); err != nil {
 			return nil, err

@@ -7,12 +7,12 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// park holds claimed jobs back whose tasks are paused: see pause.go. kind is the kind under
-// which they waited.
+// park holds back the claimed jobs of paused tasks: see pause.go. The jobs waited under kind.
 func (c *claimer) park(kind string, jobs []int64) {
 	r := c.r
 	defer c.release(len(jobs))
 
+	// Only a lost database is waited for: after a lock timeout, the sweep finds the jobs.
 	const what = "hold paused jobs back"
 	var all bool
 	err := r.tasks.retryWhile(r.ctx, isDatabaseAbsent, r.logRetry(what), func(context.Context) (err error) {
@@ -24,15 +24,16 @@ func (c *claimer) park(kind string, jobs []int64) {
 		return
 	}
 
+	// A pause was resumed since the claim: its jobs are available again.
 	if !all {
 		c.wake()
 	}
 }
 
-// park holds back the claimed jobs of paused tasks. all is false if a job's pause was resumed
-// since the claim: the job is available again. A lock that another session holds is waited for
-// only as long as any statement waits: then the jobs stay claimed, their slots become free for
-// other tasks, and the sweep gives the jobs' tasks new jobs.
+// park holds back the claimed jobs of paused tasks. all is false if the pause of a job was resumed
+// since the claim: the job is available again. park waits for locks of other sessions no longer than
+// any statement. Then the jobs stay claimed, their slots become free for other tasks, and the sweep
+// gives new jobs to the tasks.
 func (t *Tasks) park(kind string, jobs []int64) (all bool, err error) {
 	err = uncancelled(func(ctx context.Context) error {
 		parked, err := t.q.LanePark(ctx, db.LaneParkParams{JobIds: jobs, Kind: kind, ExecutorID: t.cfg.ProcessID})
@@ -42,20 +43,21 @@ func (t *Tasks) park(kind string, jobs []int64) (all bool, err error) {
 	return all, err
 }
 
-// How far a dequeue goes past paused jobs. It holds back what it meets on the way, so that the
-// next one begins behind it.
+// The bounds of a dequeue among paused jobs. The dequeue holds these jobs back, so that the next
+// dequeue does not meet them.
 const (
 	parkPage  = 500 // jobs in one statement
 	parkPages = 20
 )
 
-// spareHeads is how many jobs more than it wants a claim considers: others that run at the same
-// time have locked the first ones.
+// spareHeads is the number of jobs that a claim considers beyond its need: concurrent claims have
+// locked the first jobs.
 const spareHeads = 64
 
-// claim is WorkerClaim without the jobs of paused tasks, which it holds back. Where there were
-// only such jobs, it looks further.
+// claim is WorkerClaim without the jobs of paused tasks, which are held back. After only such jobs,
+// claim looks further.
 func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.WorkerClaimRow, error) {
+	// Nearly every claim meets no paused job, and needs one short walk.
 	p.Walk = p.Most
 
 	for range parkPages {
@@ -86,6 +88,7 @@ func (l *Leases) claim(ctx context.Context, p db.WorkerClaimParams) ([]db.Worker
 			return claimed, nil
 		}
 
+		// Only paused jobs so far: the next walk is longer.
 		p.Walk = parkPage
 	}
 

@@ -12,14 +12,14 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A pause holds back attempts that have not begun. An attempt under way goes on; the next one,
-// a retry or a redrive waits until the pause is resumed. Dead letters can be leased as ever.
+// A pause holds back jobs whose attempt has not begun. A running attempt goes on; a retry or a redrive
+// waits until the pause is resumed. Dead letters can still be leased.
 //
-//	queue        river_queue.paused_at, as River and River UI know it: claims pass the queue by
-//	definition   the jobs are found paused when they are claimed, and are held back
+//	queue        river_queue.paused_at, as in River and River UI: claims skip the queue
+//	definition   claims find the jobs paused, and hold the jobs back
 //	task         the same
 //
-// A job that is held back is in River's state pending:
+// A held-back job is in River's state pending:
 //
 //	           claim            the task is paused
 //	available ───────▶ running ────────────────────▶ pending
@@ -27,14 +27,14 @@ import (
 //	    └───────────────────────────────────────────────┘
 //	       the last pause of the task is resumed (release)
 //
-// Table pause is authoritative. A statement that holds jobs back locks table pause_lock together
-// with others of its kind, and a resume locks the table alone: so the release that follows a
-// resume sees every job that was held back. PostgreSQL grants these locks in the order of the
-// requests: a resume waits for the statements that hold jobs back at the moment, and no longer.
-// The caller of a resume releases the jobs. Should it die or take too long, any other process
-// goes on from there at its tick: see table pause_walk and column pause.released.
+// Table pause is authoritative. LanePark, the statement that holds jobs back, shares the lock on table
+// pause_lock with other LaneParks, and a resume locks the table alone: so the release after a resume
+// sees every held-back job. PostgreSQL grants these locks in the order of the requests: a resume waits
+// for the LaneParks under way, and no longer. The caller of a resume releases the jobs. If the caller
+// dies or takes too long, any other process continues at its tick: see table pause_walk and column
+// pause.released.
 
-// PauseScope says what a pause is of.
+// PauseScope is the kind of the subject of a pause.
 type PauseScope string
 
 // The scopes, as in table pause.
@@ -60,7 +60,7 @@ type Pause struct {
 	id int64
 }
 
-// PauseOf is a row as callers see it.
+// PauseOf converts a row of table pause.
 func PauseOf(row db.Pause) Pause {
 	p := Pause{
 		Scope: PauseScope(row.Scope), Tenant: row.TenantID, Name: row.Name,
@@ -77,17 +77,18 @@ func PauseOf(row db.Pause) Pause {
 // Pauses holds back queues, definitions and tasks, and lets them go on.
 type Pauses struct{ t *Tasks }
 
-// PauseQueue pauses a queue of River's, for all tenants. A queue that is paused stays as it is,
-// and the first pause is returned. ErrNotFound: there is no such queue.
+// PauseQueue pauses a queue of River's, for all tenants. A paused queue stays as before, and the first
+// pause is returned. ErrNotFound: the queue does not exist.
 func (p *Pauses) PauseQueue(ctx context.Context, name string, actor Actor) (Pause, error) {
 	return p.changeQueue(ctx, name, actor, (*db.Queries).QueuePause)
 }
 
-// ResumeQueue resumes a queue. One that is not paused stays as it is, and its last pause is
-// returned. ErrNotFound: there is no such queue. ErrNeverPaused: it has never been paused.
+// ResumeQueue resumes a queue. A queue without a pause stays as before, and the last pause is returned.
+// ErrNotFound: the queue does not exist. ErrNeverPaused: the queue has never been paused.
 func (p *Pauses) ResumeQueue(ctx context.Context, name string, actor Actor) (Pause, error) {
 	out, err := p.changeQueue(ctx, name, actor, (*db.Queries).QueueResume)
 	if err == nil {
+		// Claims have skipped the queue; the notification spares its jobs the wait for a poll.
 		p.t.notifyQueues(ctx, name)
 	}
 	return out, err
@@ -95,7 +96,7 @@ func (p *Pauses) ResumeQueue(ctx context.Context, name string, actor Actor) (Pau
 
 func (p *Pauses) changeQueue(ctx context.Context, name string, actor Actor, change func(*db.Queries, context.Context, string) (int64, error)) (Pause, error) {
 	return p.change(ctx, "queue "+name, actor, func(q *db.Queries) (db.Pause, error) {
-		// The trigger of river_queue writes the pause.
+		// The trigger of river_queue writes table pause, with this actor and reason.
 		if err := q.PauseBy(ctx, db.PauseByParams{Actor: actor.Name, Reason: actor.Reason}); err != nil {
 			return db.Pause{}, err
 		}
@@ -121,9 +122,9 @@ func lastPause(ctx context.Context, q *db.Queries, scope PauseScope, tenant, nam
 	return row, err
 }
 
-// PauseDefinition holds back the tasks of a definition that the caller's tenant uses, of its
-// own tasks. A caller without a tenant pauses the platform's definition, for the tasks of all
-// tenants that were made under it. Pausing again changes nothing and returns the first pause.
+// PauseDefinition holds back the tasks of a definition that the caller's tenant uses; only the tenant's
+// own tasks. A caller without a tenant pauses a definition of the platform, for the tasks of all
+// tenants under this definition. A repeated pause changes nothing and returns the first pause.
 // ErrNotFound: the tenant has no such definition.
 func (p *Pauses) PauseDefinition(ctx context.Context, id string, actor Actor) (Pause, error) {
 	if _, err := p.t.Definitions.Get(ctx, actor.Tenant, id); err != nil {
@@ -132,15 +133,15 @@ func (p *Pauses) PauseDefinition(ctx context.Context, id string, actor Actor) (P
 	return p.put(ctx, PauseOfDefinition, id, actor)
 }
 
-// ResumeDefinition ends the pause of a definition and makes the jobs available that were held
-// back for it. Resuming again changes nothing and returns the last pause. ErrNeverPaused: the
-// tenant has never paused it.
+// ResumeDefinition ends the pause of a definition and makes its held-back jobs available. A repeated
+// resume changes nothing and returns the last pause. ErrNeverPaused: the tenant has never paused the
+// definition.
 func (p *Pauses) ResumeDefinition(ctx context.Context, id string, actor Actor) (Pause, error) {
 	return p.end(ctx, PauseOfDefinition, id, actor)
 }
 
-// PauseTask holds back the next attempt of a task. Pausing again changes nothing and returns
-// the first pause. ErrNotFound: the tenant has no such task. A *Conflict: the task has ended.
+// PauseTask holds back the next attempt of a task. A repeated pause changes nothing and returns the
+// first pause. ErrNotFound: the tenant has no such task. A *Conflict: the task has ended.
 func (p *Pauses) PauseTask(ctx context.Context, id uuid.UUID, actor Actor) (Pause, error) {
 	task, err := p.t.Get(ctx, actor.Tenant, id)
 	if err != nil {
@@ -152,8 +153,8 @@ func (p *Pauses) PauseTask(ctx context.Context, id uuid.UUID, actor Actor) (Paus
 	return p.put(ctx, PauseOfTask, id.String(), actor)
 }
 
-// ResumeTask ends the pause of a task. Resuming again changes nothing and returns the last
-// pause. ErrNeverPaused: the tenant has no such task, or has never paused it.
+// ResumeTask ends the pause of a task. A repeated resume changes nothing and returns the last pause.
+// ErrNeverPaused: the tenant has no such task, or has never paused the task.
 func (p *Pauses) ResumeTask(ctx context.Context, id uuid.UUID, actor Actor) (Pause, error) {
 	return p.end(ctx, PauseOfTask, id.String(), actor)
 }
@@ -168,6 +169,7 @@ func (p *Pauses) put(ctx context.Context, scope PauseScope, name string, actor A
 
 func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor Actor) (Pause, error) {
 	out, err := p.change(ctx, string(scope)+" "+name, actor, func(q *db.Queries) (db.Pause, error) {
+		// Waits for the LaneParks under way: the release below must see their jobs.
 		if err := q.PauseLock(ctx); err != nil {
 			return db.Pause{}, err
 		}
@@ -176,6 +178,7 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor A
 			Scope: string(scope), TenantID: actor.Tenant, Name: name, Actor: actor.Name, Reason: actor.Reason,
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
+			// No pause in force: a repeated resume gets the last pause.
 			return lastPause(ctx, q, scope, actor.Tenant, name)
 		}
 		return row, err
@@ -184,10 +187,12 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor A
 		return Pause{}, err
 	}
 
+	// Another caller has paused the subject again: nothing to release.
 	if out.ResumedAt == nil {
 		return out, nil
 	}
 
+	// The resume is committed: the release goes on when the caller is gone.
 	released, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
 	if scope == PauseOfTask {
@@ -202,7 +207,7 @@ func (p *Pauses) end(ctx context.Context, scope PauseScope, name string, actor A
 	return out, nil
 }
 
-// change changes table pause and stores the answer to the call in the same commit. It waits for a
+// change writes table pause, and stores the answer to the call in the same commit. change waits for a
 // lock on a row or on pause_lock up to callerPatience.
 func (p *Pauses) change(ctx context.Context, what string, actor Actor, change func(q *db.Queries) (db.Pause, error)) (out Pause, err error) {
 	for begun := time.Now(); ; {
@@ -222,18 +227,19 @@ func (p *Pauses) change(ctx context.Context, what string, actor Actor, change fu
 			return out, nil
 		case errors.Is(err, ErrNotFound):
 			return Pause{}, fmt.Errorf("%s: %w", what, err)
+		// A lock timeout and a deadlock have rolled everything back: the transaction is repeated.
 		case !isLockTimeout(err) && !isSerializationFailure(err) || ctx.Err() != nil || time.Since(begun) > callerPatience:
 			return Pause{}, readError(what, err)
 		}
 	}
 }
 
-// notifyQueues tells every process that these queues have work again.
+// notifyQueues notifies every process of new work in these queues.
 func (t *Tasks) notifyQueues(ctx context.Context, queues ...string) {
 	if len(queues) == 0 {
 		return
 	}
-	// KindWorker wakes the dequeues that wait, which no queue's name does.
+	// KindWorker wakes the waiting dequeues, for which the name of a queue is not enough.
 	if err := t.q.LaneNotify(ctx, append([]string{KindWorker}, queues...)); err != nil {
 		t.cfg.Logger.Debug("queues were not notified; they poll", "error", err)
 	}

@@ -16,15 +16,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Person does manual tasks. Groups and Roles are the word of the caller.
+// Person does manual tasks. Groups and Roles are as the caller gave them.
 type Person struct {
 	ID     string
 	Groups []string
 	Roles  []string
 }
 
-// Principals are the names under which tasks wait for a person; task_open_for makes the same names
-// in SQL. Never nil, which would be NULL in a query.
+// Principals returns the names under which tasks wait for a person; task_open_for makes the same names
+// in SQL. The result is never nil, which would be NULL in a query.
 func (p Person) Principals() []string {
 	out := make([]string, 0, 2+len(p.Groups)+len(p.Roles))
 	out = append(out, "anyone", "user:"+p.ID)
@@ -45,19 +45,18 @@ func (p Person) mayClaim(task db.Task) bool {
 	return slices.ContainsFunc(task.OpenFor, func(who string) bool { return slices.Contains(names, who) })
 }
 
-// Worklist serves people: the manual tasks that are assigned to a person, or wait for one of
-// several.
+// Worklist serves people: manual tasks with an assignee, or with candidates.
 type Worklist struct{ t *Tasks }
 
-// Claim begins an ASSIGNED manual task for one of its candidates and assigns it to them. A claim
-// of one's own claimed task changes nothing.
+// Claim begins an ASSIGNED manual task for a candidate, and assigns the task to this person. A repeated
+// claim by the same person changes nothing.
 func (w *Worklist) Claim(ctx context.Context, id uuid.UUID, actor Actor, who Person) (db.Task, error) {
 	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
 		return w.claimTransition(ctx, task, heldBy, who)
 	})
 }
 
-// Unclaim gives a claimed task back to the earlier assignee, group or candidates.
+// Unclaim returns a claimed task to the earlier assignee, group or candidates.
 func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, actor Actor, user string) (db.Task, error) {
 	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
 		switch {
@@ -73,12 +72,12 @@ func (w *Worklist) Unclaim(ctx context.Context, id uuid.UUID, actor Actor, user 
 	})
 }
 
-// Complete ends a task with the result of the person who has claimed it, or to whom it is
-// assigned. The comment is kept with the event. A repeated call with the same result changes
-// nothing.
+// Complete ends a task with the result of its claimer, or of its assignee if the task was not claimed.
+// The event keeps the comment. A repeated call with the same result changes nothing.
 func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, actor Actor, user string, output json.RawMessage, comment string) (db.Task, error) {
 	done := Update{Status: Completed, Output: output}
 	return w.apply(ctx, id, actor, func(task db.Task, heldBy string) (*transition, error) {
+		// First: a repeated call finds the task COMPLETED.
 		again, err := w.t.isRepeat(ctx, task, actor.IfMatch, done, "", lastEnd{user, comment})
 		if err != nil || again {
 			return nil, err
@@ -98,6 +97,7 @@ func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, actor Actor, user
 			return m, err
 		}
 
+		// The payload may already have a summary of the output.
 		note := outbox.CompletedNote{}
 		if told, ok := m.payload.(json.RawMessage); ok {
 			if err := json.Unmarshal(told, &note); err != nil {
@@ -111,18 +111,17 @@ func (w *Worklist) Complete(ctx context.Context, id uuid.UUID, actor Actor, user
 	})
 }
 
-// The bounds of claim-next: tasks read at a time, tries among them before the next look, and
-// looks. A try fails only when another person got the task, so that the bounds are reached in a
-// crowd.
+// The bounds of ClaimNext: tasks of one look, tries of one look, and looks. A try fails only if another
+// person has the task, so that only a crowd reaches the bounds.
 const (
 	nextLook  = 16
 	nextTries = 4
 	nextLooks = 64
 )
 
-// ClaimNext claims the most urgent task that waits for a person: by priority, due date, age. It
-// returns nil without an error when there is none. No two callers get the same task: the claim
-// requires the version that was read.
+// ClaimNext claims the most urgent task that waits for a person: by priority, due date, age. The result
+// is nil, without an error, if no task waits. No two callers get the same task: the claim is fenced by
+// the version that was read.
 func (w *Worklist) ClaimNext(ctx context.Context, actor Actor, who Person) (*db.Task, error) {
 	for range nextLooks {
 		tasks, err := w.t.q.TaskOpenFor(ctx, db.TaskOpenForParams{Principals: who.Principals(), TenantID: actor.Tenant, Page: nextLook})
@@ -134,7 +133,7 @@ func (w *Worklist) ClaimNext(ctx context.Context, actor Actor, who Person) (*db.
 		}
 
 		for try := 0; try < nextTries && len(tasks) > 0; try++ {
-			// First the best task. After a lost try, a random one: losers spread out.
+			// First the most urgent task. After a lost try, a random task: losers spread out.
 			at := 0
 			if try > 0 {
 				at = rand.IntN(len(tasks))
@@ -162,8 +161,8 @@ func (w *Worklist) ClaimNext(ctx context.Context, actor Actor, who Person) (*db.
 	return nil, &Conflict{"other callers were quicker each time: try again"}
 }
 
-// apply applies the transition that decide chooses for a manual task; nil changes nothing. When
-// the task changes meanwhile, and the caller requires no version, decide is asked again.
+// apply applies the transition that decide chooses for a manual task; nil changes nothing. If the task
+// changes meanwhile, and the caller requires no version, apply calls decide again.
 func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide func(task db.Task, heldBy string) (*transition, error)) (db.Task, error) {
 	for {
 		task, heldBy, err := w.t.getWithHolder(ctx, actor.Tenant, id)
@@ -174,6 +173,7 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide 
 			return db.Task{}, &Conflict{fmt.Sprintf("task %s is %s: only a manual task is done by a person", id, task.Type)}
 		}
 
+		// An ended task is decided first: a repeated call may have the version from before the end.
 		stale := actor.IfMatch != 0 && actor.IfMatch != task.Version
 		if stale && !Status(task.Status).Terminal() {
 			return db.Task{}, versionChanged(task)
@@ -183,7 +183,7 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide 
 		var illegal *IllegalTransition
 		switch {
 		case stale && (m != nil || errors.As(err, &illegal)):
-			return db.Task{}, versionChanged(task) // it has ended, and not by this very word
+			return db.Task{}, versionChanged(task) // the task has ended by another call
 		case err != nil:
 			return db.Task{}, fmt.Errorf("task %s: %w", id, err)
 		}
@@ -195,7 +195,7 @@ func (w *Worklist) apply(ctx context.Context, id uuid.UUID, actor Actor, decide 
 		m.callerWaits, m.call = true, actor.Call
 		out := w.t.apply(ctx, m)
 		if actor.IfMatch == 0 && out.err == nil && out.found && !out.applied && out.version != task.Version {
-			continue // each round is somebody else's move, so this ends
+			continue // each round is a transition by another caller, so the loop ends
 		}
 
 		return w.t.readBack(ctx, actor.Tenant, m, out)
@@ -227,7 +227,8 @@ func (w *Worklist) claimTransition(ctx context.Context, task db.Task, heldBy str
 	}
 
 	m.executor = who.ID
-	m.payload = nil // it would say who does the work, where the actor is another
+	m.payload = nil // names the executor for an update by another actor; here the actor is the person
+	// A candidate becomes the assignee. Unclaim finds the earlier assignment in the events.
 	if stringOf(task.AssigneeID) != who.ID {
 		m.assignment = &assignment{AssigneeID: who.ID, AssigneeName: who.ID, GroupID: stringOf(task.GroupID), DueAt: task.DueAt}
 	}
@@ -244,7 +245,8 @@ func (w *Worklist) personTransition(ctx context.Context, task db.Task, user, rea
 	return w.t.updateTransition(ctx, task, s, Actor{Tenant: task.TenantID, Name: user, IfMatch: task.Version, Reason: reason}, to)
 }
 
-// assignmentBefore is the assignment that a task had before a person claimed it.
+// assignmentBefore returns the assignment of a task before a person claimed the task; the zero value if
+// no event has the assignment.
 func (w *Worklist) assignmentBefore(ctx context.Context, id uuid.UUID) (note outbox.AssignedNote, err error) {
 	payload, err := w.t.q.TaskLastAssigned(ctx, id)
 	switch {

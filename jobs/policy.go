@@ -12,12 +12,12 @@ const (
 	longestRetryInterval    = 7 * 24 * time.Hour // what maxRetryInterval may be; a delay is never longer
 )
 
-// jitter is the share by which a delay may fall short of or exceed its policy, so
-// that tasks that failed together do not come back together.
+// jitter is the largest deviation of a delay from its policy, as a share of the delay. Tasks that
+// failed together do not come back together.
 const jitter = 0.1
 
-// RetryPolicy says whether and when a failed attempt is followed by another. Its
-// zero value never retries.
+// RetryPolicy decides about another attempt after a failed attempt, and about its delay. The zero value
+// never retries.
 type RetryPolicy struct {
 	MaxRetries        int      `json:"maxRetries" required:"false" minimum:"0" maximum:"100" doc:"The number of attempts after the first. Default: 0."`
 	RetryInterval     int64    `json:"retryInterval" required:"false" minimum:"0" maximum:"86400000" doc:"Milliseconds before the first retry. Default: 0, at once."`
@@ -26,8 +26,8 @@ type RetryPolicy struct {
 	RetryableErrors   []string `json:"retryableErrors,omitzero" required:"false" maxItems:"64" maxLength:"128" doc:"The error codes to retry. Absent: every error that is not marked as unretryable. Empty: none."` // omitzero: absent and empty differ
 }
 
-// DefaultRetryPolicy is for a definition that has none: what code or another
-// system fails at is tried three times more, what a person decided stands.
+// DefaultRetryPolicy is the policy of a definition without a policy: three retries for code and for
+// other systems, no retry after the decision of a person.
 func DefaultRetryPolicy(t Type) RetryPolicy {
 	if t == Manual {
 		return RetryPolicy{BackoffMultiplier: 1}
@@ -35,9 +35,8 @@ func DefaultRetryPolicy(t Type) RetryPolicy {
 	return RetryPolicy{MaxRetries: 3, RetryInterval: 1000, BackoffMultiplier: 2, MaxRetryInterval: 300_000}
 }
 
-// Retryable reports whether a failure of this kind may be retried at all; how
-// often is MaxRetries' business. An error marked unretryable stays so, whatever
-// the list says.
+// Retryable reports whether the policy allows a retry of a failure at all; MaxRetries bounds the
+// number. A failure marked as unretryable stays so, even if RetryableErrors has its code.
 func (p RetryPolicy) Retryable(f *Failure) bool {
 	if f != nil && f.Retryable != nil && !*f.Retryable {
 		return false
@@ -48,10 +47,9 @@ func (p RetryPolicy) Retryable(f *Failure) bool {
 	return f != nil && slices.Contains(p.RetryableErrors, f.Code)
 }
 
-// Delay is the wait before the n-th retry, 1 being the first. rnd, in [0,1),
-// spreads it by a tenth to either side; 0.5 leaves it as the policy says. The
-// answer lies between 0 and the policy's maximum for every n and every policy,
-// valid or not.
+// Delay returns the wait before the n-th retry, 1 being the first. rnd, in [0,1), spreads the wait by a
+// tenth to either side; 0.5 leaves the wait of the policy. The result lies between 0 and the maximum of
+// the policy, for every n and every policy, valid or not.
 func (p RetryPolicy) Delay(n int, rnd float64) time.Duration {
 	longest := p.longest()
 	d := min(p.backoff(n), longest)
@@ -68,7 +66,7 @@ func (p RetryPolicy) Delay(n int, rnd float64) time.Duration {
 	return time.Duration(d)
 }
 
-// backoff is the wait before jitter and limit, in nanoseconds; it may be +Inf.
+// backoff returns the wait before jitter and limit, in nanoseconds; the result may be +Inf.
 func (p RetryPolicy) backoff(n int) float64 {
 	if p.RetryInterval <= 0 {
 		return 0 // and not 0 × Inf, which is no number
@@ -84,6 +82,7 @@ func (p RetryPolicy) backoff(n int) float64 {
 func (p RetryPolicy) longest() float64 {
 	limit := float64(p.MaxRetryInterval) * float64(time.Millisecond)
 	if p.MaxRetryInterval <= 0 {
+		// A policy without a limit of its own keeps its first interval, also beyond the default limit.
 		limit = max(float64(defaultMaxRetryInterval), float64(p.RetryInterval)*float64(time.Millisecond))
 	}
 	return min(limit, float64(longestRetryInterval))

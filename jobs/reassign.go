@@ -18,13 +18,13 @@ type Reassignment struct {
 	AssigneeName string
 	GroupID      string
 	DueDate      *time.Time
-	// Who asks, as a token of their own says it: then the task must be theirs to give.
-	// Default nil: the caller vouches for it.
+	// Person is the caller, according to a token of their own: the task must then be theirs to give.
+	// Default nil: the caller is trusted.
 	Person *Person
 }
 
-// Reassign gives a manual task to another person or a group, whether it was begun or not. The error
-// is ErrForbidden for a person who may not give the task away.
+// Reassign assigns a manual task to another person or a group, begun or not. The error is ErrForbidden
+// for a person who may not give the task away.
 func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, actor Actor, to Reassignment) (db.Task, error) {
 	if (to.AssigneeID == "") == (to.GroupID == "") {
 		return db.Task{}, invalid("", "give either assigneeId or groupId")
@@ -57,14 +57,14 @@ func (w *Worklist) Reassign(ctx context.Context, id uuid.UUID, actor Actor, to R
 
 		out := w.t.apply(ctx, m)
 		if to.Person != nil && actor.IfMatch == 0 && out.err == nil && out.found && !out.applied && out.version != task.Version {
-			continue // it moved meanwhile, and may be another's now: decided anew
+			continue // the task has changed, and may be of another person now: decide again
 		}
 
 		return w.t.readBack(ctx, actor.Tenant, m, out)
 	}
 }
 
-// reassignTransition is the transition of a reassignment, for the task as it was read.
+// reassignTransition returns the transition of a reassignment, for the task as it was read.
 func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, actor Actor, to Reassignment) (*transition, error) {
 	if task.Type != db.TaskTypeMANUAL {
 		return nil, &Conflict{fmt.Sprintf("task %s is %s: only a manual task has an assignee", task.TaskID, task.Type)}
@@ -83,13 +83,13 @@ func (w *Worklist) reassignTransition(ctx context.Context, task db.Task, actor A
 		case version != 0 && version != task.Version:
 			return nil, ErrStale
 		}
-		version = task.Version // whose it is was looked up at this one
+		version = task.Version // mayGive has judged this version
 	}
 
 	m := w.t.assignTransition(ctx, task, s, actor.Name, Assignment{
 		AssigneeID: to.AssigneeID, AssigneeName: to.AssigneeName, GroupID: to.GroupID, DueDate: to.DueDate,
 	}, actor.Reason)
-	m.assignment.Candidates = nobodyElse // whoever could claim it before has no say any more
+	m.assignment.Candidates = nobodyElse // the earlier candidates may no longer claim the task
 	m.expect = atVersion(version, Pending, Assigned, Running)
 	m.callerWaits, m.call = true, actor.Call
 	m.outcome, m.span = db.AttemptOutcomeRELEASED, runningSpan(task) // the attempt that somebody had begun
@@ -107,8 +107,9 @@ func (p Person) mayGive(task db.Task, s *settings) bool {
 	return rules != nil && slices.ContainsFunc(rules.ReassignRoles, func(role string) bool { return slices.Contains(p.Roles, role) })
 }
 
-// assignTransition is the transition that assigns a task.
+// assignTransition returns the transition that assigns a task.
 func (t *Tasks) assignTransition(ctx context.Context, task db.Task, s *settings, by string, to Assignment, reason string) *transition {
+	// The due date of the assignment, else of the task, else by the SLA or ManualDue.
 	due := to.DueDate
 	if due == nil {
 		due = task.DueAt
@@ -124,7 +125,7 @@ func (t *Tasks) assignTransition(ctx context.Context, task db.Task, s *settings,
 		name = to.AssigneeID
 	}
 
-	name = storableText(name, longestID) // the directory's word, which is not ours to refuse
+	name = storableText(name, longestID) // from the User Service: made storable, not rejected
 	a := &assignment{AssigneeID: to.AssigneeID, AssigneeName: name, GroupID: to.GroupID, DueAt: due}
 	if to.CandidateUsers != nil || to.CandidateRoles != nil || to.CandidateGroups != nil {
 		a.Candidates = &candidates{Users: to.CandidateUsers, Roles: to.CandidateRoles, Groups: to.CandidateGroups}

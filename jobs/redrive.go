@@ -41,19 +41,20 @@ type Redrive struct {
 	Canary *Canary
 }
 
-// Canary is how many go first, and which share of them may fail.
+// Canary redrives Count tasks first. If more than MaxFailureRatio of them fail, the rest is not
+// redriven.
 type Canary struct {
 	Count           int32
 	MaxFailureRatio float64
 }
 
-// Rejected is a task that is not redriven, and why.
+// Rejected is a rejected task with the reason.
 type Rejected struct {
 	TaskID uuid.UUID
 	Code   string
 }
 
-// Matched is what a redrive came upon.
+// Matched is the selection of a redrive.
 type Matched struct {
 	OperationID uuid.UUID // the nil UUID for a dry run
 	Tasks       int       // that are redriven, or would be
@@ -61,7 +62,7 @@ type Matched struct {
 	Rejected    []Rejected
 }
 
-// Redrive takes note of an operation and answers; the processes work it off.
+// Redrive stores an operation and returns; the processes execute the operation step by step.
 func (d *DeadLetterOps) Redrive(ctx context.Context, actor Actor, r Redrive) (Matched, error) {
 	patch, err := readPatch(r.InputPatch)
 	if err != nil {
@@ -91,7 +92,7 @@ func (d *DeadLetterOps) Redrive(ctx context.Context, actor Actor, r Redrive) (Ma
 	return out, d.note(ctx, actor, r, out, ids)
 }
 
-// matched says which tasks a redrive takes, and which it does not.
+// matched returns the tasks of a redrive; out has the rejected tasks.
 func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, patch jsonpatch.Patch) (ids []uuid.UUID, out Matched, err error) {
 	out.Complete = true
 	if r.Filter != nil {
@@ -111,12 +112,14 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 			ids = append(ids, row.TaskID)
 		}
 
+		// A filter finds only dead letters: without a patch nothing can reject them.
 		if patch == nil {
 			return ids, out, nil
 		}
 	} else {
 		seen := make(map[uuid.UUID]bool, len(r.TaskIDs))
 		for _, id := range r.TaskIDs {
+			// The second redrive of a task would be rejected as no dead letter.
 			if !seen[id] {
 				ids = append(ids, id)
 			}
@@ -150,7 +153,7 @@ func (d *DeadLetterOps) matched(ctx context.Context, tenant string, r Redrive, p
 	return fit, out, nil
 }
 
-// note writes an operation and its tasks down.
+// note stores an operation and its tasks.
 func (d *DeadLetterOps) note(ctx context.Context, actor Actor, r Redrive, out Matched, ids []uuid.UUID) error {
 	id := out.OperationID
 	selection := map[string]any{"taskIds": len(r.TaskIDs)}
@@ -179,6 +182,7 @@ func (d *DeadLetterOps) note(ctx context.Context, actor Actor, r Redrive, out Ma
 		add.Ns[i] = int32(i) + 1 //nolint:gosec // at most MostRedriven
 	}
 
+	// Operation, tasks and the answer to the call are one commit: no step meets a part of them.
 	err = pgx.BeginFunc(ctx, d.t.pool, func(tx pgx.Tx) error {
 		return actor.Call.within(ctx, tx, func(q *db.Queries) (any, error) {
 			if err := q.RedriveCreate(ctx, p); err != nil {
@@ -197,8 +201,8 @@ func (d *DeadLetterOps) note(ctx context.Context, actor Actor, r Redrive, out Ma
 	return nil
 }
 
-// redriveTransition is the move back into the task's lane. The error stays until the next
-// end, for whoever asks why it was there.
+// redriveTransition returns the transition back to the queue of the task. The error of the task stays
+// until the next end, to show why the task was a dead letter.
 func (d *DeadLetterOps) redriveTransition(ctx context.Context, op db.RedriveOperation, row db.DeadLetterTasksRow, input json.RawMessage) (*transition, error) {
 	s, err := d.t.settings(ctx, row.Type, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision), row.Config)
 	if err != nil {
@@ -207,6 +211,7 @@ func (d *DeadLetterOps) redriveTransition(ctx context.Context, op db.RedriveOper
 
 	note := outbox.RedrivenNote{OperationID: op.OperationID.String(), Reason: op.Reason}
 	if input != nil {
+		// For an undo: the input before the patch.
 		note.Input = row.Input
 	}
 
@@ -232,8 +237,8 @@ func (d *DeadLetterOps) candidates(ctx context.Context, ids []uuid.UUID, patch j
 	return known, nil
 }
 
-// fits says why a task cannot be redriven (empty: it can), and with which input it
-// goes on; nil for its own.
+// fits returns the reason to reject a task (empty: none), and the patched input; nil: the task keeps
+// its own.
 func (d *DeadLetterOps) fits(ctx context.Context, tenant string, row db.DeadLetterTasksRow, patch jsonpatch.Patch) (code string, input json.RawMessage, err error) {
 	switch {
 	case row.TaskID == uuid.Nil || row.TenantID != tenant:
@@ -249,6 +254,7 @@ func (d *DeadLetterOps) fits(ctx context.Context, tenant string, row db.DeadLett
 		return RejectedInput, nil, nil //nolint:nilerr // the code says it
 	}
 
+	// The schema of the revision under which the task was created.
 	def, err := d.t.defs.at(ctx, taskDefinition(row.TenantID, row.OwnDefinition, row.DefinitionID, row.Revision))
 	if err != nil {
 		return "", nil, err
@@ -267,7 +273,7 @@ func (d *DeadLetterOps) fits(ctx context.Context, tenant string, row db.DeadLett
 	return "", input, nil
 }
 
-// longestInput is how long a patch may make an input: as long as the door takes.
+// longestInput bounds a patched input, as the API bounds the input of a request.
 const longestInput = 1 << 20
 
 func readPatch(text json.RawMessage) (jsonpatch.Patch, error) {
@@ -282,6 +288,7 @@ func readPatch(text json.RawMessage) (jsonpatch.Patch, error) {
 }
 
 func patched(input json.RawMessage, patch jsonpatch.Patch) (json.RawMessage, error) {
+	// Without the limit, each copy operation of a patch could double the document.
 	out, err := patch.ApplyWithOptions(input, &jsonpatch.ApplyOptions{AccumulatedCopySizeLimit: longestInput})
 	switch {
 	case err != nil:

@@ -17,9 +17,9 @@ type lastEnd struct {
 	comment string
 }
 
-// isRepeat says whether the task has ended by this very word, from the same mouth: then it
-// is answered as the first time. ifMatch may be the version that the first was sent with, or
-// the one that it came to. An end that is another's, or another end, is no repetition.
+// isRepeat reports whether this call repeats the call that ended the task: same actor, status and
+// result. A repeated call gets the first answer again. ifMatch may be the version before the end or
+// after the end.
 func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Update, reason string, word lastEnd) (bool, error) {
 	switch {
 	case !Status(task.Status).Terminal() || Status(task.Status) != to.Status:
@@ -32,6 +32,7 @@ func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Up
 		return false, nil
 	}
 
+	// The row has the result of the task; only the event of the end has actor and comment.
 	rows, err := t.q.TaskEvents(ctx, db.TaskEventsParams{TaskID: task.TaskID, After: task.Version - 1, Most: longestInput, Page: 1})
 	if err != nil {
 		return false, readError("events of task "+task.TaskID.String(), err)
@@ -50,7 +51,7 @@ func (t *Tasks) isRepeat(ctx context.Context, task db.Task, ifMatch int32, to Up
 	return note.Comment == word.comment, nil
 }
 
-// failure is what an update by hand fails a task with.
+// failure returns the failure of an update to FAILED or TIMED_OUT.
 func (u Update) failure(reason string) *Failure {
 	f := u.Error
 	if f == nil {
@@ -62,7 +63,7 @@ func (u Update) failure(reason string) *Failure {
 	return f
 }
 
-// sameJSON compares documents as idempotency keys do; none is equal to none.
+// sameJSON compares documents as idempotency keys do. Two missing documents are equal.
 func sameJSON(a, b json.RawMessage) bool {
 	if len(a) == 0 || len(b) == 0 {
 		return len(a) == len(b)
@@ -77,7 +78,7 @@ func sameJSON(a, b json.RawMessage) bool {
 	return err == nil && bytes.Equal(x[:], y[:])
 }
 
-// withoutTimestamp is an error as it was said, before the move put its time to it.
+// withoutTimestamp removes the timestamp of a stored error, which TaskMove has added.
 func withoutTimestamp(problem json.RawMessage) json.RawMessage {
 	var members map[string]json.RawMessage
 	if json.Unmarshal(problem, &members) != nil {

@@ -9,22 +9,23 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A dequeue with an ID may be repeated while it is under way, in another process too. All of its
-// calls must get the same leases, so only one of them claims:
+// A dequeue with an ID may be repeated while the first call is under way, also in another process. All
+// calls of the request must get the same leases, so only one call claims:
 //
 //   - within a process, requestLocks lets one call of a request look for work at a time;
-//   - between processes, a call that has found work writes its turn into table dequeue_turn and
-//     reads the request's leases again. The commit that writes the leases ends the turn, and
-//     writes none if another call has written its own turn since. The next turn waits for a
-//     commit of a killed process that is still under way.
+//   - between processes, a call with claimed jobs writes its turn into table dequeue_turn and reads the
+//     leases of the request again. The commit of the leases ends the turn, and writes no leases if
+//     another call has written its own turn since. The next turn waits for a commit under way, even of
+//     a killed process.
 //
-// A call that has lost its turn frees the jobs that it had claimed, and finds the other call's
-// leases when it looks again.
+// A call that has lost its turn frees its claimed jobs, and finds the leases of the other call at its
+// next look.
 
-// requestKey identifies a dequeue that can be repeated.
+// requestKey identifies a repeatable dequeue.
 type requestKey struct{ tenant, worker, id string }
 
-// dequeueTurn is a call's right to claim for its request. n is random, and no other call's.
+// dequeueTurn is the right of a call to claim for its request. n is random: no other call has the same
+// n.
 type dequeueTurn struct {
 	requestKey
 	n    int64
@@ -41,6 +42,7 @@ type requestLocks struct {
 func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(), err error) {
 	mine := make(chan struct{})
 	for {
+		// Each waiting call competes again after an unlock: several may wait for the same call.
 		t.mu.Lock()
 		other := t.taken[which]
 		if other == nil {
@@ -65,9 +67,10 @@ func (t *requestLocks) lock(ctx context.Context, which requestKey) (done func(),
 	}
 }
 
-// takeTurn writes the call's turn, once. given are the leases that another call of the request
-// has got already.
+// takeTurn writes the turn of a call, once. given are the leases of another call of the request, if
+// there are any.
 func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease, err error) {
+	// A request without an ID of its caller is never repeated, and needs no turn.
 	if !req.shared || req.turn != nil {
 		return nil, nil
 	}
@@ -77,11 +80,11 @@ func (l *Leases) takeTurn(ctx context.Context, req *LeaseRequest) (given []Lease
 		return nil, readError("turn of a dequeue", err)
 	}
 
-	// From here on, a call that wrote its turn earlier can no longer commit leases.
+	// From here on, a call with an earlier turn can no longer commit leases.
 	req.turn = mine
 	given, err = l.held(ctx, *req)
 	if len(given) > 0 {
-		// A turn that stays behind is deleted by the sweep.
+		// The request has its answer. The sweep deletes the turn if this statement fails.
 		_, _ = l.t.q.LeaseTurnsEnd(ctx, turnsEndParams([]*transition{{leaseTurn: mine}}))
 	}
 
@@ -102,12 +105,14 @@ func turnsEndParams(round []*transition) (p db.LeaseTurnsEndParams) {
 	return p
 }
 
-// endTurns ends the turns of a batch. A transition whose turn is lost will not be applied.
+// endTurns ends the turns of a batch. A transition with a lost turn gets the expected job noJob, and
+// TaskMove rejects the transition.
 func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.LeaseTurnsEndParams, wantJobs []int64) error {
 	if len(p.Turns) == 0 {
 		return nil
 	}
 
+	// In the transaction of the leases: a rolled-back batch has its turns again.
 	held, err := q.LeaseTurnsEnd(ctx, p)
 	if err != nil {
 		return err
@@ -130,9 +135,9 @@ func endTurns(ctx context.Context, q *db.Queries, round []*transition, p db.Leas
 	return nil
 }
 
-// start writes the starts, which share a commit, ends the tokens whose tasks have gone on
-// without them, and frees what was claimed for a call that another one has overtaken. given
-// is what that one was given, where it is known already.
+// start writes the starts of a call, which share a commit. Jobs whose tasks have gone on are ended;
+// jobs of a call whose turn is lost are freed. given are the leases of the other call, if already
+// known.
 func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transition) (given []Lease, err error) {
 	if len(begun) == 0 {
 		return nil, nil
@@ -147,8 +152,8 @@ func (l *Leases) start(ctx context.Context, req *LeaseRequest, begun []*transiti
 		m.leaseTurn = req.turn
 	}
 
-	// A rejected start has one of two reasons: another call of the request has the turn, or the task has
-	// gone on, and its job is an orphan.
+	// A start is rejected for one of two reasons: another call of the request has the turn, or the task
+	// has gone on, and the job is an orphan.
 	var stale, overtaken []*transition
 	outcomes := l.t.applyAll(begun)
 	for i, m := range begun {

@@ -14,11 +14,11 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// ErrNotYet says that a response came before the wait for it was written. Deliver the response
-// again a little later.
+// ErrNotYet reports a response that came before the wait for the response was written. Deliver the
+// response again a little later.
 var ErrNotYet = errors.New("the task does not wait for this response yet")
 
-// ResponseMapper maps another system's response.
+// ResponseMapper converts the responses of other systems.
 type ResponseMapper interface {
 	// Output maps the data of a success to an output; an error is a *Failure.
 	Output(call IntegrationCall, data json.RawMessage) (json.RawMessage, error)
@@ -33,9 +33,8 @@ func (defaultResponseMapper) Output(_ IntegrationCall, data json.RawMessage) (js
 }
 func (defaultResponseMapper) Failure(f *Failure) *Failure { return f }
 
-// Respond ends the attempt that waits for a response, and says what became of the response:
-// completed, failed, late (the task has ended or runs again) or unknown. Only completed and failed
-// have changed the task.
+// Respond ends the attempt that waits for a response. The result is completed, failed, late (the task
+// has ended or runs again) or unknown; only completed and failed have changed the task.
 func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (string, error) {
 	id, err := uuid.Parse(in.TaskID)
 	if err != nil {
@@ -51,8 +50,8 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	}
 
 	if task.Status != db.TaskStatusRUNNING {
-		// Not begun, or released because the integration's answer was lost: the next attempt asks
-		// under the same key, and may be told no more than that the work is done.
+		// Not begun, or released because the answer of the integration was lost: the next attempt asks
+		// under the same key, and may learn no more than the end of the work.
 		if task.Status == db.TaskStatusPENDING && task.NextRetryAt == nil {
 			return "", ErrNotYet
 		}
@@ -98,7 +97,7 @@ func (t *Tasks) Respond(ctx context.Context, in outbox.IntegrationResponse) (str
 	return "failed", nil
 }
 
-// responseTransition is the transition that a response asks for. An error is ctx's.
+// responseTransition returns the transition for a response. An error is the error of ctx.
 func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *settings, in outbox.IntegrationResponse) (*transition, error) {
 	h := attemptRef{
 		task: task.TaskID, job: task.JobID, attempt: task.Attempt, kind: Type(task.Type), executor: task.Executor,
@@ -116,6 +115,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 			}
 		}
 
+		// Without a word of the integration, the code decides; an unknown code is final.
 		if f.Retryable == nil && !RetryableCode(f.Code) {
 			f.Retryable = &no
 		}
@@ -129,6 +129,7 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 	}
 
 	var output json.RawMessage
+	// A panic of the mapper fails the attempt, and not the consumer of the bus.
 	err := isolated(func() (err error) {
 		output, err = t.cfg.ResponseMapper.Output(call, in.Data)
 		return err
@@ -139,6 +140,8 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 
 	if s.def != nil {
 		err := badOutput(ctx, s.def.output, "response", output)
+		// An invalid output fails the attempt. After the end of ctx the bus delivers the response
+		// again.
 		if bad := (*Failure)(nil); errors.As(err, &bad) {
 			return failTransition(h, bad, t.cfg.Clock()), nil
 		}
@@ -150,8 +153,8 @@ func (t *Tasks) responseTransition(ctx context.Context, task db.Task, s *setting
 	return completeTransition(h, output, t.cfg.Clock()), nil
 }
 
-// mapFailure calls Answers.Failure. Where that panics, the panic's failure replaces the response's,
-// which may hold what must not be seen.
+// mapFailure calls ResponseMapper.Failure. After a panic, the failure of the panic replaces the failure
+// of the response, which may hold a secret.
 func (t *Tasks) mapFailure(f *Failure) (told *Failure) {
 	err := isolated(func() error {
 		told = t.cfg.ResponseMapper.Failure(f)
@@ -163,8 +166,8 @@ func (t *Tasks) mapFailure(f *Failure) (told *Failure) {
 	return told
 }
 
-// answeredBy is the actor of a response: the integration that the task asks, and never a name that
-// the message chooses.
+// answeredBy returns the actor of a response: the integration of the task, and never a name from the
+// message.
 func answeredBy(s *settings) string {
 	if s.config.Integration == nil {
 		return "bus:" + outbox.SubjectIntegrationResponse
@@ -181,7 +184,7 @@ func RetryableCode(code string) bool {
 	return false
 }
 
-// OutputOf makes an object of an integration's data, as an output must be.
+// OutputOf converts the data of an integration to an output, which must be an object.
 func OutputOf(data json.RawMessage) json.RawMessage {
 	data = bytes.TrimSpace(data)
 	if len(data) == 0 || data[0] == '{' {

@@ -24,14 +24,14 @@ const (
 	CodeAssignment   = "ASSIGNMENT_ERROR"
 )
 
-// poisonAfter is how many leases of a task may run out: the last of them ends it. A task that
-// kills its worker would else kill every worker.
+// poisonAfter is the number of expired leases of a task: the last of them ends the task. A task that
+// kills its worker would otherwise kill every worker.
 const poisonAfter = 5
 
-// outageDelay is how long a task waits in its queue when a peer service is unreachable.
+// outageDelay is the wait of a task in its queue after a peer service was unreachable.
 const outageDelay = 5 * time.Second
 
-// attemptRef is the attempt that a result belongs to, with what its task's next step depends on.
+// attemptRef is the attempt of a result, with the columns of the task that decide about the next step.
 type attemptRef struct {
 	task     uuid.UUID
 	job      int64
@@ -60,6 +60,7 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 	policy := h.settings.retry
 	retry := policy.Retryable(f) && int(h.failures) < policy.MaxRetries
 	switch {
+	// Expired leases have a count of their own, whatever the retry policy says.
 	case h.crashed:
 		m.outcome, m.crashes = db.AttemptOutcomeLEASEEXPIRED, 1
 		if retry = h.crashes+1 < poisonAfter; !retry {
@@ -84,6 +85,7 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 			delay = 0 // the worker crashed, not the task
 		}
 
+		// The Retry-After of a peer service, up to the longest wait of the policy.
 		delay = max(delay, min(f.After, time.Duration(policy.longest())))
 		delay = delay.Truncate(time.Millisecond) // as the event says
 		m.to, m.event = Pending, db.TaskEventTypeRetry
@@ -103,9 +105,9 @@ func failTransition(h attemptRef, f *Failure, at time.Time) *transition {
 	return m
 }
 
-// releaseTransition ends an attempt that does not count: the next one reuses its number, and so
-// its idempotency key. A peer service that received the request of this attempt, though its
-// answer was lost, recognizes the next one.
+// releaseTransition ends an attempt that does not count: the next attempt reuses its number, and so its
+// idempotency key. A peer service with the request of this attempt, whose answer was lost, recognizes
+// the next request.
 func releaseTransition(h attemptRef, at time.Time, delay time.Duration) *transition {
 	return &transition{
 		task: h.task, expect: atAttempt(h.job, h.attempt, Running),
@@ -122,9 +124,10 @@ const (
 	longestStack   = 16 << 10
 )
 
-// problemJSON encodes a failure as the interface document's error, redacted: every stored failure
-// passes here. The statement that writes it adds the timestamp.
+// problemJSON encodes a failure as the error of the interface document, redacted: every stored failure
+// passes here. TaskMove adds the timestamp.
 func problemJSON(f *Failure, retryable bool) json.RawMessage {
+	// jsonb would refuse such details: the failure is stored without them.
 	if len(f.Details) > longestStack || len(f.Details) > 0 && jsonguard.Check(f.Details) != nil {
 		f = &Failure{Code: f.Code, Message: f.Message, StackTrace: f.StackTrace}
 	}
@@ -141,7 +144,7 @@ func problemJSON(f *Failure, retryable bool) json.RawMessage {
 	return text
 }
 
-// storableText makes text fit for jsonb: valid UTF-8 without NUL, at most longest characters.
+// storableText converts text for jsonb: valid UTF-8 without NUL, at most longest characters.
 func storableText(s string, longest int) string {
 	out := make([]rune, 0, min(len(s), longest))
 	for _, r := range s {
@@ -157,7 +160,7 @@ func storableText(s string, longest int) string {
 	return string(out)
 }
 
-// failureOf makes a *Failure of an executor's error.
+// failureOf converts the error of an executor to a *Failure.
 func failureOf(err error) *Failure {
 	var f *Failure
 	if errors.As(err, &f) {
@@ -168,7 +171,7 @@ func failureOf(err error) *Failure {
 	}
 
 	if errors.Is(err, context.DeadlineExceeded) {
-		// Its own deadline: the attempt's is written by onTimeout.
+		// A deadline of the executor itself: onTimeout writes the timeout of the attempt.
 		return &Failure{Code: "TIMEOUT_ERROR", Message: err.Error()}
 	}
 

@@ -25,16 +25,16 @@ var (
 	errTimeout  = fmt.Errorf("the attempt's timeout: %w", context.DeadlineExceeded)
 )
 
-// startGrace is how long a pure executor may run before its start is written. The start and
+// startGrace is the time for a pure executor before the start of its attempt is written. The start and
 // the end of a quicker attempt are combined in one commit.
 const startGrace = 3 * time.Millisecond
 
-// outageLead is how long before its deadline an attempt is released because of an outage, or a
-// tenth of its timeout where that is less. At the deadline itself the reaper of any process
-// could write first, and would write a timeout.
+// outageLead is the time before the deadline at which an outage releases an attempt, at most a tenth of
+// the timeout. At the deadline itself the reaper of any process could write first, and would write a
+// timeout.
 const outageLead = time.Second
 
-// run is one attempt, from its claim to the moment its end is written.
+// run is one attempt, from the claim until the end is written.
 type run struct {
 	r        *Runner
 	claim    db.LaneClaimRow
@@ -44,10 +44,10 @@ type run struct {
 	cancel   context.CancelCauseFunc
 	span     trace.Span // nil without tracing; never ended where another tells of the attempt
 
-	// ended is set by whoever has the last word: the executor's return, or the
-	// timeout that did not wait for it.
+	// ended is set by the first end of the attempt: the return of the executor, the timeout, or an
+	// outage.
 	ended        atomic.Bool
-	slotReleased atomic.Bool // its place
+	slotReleased atomic.Bool // release was called
 
 	unanswered unanswered // the request that has no answer yet; see ReportRequest
 
@@ -59,7 +59,7 @@ type run struct {
 	grace      *time.Timer
 }
 
-// phase is how much of an attempt is written.
+// phase is the written part of an attempt.
 type phase int
 
 const (
@@ -75,7 +75,8 @@ func (r *run) pure() bool {
 	return r.exec.Pure && r.settings.config.Executor != "" && !r.allocates()
 }
 
-// callsPeerService says whether the executor may call a peer service while the attempt's time runs.
+// callsPeerService reports whether the executor may call a peer service within the timeout of the
+// attempt.
 func (r *run) callsPeerService() bool { return !r.exec.Assigns && !r.exec.Pure }
 
 func (r *run) ref() attemptRef {
@@ -85,14 +86,16 @@ func (r *run) ref() attemptRef {
 	}
 }
 
-// do runs the attempt: allocates resources, writes the start, calls the executor, and hands in
-// the end. It returns when the executor has returned.
+// do runs the attempt: allocates resources, writes the start, calls the executor, and writes the end.
+// do returns after the executor.
 func (r *run) do() {
 	ctx, cancel := context.WithCancelCause(r.r.ctx)
 	r.cancel = cancel
 	defer cancel(nil)
+	// Before the start is written, so that a cancellation reaches the executor.
 	r.r.tasks.running.enter(r)
 	allocation, err := r.allocate(ctx)
+	// After the allocation: the wait for resources is not part of the timeout.
 	r.startedAt = r.r.tasks.cfg.Clock()
 	if ctx = r.withSpan(ctx); err != nil {
 		r.end(ctx, Result{}, err)
@@ -104,6 +107,7 @@ func (r *run) do() {
 		defer time.AfterFunc(r.settings.timeout, r.onTimeout).Stop()
 	}
 
+	// An outage until shortly before the deadline releases the attempt; a timeout would count.
 	if r.callsPeerService() {
 		ctx = context.WithValue(ctx, unansweredKey{}, &r.unanswered)
 		defer time.AfterFunc(r.settings.timeout-min(r.settings.timeout/10, outageLead), r.onOutageDeadline).Stop()
@@ -112,8 +116,10 @@ func (r *run) do() {
 	switch {
 	case r.exec.Assigns:
 	case r.pure():
+		// An attempt that ends within startGrace needs one commit instead of two.
 		r.grace = time.AfterFunc(startGrace, func() { r.start() })
 	default:
+		// An executor with effects begins only with the lease.
 		if !r.start() {
 			r.release()
 			return
@@ -133,6 +139,8 @@ func (r *run) end(ctx context.Context, result Result, err error) {
 	if !r.ended.CompareAndSwap(false, true) {
 		return // another end is written already; the fence would reject this one
 	}
+	// The error of an interrupted executor is no failure of the task. A result without an error still
+	// counts.
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, errTimeout) {
 		r.onInterrupt(cause)
 		return
@@ -157,9 +165,9 @@ func (r *run) execute(ctx context.Context, allocation *Allocation) (result Resul
 	return result, err
 }
 
-// foreign calls an executor's code and returns a panic as a *Failure. After runtime.Goexit
-// this goroutine runs deferred functions only, so one of them hands in the attempt's end and
-// frees its slot.
+// foreign calls the code of an executor, and returns a panic as a *Failure. After runtime.Goexit this
+// goroutine runs only deferred functions, so a deferred function writes the end of the attempt and
+// frees the slot.
 func (r *run) foreign(ctx context.Context, call func() error) (err error) {
 	returned := false
 	defer func() {
@@ -198,8 +206,8 @@ func (r *run) job() Job {
 	return job
 }
 
-// start writes the attempt's start and takes the lease. It reports whether this process has
-// the attempt; a second call waits for the first and returns its result.
+// start writes the start of the attempt and takes the lease. The result is true if this process has the
+// attempt; a second call waits for the first, and returns the same.
 func (r *run) start() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -207,6 +215,7 @@ func (r *run) start() bool {
 		return r.phase == leased
 	}
 
+	// mu is held meanwhile: heartbeats pass over a run whose mu is taken.
 	out := r.r.tasks.apply(r.r.ctx, &transition{
 		task: r.id(), expect: atAttempt(r.claim.JobID, r.attempt()-1, Pending),
 		to: Running, event: db.TaskEventTypeStarted, actor: r.r.tasks.cfg.ProcessID, executor: r.r.tasks.cfg.ProcessID,
@@ -223,11 +232,12 @@ func (r *run) start() bool {
 	return true
 }
 
-// finish hands in what the executor returned: an assignment, a wait for another system's
-// response, an output, or a failure.
+// finish writes the result of the executor: an assignment, a wait for the response of another system,
+// an output, or a failure.
 func (r *run) finish(result Result, err error) {
 	if err == nil && result.Assign != nil {
 		var to Assignment
+		// An invalid assignment is a failure, below.
 		if to, err = result.Assign.checked(); err == nil {
 			r.assign(to)
 			return
@@ -254,6 +264,7 @@ func (r *run) finish(result Result, err error) {
 func (r *run) checkOutput(output json.RawMessage) error {
 	no := false
 	if output != nil {
+		// PostgreSQL would refuse the document, and with it the whole batch.
 		if err := jsonguard.Check(output); err != nil {
 			return &Failure{Code: CodeOutput, Message: err.Error(), Retryable: &no}
 		}
@@ -263,8 +274,7 @@ func (r *run) checkOutput(output json.RawMessage) error {
 		return nil
 	}
 
-	// The executor has done its work, which a stop of the process must not lose. The check
-	// costs a bounded time.
+	// A stop of the process must not lose finished work. The check takes a bounded time.
 	return badOutput(context.WithoutCancel(r.r.ctx), r.settings.def.output, "output", output)
 }
 
@@ -272,6 +282,7 @@ func (r *run) checkOutput(output json.RawMessage) error {
 func (r *run) fail(err error) {
 	defer r.release()
 	var away *Outage
+	// An outage is no failure: the attempt does not count, and the task waits for outageDelay.
 	if errors.As(err, &away) {
 		r.returnToQueue(err, outageDelay)
 		return
@@ -290,7 +301,7 @@ func (r *run) fail(err error) {
 	r.apply(failTransition(r.ref(), f, r.r.tasks.cfg.Clock()))
 }
 
-// apply writes the attempt's last transition and waits for it.
+// apply writes the last transition of the attempt.
 func (r *run) apply(m *transition) {
 	out := r.r.tasks.apply(r.r.ctx, m)
 	switch {
@@ -302,8 +313,8 @@ func (r *run) apply(m *transition) {
 	}
 }
 
-// endOrphan ends the attempt's job after its task has gone on without it. After an error that
-// is unknown, and the sweep gives the task a new job.
+// endOrphan ends the job of a superseded attempt. After an error the outcome is unknown, and the sweep
+// decides.
 func (r *run) endOrphan(out transitionResult) {
 	if out.err == nil {
 		r.r.endOrphanedJob(r.claim.JobID)
@@ -314,6 +325,7 @@ func (r *run) endOrphan(out transitionResult) {
 // not count.
 func (r *run) returnToQueue(why error, delay time.Duration) {
 	r.r.tasks.cfg.Logger.WarnContext(r.logged(), "task released to its queue", "task", r.id(), "why", why, "again_in", delay)
+	// A release is fenced by the running attempt, so the start is written first.
 	if !r.start() {
 		return
 	}
@@ -327,6 +339,7 @@ func (r *run) onInterrupt(cause error) {
 	switch {
 	case errors.Is(cause, ErrLeaseLost):
 		r.r.tasks.cfg.Logger.InfoContext(r.logged(), "attempt abandoned: its lease was lost", "task", r.id(), "attempt", r.attempt())
+	// An interrupted assignment has no attempt to release: the sweep gives its task a new job.
 	case errors.Is(cause, ErrStopping) && !r.exec.Assigns:
 		r.returnToQueue(cause, 0)
 	}
@@ -340,6 +353,7 @@ func (r *run) onOutageDeadline() {
 		return
 	}
 
+	// Nil: the missing answer is no outage, and the attempt is left to its timeout.
 	away := (*why)()
 	if away == nil || !r.ended.CompareAndSwap(false, true) {
 		return
@@ -349,7 +363,7 @@ func (r *run) onOutageDeadline() {
 	r.fail(away)
 }
 
-// onTimeout writes the timeout, and does not wait until the executor returns.
+// onTimeout writes the timeout without waiting for the return of the executor.
 func (r *run) onTimeout() {
 	if !r.ended.CompareAndSwap(false, true) {
 		return
@@ -367,6 +381,7 @@ func (r *run) await(a Await) {
 		t.cfg.Logger.Log(r.logged(), level, "the wait for a response waits for the database", "task", r.id(), "error", err, "again_in", pause)
 	}
 	err := t.retryWhileUnavailable(r.r.ctx, log, func(context.Context) error {
+		// The other system has accepted the work: a stop of the process must not cut the statement.
 		return uncancelled(func(ctx context.Context) error {
 			_, err := t.q.LeaseAwait(ctx, db.LeaseAwaitParams{
 				TaskID: r.id(), JobID: r.claim.JobID, Attempt: r.attempt(), InvocationID: &a.InvocationID,
@@ -389,10 +404,11 @@ func (r *run) assign(a Assignment) {
 	r.apply(m)
 }
 
-// failUnassigned fails a manual task that could be assigned to nobody.
+// failUnassigned fails a manual task without an assignee.
 func (r *run) failUnassigned(f *Failure) {
 	m := failTransition(r.ref(), f, r.r.tasks.cfg.Clock())
 	m.expect, m.begins = atAttempt(r.claim.JobID, r.attempt()-1, Pending), true
+	// The task is PENDING, and a transition from PENDING to PENDING is not legal: no retry.
 	if m.to == Pending {
 		m.to, m.event, m.payload = Failed, db.TaskEventTypeFailed, nil
 		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
@@ -411,8 +427,8 @@ func timeOf(t *time.Time) time.Time {
 	return t.UTC()
 }
 
-// release frees the attempt's slot, once. Call it when the end is written, or is another's to
-// write.
+// release frees the slot of the attempt, once. Call release when the end is written, or when another
+// process has the attempt.
 func (r *run) release() {
 	if !r.slotReleased.CompareAndSwap(false, true) {
 		return // both the timeout and the executor's return come here

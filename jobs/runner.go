@@ -18,24 +18,24 @@ import (
 // Registration is an executor with the way to run it.
 type Registration struct {
 	Executor Executor
-	// Pure executors have no effect outside: a superseded attempt may run one for some milliseconds
-	// before the fence rejects it. The start and the end of a quick attempt are then combined in
-	// one commit. Default false: the start is written first.
+	// Pure executors have no effect outside: a superseded attempt may run for some milliseconds before
+	// the fence rejects its start. The start and the end of a quick attempt are then combined in one
+	// commit. Default false: the start is written first.
 	Pure bool
 	// Assigns: the executor assigns the task to a person, and no attempt begins.
 	Assigns bool
-	// Ready bounds the attempts under way in this process, as of now: none while a peer service
-	// that the executor needs is known to be away, a few while that is being tried. Ready is
-	// called before each claim of the tasks whose type has this executor by default, and must be
-	// quick. Default: the slots.
+	// Ready bounds the running attempts of this process, as of now: 0 while a peer service of the
+	// executor is known to be unavailable, a few while the peer service is being tried. Ready is called
+	// before each claim of the tasks whose type has this executor by default, and must be quick.
+	// Default: the slots.
 	Ready func() int
-	// Handlers lists the names of the Go handlers that the executor "go" has. The list may change
-	// while the process runs; tasks of other handlers are left to other processes. Handlers is
-	// called before each claim, and must be quick. Default: none.
+	// Handlers lists the Go handlers of the executor "go". The list may change while the process runs;
+	// tasks of other handlers are left to other processes. Handlers is called before each claim, and
+	// must be quick. Default: none.
 	Handlers func() []string
 }
 
-// RunnerConfig says which work a process does. The zero value is right for production.
+// RunnerConfig configures the work of a process. The zero value is right for production.
 type RunnerConfig struct {
 	// Executors by the names that definitions use: expression, http, integration … Tasks of other
 	// executors are left to other processes.
@@ -43,13 +43,13 @@ type RunnerConfig struct {
 	// Allocate asks for the resources that a definition requires, before each attempt. A *Failure
 	// fails the attempt. Default: no resources, and Job.Allocation is nil.
 	Allocate func(context.Context, Job) (Allocation, error)
-	// Slots bounds the tasks of a queue that run at once in this process. A slot is held until the
-	// task's end is written, so that a queue needs hundreds. Default 1000 for automated, 500 for
-	// integration and retry, 100 for manual.
+	// Slots bounds the running tasks of a queue in this process. A task has its slot until its end is
+	// written, so that a queue needs hundreds. Default 1000 for automated, 500 for integration and
+	// retry, 100 for manual.
 	Slots map[string]int
-	// Poll is how often a queue is looked at without being woken; default 100 ms.
+	// Poll is the interval between two looks of a claimer without a wake; default 100 ms.
 	Poll time.Duration
-	// AgeStep is how long a waiting job takes to climb one priority; default 60 s.
+	// AgeStep is the time in which a waiting job climbs one priority; default 60 s.
 	AgeStep time.Duration
 	// Silence is the time without a sign of life after which a process counts as dead; default
 	// 30 s.
@@ -142,8 +142,8 @@ func NewRunner(tasks *Tasks, cfg RunnerConfig) *Runner {
 // executorExitTime is how long an executor may take to return once its context ended.
 const executorExitTime = 5 * time.Second
 
-// Run works until ctx ends. Then it waits for running attempts up to grace (or what an order to
-// stop says instead), releases the rest, and returns when no attempt runs.
+// Run works until ctx ends. Then Run waits for running attempts up to grace, or up to the grace of a
+// shutdown order, releases the others, and returns when no attempt runs.
 func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	// Before the first claim: the sweep of another process takes jobs away from an unknown process.
 	if err := r.seen(ctx); err != nil {
@@ -207,19 +207,20 @@ func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// drain waits up to grace until everything handed in is written.
+// drain waits up to grace until every added item is written.
 func (r *Runner) drain(grace time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	r.tasks.Drain(ctx)
 }
 
-// close stops claiming and sends wake-ups elsewhere.
+// close ends the claims of this process. Other processes get the wakes from now on.
 func (r *Runner) close() {
 	r.tasks.notifier.wakes.mu.Lock()
 	defer r.tasks.notifier.wakes.mu.Unlock()
 	for _, c := range r.claimers {
 		r.tasks.notifier.wakes.local[wakeIndex(c.lane, c.kind)] = nil
+		// Lock order: wakes.mu, then the mu of a claimer.
 		c.mu.Lock()
 		c.closed = true
 		c.mu.Unlock()
@@ -228,6 +229,8 @@ func (r *Runner) close() {
 
 // dispatch runs a claimed job in a goroutine. The slot is freed when the attempt's end is written.
 func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
+	// LaneClaim has found no waiting task with this job: the task has gone on, was deleted, or the args
+	// of the job were changed.
 	if row.DefinitionID == nil {
 		if row.TaskID == uuid.Nil {
 			r.tasks.cfg.Logger.Warn("a job without a task was ended; a task that waits for a job gets another", "job", row.JobID, "lane", c.lane, "kind", c.kind)
@@ -246,6 +249,8 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 			return
 		}
 
+		// This process has no such executor or handler: flushMisfiled returns the job for other
+		// processes.
 		if !r.ability.has(*row.Executor, s.config.Handler) {
 			r.misfiled.Add(misfiledJob{row.JobID, someKind(*row.Executor, s.config.Handler)})
 			c.release(1)
@@ -257,8 +262,7 @@ func (r *Runner) dispatch(c *claimer, row db.LaneClaimRow) {
 	})
 }
 
-// abandonClaim leaves the claim of a task whose definition cannot be read now: the sweep gives the
-// task a new job.
+// abandonClaim leaves a claim whose definition cannot be read now. The sweep gives the task a new job.
 func (r *run) abandonClaim(err error) {
 	r.r.logTrouble("read a definition", err)
 	r.release()
@@ -275,17 +279,19 @@ func (r *Runner) flushOrphanedJobs(batch []int64) {
 	}
 }
 
-// troubleEvery spaces the log lines while the database is away: each loop would log many a second.
+// troubleEvery is the least time between two log lines of one level while the database is unavailable.
+// Each loop would log many lines a second.
 const troubleEvery = 5 * time.Second
 
 func (r *Runner) logTrouble(what string, err error) { r.report(slog.LevelWarn, what, err) }
 
-// logRetry is logTrouble as a retryLog: a round that is used up is louder.
+// logRetry is logTrouble as a retryLog, with the level of the retry.
 func (r *Runner) logRetry(what string) func(slog.Level, error, time.Duration) {
 	return func(level slog.Level, err error, _ time.Duration) { r.report(level, what, err) }
 }
 
 func (r *Runner) report(level slog.Level, what string, err error) {
+	// The process stops, or a caller is gone: no trouble of the database.
 	if errors.Is(err, context.Canceled) {
 		return
 	}

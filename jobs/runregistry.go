@@ -6,7 +6,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// runRegistry knows the attempts that this process runs, by their tasks.
+// runRegistry holds the running attempts of this process, by task.
 type runRegistry struct {
 	mu   sync.Mutex
 	runs map[uuid.UUID]*run // guarded by mu
@@ -26,7 +26,7 @@ func (g *runRegistry) get(id attemptID) *run {
 
 func (g *runRegistry) has(id attemptID) bool { return g.get(id) != nil }
 
-// cancel ends the context of an attempt's executor. It returns false if this process does not
+// cancel ends the context of the executor of an attempt. The result is false if this process does not
 // run the attempt.
 func (g *runRegistry) cancel(id attemptID, cause error) bool {
 	r := g.get(id)
@@ -54,8 +54,8 @@ func (g *runRegistry) enter(r *run) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 
-	// An earlier attempt of the task was reaped by another process, and its job claimed by this
-	// one: nothing else would tell its executor.
+	// Another process has reaped an earlier attempt of the task here, and this process has claimed the
+	// next job. The executor of the earlier attempt must end.
 	if before := g.runs[r.id()]; before != nil {
 		before.cancel(ErrLeaseLost)
 	}

@@ -12,12 +12,11 @@ import (
 // accepts every document.
 type Schema = schema.Schema
 
-// Violation is one place of a document that breaks its schema, or of a request that
-// cannot be.
+// Violation is an invalid place in a document or in a request.
 type Violation = schema.Violation
 
-// checkDocument says that a document breaks its definition's schema, and where: an *Invalid
-// with paths below member. nil if it does not; ctx's error if that ends first.
+// checkDocument checks a document against the schema of its definition. The error is an *Invalid with
+// paths below member, or the error of ctx; nil for a valid document.
 func checkDocument(ctx context.Context, of *Schema, member string, doc json.RawMessage) error {
 	broken, err := of.Validate(ctx, doc)
 	if err != nil || len(broken) == 0 {
@@ -35,8 +34,8 @@ func violationText(what string, broken []Violation) string {
 	return text
 }
 
-// badOutput is the failure of an attempt whose output breaks its definition's schema,
-// which no retry would mend. nil if it does not; ctx's error if that ends first.
+// badOutput checks the output of an attempt against the schema of its definition. The error is a
+// *Failure that no retry repairs, or the error of ctx; nil for a valid output.
 func badOutput(ctx context.Context, of *Schema, what string, output json.RawMessage) error {
 	broken, err := of.Validate(ctx, orEmpty(output))
 	if err != nil || len(broken) == 0 {

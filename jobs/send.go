@@ -15,11 +15,11 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/redact"
 )
 
-// channelTime is how long a channel has before the next one is tried: long enough for the retry
-// table's five retries, for a channel that fails or hangs.
+// channelTime is the time of a channel before the next channel is tried: long enough for the five
+// retries of the retry table, for a channel that fails or hangs.
 const channelTime = 22 * time.Second
 
-// sendTime bounds the job: all channels in vain, and what is written then.
+// sendTime bounds the job: failed tries of all channels, and the record of the outcome.
 var sendTime = time.Duration(len(Channels))*channelTime + 10*time.Second
 
 type sendArgs struct {
@@ -40,8 +40,8 @@ func (w *sendWorker) NextRetry(job *river.Job[sendArgs]) time.Time {
 	return w.n.tasks.clock.now().Add(noticeBackoff(job.Attempt))
 }
 
-// Work sends one notice. While no channel takes it, the job is snoozed, as long as the notice still
-// means something. A failed job would keep each failure in its row, and an outage may be long.
+// Work sends one notice. While no channel accepts the notice, the job is snoozed, until the notice is
+// moot. A failed job would keep each failure in its row, and an outage may be long.
 func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 	t := w.n.tasks
 	n, err := t.q.NoticeGet(ctx, job.Args.NoticeID)
@@ -91,7 +91,7 @@ func (w *sendWorker) Work(ctx context.Context, job *river.Job[sendArgs]) error {
 }
 
 // isMoot reports that the task has gone on without the notice. A person who no longer has the task is
-// still told that it was late.
+// still told of the delay and of the escalation.
 func isMoot(n db.NoticeGetRow) bool {
 	switch n.What {
 	case noticeOverdue, noticeEscalated:
@@ -125,6 +125,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 	var reasons []string
 	for _, channel := range channels {
 		one, cancel := context.WithTimeout(ctx, channelTime)
+		// The same key at each try: the Notification Service knows a repeated notice by its key.
 		notice := Notice{
 			Key: fmt.Sprintf("notice-%d:%s", n.NoticeID, channel), Channel: channel, UserID: n.UserID, Template: template,
 			Data: NoticeData{
@@ -141,6 +142,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 		}
 
 		var no *Failure
+		// The notice is refused only if every channel has refused it for good.
 		again = again || !errors.As(err, &no) || (no.Retryable != nil && *no.Retryable)
 		reasons = append(reasons, channel+": "+err.Error())
 	}
@@ -151,6 +153,7 @@ func (w *sendWorker) send(ctx context.Context, n db.NoticeGetRow, s *settings) (
 // brief bounds a peer service's text before it is stored.
 func brief(reasons []string) string {
 	const most = 500
+	// PostgreSQL stores neither NUL nor invalid UTF-8.
 	all := strings.ToValidUTF8(strings.ReplaceAll(strings.Join(reasons, "; "), "\x00", ""), "")
 	if r := []rune(all); len(r) > most {
 		all = string(r[:most-1]) + "…"
@@ -158,7 +161,7 @@ func brief(reasons []string) string {
 	return all
 }
 
-// recordOutcome is written even while the process stops: the notice was sent, and must not be sent twice.
+// recordOutcome stores the outcome even while the process stops: a sent notice must not be sent again.
 func (w *sendWorker) recordOutcome(ctx context.Context, n db.NoticeGetRow, p db.NoticeSettleParams) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTime)
 	defer cancel()

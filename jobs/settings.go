@@ -11,16 +11,16 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/calendar"
 )
 
-// RequestConfig is executionConfig of a request: what it overrides of its
-// definition, or, for a task without one, all there is.
+// RequestConfig is the executionConfig of a request. It overrides parts of the definition; a task
+// without a definition has nothing else.
 type RequestConfig struct {
 	Timeout     int64        `json:"timeout,omitempty"` // ms
 	RetryPolicy *RetryPolicy `json:"retryPolicy,omitempty"`
 	ExecutionConfig
 }
 
-// settings is what holds for one task: its definition, as far as the request did
-// not say otherwise. Shared once it is made: do not change it.
+// settings are the settings of a task: of its definition, except where the request overrides them.
+// Shared by tasks: never change them.
 type settings struct {
 	def        *definition // nil without one
 	config     ExecutionConfig
@@ -30,8 +30,8 @@ type settings struct {
 	working    *calendar.Calendar // of the SLA; nil without one
 }
 
-// settings of a task, from its type, the revision it was created under and its
-// own config. What they come to is kept: thousands of tasks a second share a few.
+// settings returns the settings of a task, from its type, the revision at its creation and its own
+// config. The result is cached: thousands of tasks a second share a few settings.
 func (t *Tasks) settings(ctx context.Context, kind db.TaskType, of definitionKey, own json.RawMessage) (*settings, error) {
 	key := settingsKey{kind, of}
 	if s := t.known.get(key, own); s != nil {
@@ -62,7 +62,7 @@ func (t *Tasks) settings(ctx context.Context, kind db.TaskType, of definitionKey
 	return s, nil
 }
 
-// knownSettings is a bounded memory of settings, which never change.
+// knownSettings is a bounded cache of settings, which never change.
 type knownSettings struct {
 	mu  sync.RWMutex
 	all map[settingsKey]map[string]*settings // by the task's own config; guarded by mu
@@ -80,7 +80,7 @@ func (k *knownSettings) get(key settingsKey, own []byte) *settings {
 	return k.all[key][string(own)]
 }
 
-// longestKnown bounds the memory of one task's own config, which is the caller's word.
+// longestKnown is the longest config of a task in the cache: the caller chooses the length of a config.
 const longestKnown = 4096
 
 func (k *knownSettings) put(key settingsKey, own []byte, s *settings) {
@@ -90,6 +90,7 @@ func (k *knownSettings) put(key settingsKey, own []byte, s *settings) {
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	// A full cache is emptied: simpler than evicting, and soon filled again.
 	if k.all == nil || k.n >= cachedDefinitions {
 		k.all, k.n = map[settingsKey]map[string]*settings{}, 0
 	}
@@ -114,6 +115,8 @@ func combine(kind Type, def *definition, own *RequestConfig) *settings {
 	}
 
 	if own != nil {
+		// Of a definition, a request overrides the members below, and no others. Without a definition,
+		// its config stands alone.
 		if def == nil {
 			s.config = own.ExecutionConfig
 		}

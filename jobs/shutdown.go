@@ -21,8 +21,8 @@ type ShutdownOrder struct {
 // serviceNames are the names of the whole service.
 var serviceNames = []string{"", "task-execution-service", "task-execution-layer", "tes"}
 
-// concerns reports whether an order is for a process: the service's name, the process's, or the
-// beginning of that (its host, its host and pid).
+// concerns reports whether an order is for a process: Target is a name of the service, the name of the
+// process, or the beginning of this name (host, or host and pid).
 func (o *ShutdownOrder) concerns(process string) bool {
 	for _, name := range serviceNames {
 		if o.Target == name {
@@ -32,8 +32,8 @@ func (o *ShutdownOrder) concerns(process string) bool {
 	return process == o.Target || strings.HasPrefix(process, o.Target+"/")
 }
 
-// OrderShutdown passes an order to every process. Those that it concerns, and that ran when it was
-// given, call their Config.Shutdown. ours reports whether there is any. A process that misses the
+// OrderShutdown passes an order to every process. A running process calls its Config.Shutdown if the
+// order concerns the process. ours reports whether there is such a process. A process without the
 // notification reads the order when it listens again.
 func (ops *Operators) OrderShutdown(ctx context.Context, o ShutdownOrder) (ours bool, err error) {
 	live, err := ops.t.q.ExecutorsLive(ctx, Silence.Seconds())

@@ -18,13 +18,13 @@ import (
 //
 //	cancelled, deleted    the task is CANCELLED
 //	discarded             the attempt has failed; a task that waits gets a new job
-//	retried               nothing: the job is an orphan, and its claim ends it
+//	retried               no change: the job is an orphan, and its claim ends it
 //
 // A dead letter whose job is cancelled or deleted is discarded, in the name of the database role.
-// A dead letter whose job is discarded gets a new job: River's rescuer may have done that.
+// A dead letter whose job is discarded, perhaps by River's rescuer, gets a new job.
 //
-// Triggers record what was done in table job_signal. Every process acts on the signals at each
-// tick, and the fence accepts one of them.
+// Triggers record each such change in table job_signal. Every process applies the signals at each
+// tick, and the fence accepts one transition for each signal.
 
 // CodeDiscarded is the failure of an attempt whose job was discarded.
 const CodeDiscarded = "JOB_DISCARDED"
@@ -47,9 +47,8 @@ func (r *Runner) jobSignals(ctx context.Context) {
 	})
 }
 
-// applySignals acts on a page of signals and deletes them. A signal whose task has gone on to
-// another job is deleted too. A signal whose task is locked stays for the next tick, and delays
-// no other.
+// applySignals applies a page of signals and deletes them. A signal whose task has gone on to another
+// job is only deleted. The signal of a locked task stays for the next tick, and delays no other signal.
 func (r *Runner) applySignals(ctx context.Context, rows []db.SignalListRow) error {
 	done := make(map[int64]bool, len(rows))
 	var moves []*transition
@@ -142,7 +141,7 @@ func (r *Runner) discardDeadLetter(ctx context.Context, row db.SignalListRow, id
 	return nil
 }
 
-// tasksWithoutJob collects the tasks and dead letters that wait without a job.
+// tasksWithoutJob collects waiting tasks and dead letters without a job.
 type tasksWithoutJob struct{ db.LaneRequeueParams }
 
 func (a *tasksWithoutJob) add(task uuid.UUID, job int64, kind string, timeout time.Duration) {
@@ -169,6 +168,7 @@ func (r *Runner) requeue(ctx context.Context, lost tasksWithoutJob) error {
 	}
 
 	for _, row := range found {
+		// Only this process is woken: the other processes find the job by their polls.
 		r.tasks.notifier.queueNotified(row.Lane)
 		if row.BrokenJob != 0 {
 			r.tasks.cfg.Logger.Warn("a job did not name its task, and was ended", "job", row.BrokenJob, "task", row.TaskID)
@@ -182,16 +182,17 @@ func (r *Runner) requeue(ctx context.Context, lost tasksWithoutJob) error {
 	return nil
 }
 
-// repairPage is the page of reconcile: 2,000 tasks a second, a million in eight minutes.
+// repairPage is the page of repairJobs: 2,000 tasks a second, a million in eight minutes.
 const repairPage = 10_000
 
-// repairJobs walks over all tasks, a page at each tick, and gives a job to each task that waits
-// without one. It also ends the jobs of no task. Signals tell of nearly all such cases at once;
-// this finds what no trigger sees, such as a TRUNCATE.
+// repairJobs walks over all tasks, page by page, and gives a job to each waiting task without a job. It
+// also ends orphaned jobs. Signals report nearly all such cases at once; the walk finds changes without
+// a trigger, such as a TRUNCATE.
 func (r *Runner) repairJobs(ctx context.Context) {
 	after := uuid.Nil
 	r.every(ctx, 5*r.cfg.Tick, "repair tasks and jobs", func(ctx context.Context) error {
 		grace := min(time.Minute, 2*r.cfg.Silence)
+		// The start of a younger claim may be under way.
 		if _, err := r.tasks.q.LaneStale(ctx, db.LaneStaleParams{Lanes: Lanes[:4], GraceSeconds: grace.Seconds()}); err != nil {
 			return fmt.Errorf("end orphaned jobs: %w", err)
 		}
@@ -206,6 +207,7 @@ func (r *Runner) repairJobs(ctx context.Context) {
 		var lost tasksWithoutJob
 		for _, row := range rows {
 			after = row.PageEnd
+			// A page without findings is one row, with the end of the page.
 			if row.JobID == nil {
 				continue
 			}

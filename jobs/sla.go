@@ -7,7 +7,8 @@ import (
 	"github.com/seed-3f7a0631/tes/jobs/calendar"
 )
 
-// The bounds of a promise: hours are few in a calendar with few of them.
+// The bounds of an SLA. In a calendar with few working hours, a few SLA hours take years, and each
+// computation walks day by day.
 const (
 	mostHours  = 365 * 24
 	longestSLA = 10 * mostHours * time.Hour
@@ -19,6 +20,7 @@ func checkManual(c ExecutionConfig) error {
 		switch {
 		case r.Strategy != "" && r.Strategy != Spread && r.Strategy != LeastLoaded:
 			return invalid("/executionConfig/assignmentRules/strategy", "a strategy is %s or %s", Spread, LeastLoaded)
+		// The named assignee decides first, so the expression would never be evaluated.
 		case r.Expression != "" && r.Assignee != "":
 			return invalid("/executionConfig/assignmentRules/expression", "give either an assignee or an expression")
 		}
@@ -55,6 +57,7 @@ func checkManual(c ExecutionConfig) error {
 	if err != nil {
 		return invalid("/executionConfig/sla/calendar", "%v", err)
 	}
+	// The hours of the SLA, as time on the calendar: Add must end within a bounded number of days.
 	if c.SLA.work().Hours()/working.Week().Hours()*7*24 > longestSLA.Hours() {
 		return invalid("/executionConfig/sla/hours", "that many business hours take more than ten years")
 	}
@@ -125,6 +128,7 @@ func (s *settings) dueFrom(at time.Time, def time.Duration) time.Time {
 	case sla == nil || sla.Hours <= 0:
 		return at.Add(def)
 	case s.working != nil:
+		// PostgreSQL stores microseconds.
 		return s.working.Add(at, sla.work()).Truncate(time.Microsecond)
 	}
 	return at.Add(sla.work()).Truncate(time.Microsecond)
@@ -140,6 +144,7 @@ func (s *settings) part(from, due time.Time, percent int) time.Time {
 
 	share := func(d time.Duration) time.Duration { return d / 100 * time.Duration(percent) }
 	if s.working != nil && due.Sub(from) <= longestSLA {
+		// No working time until the due date, as on a weekend: the share is of all time.
 		if work := s.working.Between(from, due); work > 0 {
 			return s.working.Add(from, share(work)).Truncate(time.Microsecond)
 		}

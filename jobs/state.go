@@ -2,7 +2,7 @@ package jobs
 
 import "slices"
 
-// Status is where a task stands. The last four are terminal.
+// Status is the status of a task. The last four are terminal.
 type Status string
 
 // The seven states of a task.
@@ -19,12 +19,12 @@ const (
 // Statuses lists every status, in the order of the enum in SQL.
 var Statuses = []Status{Pending, Assigned, Running, Completed, Failed, Cancelled, TimedOut}
 
-// Terminal reports whether nothing but a redrive can follow.
+// Terminal reports whether only a redrive can follow.
 func (s Status) Terminal() bool {
 	return s == Completed || s == Failed || s == Cancelled || s == TimedOut
 }
 
-// Type is who does a task.
+// Type is the type of a task.
 type Type string
 
 // The three types: code, another system, a person.
@@ -34,7 +34,7 @@ const (
 	Manual      Type = "MANUAL"
 )
 
-// Priority orders the tasks of a lane.
+// Priority orders the tasks of a queue.
 type Priority string
 
 // The four priorities; River knows them as 1 (critical) to 4 (low).

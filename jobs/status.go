@@ -11,16 +11,16 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// Update is what PUT …/status asks for.
+// Update is the body of PUT …/status.
 type Update struct {
 	Status Status
 	Output json.RawMessage // with COMPLETED
 	Error  *Failure        // with FAILED
 }
 
-// SetStatus moves a task because somebody outside says so: a person's result, the
-// orchestrator's verdict. What runs meanwhile loses its lease. The word that ended a task is
-// answered again to who said it.
+// SetStatus changes the status of a task for a caller outside: the result of a person, the verdict of
+// the orchestrator. A running attempt loses its lease. The repeated call that ended a task gets the
+// first answer again.
 func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Update) (db.Task, error) {
 	if to.Status == Cancelled {
 		return t.Cancel(ctx, id, actor)
@@ -33,6 +33,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Upd
 		}
 
 		from := Status(task.Status)
+		// First: a repeated call has an old version, and finds an ended task.
 		if again, err := t.isRepeat(ctx, task, actor.IfMatch, to, actor.Reason, lastEnd{actor: actor.Name}); err != nil || again {
 			return task, err
 		}
@@ -49,7 +50,7 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Upd
 			return db.Task{}, err
 		}
 
-		// What is decided here holds for this version only.
+		// The decision holds for this version only.
 		now := actor
 		now.IfMatch = task.Version
 		m, err := t.updateTransition(ctx, task, s, now, to)
@@ -60,17 +61,18 @@ func (t *Tasks) SetStatus(ctx context.Context, id uuid.UUID, actor Actor, to Upd
 		m.callerWaits, m.call = true, actor.Call
 		out := t.apply(ctx, m)
 		if actor.IfMatch == 0 && out.err == nil && out.found && !out.applied && out.version != task.Version {
-			continue // somebody was quicker, and the caller did not insist: decided anew
+			continue // another write came first, and the caller requires no version: decide again
 		}
 
 		return t.readBack(ctx, actor.Tenant, m, out)
 	}
 }
 
-// updateTransition is the move for an update by hand.
+// updateTransition returns the transition for an update by a caller.
 func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings, actor Actor, to Update) (*transition, error) {
 	from := Status(task.Status)
 	who := actor.Name
+	// A service may report for the assignee: the attempt is the assignee's.
 	if task.AssigneeID != nil {
 		who = *task.AssigneeID
 	}
@@ -93,6 +95,7 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 		}
 		m.event, m.output, m.outcome = db.TaskEventTypeCompleted, to.Output, db.AttemptOutcomeCOMPLETED
 		m.payload = summaryOf(to.Output)
+		// The attempt may begin and end in this transition.
 		m.begins = from != Running
 	case Failed, TimedOut:
 		f := to.failure(actor.Reason)
@@ -102,9 +105,11 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 		}
 		m.problem, m.failures, m.failureCode = problemJSON(f, false), 1, redactedText(f.Code, longestCode)
 		m.begins = from != Running
+		// A failure that a caller reports is final, whatever the retry policy says.
 		m.next = &nextJob{lane: LaneDeadLetter, kind: KindDeadLetter}
 	case Running:
 		m.event, m.begins = db.TaskEventTypeStarted, true
+		// A person sends no heartbeats: the lease lasts until the timeout.
 		m.lease, m.toDeadline = db.LeaseKindPerson, true
 		m.payload = outbox.StartedNote{ExecutorID: who}
 	case Pending:
@@ -118,7 +123,8 @@ func (t *Tasks) updateTransition(ctx context.Context, task db.Task, s *settings,
 	return m, nil
 }
 
-// backToAssigned is an unclaim: the task waits for whom it was assigned to before.
+// backToAssigned completes the transition of an unclaim: the task returns to its assignment before the
+// claim.
 func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *transition, reason string) (*transition, error) {
 	if task.AssigneeID == nil && task.GroupID == nil && task.Candidates == nil {
 		return nil, invalid("/status", "the request names no assignee: use POST /api/internal/tasks/{taskId}/reassign to assign the task")
@@ -127,14 +133,14 @@ func (t *Tasks) backToAssigned(ctx context.Context, task db.Task, m *transition,
 		reason = "unclaimed"
 	}
 
-	// A claim made it the claimer's; the event before it says whose it was.
+	// The claim has replaced the assignee in the row; an event has the assignment before the claim.
 	note, err := t.Worklist.assignmentBefore(ctx, task.TaskID)
 	if err != nil {
 		return nil, err
 	}
 
 	if note.AssigneeID == "" && note.GroupID == "" && task.Candidates == nil {
-		// Nothing is told of it any more: it stays with whom it is.
+		// No event has the earlier assignment: the present one stays.
 		note.AssigneeID, note.AssigneeName, note.GroupID = stringOf(task.AssigneeID), stringOf(task.AssigneeName), stringOf(task.GroupID)
 	}
 

@@ -21,49 +21,48 @@ import (
 type Config struct {
 	// ProcessID names this process in leases and events; default NewProcessID.
 	ProcessID string
-	// ManualDue is the time to the due date of a manual task that names none; default 24 h.
+	// ManualDue is the time to the due date of a manual task without a due date; default 24 h.
 	ManualDue time.Duration
-	// OnEventsCommitted is called after each commit that left events; default nothing.
+	// OnEventsCommitted is called after each commit with events; default: no call.
 	OnEventsCommitted func()
-	// OnCallbacksCommitted is called after each commit that left an event for a callbackUrl; default
-	// nothing.
+	// OnCallbacksCommitted is called after each commit with an event for a callbackUrl; default: no
+	// call.
 	OnCallbacksCommitted func()
-	// CheckCallback rejects a callbackUrl that the dispatcher would not post to; default
-	// accepts every well-formed one.
+	// CheckCallback rejects a callbackUrl outside the reach of the dispatcher; default: every
+	// well-formed URL is accepted.
 	CheckCallback func(address string) error
-	// CheckDefinition rejects what an executor could never run (an expression that does not
-	// compile) when a definition is registered; default accepts.
+	// CheckDefinition rejects, at the registration of a definition, a configuration that no executor
+	// can run, such as an expression that does not compile; default: every configuration is accepted.
 	CheckDefinition func(ExecutionConfig) error
-	// ResponseMapper turns the response of another system into an output or a failure, as the
-	// executor that sent the request does with a direct answer. Default: the data is the output.
+	// ResponseMapper converts the response of another system into an output or a failure, as the
+	// executor converts a direct answer. Default: the data is the output.
 	ResponseMapper ResponseMapper
-	// Tracer records a span for each attempt; default nil, and none is recorded. Its id
-	// generator must call PresetSpanIDs first.
+	// Tracer records a span for each attempt; default nil: no spans. The id generator of the tracer
+	// must call PresetSpanIDs first.
 	Tracer trace.Tracer
-	// Queue overrides the retry policy of queue operations while the database is away; what
-	// it leaves out is as in retry.QueueOperations.
+	// Queue is the retry policy of queue operations while the database is unavailable. Default of each
+	// field: as in retry.QueueOperations.
 	Queue retry.Policy
-	// Shutdown is called when this process is ordered to stop; default nothing.
+	// Shutdown is called when a shutdown order concerns this process; default: no call.
 	Shutdown func(ShutdownOrder)
-	// Clock is this process's; default time.Now. It measures durations. The database's clock
-	// decides what time it is.
+	// Clock is the clock of this process; default time.Now. Clock measures durations: the time of an
+	// event is the database's (clock.go).
 	Clock func() time.Time
-	// Sessions is the pool whose configuration the listening session is opened with. It must
-	// lead to the server itself, past any pooler. Default: the engine's pool, if that is a
-	// *pgxpool.Pool.
+	// Sessions has the configuration of the listening session, which must reach the server itself, past
+	// any pooler. Default: the engine's pool, if that is a *pgxpool.Pool.
 	Sessions *pgxpool.Pool
 	// Logger; default slog.Default.
 	Logger *slog.Logger
 }
 
-// Pool is the database as the engine uses it: a *pgxpool.Pool, or a *pgpool.Pooled.
+// Pool is the engine's access to the database: a *pgxpool.Pool, or a *pgpool.Pooled.
 type Pool interface {
 	db.DBTX
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// Tasks creates tasks and applies every transition of every task. What belongs to one kind of
-// caller hangs from a field. All of it is safe for concurrent use.
+// Tasks creates tasks and applies every transition of every task. Each exported field has the
+// operations for one kind of caller. Tasks and its fields are safe for concurrent use.
 type Tasks struct {
 	Calls       *Calls         // writes under an idempotency key
 	Definitions *Definitions   // the registry of task definitions
@@ -94,13 +93,13 @@ type Tasks struct {
 	probe    writeProbe
 	workers  workersSeen
 
-	// abandonCtx ends when the process no longer waits for a database that is away.
+	// abandonCtx ends when the process no longer waits for an unavailable database.
 	abandonCtx context.Context //nolint:containedctx // it is the process's, not a call's
 	abandon    context.CancelFunc
 }
 
-// New returns a Tasks that writes through pool, which must have been opened with
-// pgpool.Config.Engine set. Drain ends it.
+// New returns a Tasks that writes through pool. Open pool with pgpool.Config.Engine set, and end with
+// Drain.
 func New(pool Pool, cfg Config) *Tasks {
 	cfg = cfg.withDefaults(pool)
 	q := db.New(pool)
@@ -113,8 +112,8 @@ func New(pool Pool, cfg Config) *Tasks {
 
 	t.abandonCtx, t.abandon = context.WithCancel(context.Background()) //nolint:gosec // Drain calls it
 
-	// A flusher more than one pays where a batch costs the database more than it costs us to
-	// make: see docs/decisions/0010-what-limits-each-figure.md.
+	// A second flusher pays where the database takes longer for a batch than this process: see
+	// docs/decisions/0010-what-limits-each-figure.md.
 	t.creates = batch.New(t.flushCreates, batch.Config[*creation]{MaxItems: flushMost, Reserve: 2, Size: (*creation).bytes})
 	t.completes = batch.New(t.flushCompletes, batch.Config[*completion]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*completion).bytes})
 	t.transitions = batch.New(t.flushTransitions, batch.Config[*transition]{MaxItems: flushMost, Flushers: 2, Backlog: 300, Reserve: 3, Size: (*transition).bytes})
@@ -154,6 +153,7 @@ func (cfg Config) withDefaults(pool Pool) Config {
 		cfg.Clock = time.Now
 	}
 	if cfg.Sessions == nil {
+		// Still nil behind a pooler: a process with a Runner must then set Sessions, for its listener.
 		cfg.Sessions, _ = pool.(*pgxpool.Pool)
 	}
 	if cfg.Logger == nil {
@@ -165,6 +165,8 @@ func (cfg Config) withDefaults(pool Pool) Config {
 
 // NewProcessID returns a name for this process: host/pid/random.
 func NewProcessID() string {
+	// A restarted container may have the same host and pid; the random part keeps its leases apart from
+	// the former process's.
 	host, _ := os.Hostname()
 	return fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8])
 }
@@ -172,9 +174,9 @@ func NewProcessID() string {
 // ProcessID names this process.
 func (t *Tasks) ProcessID() string { return t.cfg.ProcessID }
 
-// Drain waits until everything handed in so far is written or rejected. Call it after the
-// last caller is gone and before the pool is closed. When ctx ends first, writes that wait for
-// a database that is away are abandoned: their leases run out, and the work is done again.
+// Drain waits until every added item is written or rejected. Call Drain after the last caller has
+// ended, and before the pool is closed. If ctx ends first, writes that wait for an unavailable database
+// are abandoned: the leases run out, and the work is repeated.
 func (t *Tasks) Drain(ctx context.Context) {
 	defer context.AfterFunc(ctx, t.abandon)()
 	t.creates.Drain()
@@ -182,15 +184,15 @@ func (t *Tasks) Drain(ctx context.Context) {
 	t.transitions.Drain()
 }
 
-// Get reads one task of a tenant.
+// Get reads a task of a tenant.
 func (t *Tasks) Get(ctx context.Context, tenant string, id uuid.UUID) (db.Task, error) {
 	return get(ctx, t.q, tenant, id)
 }
 
-// flushMost is how many items a flush takes.
+// flushMost is the largest number of items of a flush.
 const flushMost = 500
 
-// flushTime bounds one flush, whatever becomes of its callers.
+// flushTime bounds a flush. The contexts of the callers do not end a flush.
 const flushTime = 20 * time.Second
 
 // unset stands for "no time" in an array of times.

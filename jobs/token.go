@@ -16,15 +16,16 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// leaseID is what a lease token says: which attempt, or which dead letter. The job is
-// new in every attempt, so that a number given back by a release comes with another
-// token; and so it is whenever a dead letter is put back.
+// leaseID is the content of a lease token: an attempt, or a dead letter. Every attempt has a new job,
+// so that the next attempt after a release, with the same number, has another token. A requeued dead
+// letter has a new job as well.
 type leaseID struct {
 	task       uuid.UUID
 	job        int64
 	attempt    int32
 	deadLetter bool
-	// visibility as the lease began. It outlives the lease: see missed.
+	// The visibility timeout at the begin of the lease. The token keeps it after the lease is gone: see
+	// missed.
 	visibility time.Duration
 }
 
@@ -57,6 +58,7 @@ func (k *tokens) secret(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 
+	// The first process stores its key; the others get the stored key.
 	key, err := k.q.SecretKey(ctx, db.SecretKeyParams{Name: "lease token", Key: fresh})
 	if err != nil {
 		return nil, readError("key of lease tokens", err)
@@ -66,7 +68,7 @@ func (k *tokens) secret(ctx context.Context) ([]byte, error) {
 	return key, nil
 }
 
-// sign makes the token of a lease: the same for the same lease, in every process.
+// sign returns the token of a lease: the same for the same lease, in every process.
 func (k *tokens) sign(ctx context.Context, id leaseID) (string, error) {
 	key, err := k.secret(ctx)
 	if err != nil {
@@ -76,13 +78,14 @@ func (k *tokens) sign(ctx context.Context, id leaseID) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(append(text, mac(key, text)...)), nil
 }
 
-// read checks a token. One that we never made is ErrNotFound.
+// read verifies a token. The error is ErrNotFound for a malformed token and for a wrong signature.
 func (k *tokens) read(ctx context.Context, token string) (leaseID, error) {
 	key, err := k.secret(ctx)
 	if err != nil {
 		return leaseID{}, err
 	}
 
+	// Strict, so that each token has only one spelling.
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err != nil || len(raw) != leaseIDBytes+leaseMAC || !hmac.Equal(raw[leaseIDBytes:], mac(key, raw[:leaseIDBytes])) {
 		return leaseID{}, fmt.Errorf("lease token: %w", ErrNotFound)

@@ -35,7 +35,7 @@ const (
 	attrOutcome    = attribute.Key("tes.task.outcome")
 )
 
-// attemptSpan is what the span of an attempt says.
+// attemptSpan describes the span of an attempt.
 type attemptSpan struct {
 	task        uuid.UUID
 	attempt     int32
@@ -57,8 +57,8 @@ func runningSpan(task db.Task) *attemptSpan {
 	}
 }
 
-// wholeSpan describes an attempt that begins and ends in one call. A person's began with the
-// assignment.
+// wholeSpan describes an attempt that begins and ends in one call. The attempt of a person began with
+// the assignment.
 func wholeSpan(task db.Task, at time.Time) *attemptSpan {
 	if task.Status == db.TaskStatusASSIGNED && task.AssignedAt != nil {
 		at = *task.AssignedAt
@@ -81,10 +81,13 @@ func attemptSpanID(task uuid.UUID, attempt int32) (id trace.SpanID) {
 // startSpan begins an attempt's span. The returned context is ctx with the span.
 func (t *Tasks) startSpan(ctx context.Context, a *attemptSpan) (context.Context, trace.Span) {
 	ctx = ContextWithTraceparent(ctx, stringOf(a.traceparent))
+	// The id generator reads the preset ids from wish. ctx has none: the child spans get ids of their
+	// own.
 	wish := context.WithValue(ctx, presetSpanKey{}, a)
 	_, span := t.cfg.Tracer.Start(wish, "task.attempt", trace.WithSpanKind(trace.SpanKindConsumer), trace.WithTimestamp(a.startedAt))
 	if span.IsRecording() {
 		span.SetAttributes(a.attributes()...)
+		// The id of the span before follows from task and attempt; no row is read.
 		if a.attempt > 1 {
 			before := trace.NewSpanContext(trace.SpanContextConfig{
 				TraceID: span.SpanContext().TraceID(), SpanID: attemptSpanID(a.task, a.attempt-1), TraceFlags: trace.FlagsSampled,
@@ -117,21 +120,21 @@ func endSpan(span trace.Span, outcome, code string, at time.Time) {
 	span.End(trace.WithTimestamp(at))
 }
 
-// endAttemptSpan records the span of the attempt that a transition has ended, where no executor
-// of this process has the span.
+// endAttemptSpan records the span of the attempt that a transition has ended, if no executor of this
+// process has the span.
 func (t *Tasks) endAttemptSpan(m *transition, out transitionResult) {
 	if t.cfg.Tracer == nil || m.span == nil || !out.applied || m.notCounted || m.outcome == "" {
 		return
 	}
 	if !m.begins && (out.was != Running || out.attempt != m.span.attempt) {
-		return // another attempt than the one that was looked at
+		return // a different attempt from the described one
 	}
 	_, span := t.startSpan(context.Background(), m.span)
 	endSpan(span, string(m.outcome), m.failureCode, out.at)
 }
 
-// withSpan puts the attempt's span into ctx, or without tracing the span of the request that made
-// the task: the services that the executor calls shall know of it.
+// withSpan puts the span of the attempt into ctx, for the services that the executor calls. Without
+// tracing, ctx gets the span of the request that created the task.
 func (r *run) withSpan(ctx context.Context) context.Context {
 	tracer := r.r.tasks.cfg.Tracer
 	if tracer == nil {
@@ -160,15 +163,15 @@ func (r *run) endSpan(outcome, code string, at time.Time) {
 	}
 }
 
-// logged is a context for the log: its lines name the task's trace.
+// logged returns a context for log lines with the trace of the task.
 func (r *run) logged() context.Context {
 	return ContextWithTraceparent(context.Background(), stringOf(r.claim.Traceparent))
 }
 
 type presetSpanKey struct{}
 
-// PresetSpanIDs returns the ids that the span to be started must have; the id generator behind
-// Config.Tracer must use them. A task without a traceparent has a trace whose id is the task's.
+// PresetSpanIDs returns the ids for the span to be started; the id generator behind Config.Tracer must
+// use them. Without a traceparent, the id of the trace is the id of the task.
 func PresetSpanIDs(ctx context.Context) (id trace.TraceID, span trace.SpanID, ok bool) {
 	a, ok := ctx.Value(presetSpanKey{}).(*attemptSpan)
 	if !ok {
@@ -194,8 +197,8 @@ func ContextWithTraceparent(ctx context.Context, header string) context.Context 
 	return propagation.TraceContext{}.Extract(ctx, &h)
 }
 
-// traceHeader carries the W3C header traceparent. A task does not keep its companion tracestate:
-// the task may wait for days, and vendors' notes with it.
+// traceHeader carries the W3C header traceparent. A task does not keep the header tracestate: the task
+// may wait for days, and the entries of vendors would wait with it.
 type traceHeader string
 
 // Get is the header's value.
@@ -223,6 +226,7 @@ func (l *Leases) traceparent(traceparent string, task uuid.UUID, attempt int32) 
 		return traceparent
 	}
 	parent := trace.SpanContextFromContext(ContextWithTraceparent(context.Background(), traceparent))
+	// The attempt of an unsampled trace is not recorded, and cannot be a parent.
 	if !parent.IsSampled() {
 		return traceparent
 	}

@@ -13,14 +13,14 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// transition is one step of one task: its row, its event and its job change in one commit.
-// Every operation of this package is made of transitions, but for the success of an attempt
-// in process (see completion), which is the hot path.
+// transition changes one task: row, event and job in one commit. Every operation of this package
+// consists of transitions, except the success of an attempt in this process (see completion), the hot
+// path.
 type transition struct {
 	task   uuid.UUID
 	expect expectation // what must hold, or the transition is not applied
 
-	// What the transition writes.
+	// The changes.
 	to           Status
 	event        db.TaskEventType
 	actor        string
@@ -47,12 +47,12 @@ type transition struct {
 	span         *attemptSpan  // of the attempt that ends, if no executor of this process has its span
 	call         *Call         // the call under an idempotency key whose effect this is; nil: of none
 
-	// How long it waits.
+	// The wait for locks and for the database.
 	callerWaits bool            // the caller is told at once that the database is away
 	skipLocked  bool            // the caller will come again, and does not wait for a locked row
 	callerGone  <-chan struct{} // closed when a caller that waits is gone; nil: none can go
 
-	// What assignIDs and apply fill in.
+	// Set by assignIDs and apply.
 	at            time.Time // when it happened, by the process's clock; zero: when it is written
 	eventID       int64
 	nextID        int64
@@ -61,14 +61,14 @@ type transition struct {
 	commitUnknown bool // an earlier flush may have committed
 }
 
-// nextJob is the token of the attempt to come.
+// nextJob is the job that a transition inserts for the next attempt.
 type nextJob struct {
 	lane  string
 	kind  string
 	delay time.Duration // after the transition
 }
 
-// assignment is what table task keeps of an Assignment, as JSON.
+// assignment is the JSON from which TaskMove sets the assignment columns of table task.
 type assignment struct {
 	AssigneeID   string     `json:"assigneeId,omitempty"`
 	AssigneeName string     `json:"assigneeName,omitempty"`
@@ -77,7 +77,7 @@ type assignment struct {
 	DueAt        *time.Time `json:"dueAt,omitempty"`
 }
 
-// nobodyElse are the candidates of a task that has one owner.
+// nobodyElse (JSON null) removes the candidates of a task. Nil candidates leave the column unchanged.
 var nobodyElse = json.RawMessage("null")
 
 type candidates struct {
@@ -86,7 +86,7 @@ type candidates struct {
 	Groups []string `json:"groups,omitempty"`
 }
 
-// transitionResult says what became of a transition.
+// transitionResult reports whether a transition was applied, and the state of the task before.
 type transitionResult struct {
 	applied bool
 	found   bool   // the task exists
@@ -98,29 +98,33 @@ type transitionResult struct {
 	err     error
 }
 
-// apply hands a transition in and waits until it is written or rejected.
+// apply adds a transition to the next batch, and waits until the transition is written or rejected.
 func (t *Tasks) apply(ctx context.Context, m *transition) transitionResult {
 	m.answer = make(chan transitionResult, 1)
 	if m.callerWaits {
+		// The wait for a locked row ends with the caller.
 		m.callerGone = ctx.Done()
 	}
 
 	t.transitions.Add(m)
 
 	if !m.callerWaits {
+		// The transitions of an attempt wait until Drain gives up: an outage of the database throws no
+		// finished work away.
 		return <-m.answer
 	}
 
 	select {
 	case out := <-m.answer:
 		return out
+	// The transition stays in its batch and may still commit: the caller does not learn the outcome.
 	case <-ctx.Done():
 		return transitionResult{err: fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))}
 	}
 }
 
-// applyAll hands transitions in at once, so that they share commits, and waits for all. Their
-// results come in the same order.
+// applyAll adds transitions together, so that commits are shared, and waits for all results. The
+// results have the order of the transitions.
 func (t *Tasks) applyAll(all []*transition) []transitionResult {
 	for _, m := range all {
 		m.answer = make(chan transitionResult, 1)
@@ -132,39 +136,43 @@ func (t *Tasks) applyAll(all []*transition) []transitionResult {
 
 	out := make([]transitionResult, len(all))
 	for i, m := range all {
+		// Each channel holds its answer, so no flusher waits for this loop.
 		out[i] = <-m.answer
 	}
 
 	return out
 }
 
-// rejection is the error of a transition that was not applied.
+// rejection returns the error of a rejected transition.
 func (m *transition) rejection(out transitionResult) error {
 	switch {
 	case out.err != nil:
 		return out.err
 	case !out.found:
 		return ErrNotFound
+	// The version before the status: a caller with If-Match learns of the stale version.
 	case m.expect.version != unspecified && out.version != m.expect.version:
 		return fmt.Errorf("the task is at version %d: %w", out.version, ErrStale)
 	case !m.expect.hasStatus(out.was):
 		return illegal(out.was, m.to)
 	}
 
+	// Version and status match, so the job or the attempt does not: the attempt is superseded.
 	return ErrLeaseLost
 }
 
-// bytes is the size of a transition to the batcher.
+// bytes returns the size of a transition, for the byte limit of a batch.
 func (m *transition) bytes() int { return len(m.output) + len(m.input) + len(m.problem) }
 
-// flushTransitions writes a batch. A task with several transitions in it gets them one commit
-// after another, for a statement writes a row once.
+// flushTransitions writes a batch. Several transitions of one task are written in successive commits,
+// because a statement updates a row only once.
 func (t *Tasks) flushTransitions(batch []*transition) {
 	for len(batch) > 0 {
 		var now, later []*transition
 		seen := make(map[uuid.UUID]bool, len(batch))
 		for _, m := range batch {
 			if seen[m.task] {
+				// In the order in which the callers added the transitions.
 				later = append(later, m)
 				continue
 			}
@@ -177,8 +185,8 @@ func (t *Tasks) flushTransitions(batch []*transition) {
 	}
 }
 
-// transitionItems are transitions on their way through a batchWriter. While the database is
-// away, those that no caller waits for are kept: the work behind them is done.
+// transitionItems writes transitions for a batchWriter. While the database is unavailable, transitions
+// with a waiting caller fail. The others are kept, because their work is done.
 type transitionItems struct{ *Tasks }
 
 func (transitionItems) plural() string { return "transitions" }
@@ -187,6 +195,7 @@ func (transitionItems) row(m *transition) any { return m.task }
 
 func (transitionItems) failWaiters(batch []*transition, err error) (patient []*transition) {
 	for _, m := range batch {
+		// The failed statement may have committed. The next flush finds the commit by the event id.
 		m.commitUnknown = true
 		if m.callerWaits {
 			m.answer <- transitionResult{err: fmt.Errorf("%w: %w", ErrUnavailable, err)}
@@ -206,8 +215,8 @@ func (transitionItems) reject(m *transition, err error) {
 	m.answer <- transitionResult{err: fmt.Errorf("change task %s to %s: %w", m.task, m.to, err)}
 }
 
-// assignIDs gives each transition its event id and the ids of the jobs that it leaves. It
-// keeps them when it is tried again: by the event id its commit is found.
+// assignIDs gives each new transition its event id, and ids for its new jobs. A repeated flush keeps
+// the ids: committedEarlier finds the first commit by the event id.
 func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) error {
 	fresh, jobs := 0, 0
 	for _, m := range batch {
@@ -216,12 +225,14 @@ func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) err
 			if m.next != nil {
 				jobs++
 			}
+			// An assignment begins a chain of notice jobs (deadline.go), and inserts the first job.
 			if m.assignment != nil {
 				jobs++
 			}
 		}
 	}
 
+	// Consecutive ids: a batch has a single range in the outbox.
 	event, err := t.ids.events(ctx, fresh)
 	if err != nil {
 		return err
@@ -236,6 +247,7 @@ func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) err
 		if m.eventID != 0 {
 			continue
 		}
+		// Default: the moment of the first flush.
 		if m.at.IsZero() {
 			m.at = t.cfg.Clock()
 		}
@@ -253,7 +265,7 @@ func (t transitionItems) assignIDs(ctx context.Context, batch []*transition) err
 	return nil
 }
 
-// write executes TaskMove for a batch with at most one transition of a task.
+// write executes TaskMove for a batch with at most one transition for each task.
 func (t transitionItems) write(ctx context.Context, on querier, batch []*transition) (answer func(context.Context), err error) {
 	q := db.New(on)
 	before, err := committedEarlier(ctx, q, batch)
@@ -281,8 +293,8 @@ func (t transitionItems) write(ctx context.Context, on querier, batch []*transit
 	return func(ctx context.Context) { t.answer(ctx, batch, rows, before) }, nil
 }
 
-// committedEarlier says which transitions of a batch an earlier flush, whose answer was lost,
-// has committed, by their event ids. It is nil when there was no such flush.
+// committedEarlier looks for the commits of earlier flushes without an answer. The result says for each
+// such event id whether the event was committed; nil if the batch has no such event.
 func committedEarlier(ctx context.Context, q *db.Queries, batch []*transition) (map[int64]bool, error) {
 	var events []int64
 	for _, m := range batch {
@@ -307,22 +319,24 @@ func committedEarlier(ctx context.Context, q *db.Queries, batch []*transition) (
 	return committed, nil
 }
 
-// execTransitions executes TaskMove, in one transaction with what belongs to it: the turns of
-// dequeues and calls before it, the answers to calls behind it.
+// execTransitions executes TaskMove. The turns of dequeues, and calls under an idempotency key, need a
+// transaction: holdCalls and endTurns before TaskMove, storeAnswers after.
 //
-// It locks the rows of unfenced transitions first. A statement that has waited for a lock sees
-// the task's row as it is by then, and every other table as it was when the statement began:
-// the job or the lease that was committed with the task's last transition would be missed,
-// and outlive this one.
+// The rows of unfenced transitions are locked first, by TaskLock. After a wait for a row lock, a
+// statement sees the new version of the row, but every other table as of its own begin: TaskMove would
+// miss the job or the lease of the task's last transition, and leave an orphan.
 func execTransitions(ctx context.Context, on querier, batch []*transition, p db.TaskMoveParams) (rows []db.TaskMoveRow, err error) {
 	unfenced := slices.ContainsFunc(batch, func(m *transition) bool { return m.expect.unfenced() })
 	turns, calls := turnsEndParams(batch), callsOf(batch)
+	// The usual batch: one statement, without the round trips of BEGIN and COMMIT.
 	if !unfenced && len(turns.Turns) == 0 && len(calls) == 0 {
 		return db.New(on).TaskMove(ctx, p)
 	}
 
 	err = pgx.BeginFunc(ctx, on, func(tx pgx.Tx) error {
 		q := db.New(tx)
+		// Lock order: calls, turns, then tasks by id. A lost call or turn gets the expected job noJob,
+		// so that TaskMove rejects its transition.
 		if err := holdCalls(ctx, q, batch, calls, p.WantJobs); err != nil {
 			return err
 		}
@@ -341,13 +355,14 @@ func execTransitions(ctx context.Context, on querier, batch []*transition, p db.
 			return err
 		}
 
+		// Effect and answer are one commit.
 		return storeAnswers(ctx, q, batch, calls, rows)
 	})
 
 	return rows, err
 }
 
-// answer answers a batch that has committed, and wakes whoever waits for what it wrote.
+// answer answers a committed batch, and wakes claimers, dequeues and executors for the changes.
 func (t transitionItems) answer(ctx context.Context, batch []*transition, rows []db.TaskMoveRow, before map[int64]bool) {
 	results := make(map[uuid.UUID]transitionResult, len(rows))
 	tasks := make(map[uuid.UUID]db.TaskMoveRow, len(rows))
@@ -364,16 +379,19 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 	var ended []attemptID
 	for _, m := range batch {
 		out := results[m.task]
+		// TaskMove has rejected the repetition; the earlier flush counts.
 		if before[m.eventID] {
 			out.applied = true
 		}
 		if m.call != nil && m.call.lost {
 			out.err = &CallUnderWay{time.Second}
 		}
+		// A delayed job is found by a poll when due.
 		if out.applied && m.next != nil && m.next.delay <= soonest {
 			row := tasks[m.task]
 			ready.add(m.next.lane, m.next.kind, Type(row.TaskType), row.TenantID, row.DefinitionID)
 		}
+		// The executor of a cancelled attempt may still run, in any process.
 		if out.applied && m.endJob == db.RiverJobStateCancelled && out.was == Running {
 			ended = append(ended, attemptID{m.task, out.job})
 		}
@@ -382,6 +400,7 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 		m.answer <- out
 	}
 
+	// Also for rejected transitions: a needless wake costs one look.
 	t.cfg.OnEventsCommitted()
 	if callsBack {
 		t.cfg.OnCallbacksCommitted()
@@ -393,7 +412,7 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 	}
 }
 
-// soonest is the longest delay of a job for which its queue is woken at once.
+// soonest is the longest delay of a job that wakes its queue at the commit.
 const soonest = 10 * time.Millisecond
 
 func (t transitionItems) params(batch []*transition) (p db.TaskMoveParams, err error) {
@@ -424,6 +443,7 @@ func (t transitionItems) params(batch []*transition) (p db.TaskMoveParams, err e
 		p.Statuses = append(p.Statuses, string(m.to))
 		p.Events = append(p.Events, string(m.event))
 		p.EventIds = append(p.EventIds, m.eventID)
+		// An age, not a time: the clocks of processes differ (clock.go).
 		p.Agos = append(p.Agos, t.clock.since(m.at).Microseconds())
 		p.Actors = append(p.Actors, m.actor)
 		p.Payloads = append(p.Payloads, note)

@@ -15,17 +15,17 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox/retry"
 )
 
-// This file tells the errors of a database that is unavailable from those that blame a
-// statement, and repeats operations while it is.
+// This file distinguishes the errors of an unavailable database from the errors of a statement, and
+// repeats operations while the database is unavailable.
 
-// retryLog logs one pause of a retry: at Warn before the policy is used up, at Error when it
-// is and a new round begins.
+// retryLog logs one pause of a retry: at Warn within a round of the policy, at Error between two
+// rounds.
 type retryLog func(level slog.Level, err error, pause time.Duration)
 
-// retryWhileUnavailable calls op until it succeeds, fails for a reason of its own, or ctx
-// ends. It pauses as the interface document's row for queue operations says: every 5 s, three
-// times. Then it logs an error and begins a new round, without end: finished work is never
-// thrown away, and the fence decides whether a late write still counts.
+// retryWhileUnavailable calls op until op succeeds, op fails for a reason of its own, or ctx ends. The
+// pauses follow the interface document's row for queue operations: every 5 s, three times. Then an
+// error is logged and a new round begins, without end: finished work is never thrown away, and the
+// fence decides whether a late write still counts.
 func (t *Tasks) retryWhileUnavailable(ctx context.Context, log retryLog, op func(context.Context) error) error {
 	return t.retryWhile(ctx, isUnavailable, log, op)
 }
@@ -34,8 +34,8 @@ func (t *Tasks) retryWhileUnavailable(ctx context.Context, log retryLog, op func
 func (t *Tasks) retryWhile(ctx context.Context, retryable func(error) bool, log retryLog, op func(context.Context) error) error {
 	policy := t.cfg.Queue.Or(retry.QueueOperations)
 
-	// The first call stands outside the policy: nearly all succeed, and a retrier costs more
-	// than the call.
+	// The first call is outside the policy: nearly every call succeeds, and a retrier costs more than
+	// the call.
 	err := op(ctx)
 
 	for retryable(err) && ctx.Err() == nil {
@@ -60,20 +60,21 @@ func (t *Tasks) retryWhile(ctx context.Context, retryable func(error) bool, log 
 	return err
 }
 
-// retryDeadlock repeats a statement that a deadlock or a serialization failure rolled back.
+// retryDeadlock repeats a statement after a deadlock or a serialization failure, which has rolled the
+// statement back.
 func retryDeadlock[T any](ctx context.Context, statement func() (T, error)) (T, error) {
 	for {
 		out, err := statement()
+		// Without a pause: the rollback has let the other session go on.
 		if !isSerializationFailure(err) || ctx.Err() != nil {
 			return out, err
 		}
 	}
 }
 
-// isUnavailable reports that the database did not answer or could not serve: the connection
-// was lost, or the server is full, starting, read-only or too slow. Whether the statement
-// committed is unknown. pgconn.SafeToRetry is not asked: it can say yes to a commit that
-// happened.
+// isUnavailable reports a database that did not answer or could not serve: the connection was lost, or
+// the server is full, starting, read-only or too slow. The statement may have committed.
+// pgconn.SafeToRetry is not used: its answer can be yes after a commit.
 func isUnavailable(err error) bool {
 	if err == nil {
 		return false
@@ -92,8 +93,8 @@ func isUnavailable(err error) bool {
 	return !isSerializationFailure(err)
 }
 
-// isConnError reports that no answer came. Every other error that is not the server's (a
-// payload that cannot be encoded, an answer that cannot be decoded) blames its statement.
+// isConnError reports that no answer came. Every other error on this side (an unencodable payload, an
+// undecodable answer) blames its statement.
 func isConnError(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error
@@ -119,22 +120,22 @@ func isSerializationFailure(err error) bool {
 	return errors.As(err, &pg) && slices.Contains([]string{"40P01", "40001"}, pg.Code)
 }
 
-// isLockTimeout reports a statement that waited for a lock, or worked, for too long. It was
+// isLockTimeout reports a statement that waited for a lock, or worked, for too long. The statement was
 // rolled back.
 func isLockTimeout(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "57014") // lock_timeout, statement_timeout
 }
 
-// isDatabaseAbsent reports that the database is unavailable, or that one of its tables is
-// locked: a batch that failed so is written again whole. isLockTimeout alone blames a row.
+// isDatabaseAbsent reports an unavailable database, or a locked table. The whole batch is then written
+// again; a lock timeout without a locked table blames a row.
 func isDatabaseAbsent(err error) bool {
 	var locked *tableLockError
 	return errors.As(err, &locked) || isUnavailable(err) && !isLockTimeout(err)
 }
 
-// tableLockError is a statement's wait for a lock on a table. Every writer waits for it, as
-// if the database were away.
+// tableLockError reports that a statement waited for a lock on a table. Every writer waits for such a
+// lock, as if the database were unavailable.
 type tableLockError struct{ err error }
 
 func (e *tableLockError) Error() string {

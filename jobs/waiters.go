@@ -13,28 +13,28 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// A dequeue that finds no work waits. A commit that makes a job ready wakes one dequeue that can
-// lease it, not all: a thousand waiting workers cost nothing while others' tasks come and go.
+// A dequeue without work waits. A commit with a new ready job wakes a single dequeue: a thousand
+// waiting workers cost nothing while other tenants' tasks come and go.
 //
-//   - In this process the commit's own goroutine wakes, once for each job.
-//   - If no dequeue of this process can take the job, NOTIFY tells the other processes where the
-//     job waits, and each wakes one.
-//   - A woken dequeue that found work wakes the next one: a notification may stand for many jobs.
-//   - Once a second one dequeue of each process looks for all of them, by an index probe for
-//     each: this finds retries that become due, and jobs whose notification was lost.
-//   - The calls of one request are answered alike: one that got leases wakes the others.
+//   - In this process, the commit's goroutine wakes one dequeue for each job.
+//   - If no dequeue of this process can take the job, NOTIFY tells the other processes the place of the
+//     job, and each process wakes one dequeue.
+//   - A woken dequeue with leases wakes the next dequeue: a notification may stand for many jobs.
+//   - Once a second, one dequeue of each process looks on behalf of all, by an index probe for each
+//     place. The look finds due retries, and jobs whose notification was lost.
+//   - The calls of a request get the same answer: a call with leases wakes the others.
 //
-// A wake decides nothing: the dequeue looks, and table ready answers.
+// A wake decides nothing: the woken dequeue reads table ready.
 
-// leaseKey says where a job waits for remote workers, or where a dequeue looks: see table ready.
+// leaseKey is a place of table ready: where a job waits for remote workers, or where a dequeue looks.
 type leaseKey struct {
 	place      string // see readyPlaces
 	tenant     string
 	definition string // empty: all
 }
 
-// readyPlaces is ready_place of a queue's jobs. t is the type of the tasks in the retry queue;
-// empty: both.
+// readyPlaces returns the values of the SQL function ready_place for a queue. t is the type of the
+// tasks in the retry queue; empty: both types.
 func readyPlaces(lane string, t Type) []string {
 	switch {
 	case lane != LaneRetry:
@@ -45,25 +45,27 @@ func readyPlaces(lane string, t Type) []string {
 	return []string{lane + " " + string(Automated), lane + " " + string(Integration)}
 }
 
-// id names the key in notifications, whose size PostgreSQL bounds.
+// id names the key in notifications. The id is a hash, because PostgreSQL bounds the size of a
+// notification.
 func (k leaseKey) id() string {
 	sum := sha256.Sum256([]byte(k.place + "\x00" + k.tenant + "\x00" + k.definition))
 	return hex.EncodeToString(sum[:12])
 }
 
-// lane is the queue of the key's jobs.
+// lane returns the queue of the key.
 func (k leaseKey) lane() string {
 	lane, _, _ := strings.Cut(k.place, " ")
 	return lane
 }
 
-// ids are the names under which dequeues wait that can lease a job at k.
+// ids returns the ids of the dequeues that can lease a job at k: of the job's definition, then of all
+// definitions.
 func (k leaseKey) ids() [2]string {
 	all := leaseKey{place: k.place, tenant: k.tenant}
 	return [2]string{k.id(), all.id()}
 }
 
-// waiter is a dequeue that waits for work.
+// waiter is a waiting dequeue.
 type waiter struct {
 	keys    []leaseKey
 	ids     []string   // of keys
@@ -77,6 +79,7 @@ type waiter struct {
 func waitingFor(req *LeaseRequest) *waiter {
 	w := &waiter{woken: make(chan struct{}, 1)}
 	if req.shared {
+		// Only a caller with an ID of its own can repeat the request.
 		w.request = requestKey{req.Tenant, req.Worker, req.ID}
 	}
 
@@ -84,6 +87,7 @@ func waitingFor(req *LeaseRequest) *waiter {
 		sel := req.Select[from.selection]
 		definitions := sel.Definitions
 		if len(definitions) == 0 {
+			// The empty definition stands for all: see ids.
 			definitions = []string{""}
 		}
 
@@ -105,8 +109,8 @@ type waiters struct {
 	looked   time.Time                       // when one of them looked for all; guarded by mu
 }
 
-// add lets w be woken, once. Call it before looking for work, or a job that comes in between is
-// missed.
+// add registers w for one wake. Call add before looking for work, or a job inserted in between wakes no
+// dequeue.
 func (a *waiters) add(w *waiter) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -137,18 +141,21 @@ func removeFrom[K comparable](sets map[K]map[*waiter]bool, key K, w *waiter) {
 	}
 }
 
-// leave ends w's wait. found: it has got leases. It hands on the wake that it did not need or
-// that may stand for more jobs than it took.
+// leave ends the wait of w; found reports whether w has leases. leave passes the wake on if w has not
+// used the wake, or if more jobs may be waiting.
 func (a *waiters) leave(w *waiter, found bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.remove(w)
 	if found {
+		// The repeated calls of the request read the same leases now.
 		for same := range a.requests[w.request] {
 			a.wakeOne(same, "")
 		}
 	}
 
+	// A wake in the channel came too late for w. A wake that w has used may stand for more jobs than w
+	// has leased.
 	select {
 	case <-w.woken:
 		a.wake(w.wokenFor, 1)
@@ -159,7 +166,7 @@ func (a *waiters) leave(w *waiter, found bool) {
 	}
 }
 
-// remove takes w out of the sets in which it can be woken. Hold mu.
+// remove takes w out of the sets of wakeable dequeues. Hold mu.
 func (a *waiters) remove(w *waiter) {
 	for _, id := range w.ids {
 		removeFrom(a.at, id, w)
@@ -167,14 +174,14 @@ func (a *waiters) remove(w *waiter) {
 	removeFrom(a.requests, w.request, w)
 }
 
-// wakeOne wakes a dequeue that is in the sets. Hold mu.
+// wakeOne wakes a registered dequeue. Hold mu.
 func (a *waiters) wakeOne(w *waiter, wokenFor string) {
 	a.remove(w)
 	w.wokenFor = wokenFor
 	w.woken <- struct{}{} // there is room: a waiter that was woken is in no set
 }
 
-// wake wakes up to n dequeues that wait under id and returns how many. Hold mu.
+// wake wakes up to n dequeues under id, and returns their number. Hold mu.
 func (a *waiters) wake(id string, n int) (woken int) {
 	for w := range a.at[id] {
 		if woken == n {
@@ -186,7 +193,7 @@ func (a *waiters) wake(id string, n int) (woken int) {
 	return woken
 }
 
-// wakeFor wakes up to n dequeues that can lease a job at k and returns how many.
+// wakeFor wakes up to n dequeues for jobs at k, and returns their number.
 func (a *waiters) wakeFor(k leaseKey, n int) (woken int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -196,30 +203,32 @@ func (a *waiters) wakeFor(k leaseKey, n int) (woken int) {
 	return woken
 }
 
-// wakeNotified wakes one dequeue for a notification that names these ids.
+// wakeNotified wakes one dequeue for a notification with these ids.
 func (a *waiters) wakeNotified(ids []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, id := range ids {
+		// One wake is enough: with leases, the woken dequeue wakes the next.
 		if a.wake(id, 1) > 0 {
 			return
 		}
 	}
 }
 
-// lookDue reports whether the caller shall look for all waiting dequeues, because none has for
-// leasePoll.
+// lookDue reports whether the last look was leasePoll ago, and if so, makes the caller the one to look
+// for all waiting dequeues.
 func (a *waiters) lookDue() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if time.Since(a.looked) < leasePoll {
 		return false
 	}
+	// Before the look, so that no second dequeue looks at the same time.
 	a.looked = time.Now()
 	return true
 }
 
-// keys returns where the dequeues wait that can be woken, each place once, with its id.
+// keys returns the keys of the wakeable dequeues, each once, by id.
 func (a *waiters) keys() map[string]leaseKey {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -234,7 +243,7 @@ func (a *waiters) keys() map[string]leaseKey {
 	return all
 }
 
-// repeatable returns the requests of the waiting dequeues that can be repeated.
+// repeatable returns the repeatable requests of the waiting dequeues.
 func (a *waiters) repeatable() []requestKey {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -250,8 +259,8 @@ func (a *waiters) wakeRequest(tenant, worker, id string) {
 	}
 }
 
-// wakeReady looks for work of all waiting dequeues of this process and wakes one for each place
-// that has work.
+// wakeReady looks for work for the waiting dequeues of this process, and wakes one dequeue for each key
+// with work.
 func (n *notifier) wakeReady(ctx context.Context) {
 	var p db.ReadyForParams
 	var ids []string
@@ -267,6 +276,7 @@ func (n *notifier) wakeReady(ctx context.Context) {
 
 	asked, cancel := context.WithTimeout(ctx, flushTime)
 	defer cancel()
+	// One statement for all keys; ReadyFor returns the numbers of the keys with work.
 	found, err := n.t.q.ReadyFor(asked, p)
 	if err != nil {
 		n.t.cfg.Logger.Debug("no look for the work of waiting dequeues; the next one follows", "error", err)
@@ -277,10 +287,11 @@ func (n *notifier) wakeReady(ctx context.Context) {
 		n.waiters.wakeNotified([]string{ids[i]})
 	}
 
+	// Work is not the only end of a wait: another process may have answered the request.
 	n.wakeAnswered(asked)
 }
 
-// wakeAnswered wakes the dequeues whose requests have got leases through another process.
+// wakeAnswered wakes the dequeues whose requests have leases through another process.
 func (n *notifier) wakeAnswered(ctx context.Context) {
 	var p db.WorkerAnsweredParams
 	for _, key := range n.waiters.repeatable() {

@@ -11,8 +11,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// The channels of NOTIFY between the processes. A lost notification is found by polling, and a
-// forged one changes nothing: see hear.go.
+// The channels of NOTIFY between the processes. Polls make up for a lost notification, and a forged
+// notification changes nothing: see listen.go.
 const (
 	channelLane       = "tes_lane"
 	channelCancel     = "tes_cancel"
@@ -32,8 +32,8 @@ var wakeKinds = [...]struct{ lane, kind string }{
 	{LaneRetry, kindSome},
 }
 
-// wakeIndex returns the number of a queue and kind in wakeKinds. A kind that is not listed is one
-// that only some processes claim.
+// wakeIndex returns the index of a queue and kind in wakeKinds. An unlisted kind is claimed by only
+// some processes, and counts as kindSome.
 func wakeIndex(lane, kind string) int {
 	for i, w := range wakeKinds {
 		if w.lane == lane && w.kind == kind {
@@ -41,20 +41,22 @@ func wakeIndex(lane, kind string) int {
 		}
 	}
 
+	// The last two entries of wakeKinds are those of kindSome.
 	if lane == LaneRetry {
 		return len(wakeKinds) - 1
 	}
 	return len(wakeKinds) - 2
 }
 
-// wakeSet is the work that a commit has made ready.
+// wakeSet lists the places of newly ready jobs.
 type wakeSet struct {
 	kinds  [len(wakeKinds)]bool
 	leases map[leaseKey]int // jobs that remote workers lease
 }
 
-// add adds a job of a task. t, tenant and definition are the task's.
+// add adds a job of a task with this type, tenant and definition.
 func (s *wakeSet) add(lane, kind string, t Type, tenant, definition string) {
+	// Claimers take the jobs of executors; dequeues lease worker jobs and dead letters.
 	if kind != KindWorker && kind != KindDeadLetter {
 		s.kinds[wakeIndex(lane, kind)] = true
 		return
@@ -66,12 +68,12 @@ func (s *wakeSet) add(lane, kind string, t Type, tenant, definition string) {
 	s.leases[leaseKey{readyPlaces(lane, t)[0], tenant, definition}]++
 }
 
-// notifyEvery spaces the NOTIFYs for one queue: each takes a lock of the whole cluster at its
-// commit. A listener that was woken looks again after the same time, so that the second of two
-// inserts within it does not wait for the poll.
+// notifyEvery is the least time between two NOTIFYs for a queue: each takes a lock of the whole cluster
+// at its commit. A woken listener looks again after notifyEvery, so that the second of two quick
+// inserts does not wait for the poll.
 const notifyEvery = 10 * time.Millisecond
 
-// wakes knows the claimers of this process.
+// wakes holds the claimers of this process, and the times of the last NOTIFYs.
 type wakes struct {
 	mu         sync.Mutex
 	local      [len(wakeKinds)]*claimer  // guarded by mu
@@ -80,16 +82,17 @@ type wakes struct {
 	toldLeases time.Time                 // when the last ones were sent; guarded by mu
 }
 
-// notifier tells this process and the others that work has come, or that an attempt was
-// cancelled. NOTIFY only makes it soon: everything that it tells is found by polling.
+// notifier announces new work and cancelled attempts, to this process and to the others. NOTIFY only
+// saves time: polls and heartbeats find the same changes.
 type notifier struct {
 	t       *Tasks
 	wakes   wakes
 	waiters waiters
 }
 
-// wakeFor wakes those who can take the work.
+// wakeFor wakes claimers and dequeues for the work.
 func (n *notifier) wakeFor(ctx context.Context, work wakeSet) {
+	// This process first: only work without a free slot or a dequeue here costs a NOTIFY.
 	lanes := n.wakeClaimers(work.kinds)
 	n.notifyLanes(ctx, append(lanes, n.wakeWaiters(work.leases)...))
 }
@@ -103,8 +106,8 @@ func (n *notifier) notifyLanes(ctx context.Context, lanes []string) {
 	}
 }
 
-// wakeClaimers wakes the claimers of this process, and returns the queues of which the other
-// processes must be notified.
+// wakeClaimers wakes the claimers of this process, and returns the queues for a NOTIFY to the other
+// processes.
 func (n *notifier) wakeClaimers(kinds [len(wakeKinds)]bool) (lanes []string) {
 	n.wakes.mu.Lock()
 	defer n.wakes.mu.Unlock()
@@ -118,6 +121,7 @@ func (n *notifier) wakeClaimers(kinds [len(wakeKinds)]bool) (lanes []string) {
 			continue
 		}
 
+		// No NOTIFY within notifyEvery: claimers look again after that time.
 		if at := time.Now(); at.Sub(n.wakes.last[i]) >= notifyEvery {
 			n.wakes.last[i] = at
 			lanes = append(lanes, wakeKinds[i].lane)
@@ -126,15 +130,18 @@ func (n *notifier) wakeClaimers(kinds [len(wakeKinds)]bool) (lanes []string) {
 	return lanes
 }
 
-// mostLeaseNotifications bounds what is told about leases at a time. More is told as one
-// notification that makes the other processes look for all of their waiting dequeues.
+// mostLeaseNotifications bounds the notifications about leases in one NOTIFY statement. Beyond the
+// bound a single notification without ids makes the other processes look for work for all their waiting
+// dequeues.
 const mostLeaseNotifications = 16
 
-// wakeWaiters wakes waiting dequeues of this process, one for each job, and returns what the
-// other processes must be told now. What may not be told yet is told after notifyEvery.
+// wakeWaiters wakes waiting dequeues of this process, one for each job, and returns the notifications
+// for the other processes. Within notifyEvery of the last notifications, a timer sends the new ones
+// later.
 func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
 	var unsaid []string
 	for key, jobs := range leases {
+		// Fewer dequeues here than jobs: another process may have more.
 		if n.waiters.wakeFor(key, jobs) < jobs {
 			ids := key.ids()
 			unsaid = append(unsaid, KindWorker+" "+ids[0]+" "+ids[1])
@@ -153,11 +160,13 @@ func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
 	}
 
 	for _, one := range unsaid {
+		// Up to one more than the bound, by which takeUnsaid sees the excess.
 		if len(n.wakes.unsaid) <= mostLeaseNotifications {
 			n.wakes.unsaid[one] = true
 		}
 	}
 
+	// The timer of an earlier commit sends these as well.
 	if waits {
 		return nil
 	}
@@ -168,6 +177,7 @@ func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
 	}
 
 	time.AfterFunc(rest, func() {
+		// The context of the commit has ended by now.
 		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 		defer cancel()
 		n.wakes.mu.Lock()
@@ -178,9 +188,9 @@ func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
 	return nil
 }
 
-// takeUnsaid returns the notifications about leases that the other processes have not got. Hold
-// wakes.mu.
+// takeUnsaid returns the pending notifications about leases, and counts them as sent. Hold wakes.mu.
 func (n *notifier) takeUnsaid() []string {
+	// Without ids: each process looks for work for all its dequeues.
 	told := []string{KindWorker}
 	if len(n.wakes.unsaid) <= mostLeaseNotifications {
 		told = slices.Sorted(maps.Keys(n.wakes.unsaid))
@@ -189,7 +199,7 @@ func (n *notifier) takeUnsaid() []string {
 	return told
 }
 
-// queueNotified wakes the claimers of a queue: a NOTIFY of another process says that it has work.
+// queueNotified wakes the claimers of a queue, after a NOTIFY about new work.
 func (n *notifier) queueNotified(lane string) {
 	n.wakes.mu.Lock()
 	defer n.wakes.mu.Unlock()
@@ -200,8 +210,8 @@ func (n *notifier) queueNotified(lane string) {
 	}
 }
 
-// leasesNotified wakes a waiting dequeue: a NOTIFY of another process says that there is work for
-// remote workers. ids are those of the place where it waits; none: anywhere.
+// leasesNotified wakes a waiting dequeue, after a NOTIFY about work for remote workers. ids name the
+// place of the work; none: anywhere.
 func (n *notifier) leasesNotified(ctx context.Context, ids []string) {
 	if len(ids) == 0 {
 		n.wakeReady(ctx)
@@ -228,6 +238,7 @@ type attemptID struct {
 func (n *notifier) cancelEverywhere(ctx context.Context, all []attemptID) {
 	var elsewhere []string
 	for _, c := range all {
+		// An attempt of this process needs no NOTIFY.
 		if !n.t.running.cancel(c, ErrCancelled) {
 			elsewhere = append(elsewhere, fmt.Sprintf("%s %d", c.task, c.job))
 		}

@@ -13,15 +13,15 @@ import (
 	"github.com/seed-3f7a0631/tes/outbox"
 )
 
-// The calls by which a remote worker ends an attempt. Each names its lease by the token. A
-// lease that has run out and was not reaped yet still counts.
+// The calls of a remote worker to end an attempt. Each call names its lease by the token. An expired
+// lease still counts until the reaper ends the attempt.
 //
-// A repeated call is answered as the first time, whatever has become of the task; the same
-// call with a different body is a *Conflict. Where the lease went to another worker the error
-// is ErrLeaseLost, where the task has ended a *TaskEnded, for an unknown token ErrNotFound.
+// A repeated call gets the first answer again, however the task has gone on; the same call with a
+// different body is a *Conflict. If another worker has the lease, the error is ErrLeaseLost; if the
+// task has ended, a *TaskEnded; for an unknown token, ErrNotFound.
 
-// Complete ends the task with an output. An output that does not fit the definition's schema is
-// an *Invalid, and the worker keeps the lease.
+// Complete ends the task with an output. An output that breaks the schema of the definition is an
+// *Invalid, and the worker keeps the lease.
 func (l *Leases) Complete(ctx context.Context, tenant, token string, output json.RawMessage) (db.Task, error) {
 	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
@@ -45,8 +45,8 @@ func (l *Leases) Complete(ctx context.Context, tenant, token string, output json
 	return l.submit(ctx, w, m, output, nil, 0)
 }
 
-// Fail ends the attempt; the task's retry policy decides whether another follows. later is the
-// least delay before it, 0 for the policy's.
+// Fail ends the attempt; the retry policy of the task decides about another attempt. later is the least
+// delay before the next attempt; 0: the delay of the policy.
 func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, later time.Duration) (db.Task, error) {
 	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
@@ -60,6 +60,7 @@ func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, lat
 	}
 
 	m := failTransition(w.ref(), f, l.t.cfg.Clock())
+	// The job and the event must have the same delay.
 	if note, ok := m.payload.(outbox.RetryNote); ok && later > time.Duration(note.RetryDelay)*time.Millisecond {
 		m.next.delay = later.Truncate(time.Millisecond)
 		note.RetryDelay = later.Milliseconds()
@@ -70,8 +71,7 @@ func (l *Leases) Fail(ctx context.Context, tenant, token string, f *Failure, lat
 	return l.submit(ctx, w, m, nil, f, later)
 }
 
-// Release gives the task back: it waits in the queue that it was leased from, and the attempt
-// does not count.
+// Release returns the task to the queue of the lease; the attempt does not count.
 func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.Duration, reason string) (db.Task, error) {
 	w, err := l.openCall(ctx, tenant, token)
 	if err != nil {
@@ -87,10 +87,12 @@ func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.D
 	}
 
 	m := releaseTransition(w.ref(), l.t.cfg.Clock(), delay)
+	// releaseTransition would choose the standard queue, also for a retry.
 	m.next.lane = string(w.task.Lane)
 	m.payload = said
 	m.callerWaits = true
 	out := l.t.apply(ctx, m)
+	// Another write came first, perhaps this call, sent twice.
 	if !out.applied && out.err == nil {
 		if w.task, err = l.t.Get(ctx, tenant, w.id.task); err != nil {
 			return db.Task{}, err
@@ -101,8 +103,8 @@ func (l *Leases) Release(ctx context.Context, tenant, token string, delay time.D
 	return l.t.readBack(ctx, tenant, m, out)
 }
 
-// releasedNote is the payload of a worker's release in the audit trail; it is not published. A
-// repeated call is recognized by the job.
+// releasedNote is the payload of the release in the audit trail; it is not published. A repeated call
+// is recognized by the job.
 type releasedNote struct {
 	Reason  string `json:"reason,omitempty"`
 	DelayMs int64  `json:"delayMs,omitempty"`
@@ -169,21 +171,21 @@ func (w *leaseCall) ref() attemptRef {
 	}
 }
 
-// asOf returns the task as it was after the first call, for the answer to a repeated one.
+// asOf returns the task as of the first call, for the answer to a repeated call.
 func (w *leaseCall) asOf(version int32, status db.TaskStatus, attempt int32, next *time.Time) db.Task {
 	task := w.task
 	task.Version, task.Status, task.Attempt, task.NextRetryAt = version, status, attempt, next
 	return task
 }
 
-// submit applies the transition of a call; where it is rejected, the call may be a repetition.
+// submit applies the transition of a call. A rejected call may be a repetition.
 func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	out := l.t.apply(ctx, m)
 	if out.applied || out.err != nil {
 		return l.t.readBack(ctx, w.tenant, m, out)
 	}
 
-	// Another write was first; perhaps this call's own, sent twice.
+	// Another write came first, perhaps this call, sent twice.
 	task, err := l.t.Get(ctx, w.tenant, w.id.task)
 	if err != nil {
 		return db.Task{}, err
@@ -193,11 +195,12 @@ func (l *Leases) submit(ctx context.Context, w *leaseCall, m *transition, output
 	return l.replay(ctx, w, output, f, later)
 }
 
-// replay answers a call about an attempt that has ended: as the first time where the call is the
-// one that ended it.
+// replay answers a call about an ended attempt. The call that ended the attempt gets the first answer
+// again.
 func (l *Leases) replay(ctx context.Context, w *leaseCall, output json.RawMessage, f *Failure, later time.Duration) (db.Task, error) {
 	p := db.WorkerSaidParams{TaskID: w.id.task, Attempt: w.id.attempt, JobID: w.id.job, Output: string(output)}
 	if f != nil {
+		// As stored: redacted, with the policy's verdict. The statement ignores the timestamp.
 		p.Error = string(problemJSON(f, w.settings.retry.Retryable(f)))
 	}
 

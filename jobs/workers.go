@@ -11,8 +11,8 @@ import (
 	"github.com/seed-3f7a0631/tes/db"
 )
 
-// The bounds of the workers that a process remembers between two writes. A worker chooses its own
-// name, so that a tenant can make up any number: workers beyond a bound are not recorded until the next write.
+// The bounds of the remembered workers between two writes. A worker chooses its own name, so that a
+// tenant can make up any number: workers beyond a bound are not recorded until the next write.
 const (
 	mostWorkersSeen = 5000
 	mostSeenOfOne   = 1000 // of one tenant
@@ -87,6 +87,7 @@ func (w *workersSeen) noteHeartbeat(tenant, worker string) {
 func (w *workersSeen) take() (asked map[workerKey]workerSeen, beats map[workerKey]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	// The maps now belong to the caller; note makes new maps.
 	asked, beats = w.all, w.heartbeats
 	w.all, w.tenants, w.heartbeats = nil, nil, nil
 	return asked, beats
@@ -100,6 +101,7 @@ func (r *Runner) workersSeen(ctx context.Context) {
 // recordWorkers writes the workers that this process has seen, and deletes some of those that were not
 // seen for long.
 func (r *Runner) recordWorkers(ctx context.Context) error {
+	// Forgotten even if a write fails: the next dequeues and heartbeats name the workers again.
 	asked, beats := r.tasks.workers.take()
 	if len(asked) > 0 {
 		p := db.WorkersSeenParams{}

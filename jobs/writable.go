@@ -16,22 +16,22 @@ import (
 	"github.com/seed-3f7a0631/tes/db/pgpool"
 )
 
-// Whether the database takes writes is known from the engine's last write: every flush records its
-// result, and so does the process's sign of life, once a second. A probe costs a statement only when
-// there was no write lately, or the last one failed:
+// The result of the engine's last write shows whether the database takes writes: every flush records
+// its result, and so does the process's sign of life, once a second. A probe costs a statement only
+// without a recent write, or after a failed write:
 //
-//	lately written      nothing is asked
-//	idle                the statement that makes tasks, with none to make: it takes the same
-//	                    locks, and is refused where nothing may be written
-//	the last one failed it makes a task, takes it back, and commits a sign of life
+//	recent write        no statement
+//	idle                TaskCreate without a task: takes the same locks, and fails on a
+//	                    read-only server
+//	failed write        creates a task, rolls back, and commits a sign of life
 
 const (
 	// writtenLately is how long a committed write counts as proof.
 	writtenLately = 2 * time.Second
 	// lookedLately is how long the result of a probe is shared.
 	lookedLately = 500 * time.Millisecond
-	// probeBytes is the input of the probe's task: more than a table has free space for, so that a
-	// full disk shows.
+	// probeBytes is the size of the probe's input: more than the free space in a table, so that a full
+	// disk shows.
 	probeBytes = 64 << 10
 )
 
@@ -47,7 +47,7 @@ func (e *NotWritable) Error() string { return "the database takes no writes: " +
 // Unwrap returns the error of the server or the network.
 func (e *NotWritable) Unwrap() error { return e.err }
 
-// writable is what this process knows of the database's taking writes.
+// writable is the last known result of writes to the database.
 type writable struct {
 	mu     sync.Mutex
 	wrote  time.Time // when the last write committed; guarded by mu
@@ -73,8 +73,8 @@ func (w *writable) known() (lately bool, failed error) {
 	return w.failed == nil && time.Since(w.wrote) < writtenLately, w.failed
 }
 
-// Writable reports whether the database takes writes: nil, or a *NotWritable. It asks the database
-// only if the engine does not know; concurrent callers share one answer.
+// Writable reports whether the database takes writes: nil, or a *NotWritable. The database is asked
+// only if the last write does not show the answer; concurrent callers share one probe.
 func (t *Tasks) Writable(ctx context.Context) error {
 	if lately, _ := t.writes.known(); lately {
 		return nil
@@ -83,6 +83,7 @@ func (t *Tasks) Writable(ctx context.Context) error {
 	w := &t.writes
 	w.probing.Lock()
 	defer w.probing.Unlock()
+	// Again: during the wait for probing, a flush or another probe may have written.
 	lately, failed := w.known()
 	if lately {
 		return nil
@@ -101,6 +102,7 @@ func (t *Tasks) Writable(ctx context.Context) error {
 	if err != nil {
 		err = &NotWritable{Why: whyNotWritable(err), err: err}
 	} else if failed != nil {
+		// The sign of life of the probe was committed.
 		w.note(nil)
 	}
 
@@ -111,7 +113,7 @@ func (t *Tasks) Writable(ctx context.Context) error {
 // writeProbe asks the database whether it takes writes.
 type writeProbe struct{ t *Tasks }
 
-// locks creates no task, by the statement that creates tasks.
+// locks executes the statement that creates tasks, without a task.
 func (p *writeProbe) locks(ctx context.Context) error {
 	if _, err := p.t.q.TaskCreate(ctx, createParams(nil)); err != nil {
 		return fmt.Errorf("execute TaskCreate without a task: %w", err)
@@ -154,6 +156,7 @@ func (p *writeProbe) write(ctx context.Context) error {
 		return err
 	}
 
+	// The rollback proves no commit; the sign of life is committed.
 	if err := p.t.seen(ctx, db.ExecutorSeenParams{ExecutorID: p.t.cfg.ProcessID}); err != nil {
 		return fmt.Errorf("record that the process is alive: %w", err)
 	}
@@ -161,8 +164,8 @@ func (p *writeProbe) write(ctx context.Context) error {
 	return nil
 }
 
-// lockedTables reports whether a statement that timed out waits for a whole table, and not for a row:
-// then every write waits.
+// lockedTables reports whether a timed-out statement waited for a table, and not for a row: then every
+// write waits. TaskCreate without a task locks tables and no rows.
 func (p *writeProbe) lockedTables(ctx context.Context) bool {
 	err := pgx.BeginFunc(ctx, p.t.pool, func(tx pgx.Tx) error {
 		q := db.New(tx)
@@ -176,7 +179,7 @@ func (p *writeProbe) lockedTables(ctx context.Context) bool {
 	return isLockTimeout(err)
 }
 
-// whyNotWritable is the reason that is told to everybody.
+// whyNotWritable returns the reason for any reader.
 func whyNotWritable(err error) string {
 	var refused *pgconn.PgError
 	var locked *tableLockError

@@ -51,6 +51,7 @@ func (h *Handlers) Names() []string {
 // happens only if a handler is removed between claim and execution.
 func (h *Handlers) Execute(ctx context.Context, job jobs.Job) (jobs.Result, error) {
 	h.mu.RLock()
+	// Unlocked before the call: Register must not wait for a running handler.
 	ex := h.byName[job.Config.Handler]
 	h.mu.RUnlock()
 	if ex == nil {

@@ -96,6 +96,7 @@ func (h *HTTP) call(ctx, callCtx context.Context, job jobs.Job, secrets sent, re
 	}
 	defer response.Body.Close()
 
+	// The failure of a refusal has the status alone: the body is not read.
 	if err := refusal(response); err != nil {
 		return jobs.Result{}, err
 	}
@@ -265,6 +266,7 @@ func (h *HTTP) callError(ctx, callCtx context.Context, job jobs.Job, secrets sen
 	h.log.InfoContext(ctx, "an http task got no answer", "task", job.TaskID, "attempt", job.Attempt, "error", secrets.hide(err.Error()))
 
 	switch {
+	// The author of a literal address knows the address, so the failure may give the reason.
 	case errors.Is(err, egress.ErrBlocked) && literal(job.Config.HTTP.URL):
 		return permanent("SSRF_BLOCKED", "the address is not one that may be called")
 	case callCtx.Err() != nil:
@@ -299,6 +301,7 @@ func refusal(response *http.Response) error {
 	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status >= 500:
 		f = retryable(code, message)
 	default:
+		// The other statuses blame the request, and a retry would send the same request.
 		f = permanent(code, message)
 	}
 

@@ -80,6 +80,7 @@ func (s Secrets) fromFile(tenant, name string) (string, error) {
 		return "", errNoSecret
 	}
 
+	// A Root follows no link out of the directory.
 	root, err := os.OpenRoot(s.Dir)
 	if err != nil {
 		return "", reasonOf(err)
@@ -152,6 +153,7 @@ func readSecret(root *os.Root, name string) (string, error) {
 	}
 
 	raw, err := io.ReadAll(io.LimitReader(file, longestSecret+1))
+	// Editors end a file with a line break, which no header may have.
 	value := strings.TrimRight(string(raw), "\r\n")
 	if err != nil || len(raw) > longestSecret || value == "" {
 		return "", errBadSecret

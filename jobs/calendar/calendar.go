@@ -68,6 +68,7 @@ func New(s Spec) (*Calendar, error) {
 		return nil, err
 	}
 
+	// An hour at least: with seconds a day, Add would walk over years of days.
 	if c.end-c.start < 60 {
 		return nil, errors.New("a working day ends an hour or more after it starts, on the same day")
 	}
@@ -125,6 +126,7 @@ func (c *Calendar) Add(from time.Time, work time.Duration) time.Time {
 		return from
 	}
 
+	// Ends, because every week has a working day.
 	for day := c.noon(from); ; day = day.AddDate(0, 0, 1) {
 		opens, closes := c.hours(day)
 		if opens.Before(from) {

@@ -151,6 +151,7 @@ func divide(_ *meter, a, b ref.Val) ref.Val {
 	if !okX || !okY {
 		return noOverload(operators.Divide)
 	}
+	// Also for doubles: JSON has no infinite numbers.
 	if y == 0 {
 		return types.NewErr("division by zero")
 	}

@@ -47,7 +47,8 @@ func (c *connections) check(ctx context.Context, service Service, instance, conn
 		return v.err
 	}
 
-	// Concurrent attempts wait for the same answer.
+	// Concurrent attempts wait for the same answer. If the first attempt ends meanwhile, its check
+	// fails, and the others try the invocation.
 	out, _, _ := c.asking.Do(key, func() (any, error) {
 		asked, cancel := context.WithTimeout(ctx, questionTime)
 		defer cancel()
