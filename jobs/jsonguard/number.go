@@ -14,7 +14,6 @@ func (g *guard) number() *Error {
 
 	// The digits before the point.
 	whole := i
-
 	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
 		i++
 	}
@@ -47,7 +46,6 @@ func (g *guard) number() *Error {
 		}
 
 		digits := i
-
 		for ; i < len(b) && '0' <= b[i] && b[i] <= '9'; i++ {
 			// Cut off, so that no exponent overflows the int.
 			exponent = min(exponent*10+int(b[i]-'0'), maxExponent+1)
