@@ -152,7 +152,7 @@ func TestKilledWorker(t *testing.T) {
 	require.Equal(t, "first", attempts[0].(object)["executorId"])
 	require.Equal(t, "second", attempts[1].(object)["executorId"])
 	why := must(t, http.StatusOK, "GET", path+"/why", orchestrator, nil)
-	require.Contains(t, why["detail"], "it is COMPLETED since ")
+	require.Contains(t, why["detail"], "COMPLETED since ")
 	for attempt, state := range map[int]string{1: "discarded", 2: "completed"} {
 		job := number(t, r.DatabaseURL, "SELECT job_id::integer FROM task_attempt WHERE attempt = $1", attempt)
 		shown := must(t, http.StatusOK, "GET", fmt.Sprintf("%sapi/jobs/%d", r.RiverUIURL, job), orchestrator, nil)
