@@ -169,6 +169,7 @@ func TestParkedDequeue(t *testing.T) {
 	b := setup(t)
 	other := join(t, b.pool, "p2")
 	other.work(nil) // which listens
+	other.listens()
 	got := make(chan []Lease, 1)
 	park := func(b *testBundle) {
 		go func() {

@@ -147,6 +147,9 @@ const executorExitTime = 5 * time.Second
 func (r *Runner) Run(ctx context.Context, grace time.Duration) error {
 	// Before the first claim: the sweep of another process takes jobs away from an unknown process.
 	if err := r.seen(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped before the first claim: the process holds nothing
+		}
 		return fmt.Errorf("announce the process: %w", err)
 	}
 

@@ -8,6 +8,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// A process that is stopped while it starts ends without an error.
+func TestStopBeforeTheStartIsNoError(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx, cancel := context.WithCancel(b.ctx)
+	cancel()
+	require.NoError(t, NewRunner(b.Tasks, RunnerConfig{}).Run(ctx, 0))
+}
+
 func TestStopLetsWhatRunsFinish(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
