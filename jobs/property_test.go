@@ -242,9 +242,11 @@ func (m *machine) responded(r *rapid.T, task *believed) {
 	if m.busy() && !task.inside {
 		return // its retry would enter an executor, where another task is
 	}
+	// Not begun, or put back without a failure: the next attempt will ask.
+	begins := task.status == Pending && m.get(task.id).NextRetryAt == nil
 	said, err := m.Respond(m.ctx, in)
 	switch {
-	case task.inside, task.status == Pending && task.attempt == 0:
+	case task.inside, begins:
 		require.ErrorIs(r, err, ErrNotYet)
 	case !task.waiting || task.status != Running:
 		require.NoError(r, err, "%+v", task)
