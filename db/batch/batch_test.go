@@ -67,7 +67,7 @@ func TestAnotherFlusherTakesOverFromALateOne(t *testing.T) {
 		require.Zero(t, time.Since(at))
 		require.Equal(t, 2, <-begun)
 		require.Equal(t, lateAfter, time.Since(at))
-		time.Sleep(time.Second) // of the bubble's clock
+		time.Sleep(time.Second) // moves the bubble's clock; the test does not wait
 		require.Empty(t, begun, "the reserve is used up")
 		close(release)
 		b.Drain()

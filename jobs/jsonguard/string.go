@@ -83,7 +83,7 @@ func (g *guard) escape() *Error {
 	}
 }
 
-// hex4 parses \uXXXX at the beginning of b; -1 without such a beginning.
+// hex4 parses an escape of \u and four hex digits at the beginning of b; -1 if b begins otherwise.
 func hex4(b []byte) rune {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return -1
