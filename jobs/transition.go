@@ -364,21 +364,24 @@ func execTransitions(ctx context.Context, on querier, batch []*transition, p db.
 
 // answer answers a committed batch, and wakes claimers, dequeues and executors for the changes.
 func (t transitionItems) answer(ctx context.Context, batch []*transition, rows []db.TaskMoveRow, before map[int64]bool) {
-	results := make(map[uuid.UUID]transitionResult, len(rows))
-	tasks := make(map[uuid.UUID]db.TaskMoveRow, len(rows))
+	written := make(map[uuid.UUID]db.TaskMoveRow, len(rows))
 	callsBack := false
 	for _, row := range rows {
-		tasks[row.TaskID] = row
 		callsBack = callsBack || row.CallsBack && row.Ok
-		results[row.TaskID] = transitionResult{
-			applied: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion, at: row.At.UTC(),
-		}
+		written[row.TaskID] = row
 	}
 
 	var ready wakeSet
 	var ended []attemptID
 	for _, m := range batch {
-		out := results[m.task]
+		var out transitionResult
+		row, found := written[m.task]
+		if found {
+			out = transitionResult{
+				applied: row.Ok, found: true, was: Status(row.Was), job: row.OldJob, attempt: row.OldAttempt, version: row.OldVersion, at: row.At.UTC(),
+			}
+		}
+
 		// TaskMove has rejected the repetition; the earlier flush counts.
 		if before[m.eventID] {
 			out.applied = true
@@ -388,7 +391,6 @@ func (t transitionItems) answer(ctx context.Context, batch []*transition, rows [
 		}
 		// A delayed job is found by a poll when due.
 		if out.applied && m.next != nil && m.next.delay <= soonest {
-			row := tasks[m.task]
 			ready.add(m.next.lane, m.next.kind, Type(row.TaskType), row.TenantID, row.DefinitionID)
 		}
 		// The executor of a cancelled attempt may still run, in any process.

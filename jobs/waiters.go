@@ -233,11 +233,10 @@ func (a *waiters) keys() map[string]leaseKey {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	all := make(map[string]leaseKey, len(a.at))
-	for _, set := range a.at {
+	for id, set := range a.at {
 		for w := range set {
-			for i, id := range w.ids {
-				all[id] = w.keys[i]
-			}
+			all[id] = w.keys[slices.Index(w.ids, id)]
+			break // the key is the same for every waiter of the set
 		}
 	}
 	return all
