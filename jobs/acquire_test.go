@@ -170,22 +170,14 @@ func TestParkedDequeue(t *testing.T) {
 	other := join(t, b.pool, "p2")
 	other.work(nil) // which listens
 	other.listens()
-	got := make(chan []Lease, 1)
-	park := func(b *testBundle) {
-		go func() {
-			found, err := b.Leases.Acquire(b.ctx, LeaseRequest{Worker: "w", Most: 1, Wait: patience, Select: []Selection{{Lane: LaneAutomated}}})
-			if err == nil {
-				got <- found
-			}
-		}()
-	}
+	anything := LeaseRequest{Worker: "w", Select: []Selection{{Lane: LaneAutomated}}}
 	for _, at := range []*testBundle{b, other} {
-		park(at)
+		got := at.wait(anything)
 		b.create(remote)
 		require.Len(t, receive(t, got), 1)
 	}
 
-	park(b)
+	got := b.wait(anything)
 	b.Leases.StartDraining()
 	require.Empty(t, receive(t, got), "the process stops, and answers")
 	task := b.create(remote)

@@ -39,9 +39,7 @@ func (b *testBundle) startParking(job int64) *parking {
 func TestResumeIsNotOvertaken(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
+	b.paused("held")
 
 	const sessions = 4
 	for range sessions {

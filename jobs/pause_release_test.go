@@ -14,9 +14,7 @@ import (
 func TestResumeOfAKilledProcessIsReleasedByAnother(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
+	b.paused("held")
 	w := b.work(noop(does(`{}`, nil)))
 	var tasks []db.Task
 	for range 1200 { // more than a page
@@ -25,7 +23,7 @@ func TestResumeOfAKilledProcessIsReleasedByAnother(t *testing.T) {
 	b.heldBack(len(tasks))
 	w.stop()
 
-	_, err = b.q.PauseEnd(b.ctx, db.PauseEndParams{Scope: "definition", Name: "held", Actor: "ops"})
+	_, err := b.q.PauseEnd(b.ctx, db.PauseEndParams{Scope: "definition", Name: "held", Actor: "ops"})
 	require.NoError(t, err)
 	requireBooks(t, b.pool)
 	require.Equal(t, len(tasks), ask[int](b, "SELECT count(*) FROM river_job WHERE state = 'pending'"))
@@ -42,9 +40,7 @@ func TestResumeOfAKilledProcessIsReleasedByAnother(t *testing.T) {
 func TestLockedJobIsReleasedLater(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
+	b.paused("held")
 	task := b.create(of("held"))
 	w := b.work(noop(does(`{}`, nil)))
 	b.heldBack(1)
@@ -71,9 +67,7 @@ func TestLockedJobIsReleasedLater(t *testing.T) {
 func TestReleaseIsOneWalkOfAllProcesses(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
+	b.paused("held")
 	w := b.work(noop(does(`{}`, nil)))
 	const tasks, page = 1200, 1000
 	for range tasks {
@@ -81,7 +75,7 @@ func TestReleaseIsOneWalkOfAllProcesses(t *testing.T) {
 	}
 	b.heldBack(tasks)
 	w.stop()
-	_, err = b.q.PauseEnd(b.ctx, db.PauseEndParams{Scope: "definition", Name: "held", Actor: "ops"})
+	_, err := b.q.PauseEnd(b.ctx, db.PauseEndParams{Scope: "definition", Name: "held", Actor: "ops"})
 	require.NoError(t, err)
 
 	stand := func(pending int, released bool) {
@@ -158,9 +152,7 @@ func TestPauseIsReleasedByAWalkThatBeganAfterItsResume(t *testing.T) {
 func TestDeletedPauseHoldsNothingBack(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
+	b.paused("held")
 	b.work(noop(does(`{}`, nil)))
 	task := b.create(of("held"))
 	b.heldBack(1)
@@ -172,13 +164,11 @@ func TestDeletedPauseHoldsNothingBack(t *testing.T) {
 func TestResumedTaskIsReleasedAlone(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
+	b.paused("held")
 	define(t, b, pausable("one", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
 	others := b.create(of("held"))
 	task := b.create(of("one"))
-	_, err = b.Pauses.PauseTask(b.ctx, task.TaskID, because)
+	_, err := b.Pauses.PauseTask(b.ctx, task.TaskID, because)
 	require.NoError(t, err)
 	w := b.work(noop(does(`{}`, nil)))
 	b.heldBack(2)

@@ -39,6 +39,14 @@ func (b *testBundle) heldBack(n int) {
 	})
 }
 
+// paused registers a definition for the executor noop, and pauses it.
+func (b *testBundle) paused(id string) {
+	b.t.Helper()
+	define(b.t, b, pausable(id, "noop"))
+	_, err := b.Pauses.PauseDefinition(b.ctx, id, because)
+	require.NoError(b.t, err)
+}
+
 // A paused definition's tasks do not begin, of whatever executor, while others of the same
 // queue go on. When it is resumed each is done once, by its first attempt.
 func TestPausedDefinitionsTasksDoNotBegin(t *testing.T) {
@@ -261,16 +269,14 @@ func TestQueueIsResumedWithoutItsPause(t *testing.T) {
 func TestOperatorsAndHeldJobs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	define(t, b, pausable("held", "noop"))
-	_, err := b.Pauses.PauseDefinition(b.ctx, "held", because)
-	require.NoError(t, err)
+	b.paused("held")
 	b.work(noop(does(`{}`, nil)))
 	cancelled, deleted, ended, retried, lost := b.create(of("held")), b.create(of("held")), b.create(of("held")), b.create(of("held")), b.create(of("held"))
 	b.heldBack(5)
 
 	require.NoError(t, b.Operators.CancelJobs(b.ctx, []int64{cancelled.JobID}, "river-ui:o", "cancelled"))
 	_, river := b.outsiders()
-	_, err = river.JobDelete(b.ctx, deleted.JobID)
+	_, err := river.JobDelete(b.ctx, deleted.JobID)
 	require.NoError(t, err)
 	_, err = river.JobCancel(b.ctx, ended.JobID)
 	require.NoError(t, err)
