@@ -34,7 +34,7 @@ func (q *Queries) LetterReturned(ctx context.Context, arg LetterReturnedParams) 
 }
 
 const readyFor = `-- name: ReadyFor :many
-SELECT parked.n::integer AS n
+SELECT waiting.n::integer AS n
 FROM (
     SELECT
         unnest($1::integer[]) AS n,
@@ -42,19 +42,19 @@ FROM (
         unnest($3::text[]) AS place,
         unnest($4::text[]) AS tenant_id,
         unnest($5::text[]) AS definition_id
-) parked
+) waiting
 CROSS JOIN LATERAL (
     SELECT r.job_id
     FROM ready r
-    WHERE r.place = parked.place AND r.tenant_id = parked.tenant_id
-        AND r.definition_id >= parked.definition_id
-        AND r.definition_id <= CASE parked.definition_id WHEN '' THEN chr(1114111) ELSE parked.definition_id END
+    WHERE r.place = waiting.place AND r.tenant_id = waiting.tenant_id
+        AND r.definition_id >= waiting.definition_id
+        AND r.definition_id <= CASE waiting.definition_id WHEN '' THEN chr(1114111) ELSE waiting.definition_id END
         AND r.due_at <= now()
     ORDER BY r.place, r.tenant_id, r.definition_id
     LIMIT 1
 ) ready
-WHERE NOT EXISTS (SELECT FROM river_queue q WHERE q.name = parked.lane AND q.paused_at IS NOT NULL)
-    AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane::text = parked.lane AND (m.until IS NULL OR m.until > now()))
+WHERE NOT EXISTS (SELECT FROM river_queue q WHERE q.name = waiting.lane AND q.paused_at IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM maintenance m WHERE m.lane::text = waiting.lane AND (m.until IS NULL OR m.until > now()))
 `
 
 type ReadyForParams struct {
@@ -65,7 +65,7 @@ type ReadyForParams struct {
 	DefinitionIds []string
 }
 
-// Which parked dequeues can find work, by one index probe for each: each looks in a queue, at a
+// Which waiting dequeues can find work, by one index probe for each: each looks in a queue, at a
 // place, for a tenant and a definition (empty: any). Returned are their numbers. A join, because
 // the planner of PostgreSQL 18 would read the whole table for an EXISTS.
 func (q *Queries) ReadyFor(ctx context.Context, arg ReadyForParams) ([]int32, error) {

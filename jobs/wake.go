@@ -75,11 +75,11 @@ const notifyEvery = 10 * time.Millisecond
 
 // wakes holds the claimers of this process, and the times of the last NOTIFYs.
 type wakes struct {
-	mu         sync.Mutex
-	local      [len(wakeKinds)]*claimer  // guarded by mu
-	last       [len(wakeKinds)]time.Time // guarded by mu
-	unsaid     map[string]bool           // notifications about leases that wait for notifyEvery; guarded by mu
-	toldLeases time.Time                 // when the last ones were sent; guarded by mu
+	mu           sync.Mutex
+	local        [len(wakeKinds)]*claimer  // guarded by mu
+	last         [len(wakeKinds)]time.Time // guarded by mu
+	pending      map[string]bool           // notifications about leases that wait for notifyEvery; guarded by mu
+	leasesSentAt time.Time                 // when the last ones were sent; guarded by mu
 }
 
 // notifier announces new work and cancelled attempts, to this process and to the others. NOTIFY only
@@ -139,41 +139,41 @@ const mostLeaseNotifications = 16
 // for the other processes. Within notifyEvery of the last notifications, a timer sends the new ones
 // later.
 func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
-	var unsaid []string
+	var payloads []string
 	for key, jobs := range leases {
 		// Fewer dequeues here than jobs: another process may have more.
 		if n.waiters.wakeFor(key, jobs) < jobs {
 			ids := key.ids()
-			unsaid = append(unsaid, KindWorker+" "+ids[0]+" "+ids[1])
+			payloads = append(payloads, KindWorker+" "+ids[0]+" "+ids[1])
 		}
 	}
 
-	if len(unsaid) == 0 {
+	if len(payloads) == 0 {
 		return nil
 	}
 
 	n.wakes.mu.Lock()
 	defer n.wakes.mu.Unlock()
-	waits := n.wakes.unsaid != nil // and is told by a timer
-	if !waits {
-		n.wakes.unsaid = map[string]bool{}
+	timed := n.wakes.pending != nil // a timer will send them
+	if !timed {
+		n.wakes.pending = map[string]bool{}
 	}
 
-	for _, one := range unsaid {
-		// Up to one more than the bound, by which takeUnsaid sees the excess.
-		if len(n.wakes.unsaid) <= mostLeaseNotifications {
-			n.wakes.unsaid[one] = true
+	for _, one := range payloads {
+		// Up to one more than the bound, by which takePending sees the excess.
+		if len(n.wakes.pending) <= mostLeaseNotifications {
+			n.wakes.pending[one] = true
 		}
 	}
 
 	// The timer of an earlier commit sends these as well.
-	if waits {
+	if timed {
 		return nil
 	}
 
-	rest := notifyEvery - time.Since(n.wakes.toldLeases)
+	rest := notifyEvery - time.Since(n.wakes.leasesSentAt)
 	if rest <= 0 {
-		return n.takeUnsaid()
+		return n.takePending()
 	}
 
 	time.AfterFunc(rest, func() {
@@ -181,22 +181,22 @@ func (n *notifier) wakeWaiters(leases map[leaseKey]int) []string {
 		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
 		defer cancel()
 		n.wakes.mu.Lock()
-		told := n.takeUnsaid()
+		payloads := n.takePending()
 		n.wakes.mu.Unlock()
-		n.notifyLanes(ctx, told)
+		n.notifyLanes(ctx, payloads)
 	})
 	return nil
 }
 
-// takeUnsaid returns the pending notifications about leases, and counts them as sent. Hold wakes.mu.
-func (n *notifier) takeUnsaid() []string {
+// takePending returns the pending notifications about leases, and counts them as sent. Hold wakes.mu.
+func (n *notifier) takePending() []string {
 	// Without ids: each process looks for work for all its dequeues.
-	told := []string{KindWorker}
-	if len(n.wakes.unsaid) <= mostLeaseNotifications {
-		told = slices.Sorted(maps.Keys(n.wakes.unsaid))
+	payloads := []string{KindWorker}
+	if len(n.wakes.pending) <= mostLeaseNotifications {
+		payloads = slices.Sorted(maps.Keys(n.wakes.pending))
 	}
-	n.wakes.toldLeases, n.wakes.unsaid = time.Now(), nil
-	return told
+	n.wakes.leasesSentAt, n.wakes.pending = time.Now(), nil
+	return payloads
 }
 
 // queueNotified wakes the claimers of a queue, after a NOTIFY about new work.
